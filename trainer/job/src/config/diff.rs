@@ -1,0 +1,71 @@
+//! Whether a run may go on with a changed configuration.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde_yaml::Value;
+
+use super::keys::{as_mapping, leaves};
+use super::{Config, ScheduleName};
+
+/// A key whose value differs between two configurations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// Its dotted path.
+    pub path: String,
+    /// The value before; `unset` where there was none.
+    pub old: String,
+    /// The value now; `unset` where there is none.
+    pub new: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} before, {} now", self.path, self.old, self.new)
+    }
+}
+
+/// What differs and shapes training, so that a run of `old` cannot go on as `new`.
+///
+/// Where files lie, when the run is saved, what is recorded and how ranks talk may change; under a
+/// constant learning rate also how long it trains. Ordered by path.
+pub fn differences_in_training(old: &Config, new: &Config) -> Vec<Difference> {
+    let constant = [old, new].iter().all(|config| config.schedule.name == ScheduleName::Constant);
+    let shapes_training = |path: &str| match path {
+        "data.root" | "data.download" => false,
+        "train.epochs" | "train.max_steps" => !constant,
+        _ => !["checkpoint.", "metrics.", "comm."].iter().any(|section| path.starts_with(section)),
+    };
+    let (old, new) = (flat(old), flat(new));
+    let paths: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    let value = |of: &BTreeMap<String, String>, path: &String| {
+        of.get(path).cloned().unwrap_or_else(|| "unset".to_string())
+    };
+    paths
+        .into_iter()
+        .filter(|path| shapes_training(path))
+        .map(|path| Difference {
+            path: path.clone(),
+            old: value(&old, path),
+            new: value(&new, path),
+        })
+        .filter(|difference| difference.old != difference.new)
+        .collect()
+}
+
+fn flat(config: &Config) -> BTreeMap<String, String> {
+    let mut config = config.clone();
+    config.optimizer.fill_in();
+    let mapping = as_mapping(&config);
+    leaves(&mapping).into_iter().map(|(path, value)| (path, in_one_line(value))).collect()
+}
+
+fn in_one_line(value: &Value) -> String {
+    match value {
+        Value::Sequence(items) => {
+            let items: Vec<String> = items.iter().map(in_one_line).collect();
+            format!("[{}]", items.join(", "))
+        }
+        other => serde_yaml::to_string(other).unwrap_or_default().trim().to_string(),
+    }
+}

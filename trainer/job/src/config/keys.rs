@@ -1,0 +1,121 @@
+//! Which keys there are, which one was meant, and where in a file a key stands.
+
+use marked_yaml::{Node, types::MarkedScalarNode};
+use serde_yaml::{Mapping, Value};
+
+use super::{Config, Optimizer};
+
+/// A configuration in which every key that exists is set: the list of known keys.
+pub(super) fn schema() -> Mapping {
+    let optimizer = Optimizer {
+        betas: Some([0.0; 2]),
+        eps: Some(0.0),
+        momentum: Some(0.0),
+        nesterov: Some(false),
+        ..Optimizer::default()
+    };
+    let config = Config { optimizer, ..Config::default() };
+    as_mapping(&config)
+}
+
+/// `config` as YAML.
+#[allow(clippy::expect_used)] // an invariant: nothing in a configuration can fail to serialise
+pub(super) fn as_mapping(config: &Config) -> Mapping {
+    match serde_yaml::to_value(config).expect("a configuration is plain data") {
+        Value::Mapping(mapping) => mapping,
+        other => unreachable!("a struct serialises to a mapping, not {other:?}"),
+    }
+}
+
+/// All values of `mapping` that are no section, with their dotted paths, in order.
+pub(super) fn leaves(mapping: &Mapping) -> Vec<(String, &Value)> {
+    let mut found = Vec::new();
+    for (key, value) in mapping {
+        let key = key.as_str().unwrap_or_default();
+        match value {
+            Value::Mapping(section) => found
+                .extend(leaves(section).into_iter().map(|(rest, v)| (format!("{key}.{rest}"), v))),
+            leaf => found.push((key.to_string(), leaf)),
+        }
+    }
+    found
+}
+
+/// Says of an unknown key which one was meant, or which ones there are beside it.
+///
+/// `key` is dotted and not in `schema`.
+pub(super) fn unknown(schema: &Mapping, key: &str) -> String {
+    let all: Vec<String> = leaves(schema).into_iter().map(|(path, _)| path).collect();
+    let (section, last) = key.rsplit_once('.').unwrap_or(("", key));
+    let siblings = match section {
+        "" => Some(schema),
+        _ => {
+            section.split('.').try_fold(schema, |at, part| at.get(part).and_then(Value::as_mapping))
+        }
+    };
+    let known: Vec<&str> = siblings.into_iter().flatten().filter_map(|(k, _)| k.as_str()).collect();
+    if let Some(near) = nearest(last, known.iter().copied()) {
+        let near = if section.is_empty() { near.to_string() } else { format!("{section}.{near}") };
+        return format!("unknown key; did you mean `{near}`?");
+    }
+    let last_of = |path: &str| path.rsplit('.').next().unwrap_or_default().to_string();
+    let lasts: Vec<String> = all.iter().map(|path| last_of(path)).collect();
+    if let Some(near) = nearest(last, lasts.iter().map(String::as_str)) {
+        let elsewhere = lasts.iter().position(|name| name == near).map_or(near, |at| &all[at]);
+        return format!("unknown key; did you mean `{elsewhere}`?");
+    }
+    match known.is_empty() {
+        true => format!("unknown key; sections and keys at the top are {}", names(schema)),
+        false => format!("unknown key; known here: {}", known.join(", ")),
+    }
+}
+
+fn names(mapping: &Mapping) -> String {
+    let names: Vec<&str> = mapping.keys().filter_map(Value::as_str).collect();
+    names.join(", ")
+}
+
+/// The candidate that is most like `given`, if any is alike enough to have been meant.
+pub(super) fn nearest<'a>(
+    given: &str,
+    candidates: impl Iterator<Item = &'a str>,
+) -> Option<&'a str> {
+    candidates
+        .map(|candidate| (strsim::jaro_winkler(given, candidate), candidate))
+        .filter(|(likeness, _)| *likeness > 0.82)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
+}
+
+/// Line and column of the value at the dotted path `key`, or of the innermost part of it that is
+/// there. `on_key`: of the last key itself instead of its value.
+pub(super) fn locate(root: Option<&Node>, key: &str, on_key: bool) -> Option<(usize, usize)> {
+    let mut node = root?;
+    let mut found = None;
+    for part in key.split(['.', '[']).map(|part| part.trim_end_matches(']')) {
+        let (key_span, next) = match node {
+            Node::Mapping(mapping) => {
+                let Some((key, value)) =
+                    mapping.iter().find(|(k, _): &(&MarkedScalarNode, _)| k.as_str() == part)
+                else {
+                    break;
+                };
+                (key.span().start(), value)
+            }
+            Node::Sequence(sequence) => {
+                let Some(item) = part.parse().ok().and_then(|index| sequence.get_node(index))
+                else {
+                    break;
+                };
+                (item.span().start(), item)
+            }
+            Node::Scalar(_) => break,
+        };
+        // A block mapping starts at its first key: its name is the better place to look.
+        let value_span =
+            if on_key || next.as_mapping().is_some() { None } else { next.span().start() };
+        found = value_span.or(key_span).map(|mark| (mark.line(), mark.column()));
+        node = next;
+    }
+    found
+}

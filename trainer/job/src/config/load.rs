@@ -1,0 +1,240 @@
+//! Reading a configuration: file, then overrides, then checks.
+
+use std::fs;
+use std::path::Path;
+
+use marked_yaml::{LoadError, LoaderOptions, Node};
+use serde_yaml::{Mapping, Value};
+
+use super::Config;
+use super::error::{ConfigError, Place};
+use super::keys::{as_mapping, leaves, locate, nearest, schema, unknown};
+use super::validate::validate;
+
+/// Reads the configuration at `path` and applies `overrides`, each `key=value` with a dotted key and
+/// a YAML value; a later one wins.
+///
+/// An empty file gives all defaults. The keys of the chosen optimizer that are not given are set to
+/// their defaults.
+///
+/// # Errors
+/// [`ConfigError`]: unreadable, no YAML, an unknown or repeated key, a wrong type, a value out of
+/// range. It names file and line, or the override, the dotted path, and what would be right.
+pub fn load(path: &Path, overrides: &[String]) -> Result<Config, ConfigError> {
+    let text = fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
+    let overrides = overrides.iter().map(|text| parse_override(text)).collect::<Result<_, _>>()?;
+    let given = Given { path, marks: marks(path, &text)?, overrides };
+    let mut root = parse(path, &text)?;
+    let schema = schema();
+    given.check_keys(&root, &schema, "")?;
+    for change in &given.overrides {
+        apply(&mut root, &schema, change)?;
+    }
+    let mut config = given.deserialize(root)?;
+    validate(&config).map_err(|invalid| given.wrong(&invalid.path, invalid.problem))?;
+    config.optimizer.fill_in();
+    Ok(config)
+}
+
+/// `config` in full, as a file that [`load`]s back equal.
+pub fn to_yaml(config: &Config) -> String {
+    let mut config = config.clone();
+    config.optimizer.fill_in();
+    #[allow(clippy::expect_used)] // an invariant: a mapping of plain values
+    serde_yaml::to_string(&as_mapping(&config)).expect("a configuration is plain data")
+}
+
+/// An override, taken apart.
+struct Override<'a> {
+    text: &'a str,
+    key: &'a str,
+    raw: &'a str,
+    value: Value,
+}
+
+fn parse_override(text: &str) -> Result<Override<'_>, ConfigError> {
+    let Some((key, raw)) = text.split_once('=') else {
+        return Err(ConfigError::Override {
+            text: text.to_string(),
+            problem: "expected key=value with a dotted key, as in train.epochs=2".to_string(),
+        });
+    };
+    let (key, raw) = (key.trim(), raw.trim());
+    let value = serde_yaml::from_str(raw).map_err(|error| ConfigError::Syntax {
+        place: Place::Override { text: text.to_string() },
+        problem: error.to_string(),
+    })?;
+    Ok(Override { text, key, raw, value })
+}
+
+/// Parses the file into a mapping.
+fn parse(path: &Path, text: &str) -> Result<Mapping, ConfigError> {
+    let value: Value = serde_yaml::from_str(text).map_err(|error| {
+        let at = error.location().map(|at| (at.line(), at.column()));
+        let suffix = at.map(|(line, column)| format!(" at line {line} column {column}"));
+        let message = error.to_string();
+        let problem = suffix.and_then(|s| message.strip_suffix(&s).map(str::to_string));
+        ConfigError::Syntax { place: Place::in_file(path, at), problem: problem.unwrap_or(message) }
+    })?;
+    match value {
+        Value::Null => Ok(Mapping::new()),
+        Value::Mapping(mapping) => Ok(mapping),
+        _ => Err(ConfigError::Syntax {
+            place: Place::in_file(path, Some((1, 1))),
+            problem: "expected sections and keys, as in `train: {epochs: 2}`".to_string(),
+        }),
+    }
+}
+
+/// Where the keys of the file stand; `None` where it cannot be told (an empty file, anchors, tags).
+fn marks(path: &Path, text: &str) -> Result<Option<Node>, ConfigError> {
+    let options = LoaderOptions::default().error_on_duplicate_keys(true);
+    match marked_yaml::parse_yaml_with_options(0, text, options) {
+        Ok(node) => Ok(Some(node)),
+        Err(LoadError::DuplicateKey(twice)) => {
+            let at = twice.key.span().start().map(|mark| (mark.line(), mark.column()));
+            let first = twice.prev_key.span().start().map_or(0, |mark| mark.line());
+            Err(ConfigError::Key {
+                place: Place::in_file(path, at),
+                key: twice.key.as_str().to_string(),
+                problem: format!("given twice, first in line {first}; keep one"),
+            })
+        }
+        Err(_) => Ok(None),
+    }
+}
+
+/// What was given and where, to say where something wrong came from.
+struct Given<'a> {
+    path: &'a Path,
+    marks: Option<Node>,
+    overrides: Vec<Override<'a>>,
+}
+
+impl Given<'_> {
+    fn wrong(&self, key: &str, problem: String) -> ConfigError {
+        let covers = |change: &&Override<'_>| {
+            key.strip_prefix(change.key)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('['))
+        };
+        let place = match self.overrides.iter().rev().find(covers) {
+            Some(change) => Place::Override { text: change.text.to_string() },
+            None => Place::in_file(self.path, locate(self.marks.as_ref(), key, false)),
+        };
+        ConfigError::Key { place, key: key.to_string(), problem }
+    }
+
+    /// Checks that all keys of the file are known.
+    fn check_keys(
+        &self,
+        given: &Mapping,
+        known: &Mapping,
+        section: &str,
+    ) -> Result<(), ConfigError> {
+        for (key, value) in given {
+            let name = match key {
+                Value::String(name) => name.clone(),
+                other => serde_yaml::to_string(other).unwrap_or_default().trim().to_string(),
+            };
+            let path = if section.is_empty() { name } else { format!("{section}.{name}") };
+            let expected = known.get(key).ok_or_else(|| ConfigError::Key {
+                place: Place::in_file(self.path, locate(self.marks.as_ref(), &path, true)),
+                key: path.clone(),
+                problem: unknown(&schema(), &path),
+            })?;
+            if let Value::Mapping(inner) = expected {
+                match value {
+                    Value::Mapping(value) => self.check_keys(value, inner, &path)?,
+                    Value::Null => {} // `data:` with nothing below it
+                    _ => {
+                        let keys: Vec<&str> = inner.keys().filter_map(Value::as_str).collect();
+                        let problem = format!("expected a section with keys {}", keys.join(", "));
+                        return Err(self.wrong(&path, problem));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn deserialize(&self, mut root: Mapping) -> Result<Config, ConfigError> {
+        root.retain(|_, value| !value.is_null());
+        serde_path_to_error::deserialize(Value::Mapping(root)).map_err(|error| {
+            let path = error.path().to_string();
+            self.wrong(&path, in_plain_words(&error.into_inner().to_string()))
+        })
+    }
+}
+
+/// Sets one key of `root`, which has only known ones.
+fn apply(root: &mut Mapping, schema: &Mapping, change: &Override<'_>) -> Result<(), ConfigError> {
+    let wrong = |problem: String| ConfigError::Key {
+        place: Place::Override { text: change.text.to_string() },
+        key: change.key.to_string(),
+        problem,
+    };
+    let mut expected = None;
+    let mut known = Some(schema);
+    for part in change.key.split('.') {
+        expected = known.and_then(|known| known.get(part));
+        known = expected.and_then(Value::as_mapping);
+    }
+    let expected = expected.ok_or_else(|| wrong(unknown(schema, change.key)))?;
+    if let Value::Mapping(section) = expected {
+        let example = leaves(section).into_iter().next().map_or(String::new(), |(key, _)| key);
+        return Err(wrong(format!(
+            "a section, not a key; set its keys one by one, as in {}.{example}=...",
+            change.key
+        )));
+    }
+    // A folder called 2024 is not a number.
+    let value = match (&change.value, expected) {
+        (Value::Number(_) | Value::Bool(_), Value::String(_)) => Value::String(change.raw.into()),
+        (value, _) => value.clone(),
+    };
+    let mut at = root;
+    let mut parts: Vec<&str> = change.key.split('.').collect();
+    let last = parts.pop().unwrap_or_default();
+    for part in parts {
+        let slot = at.entry(part.into()).or_insert(Value::Null);
+        if slot.is_null() {
+            *slot = Value::Mapping(Mapping::new());
+        }
+        let Value::Mapping(section) = slot else {
+            return Err(wrong(format!("`{part}` is not a section in the file")));
+        };
+        at = section;
+    }
+    at.insert(last.into(), value);
+    Ok(())
+}
+
+/// Says in a user's words what serde says in Rust's.
+fn in_plain_words(message: &str) -> String {
+    if let Some((given, expected)) = after(message, "unknown variant `", "`, expected ") {
+        let expected = expected.trim_start_matches("one of ");
+        let names = expected.split(['`', ',', ' ']).filter(|name| !name.is_empty());
+        let hint = nearest(given, names).map(|near| format!("; did you mean `{near}`?"));
+        return format!("unknown value `{given}`, expected {expected}{}", hint.unwrap_or_default());
+    }
+    let found = after(message, "invalid type: ", ", expected ")
+        .or_else(|| after(message, "invalid value: ", ", expected "))
+        .or_else(|| after(message, "invalid length ", ", expected "));
+    let Some((found, expected)) = found else { return message.to_string() };
+    let expected = match expected {
+        "usize" | "u64" | "u32" => "a whole number, 0 or more",
+        "f64" | "f32" => "a number",
+        "a boolean" => "true or false",
+        "path string" => "a path",
+        "a sequence" => "a list, as in [a, b]",
+        "an array of length 2" => "a list of two numbers",
+        other => other.trim_start_matches("struct "),
+    };
+    let found = found.replace("unit value", "nothing").replace("floating point", "number");
+    format!("expected {expected}, found {found}")
+}
+
+fn after<'a>(message: &'a str, start: &str, middle: &str) -> Option<(&'a str, &'a str)> {
+    message.strip_prefix(start)?.split_once(middle)
+}

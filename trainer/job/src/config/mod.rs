@@ -1,0 +1,339 @@
+//! The configuration: its keys, their defaults and their ranges.
+//!
+//! [`load`] reads a file and applies overrides; whatever is wrong is named by file, line and dotted
+//! path. Does not read the environment.
+
+mod diff;
+mod error;
+mod keys;
+mod load;
+#[cfg(test)]
+mod tests;
+mod validate;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use diff::{Difference, differences_in_training};
+pub use error::{ConfigError, Place};
+pub use load::{load, to_yaml};
+pub use validate::{Invalid, validate};
+
+/// Everything that describes a run, but for how many ranks and where they are.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The network.
+    pub model: Model,
+    /// The images.
+    pub data: Data,
+    /// How long and in what portions.
+    pub train: Train,
+    /// How gradients become updates.
+    pub optimizer: Optimizer,
+    /// How the learning rate changes.
+    pub schedule: Schedule,
+    /// What the forward and backward pass compute in; parameters are always fp32.
+    pub precision: Precision,
+    /// When the run is saved.
+    pub checkpoint: Checkpoint,
+    /// What is recorded.
+    pub metrics: Metrics,
+    /// How ranks talk.
+    pub comm: Comm,
+}
+
+/// The network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Model {
+    /// Which one.
+    pub name: ModelName,
+    /// What comes before the first stage.
+    pub stem: Stem,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self { name: ModelName::Resnet18, stem: Stem::Notes }
+    }
+}
+
+/// A network's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelName {
+    /// Basic blocks, [2, 2, 2, 2].
+    Resnet18,
+    /// Basic blocks, [3, 4, 6, 3].
+    Resnet34,
+}
+
+/// What comes before the first stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stem {
+    /// 3x3 convolution of stride 2, then 3x3 max-pool of stride 2.
+    Notes,
+    /// 3x3 convolution of stride 1, no pool.
+    Cifar,
+}
+
+/// The images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Data {
+    /// Which ones.
+    pub dataset: Dataset,
+    /// The folder that holds the files, or into which they are downloaded.
+    pub root: PathBuf,
+    /// Whether to download what is not there.
+    pub download: bool,
+    /// What to take when the data set cannot be had.
+    pub fallback: Fallback,
+    /// Only the first so many training images; `null`: all (10,000 synthetic ones).
+    pub train_images: Option<usize>,
+    /// Only the first so many test images; `null`: all (2,000 synthetic ones).
+    pub test_images: Option<usize>,
+    /// What is done to training images; each at most once.
+    pub augment: Vec<Augment>,
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self {
+            dataset: Dataset::Cifar10,
+            root: PathBuf::from("data"),
+            download: true,
+            fallback: Fallback::None,
+            train_images: None,
+            test_images: None,
+            augment: Vec::new(),
+        }
+    }
+}
+
+/// A data set's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Dataset {
+    /// 50,000 and 10,000 photographs of 10 classes, 32x32.
+    Cifar10,
+    /// Learnable images of 10 classes, 32x32, made from `train.seed` in memory.
+    Synthetic,
+}
+
+/// What to take when the data set cannot be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fallback {
+    /// Nothing: exit 3.
+    None,
+    /// Synthetic images, with a warning.
+    Synthetic,
+}
+
+/// A random change to a training image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Augment {
+    /// Pads by 4 pixels of zero and cuts 32x32 at a random place.
+    Crop,
+    /// Mirrors every second image.
+    Flip,
+    /// Blanks a square of 16x16 around a random pixel, with the mean colour.
+    Cutout,
+}
+
+/// How long and in what portions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Train {
+    /// Passes over the training set.
+    pub epochs: usize,
+    /// Images a rank takes a step.
+    pub batch_size_per_rank: usize,
+    /// Of initial weights, order of samples, augmentation and synthetic images.
+    pub seed: u64,
+    /// Stop after so many steps, evaluate and save; `null`: after the last epoch.
+    pub max_steps: Option<u64>,
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Self { epochs: 20, batch_size_per_rank: 64, seed: 0, max_steps: None }
+    }
+}
+
+/// How gradients become updates. Keys that an optimizer does not have must not be given.
+///
+/// [`load`] leaves every key of the chosen optimizer set, and every other one `None`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default = "Optimizer::unset", deny_unknown_fields)]
+pub struct Optimizer {
+    /// Which one.
+    pub name: OptimizerName,
+    /// The learning rate that the schedule starts from.
+    pub lr: f64,
+    /// AdamW: decoupled; SGD: added to the gradient.
+    pub weight_decay: f64,
+    /// AdamW's, default [0.9, 0.999].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub betas: Option<[f64; 2]>,
+    /// AdamW's, default 1e-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eps: Option<f64>,
+    /// SGD's, default 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub momentum: Option<f64>,
+    /// SGD's, default false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nesterov: Option<bool>,
+}
+
+impl Default for Optimizer {
+    fn default() -> Self {
+        let mut optimizer = Self::unset();
+        optimizer.fill_in();
+        optimizer
+    }
+}
+
+impl Optimizer {
+    /// The defaults before it is known which optimizer it is.
+    fn unset() -> Self {
+        Self {
+            name: OptimizerName::Adamw,
+            lr: 0.001,
+            weight_decay: 0.01,
+            betas: None,
+            eps: None,
+            momentum: None,
+            nesterov: None,
+        }
+    }
+
+    /// Sets the keys of the chosen optimizer that are not given to their defaults.
+    fn fill_in(&mut self) {
+        match self.name {
+            OptimizerName::Adamw => {
+                self.betas.get_or_insert([0.9, 0.999]);
+                self.eps.get_or_insert(1e-8);
+            }
+            OptimizerName::Sgd => {
+                self.momentum.get_or_insert(0.0);
+                self.nesterov.get_or_insert(false);
+            }
+        }
+    }
+}
+
+/// An optimizer's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OptimizerName {
+    /// Adam with decoupled weight decay.
+    Adamw,
+    /// Stochastic gradient descent, with momentum or without.
+    Sgd,
+}
+
+/// How the learning rate changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Schedule {
+    /// Its shape.
+    pub name: ScheduleName,
+    /// Steps over which the rate first rises linearly from 0.
+    pub warmup_steps: u64,
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Self { name: ScheduleName::Constant, warmup_steps: 0 }
+    }
+}
+
+/// A schedule's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScheduleName {
+    /// Always `optimizer.lr`.
+    Constant,
+    /// Half a cosine from `optimizer.lr` to 0 at the last step.
+    Cosine,
+}
+
+/// What the forward and backward pass compute in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// 32 bits.
+    Fp32,
+    /// bfloat16 where it is safe, by autocast.
+    #[default]
+    Bf16,
+}
+
+/// When the run is saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Checkpoint {
+    /// Epochs between checkpoints; the last epoch is always saved.
+    pub every_epochs: usize,
+    /// How many of the newest to keep; the best is kept besides.
+    pub keep: usize,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { every_epochs: 1, keep: 3 }
+    }
+}
+
+/// What is recorded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Metrics {
+    /// Steps between `step` records.
+    pub log_every: u64,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { log_every: 10 }
+    }
+}
+
+/// How ranks talk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Comm {
+    /// Over what.
+    pub backend: CommBackend,
+    /// Gradients are averaged in portions of at most so many MiB.
+    pub bucket_cap_mib: usize,
+    /// How long a rank waits for others before it names them and gives up.
+    pub timeout_seconds: u64,
+}
+
+impl Default for Comm {
+    fn default() -> Self {
+        Self { backend: CommBackend::Auto, bucket_cap_mib: 25, timeout_seconds: 120 }
+    }
+}
+
+/// Over what ranks talk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CommBackend {
+    /// `nccl` on GPUs; on the CPU `mpi` under `mpirun` or `srun`, else `shm`.
+    Auto,
+    /// Shared memory: CPU ranks of one machine.
+    Shm,
+    /// MPI: CPU ranks, across machines too.
+    Mpi,
+    /// NCCL: one rank a GPU.
+    Nccl,
+}

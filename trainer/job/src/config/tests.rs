@@ -1,0 +1,333 @@
+use std::path::PathBuf;
+
+use super::*;
+
+fn load_text(text: &str, overrides: &[&str]) -> Result<Config, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.yaml");
+    std::fs::write(&path, text).unwrap();
+    let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
+    load(&path, &overrides).map_err(|error| {
+        assert_eq!(error.exit_code(), crate::ExitCode::Usage);
+        error.to_string().replace(&format!("{}/", folder.path().display()), "")
+    })
+}
+
+fn problem(text: &str, overrides: &[&str]) -> String {
+    load_text(text, overrides).unwrap_err()
+}
+
+#[test]
+fn an_empty_file_gives_all_defaults() {
+    for text in ["", "\n", "# nothing yet\n", "---\n", "data:\ntrain:\n", "{}"] {
+        assert_eq!(load_text(text, &[]).unwrap(), Config::default(), "{text:?}");
+    }
+}
+
+#[test]
+fn the_documented_configuration_loads() {
+    let text = "
+model:      {name: resnet34, stem: notes}
+data:       {dataset: cifar10, root: data, download: true, augment: [crop, flip]}
+train:      {epochs: 20, batch_size_per_rank: 64, seed: 0, max_steps: null}
+optimizer:  {name: sgd, lr: 1e-1, weight_decay: 0, momentum: 0.9, nesterov: true}
+schedule:   {name: constant}
+precision:  bf16
+checkpoint: {every_epochs: 1, keep: 3}
+";
+    let config = load_text(text, &[]).unwrap();
+    assert_eq!(config.model.name, ModelName::Resnet34);
+    assert_eq!(config.data.augment, [Augment::Crop, Augment::Flip]);
+    assert_eq!(config.optimizer.lr, 0.1);
+    assert_eq!(config.optimizer.betas, None);
+    assert_eq!(config.train.max_steps, None);
+}
+
+#[test]
+fn overrides_win_over_the_file_and_the_last_one_wins() {
+    let config = load_text(
+        "train: {epochs: 3}\n",
+        &[
+            "train.epochs=4",
+            "train.epochs=5",
+            "data.root=2024",
+            "data.augment=[flip]",
+            "train.max_steps=7",
+            "optimizer.betas=[0.5, 0.9]",
+            "precision=fp32",
+        ],
+    )
+    .unwrap();
+    assert_eq!(config.train.epochs, 5);
+    assert_eq!(config.data.root, PathBuf::from("2024"));
+    assert_eq!(config.data.augment, [Augment::Flip]);
+    assert_eq!(config.train.max_steps, Some(7));
+    assert_eq!(config.optimizer.betas, Some([0.5, 0.9]));
+    let unset = load_text("train: {max_steps: 3}\n", &["train.max_steps=null"]).unwrap();
+    assert_eq!(unset.train.max_steps, None);
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_place_and_what_was_meant() {
+    assert_eq!(
+        problem("train:\n  batch_size_per_rank: 8\n  epoch: 2\n", &[]),
+        "run.yaml:3:3: train.epoch: unknown key; did you mean `train.epochs`?"
+    );
+    assert_eq!(
+        problem("epochs: 2\n", &[]),
+        "run.yaml:1:1: epochs: unknown key; did you mean `train.epochs`?"
+    );
+    assert_eq!(
+        problem("train: {zebra: 2}\n", &[]),
+        "run.yaml:1:9: train.zebra: unknown key; known here: epochs, batch_size_per_rank, seed, \
+         max_steps"
+    );
+    assert_eq!(
+        problem("", &["train.epoch=2"]),
+        "--set train.epoch=2: train.epoch: unknown key; did you mean `train.epochs`?"
+    );
+    assert_eq!(problem("", &["lr=2"]), "--set lr=2: lr: unknown key; did you mean `optimizer.lr`?");
+    assert!(problem("", &["train.epochs.x=2"]).contains("unknown key"));
+    assert!(problem("1: 2\n", &[]).contains("1: unknown key"));
+}
+
+#[test]
+fn a_wrong_type_says_what_is_expected() {
+    let cases = [
+        (
+            "train:\n  epochs: two\n",
+            "run.yaml:2:11: train.epochs: expected a whole number, 0 or more, found string \"two\"",
+        ),
+        (
+            "train: {epochs: -1}\n",
+            "run.yaml:1:17: train.epochs: expected a whole number, 0 or more, found integer `-1`",
+        ),
+        (
+            "train: {epochs: 1.5}\n",
+            "run.yaml:1:17: train.epochs: expected a whole number, 0 or more, found number `1.5`",
+        ),
+        (
+            "train: 3\n",
+            "run.yaml:1:8: train: expected a section with keys epochs, batch_size_per_rank, seed, max_steps",
+        ),
+        (
+            "train: {epochs: null}\n",
+            "run.yaml:1:17: train.epochs: expected a whole number, 0 or more, found nothing",
+        ),
+        (
+            "data:\n  download: maybe\n",
+            "run.yaml:2:13: data.download: expected true or false, found string \"maybe\"",
+        ),
+        (
+            "data:\n  augment:\n    - flip\n    - flap\n",
+            "run.yaml:4:7: data.augment[1]: unknown value `flap`, expected `crop`, `flip`, `cutout`; did you mean `flip`?",
+        ),
+        (
+            "model: {name: resnet35}\n",
+            "run.yaml:1:15: model.name: unknown value `resnet35`, expected `resnet18` or `resnet34`; did you mean `resnet34`?",
+        ),
+        (
+            "optimizer: {betas: [0.9]}\n",
+            "run.yaml:1:20: optimizer.betas: expected a list of two numbers, found 1",
+        ),
+        (
+            "optimizer: {lr: fast}\n",
+            "run.yaml:1:17: optimizer.lr: expected a number, found string \"fast\"",
+        ),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(problem(text, &[]), expected);
+    }
+    assert_eq!(
+        problem("train: {epochs: 2}", &["train.epochs=two"]),
+        "--set train.epochs=two: train.epochs: expected a whole number, 0 or more, found string \"two\""
+    );
+}
+
+#[test]
+fn a_value_out_of_range_says_the_range() {
+    let cases = [
+        (
+            "train:\n  epochs: 0\n",
+            "run.yaml:2:11: train.epochs: 0 is out of range; expected 1 or more",
+        ),
+        (
+            "train: {batch_size_per_rank: 70000}",
+            "run.yaml:1:30: train.batch_size_per_rank: 70000 is out of range; expected 1 to 65536",
+        ),
+        (
+            "train: {max_steps: 0}",
+            "run.yaml:1:20: train.max_steps: 0 is out of range; expected 1 or more",
+        ),
+        (
+            "optimizer: {lr: 0}",
+            "run.yaml:1:17: optimizer.lr: 0 is out of range; expected a number above 0, at most 100",
+        ),
+        (
+            "optimizer: {lr: .nan}",
+            "run.yaml:1:17: optimizer.lr: NaN is out of range; expected a number above 0, at most 100",
+        ),
+        (
+            "optimizer: {weight_decay: -0.1}",
+            "run.yaml:1:27: optimizer.weight_decay: -0.1 is out of range; expected a number, 0 or more",
+        ),
+        (
+            "optimizer: {betas: [0.9, 1.0]}",
+            "run.yaml:1:26: optimizer.betas[1]: 1 is out of range; expected a number from 0 to below 1",
+        ),
+        (
+            "optimizer: {momentum: 0.9}",
+            "run.yaml:1:23: optimizer.momentum: adamw has no `momentum`; remove it, or set optimizer.name to sgd",
+        ),
+        (
+            "optimizer: {name: sgd, eps: 1e-8}",
+            "run.yaml:1:29: optimizer.eps: sgd has no `eps`; remove it, or set optimizer.name to adamw",
+        ),
+        (
+            "optimizer: {name: sgd, nesterov: true}",
+            "run.yaml:1:34: optimizer.nesterov: needs momentum; set optimizer.momentum above 0, as in 0.9",
+        ),
+        (
+            "data: {augment: [flip, crop, flip]}",
+            "run.yaml:1:30: data.augment[2]: given twice; each may be given once",
+        ),
+        (
+            "data: {train_images: 60000}",
+            "run.yaml:1:22: data.train_images: 60000 is out of range; expected 1 to 50000",
+        ),
+        (
+            "data: {test_images: 0}",
+            "run.yaml:1:21: data.test_images: 0 is out of range; expected 1 to 10000",
+        ),
+        (
+            "checkpoint: {keep: 0}",
+            "run.yaml:1:20: checkpoint.keep: 0 is out of range; expected 1 or more",
+        ),
+        (
+            "comm: {timeout_seconds: 0}",
+            "run.yaml:1:25: comm.timeout_seconds: 0 is out of range; expected 1 to 86400",
+        ),
+        (
+            "comm: {bucket_cap_mib: 5000}",
+            "run.yaml:1:24: comm.bucket_cap_mib: 5000 is out of range; expected 1 to 4096",
+        ),
+        (
+            "metrics: {log_every: 0}",
+            "run.yaml:1:22: metrics.log_every: 0 is out of range; expected 1 or more",
+        ),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(problem(text, &[]), expected);
+    }
+    assert_eq!(
+        problem("train: {epochs: 2}", &["train.epochs=0"]),
+        "--set train.epochs=0: train.epochs: 0 is out of range; expected 1 or more"
+    );
+}
+
+#[test]
+fn a_repeated_key_names_both_lines() {
+    assert_eq!(
+        problem("train:\n  epochs: 2\n  seed: 1\n  epochs: 3\n", &[]),
+        "run.yaml:4:3: epochs: given twice, first in line 2; keep one"
+    );
+}
+
+#[test]
+fn bad_syntax_names_its_line() {
+    let message = problem("train:\n  epochs: 2\n seed: 1\n", &[]);
+    assert!(message.starts_with("run.yaml:3:2: not valid YAML: "), "{message}");
+    assert!(
+        problem("- a\n- b\n", &[]).starts_with("run.yaml:1:1: not valid YAML: expected sections")
+    );
+    assert!(problem("", &["train.epochs=[1"]).starts_with("--set train.epochs=[1: not valid YAML"));
+}
+
+#[test]
+fn an_override_that_is_no_assignment_says_how_to_write_one() {
+    assert_eq!(
+        problem("", &["train.epochs"]),
+        "--set train.epochs: expected key=value with a dotted key, as in train.epochs=2"
+    );
+    assert_eq!(
+        problem("", &["train=3"]),
+        "--set train=3: train: a section, not a key; set its keys one by one, as in train.epochs=..."
+    );
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = load(std::path::Path::new("/nonexistent/run.yaml"), &[]).unwrap_err().to_string();
+    assert!(error.starts_with("/nonexistent/run.yaml: cannot read the configuration: "), "{error}");
+}
+
+#[test]
+fn anchors_are_read_even_though_lines_are_then_unknown() {
+    let config = load_text("train: {epochs: &n 3, seed: *n}\n", &[]).unwrap();
+    assert_eq!((config.train.epochs, config.train.seed), (3, 3));
+}
+
+#[test]
+fn what_is_written_is_complete_and_loads_back_equal() {
+    let overrides: [&[&str]; 4] = [
+        &[],
+        &["optimizer.name=sgd", "optimizer.momentum=0.9", "optimizer.lr=0.1"],
+        &["optimizer.lr=1e-9", "train.seed=18446744073709551615", "train.max_steps=3"],
+        &["data.augment=[crop, flip, cutout]", "data.root=yes", "optimizer.eps=1e-7"],
+    ];
+    for overrides in overrides {
+        let config = load_text("", overrides).unwrap();
+        let text = to_yaml(&config);
+        assert_eq!(load_text(&text, &[]).unwrap(), config, "{text}");
+        let written: serde_yaml::Mapping = serde_yaml::from_str(&text).unwrap();
+        let sgd = config.optimizer.name == OptimizerName::Sgd;
+        let foreign = |path: &str| match path {
+            "optimizer.betas" | "optimizer.eps" => sgd,
+            "optimizer.momentum" | "optimizer.nesterov" => !sgd,
+            _ => false,
+        };
+        let paths = |mapping| -> Vec<String> {
+            let leaves = keys::leaves(mapping).into_iter().map(|(path, _)| path);
+            leaves.filter(|path| !foreign(path)).collect()
+        };
+        assert_eq!(paths(&written), paths(&keys::schema()));
+    }
+}
+
+#[test]
+fn only_what_shapes_training_counts_as_different() {
+    let old = Config::default();
+    let with = |overrides: &[&str]| load_text("", overrides).unwrap();
+    let free = with(&[
+        "data.root=elsewhere",
+        "data.download=false",
+        "checkpoint.keep=9",
+        "metrics.log_every=1",
+        "comm.timeout_seconds=9",
+        "train.epochs=99",
+        "train.max_steps=9",
+    ]);
+    assert_eq!(differences_in_training(&old, &free), []);
+
+    let shaped = with(&["train.seed=1", "optimizer.name=sgd", "data.augment=[flip]"]);
+    let found = differences_in_training(&old, &shaped);
+    let lines: Vec<String> = found.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        lines,
+        [
+            "data.augment: [] before, [flip] now",
+            "optimizer.betas: [0.9, 0.999] before, unset now",
+            "optimizer.eps: 1e-8 before, unset now",
+            "optimizer.momentum: unset before, 0.0 now",
+            "optimizer.name: adamw before, sgd now",
+            "optimizer.nesterov: unset before, false now",
+            "train.seed: 0 before, 1 now",
+        ]
+    );
+
+    let cosine = with(&["schedule.name=cosine"]);
+    let longer = with(&["schedule.name=cosine", "train.epochs=99"]);
+    let found = differences_in_training(&cosine, &longer);
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].path, "train.epochs");
+}
