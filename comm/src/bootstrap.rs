@@ -1,0 +1,90 @@
+//! How ranks find each other.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::env::World;
+use crate::single::Single;
+use crate::{CommError, Communicator, Result, nccl, shm};
+
+/// A place where ranks leave small values for each other before they are connected.
+pub trait Store: Send + Sync {
+    /// Publishes `value` under `key`, once.
+    ///
+    /// # Errors
+    /// [`crate::CommError::Control`] when the store is gone.
+    fn put(&self, key: &str, value: &str) -> Result<()>;
+
+    /// Waits until somebody has published `key`.
+    ///
+    /// # Errors
+    /// [`crate::CommError::Control`] when the store is gone or `timeout` passed.
+    fn get(&self, key: &str, timeout: Duration) -> Result<String>;
+}
+
+/// Which backend to connect over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// Shared memory, for CPU ranks of one machine.
+    Shm,
+    /// MPI, for CPU ranks across machines.
+    Mpi,
+    /// NCCL, one rank a GPU.
+    Nccl {
+        /// The CUDA device of this rank.
+        device: usize,
+    },
+}
+
+/// Connects this process with its peers. Collective: every rank calls it with the same backend.
+///
+/// `store`: needed by `shm` and `nccl` for more than one rank, unless MPI started the job.
+/// `timeout`: of every wait, here and in the collectives that follow.
+///
+/// # Errors
+/// [`crate::CommError::Connect`] with what would help; the deadline included.
+pub fn connect(
+    backend: Backend,
+    world: World,
+    store: Option<&dyn Store>,
+    timeout: Duration,
+) -> Result<Arc<dyn Communicator>> {
+    if world.world_size == 1 {
+        return Ok(Arc::new(Single::default()));
+    }
+    match backend {
+        Backend::Shm => connect_shm(world, store, timeout),
+        Backend::Mpi => connect_mpi(world, timeout),
+        Backend::Nccl { device } => nccl::connect(world, device, store, timeout),
+    }
+}
+
+fn connect_shm(
+    world: World,
+    store: Option<&dyn Store>,
+    timeout: Duration,
+) -> Result<Arc<dyn Communicator>> {
+    let failed = |reason: String| Err(CommError::Connect { backend: "shm", reason });
+    let World { rank, world_size, local_world_size, .. } = world;
+    if local_world_size != world_size {
+        return failed(format!(
+            "{local_world_size} of {world_size} ranks are on this machine, and shared memory ends \
+             there: use mpi, or nccl on GPUs"
+        ));
+    }
+    let Some(store) = store else {
+        return failed("ranks need a store to find each other: start them by launcher".to_owned());
+    };
+    Ok(Arc::new(shm::connect(rank, world_size, store, "comm/shm", timeout)?))
+}
+
+#[cfg(feature = "mpi")]
+fn connect_mpi(world: World, timeout: Duration) -> Result<Arc<dyn Communicator>> {
+    crate::mpi::connect(world, timeout)
+}
+
+#[cfg(not(feature = "mpi"))]
+fn connect_mpi(_: World, _: Duration) -> Result<Arc<dyn Communicator>> {
+    let reason = "this build has no MPI: build with --features mpi, or start it through launcher";
+    Err(CommError::Connect { backend: "mpi", reason: reason.to_owned() })
+}

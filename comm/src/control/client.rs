@@ -1,0 +1,138 @@
+//! The trainer's end of the control connection.
+
+use std::collections::HashMap;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::{PROTOCOL, ToLauncher, ToTrainer, read_frame, write_frame};
+use crate::bootstrap::Store;
+use crate::{CommError, Result};
+
+/// Set once, when this rank has been asked to stop.
+#[derive(Debug, Clone, Default)]
+pub struct StopFlag(Arc<Mutex<Option<String>>>);
+
+impl StopFlag {
+    /// Asks to stop; the first reason stays.
+    pub fn request(&self, reason: &str) {
+        lock(&self.0).get_or_insert_with(|| reason.to_owned());
+    }
+
+    /// Why to stop, if anybody asked.
+    pub fn reason(&self) -> Option<String> {
+        lock(&self.0).clone()
+    }
+}
+
+/// A connection to the launcher.
+///
+/// A thread reads what comes; sending happens on the caller's thread and never waits for an answer,
+/// but for [`Store::get`].
+pub struct ControlClient {
+    stream: Mutex<UnixStream>,
+    inbox: Arc<Inbox>,
+}
+
+#[derive(Default)]
+struct Inbox {
+    state: Mutex<InboxState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct InboxState {
+    values: HashMap<String, String>,
+    closed: bool,
+}
+
+impl ControlClient {
+    /// Connects to the launcher's socket and says hello.
+    ///
+    /// `stop` is requested when the launcher says so, and when the launcher is gone.
+    ///
+    /// # Errors
+    /// [`CommError::Control`] when nobody listens there.
+    pub fn connect(socket: &Path, rank: usize, stop: StopFlag) -> Result<Self> {
+        let failed = |error: std::io::Error| {
+            CommError::Control(format!("cannot reach {}: {error}", socket.display()))
+        };
+        let stream = UnixStream::connect(socket).map_err(failed)?;
+        let reader = stream.try_clone().map_err(failed)?;
+        let inbox = Arc::new(Inbox::default());
+        let thread_inbox = Arc::clone(&inbox);
+        std::thread::Builder::new()
+            .name("control".into())
+            .spawn(move || read_messages(reader, &thread_inbox, &stop))
+            .map_err(failed)?;
+        let client = Self { stream: Mutex::new(stream), inbox };
+        client.send(&ToLauncher::Hello {
+            protocol: PROTOCOL,
+            rank,
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        })?;
+        Ok(client)
+    }
+
+    /// Sends one message.
+    ///
+    /// # Errors
+    /// [`CommError::Control`] when the launcher is gone.
+    pub fn send(&self, message: &ToLauncher) -> Result<()> {
+        write_frame(&mut *lock(&self.stream), message)
+            .map_err(|error| CommError::Control(error.to_string()))
+    }
+}
+
+impl Store for ControlClient {
+    fn put(&self, key: &str, value: &str) -> Result<()> {
+        self.send(&ToLauncher::Put { key: key.to_owned(), value: value.to_owned() })
+    }
+
+    fn get(&self, key: &str, timeout: Duration) -> Result<String> {
+        self.send(&ToLauncher::Get { key: key.to_owned() })?;
+        let deadline = Instant::now() + timeout;
+        let mut state = lock(&self.inbox.state);
+        loop {
+            if let Some(value) = state.values.remove(key) {
+                return Ok(value);
+            }
+            if state.closed {
+                return Err(CommError::Control("the launcher is gone".to_owned()));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(CommError::Control(format!(
+                    "nobody published {key} within {timeout:.1?}"
+                )));
+            }
+            state = self
+                .inbox
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+}
+
+fn read_messages(mut stream: UnixStream, inbox: &Inbox, stop: &StopFlag) {
+    while let Ok(Some(message)) = read_frame::<ToTrainer>(&mut stream) {
+        match message {
+            ToTrainer::Value { key, value } => {
+                lock(&inbox.state).values.insert(key, value);
+                inbox.changed.notify_all();
+            }
+            ToTrainer::Stop { reason } => stop.request(&reason),
+        }
+    }
+    stop.request("the launcher is gone");
+    lock(&inbox.state).closed = true;
+    inbox.changed.notify_all();
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

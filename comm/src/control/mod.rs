@@ -1,0 +1,114 @@
+//! Messages between a trainer and its launcher: who is alive, what they are doing, when to stop.
+//!
+//! One Unix socket a rank. A frame is a length in four bytes, little-endian, and that many bytes of
+//! JSON. This module holds the messages and the trainer's end; the launcher's end is asynchronous
+//! and lives there.
+
+mod client;
+mod frame;
+
+pub use client::{ControlClient, StopFlag};
+pub use frame::{MAX_FRAME_BYTES, decode, encode, read_frame, write_frame};
+
+use serde::{Deserialize, Serialize};
+
+/// Changes when a message changes its meaning; both ends must have the same.
+pub const PROTOCOL: u32 = 1;
+
+/// What a rank is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Finding its peers.
+    Connecting,
+    /// Reading the data set.
+    LoadingData,
+    /// Building the network, or reading a checkpoint.
+    Preparing,
+    /// Taking steps.
+    Training,
+    /// Going through the test set.
+    Evaluating,
+    /// Writing a checkpoint.
+    Saving,
+}
+
+/// From a trainer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ToLauncher {
+    /// The first message.
+    Hello {
+        /// [`PROTOCOL`].
+        protocol: u32,
+        /// The sender.
+        rank: usize,
+        /// Its process.
+        pid: u32,
+        /// Its crate's version.
+        version: String,
+    },
+    /// Publishes a value under a key, for ranks to find each other.
+    Put {
+        /// The key.
+        key: String,
+        /// The value.
+        value: String,
+    },
+    /// Asks for a key's value, which comes when somebody has published it.
+    Get {
+        /// The key.
+        key: String,
+    },
+    /// Sent when the phase changes and about once a second within one.
+    State {
+        /// What the rank is doing.
+        phase: Phase,
+        /// The epoch, from 1; 0 before the first.
+        epoch: usize,
+        /// Optimizer steps completed since the start of the run.
+        step: u64,
+    },
+    /// From rank 0, several times a second at most.
+    Progress {
+        /// The epoch, from 1.
+        epoch: usize,
+        /// Epochs in the run.
+        epochs: usize,
+        /// Steps completed in this epoch.
+        step: usize,
+        /// Steps in an epoch.
+        steps: usize,
+        /// Mean training loss of the epoch so far.
+        loss: f64,
+        /// Training accuracy of the epoch so far, a fraction.
+        accuracy: f64,
+        /// Over all ranks.
+        images_per_s: f64,
+    },
+    /// The rank is about to exit with this code for this reason.
+    Failed {
+        /// One of the documented exit codes.
+        exit_code: u8,
+        /// A message for a person.
+        message: String,
+    },
+}
+
+/// From the launcher.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ToTrainer {
+    /// Answers [`ToLauncher::Get`].
+    Value {
+        /// The key.
+        key: String,
+        /// The value.
+        value: String,
+    },
+    /// Save a checkpoint at the next step boundary and exit.
+    Stop {
+        /// Why, for a person.
+        reason: String,
+    },
+}

@@ -1,0 +1,184 @@
+//! Who this process is among its peers: the only file that names the variables that say so.
+
+use crate::{CommError, Result};
+
+/// Path of the launcher's Unix socket for this rank.
+pub const CONTROL_SOCKET: &str = "LOCKSTEP_CONTROL";
+
+/// Who started this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartedBy {
+    /// Our launcher, or a user who set `RANK` and `WORLD_SIZE`.
+    Launcher,
+    /// `mpirun`.
+    Mpirun,
+    /// `srun`.
+    Srun,
+    /// Nobody: a single process.
+    Nobody,
+}
+
+/// This process's place in the job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct World {
+    /// Global, from 0.
+    pub rank: usize,
+    /// Processes in the job.
+    pub world_size: usize,
+    /// Among the processes of this machine, from 0.
+    pub local_rank: usize,
+    /// Processes of the job on this machine.
+    pub local_world_size: usize,
+    /// Which variables said so.
+    pub started_by: StartedBy,
+}
+
+/// The variables of one kind of starter: rank, world size, local rank, local world size.
+type Names = [&'static str; 4];
+
+const LAUNCHER: Names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"];
+const OPEN_MPI: Names = [
+    "OMPI_COMM_WORLD_RANK",
+    "OMPI_COMM_WORLD_SIZE",
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "OMPI_COMM_WORLD_LOCAL_SIZE",
+];
+const HYDRA: Names = ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"];
+const SLURM: Names = ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"];
+
+impl World {
+    /// A job of one process.
+    pub const SINGLE: Self = Self {
+        rank: 0,
+        world_size: 1,
+        local_rank: 0,
+        local_world_size: 1,
+        started_by: StartedBy::Nobody,
+    };
+
+    /// Reads this process's environment.
+    ///
+    /// # Errors
+    /// [`CommError::Environment`] when a variable is not a number or the ranks do not fit the world.
+    pub fn from_env() -> Result<Self> {
+        Self::from_lookup(|name| std::env::var(name).ok())
+    }
+
+    /// Reads variables through `lookup`. The launcher's win over `mpirun`'s, and those over
+    /// `srun`'s, since each may have been started by the next.
+    ///
+    /// # Errors
+    /// As [`Self::from_env`].
+    pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        let starters = [
+            (LAUNCHER, StartedBy::Launcher),
+            (OPEN_MPI, StartedBy::Mpirun),
+            (HYDRA, StartedBy::Mpirun),
+        ];
+        for (names, started_by) in starters {
+            if lookup(names[0]).is_some() {
+                return Self::read(&lookup, names, started_by);
+            }
+        }
+        // An `sbatch` script without `srun` has SLURM_PROCID=0 too; only a step has a step id.
+        if lookup("SLURM_STEP_ID").is_some() && lookup(SLURM[0]).is_some() {
+            return Self::read(&lookup, SLURM, StartedBy::Srun);
+        }
+        Ok(Self::SINGLE)
+    }
+
+    fn read(
+        lookup: &impl Fn(&str) -> Option<String>,
+        names: Names,
+        started_by: StartedBy,
+    ) -> Result<Self> {
+        let number = |name: &str| match lookup(name) {
+            None => Ok(None),
+            Some(text) => text.parse::<usize>().map(Some).map_err(|_| {
+                CommError::Environment(format!("{name}={text} in the environment is not a number"))
+            }),
+        };
+        let required = |name: &str| {
+            number(name)?.ok_or_else(|| {
+                CommError::Environment(format!("{} is set but {name} is not", names[0]))
+            })
+        };
+        let (rank, world_size) = (required(names[0])?, required(names[1])?);
+        let local_rank = number(names[2])?.unwrap_or(rank);
+        let local_world_size = number(names[3])?.unwrap_or(world_size);
+        if rank >= world_size || local_rank >= local_world_size {
+            return Err(CommError::Environment(format!(
+                "{}={rank} of {}={world_size}, {}={local_rank} of {}={local_world_size}: \
+                 a rank must be less than the number of ranks",
+                names[0], names[1], names[2], names[3]
+            )));
+        }
+        Ok(Self { rank, world_size, local_rank, local_world_size, started_by })
+    }
+
+    /// The variables that tell a child process its place.
+    pub fn to_env(self) -> [(&'static str, String); 4] {
+        let [rank, world_size, local_rank, local_world_size] = LAUNCHER;
+        [
+            (rank, self.rank.to_string()),
+            (world_size, self.world_size.to_string()),
+            (local_rank, self.local_rank.to_string()),
+            (local_world_size, self.local_world_size.to_string()),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn world(pairs: &[(&str, &str)]) -> Result<World> {
+        World::from_lookup(|name| {
+            pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn no_variables_mean_a_single_process() {
+        assert_eq!(world(&[]).unwrap(), World::SINGLE);
+        assert_eq!(world(&[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "4")]).unwrap(), World::SINGLE);
+    }
+
+    #[test]
+    fn the_launcher_wins_over_mpirun() {
+        let both = [
+            ("RANK", "1"),
+            ("WORLD_SIZE", "2"),
+            ("OMPI_COMM_WORLD_RANK", "0"),
+            ("OMPI_COMM_WORLD_SIZE", "1"),
+        ];
+        let world = world(&both).unwrap();
+        assert_eq!((world.rank, world.world_size, world.local_rank), (1, 2, 1));
+        assert_eq!(world.started_by, StartedBy::Launcher);
+    }
+
+    #[test]
+    fn what_a_child_is_told_is_what_it_reads() {
+        let told = World {
+            rank: 5,
+            world_size: 8,
+            local_rank: 1,
+            local_world_size: 4,
+            started_by: StartedBy::Launcher,
+        };
+        let pairs = told.to_env();
+        let lookup =
+            |name: &str| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| value.clone());
+        assert_eq!(World::from_lookup(lookup).unwrap(), told);
+    }
+
+    #[test]
+    fn contradictions_are_named() {
+        let error = world(&[("RANK", "2"), ("WORLD_SIZE", "2")]).unwrap_err().to_string();
+        assert!(error.contains("RANK=2 of WORLD_SIZE=2"), "{error}");
+        let error = world(&[("RANK", "x"), ("WORLD_SIZE", "2")]).unwrap_err().to_string();
+        assert!(error.contains("RANK=x"), "{error}");
+        let error = world(&[("RANK", "0")]).unwrap_err().to_string();
+        assert!(error.contains("WORLD_SIZE is not"), "{error}");
+    }
+}

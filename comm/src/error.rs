@@ -1,0 +1,111 @@
+//! What can go wrong between ranks, with what an operator needs to find the culprit.
+
+use std::time::Duration;
+
+/// The result of anything that involves peers.
+pub type Result<T> = std::result::Result<T, CommError>;
+
+/// A failure in which other ranks are involved.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum CommError {
+    /// A collective failed on this rank; peers may be blocked in it.
+    #[error("{op} #{sequence} failed on rank {rank} of {world_size}: {reason}")]
+    Collective {
+        /// The collective's name, such as `all_reduce`.
+        op: &'static str,
+        /// How many collectives this communicator had started before this one.
+        sequence: u64,
+        /// The rank that reports.
+        rank: usize,
+        /// Ranks in the communicator.
+        world_size: usize,
+        /// What went wrong.
+        reason: String,
+    },
+    /// A deadline passed while this rank waited for others.
+    #[error("{op} #{sequence}: rank {rank} waited {waited:.1?} for {}; {detail}", ranks(missing))]
+    Timeout {
+        /// What was waited for, such as `all_reduce`.
+        op: &'static str,
+        /// How many collectives this communicator had started before this one.
+        sequence: u64,
+        /// The rank that waited.
+        rank: usize,
+        /// The ranks that did not come; empty when the backend cannot tell.
+        missing: Vec<usize>,
+        /// How long it waited.
+        waited: Duration,
+        /// What is known of the missing ranks, such as the last collective that they joined.
+        detail: String,
+    },
+    /// A peer gave up and told the others.
+    #[error("rank {by} aborted the job: {reason}")]
+    Aborted {
+        /// The rank that aborted.
+        by: usize,
+        /// Its reason.
+        reason: String,
+    },
+    /// A peer's process is gone.
+    #[error("rank {rank} (process {pid}) is gone; {op} #{sequence} cannot complete")]
+    PeerGone {
+        /// The rank that is gone.
+        rank: usize,
+        /// Its process id.
+        pid: u32,
+        /// The collective that was under way.
+        op: &'static str,
+        /// Its sequence number.
+        sequence: u64,
+    },
+    /// Ranks called different collectives, or with different lengths or dtypes.
+    #[error(
+        "ranks disagree at collective #{sequence}: rank {rank} called {here}, rank {peer} called {there}"
+    )]
+    Mismatch {
+        /// The sequence number at which they disagree.
+        sequence: u64,
+        /// The rank that reports.
+        rank: usize,
+        /// What it called.
+        here: String,
+        /// The rank it disagrees with.
+        peer: usize,
+        /// What that one called.
+        there: String,
+    },
+    /// The caller asked for what the backend cannot do.
+    #[error("{backend} cannot {what}")]
+    Unsupported {
+        /// The backend's name.
+        backend: &'static str,
+        /// What was asked for.
+        what: String,
+    },
+    /// The environment says contradictory things about ranks.
+    #[error("{0}")]
+    Environment(String),
+    /// Ranks could not be connected.
+    #[error("cannot connect ranks over {backend}: {reason}")]
+    Connect {
+        /// The backend's name.
+        backend: &'static str,
+        /// What went wrong, and what would help.
+        reason: String,
+    },
+    /// The launcher could not be reached or broke the protocol.
+    #[error("control connection to the launcher: {0}")]
+    Control(String),
+}
+
+fn ranks(missing: &[usize]) -> String {
+    match missing {
+        [] => "its peers".to_owned(),
+        [one] => format!("rank {one}"),
+        many => {
+            let list: Vec<_> = many.iter().map(ToString::to_string).collect();
+            format!("ranks {}", list.join(", "))
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! Collectives between the ranks of one training job.
+//!
+//! A [`Communicator`] moves gradients: over NCCL between GPUs, through one shared-memory segment
+//! between CPU ranks of a machine, over MPI between machines. It knows nothing of tensors: a buffer
+//! is an address, a length, a dtype and a place. Every wait has a deadline, and every failure names
+//! the rank that caused it.
+//!
+//! [`control`] is the other plane: small messages between a trainer and its launcher. It never
+//! carries tensors, and nothing here waits for it once the ranks are connected.
+
+pub mod bootstrap;
+pub mod bucket;
+pub mod buffer;
+pub mod communicator;
+pub mod control;
+pub mod env;
+mod error;
+mod executor;
+#[cfg(feature = "mpi")]
+pub mod mpi;
+pub mod nccl;
+pub mod shm;
+pub mod single;
+
+pub use buffer::{BufferMut, DType, Element, Place, RawBuffer};
+pub use communicator::{Collective, Communicator, ReduceOp, SharedMemory, Work};
+pub use error::{CommError, Result};

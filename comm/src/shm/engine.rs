@@ -1,0 +1,113 @@
+//! Enters collectives, checks that all ranks called the same, and chooses how to move the data.
+
+use std::sync::atomic::Ordering::*;
+use std::sync::{Mutex, PoisonError};
+
+use super::region::{Region, Regions};
+use super::rounds::{At, FailureKind, Rounds};
+use super::segment::{Call, SharedPlace};
+use crate::executor::{Engine, Job};
+use crate::{CommError, Result, SharedMemory};
+
+/// A rank's end of the group.
+pub(super) struct ShmEngine {
+    pub(super) rounds: Rounds,
+    regions: Mutex<Regions>,
+}
+
+/// How the ranks entered a collective.
+pub(super) struct Entered {
+    /// Where the buffer lies, when that is the same place in shared memory on every rank.
+    pub(super) place: Option<SharedPlace>,
+    /// The round that was waited for.
+    pub(super) round: u64,
+}
+
+impl ShmEngine {
+    pub(super) fn new(rounds: Rounds) -> Self {
+        Self { rounds, regions: Mutex::default() }
+    }
+
+    /// Joins a collective and waits until all ranks have, with data for the first round written
+    /// before.
+    ///
+    /// # Errors
+    /// [`CommError::Mismatch`] when a rank called something else; all ranks get it then.
+    pub(super) fn enter(&self, at: At, place: Option<SharedPlace>) -> Result<Entered> {
+        self.rounds.check()?;
+        let slots = self.rounds.segment().slots();
+        let mine = &slots[self.rounds.rank()];
+        let parity = (at.sequence % 2) as usize;
+        mine.prints[parity].write(at.call, place);
+        mine.joined.store(at.sequence + 1, Release);
+        let round = self.rounds.post();
+        self.rounds.wait(round, at)?;
+        let other = slots.iter().position(|slot| slot.prints[parity].call() != at.call);
+        if let Some(peer) = other {
+            return Err(CommError::Mismatch {
+                sequence: at.sequence,
+                rank: self.rounds.rank(),
+                here: at.call.describe(),
+                peer,
+                there: slots[peer].prints[parity].call().describe(),
+            });
+        }
+        let same = slots.iter().all(|slot| slot.prints[parity].place() == place);
+        Ok(Entered { place: place.filter(|_| same), round })
+    }
+
+    /// Waits until every rank has come to the same point.
+    pub(super) fn meet(&self, at: At) -> Result<()> {
+        let round = self.rounds.post();
+        self.rounds.wait(round, at)
+    }
+
+    /// Tells the others why this rank does not go on.
+    pub(super) fn publish(&self, error: &CommError) {
+        let kind = match error {
+            CommError::Aborted { .. } => return,
+            CommError::Timeout { .. } => FailureKind::Timeout,
+            _ => FailureKind::Other,
+        };
+        self.rounds.publish_failure(kind, &error.to_string());
+    }
+
+    fn published<R>(&self, result: Result<R>) -> Result<R> {
+        if let Err(error) = &result {
+            self.publish(error);
+        }
+        result
+    }
+
+    /// The last collective: nobody leaves before all have come.
+    pub(super) fn finalize(&self, sequence: u64) -> Result<()> {
+        let at = At { call: Call::FINALIZE, sequence };
+        self.published(self.enter(at, None).map(|_| ()))
+    }
+
+    /// Where a buffer lies in memory of [`Self::alloc_shared`].
+    pub(super) fn locate(&self, job: &Job) -> Option<(std::sync::Arc<Region>, SharedPlace)> {
+        self.regions().locate(&job.buffer)
+    }
+
+    fn regions(&self) -> std::sync::MutexGuard<'_, Regions> {
+        self.regions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The outer result is a failure of the group, the inner one of this allocation alone.
+    pub(super) fn alloc_shared(
+        &self,
+        len_bytes: usize,
+        sequence: u64,
+    ) -> Result<Result<SharedMemory>> {
+        let at = At { call: Call::alloc_shared(len_bytes), sequence };
+        let region = self.published(Region::allocate(self, len_bytes, at))?;
+        Ok(region.map(|region| self.regions().add(region)))
+    }
+}
+
+impl Engine for ShmEngine {
+    fn run(&self, job: &Job) -> Result<()> {
+        self.published(self.collective(job))
+    }
+}

@@ -1,0 +1,186 @@
+//! Collectives between processes of one machine, through memory that they share.
+//!
+//! The ranks of a group map one segment ([`segment`]). It holds a slot a rank, in which the rank says
+//! what it has called and how far it is, and places for staging data. Ranks wait for each other by
+//! rounds ([`rounds`]), asleep on a futex; every 50 ms a sleeping rank looks whether its peers'
+//! processes live and whether its deadline has passed. A deadline is for one wait, so a collective
+//! that makes progress may take longer.
+//!
+//! Reductions join elements in rank order, so all ranks end with the same bits, whatever the path:
+//! - up to 32 KiB: every rank stages its buffer and reduces all of them itself, in one round;
+//! - a buffer in [`alloc_shared`](crate::Communicator::alloc_shared) memory, at the same offset on
+//!   all ranks: each rank reduces its chunk straight from and into all ranks' buffers;
+//! - anything else goes through staging pieces that fit in a core's own cache.
+//!
+//! Does not read the environment. Needs Linux, one user and one PID namespace for all ranks.
+
+mod collectives;
+mod engine;
+mod memory;
+mod reduce;
+mod region;
+mod rounds;
+mod segment;
+
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::bootstrap::Store;
+use crate::communicator::check_request;
+use crate::executor::Executor;
+use crate::{Collective, CommError, Communicator, Place, RawBuffer, Result, SharedMemory, Work};
+use engine::ShmEngine;
+use memory::Locator;
+use rounds::{FailureKind, Rounds};
+use segment::{MAX_RANKS, Segment};
+
+const BACKEND: &str = "shm";
+
+/// A rank of a group that shares memory.
+pub struct Shm {
+    executor: Executor<ShmEngine>,
+    finalized: AtomicBool,
+}
+
+/// Connects the ranks of one machine. Collective.
+///
+/// `key`: under which rank 0 publishes the segment in `store`, another one for each group.
+/// `timeout`: of every wait, here and in the collectives that follow.
+///
+/// # Errors
+/// [`CommError::Connect`], naming the ranks that did not come within `timeout`.
+pub fn connect(
+    rank: usize,
+    world_size: usize,
+    store: &dyn Store,
+    key: &str,
+    timeout: Duration,
+) -> Result<Shm> {
+    if world_size > MAX_RANKS || rank >= world_size {
+        return Err(failed(format!(
+            "rank {rank} of {world_size}; at most {MAX_RANKS} are possible"
+        )));
+    }
+    let deadline = Instant::now() + timeout;
+    // The file stays open, for the others to find, until all have joined.
+    let (_file, segment) = if rank == 0 {
+        let (file, segment) = publish(world_size, store, key)?;
+        (Some(file), segment)
+    } else {
+        (None, attach(world_size, store, key, timeout)?)
+    };
+    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    let rounds = Rounds::join(segment, rank, left, timeout).map_err(|error| match error {
+        CommError::Aborted { .. } => error,
+        other => failed(other.to_string()),
+    })?;
+    Ok(Shm { executor: Executor::new(ShmEngine::new(rounds)), finalized: AtomicBool::new(false) })
+}
+
+fn failed(reason: String) -> CommError {
+    CommError::Connect { backend: BACKEND, reason }
+}
+
+fn publish(world_size: usize, store: &dyn Store, key: &str) -> Result<(File, Segment)> {
+    let create = || {
+        let (file, locator, mapping) = memory::create(Segment::size_bytes(world_size))?;
+        let nonce = memory::random()?;
+        std::io::Result::Ok((file, locator, Segment::initialise(mapping, world_size, nonce), nonce))
+    };
+    let (file, locator, segment, nonce) =
+        create().map_err(|error| failed(format!("cannot make shared memory: {error}")))?;
+    store.put(key, &format!("{} {} {nonce:x}", locator.pid, locator.fd))?;
+    Ok((file, segment))
+}
+
+fn attach(world_size: usize, store: &dyn Store, key: &str, timeout: Duration) -> Result<Segment> {
+    let text = store.get(key, timeout)?;
+    let (locator, nonce) = parse(&text)
+        .ok_or_else(|| failed(format!("{key:?} in the store is {text:?}, not a segment")))?;
+    memory::open(locator, Segment::size_bytes(world_size))
+        .and_then(|mapping| Segment::attach(mapping, world_size, nonce))
+        .map_err(|error| {
+            failed(format!(
+                "cannot open rank 0's shared memory ({error}); all ranks must run on one machine, \
+                 as one user, in one PID namespace"
+            ))
+        })
+}
+
+fn parse(text: &str) -> Option<(Locator, u64)> {
+    let mut words = text.split(' ');
+    let pid = words.next()?.parse().ok()?;
+    let fd = words.next()?.parse().ok()?;
+    let nonce = u64::from_str_radix(words.next()?, 16).ok()?;
+    words.next().is_none().then_some((Locator { pid, fd }, nonce))
+}
+
+impl Shm {
+    fn rounds(&self) -> &Rounds {
+        &self.executor.engine().rounds
+    }
+
+    fn check(&self, collective: Collective, buffer: &RawBuffer) -> Result<()> {
+        if buffer.place != Place::Host {
+            let what = "reach memory of a GPU".to_owned();
+            return Err(CommError::Unsupported { backend: BACKEND, what });
+        }
+        check_request(BACKEND, collective, buffer, self.world_size())
+    }
+}
+
+impl Communicator for Shm {
+    fn rank(&self) -> usize {
+        self.rounds().rank()
+    }
+
+    fn world_size(&self) -> usize {
+        self.rounds().segment().world_size()
+    }
+
+    fn backend(&self) -> &'static str {
+        BACKEND
+    }
+
+    unsafe fn start(&self, collective: Collective, buffer: RawBuffer) -> Result<Work> {
+        self.check(collective, &buffer)?;
+        self.executor.start(collective, buffer)
+    }
+
+    unsafe fn run(&self, collective: Collective, buffer: RawBuffer) -> Result<()> {
+        self.check(collective, &buffer)?;
+        self.executor.run(collective, buffer)
+    }
+
+    fn alloc_shared(&self, len_bytes: usize) -> Result<Option<SharedMemory>> {
+        let allocate = |engine: &ShmEngine, sequence| engine.alloc_shared(len_bytes, sequence);
+        self.executor.exclusive(allocate)?.map(Some)
+    }
+
+    fn abort(&self, reason: &str) {
+        self.rounds().publish_failure(FailureKind::Abort, reason);
+        self.executor.close(CommError::Aborted { by: self.rank(), reason: reason.to_owned() });
+    }
+
+    fn finalize(&self) -> Result<()> {
+        if self.finalized.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.executor.exclusive(ShmEngine::finalize)?;
+        self.finalized.store(true, Ordering::Release);
+        let what = "run a collective after finalize".to_owned();
+        self.executor.close(CommError::Unsupported { backend: BACKEND, what });
+        Ok(())
+    }
+}
+
+impl Drop for Shm {
+    fn drop(&mut self) {
+        if !*self.finalized.get_mut() {
+            // Peers learn it now rather than at their deadline.
+            let reason = format!("rank {} left before the end", self.rank());
+            self.rounds().publish_failure(FailureKind::Abort, &reason);
+        }
+    }
+}

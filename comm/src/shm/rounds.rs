@@ -1,0 +1,298 @@
+//! How ranks wait for each other: numbered rounds, a futex, deadlines.
+//!
+//! A rank *posts* a round when it has written what it has for it, and *waits* until all have posted
+//! that round. What was written before round `t` was posted may be read after waiting for `t` and
+//! until the reader posts `t + 2`; so with [`super::segment::DEPTH`] = 3 places, used in turn, a rank
+//! that has waited for `t + 2` may write where it wrote for `t`. Between posting and waiting a rank
+//! works on what the previous round brought, so it seldom has to sleep.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
+use std::time::{Duration, Instant};
+
+use super::segment::{Call, Segment};
+use crate::{CommError, Result};
+
+/// Asleep, a rank looks this often whether its peers live and whether its deadline has passed.
+const TICK: Duration = Duration::from_millis(50);
+
+/// What a [`super::segment::FailureRecord`] records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum FailureKind {
+    /// Somebody called `abort`, or left.
+    Abort = 1,
+    /// A deadline passed.
+    Timeout = 2,
+    /// Anything else.
+    Other = 3,
+}
+
+/// What a rank waits in, for its errors.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct At {
+    pub(super) call: Call,
+    pub(super) sequence: u64,
+}
+
+/// A rank's place in the rounds.
+pub(super) struct Rounds {
+    segment: Segment,
+    rank: usize,
+    /// The last round that this rank has posted.
+    posted: AtomicU64,
+    timeout: Duration,
+    spins: u32,
+    peers: Vec<Liveness>,
+}
+
+/// What tells whether a peer's process is there.
+enum Liveness {
+    /// Not looked at: this process itself, or a kernel without pidfd.
+    Unknown,
+    Watched(OwnedFd),
+    Gone,
+}
+
+impl Rounds {
+    /// Announces this process in its slot, and waits until all have, for `join_timeout`; later waits
+    /// last for `timeout`.
+    pub(super) fn join(
+        segment: Segment,
+        rank: usize,
+        join_timeout: Duration,
+        timeout: Duration,
+    ) -> Result<Self> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        // Where every core has a rank, a spinning one takes time from the one it waits for.
+        let spins = if cores > segment.world_size() { 2000 } else { 20 };
+        segment.slots()[rank].pid.store(std::process::id(), Release);
+        let posted = AtomicU64::new(0);
+        let mut rounds =
+            Self { segment, rank, posted, timeout: join_timeout, spins, peers: Vec::new() };
+        let round = rounds.post();
+        rounds.wait(round, At { call: Call::CONNECT, sequence: 0 })?;
+        let pids = rounds.segment.slots().iter().map(|slot| slot.pid.load(Acquire));
+        rounds.peers = pids.map(Liveness::watch).collect();
+        rounds.timeout = timeout;
+        Ok(rounds)
+    }
+
+    pub(super) fn segment(&self) -> &Segment {
+        &self.segment
+    }
+
+    pub(super) fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// Refuses to begin what peers that have given up would leave undone.
+    pub(super) fn check(&self) -> Result<()> {
+        match self.segment.header().failure.read() {
+            Some((by, _, reason)) => Err(CommError::Aborted { by, reason }),
+            None => Ok(()),
+        }
+    }
+
+    /// The round that this rank posts next.
+    pub(super) fn next(&self) -> u64 {
+        self.posted.load(Relaxed) + 1
+    }
+
+    /// Says that this rank has written all that it has for the next round, and has read all that it
+    /// wants of the round before the previous one.
+    pub(super) fn post(&self) -> u64 {
+        let round = self.next();
+        self.posted.store(round, Relaxed);
+        self.segment.slots()[self.rank].posted.store(low(round), SeqCst);
+        if self.segment.slots().iter().all(|slot| reached(slot.posted.load(SeqCst), round)) {
+            let bell = &self.segment.header().bell;
+            bell.round.store(low(round), SeqCst);
+            if bell.sleepers.load(SeqCst) > 0 {
+                wake_all(&bell.round);
+            }
+        }
+        round
+    }
+
+    /// Waits until every rank has posted `round`.
+    pub(super) fn wait(&self, round: u64, at: At) -> Result<()> {
+        let bell = &self.segment.header().bell;
+        for _ in 0..=self.spins {
+            if reached(bell.round.load(Acquire), round) {
+                return Ok(());
+            }
+            std::hint::spin_loop();
+        }
+        bell.sleepers.fetch_add(1, SeqCst);
+        let result = self.sleep(round, at);
+        bell.sleepers.fetch_sub(1, SeqCst);
+        result
+    }
+
+    fn sleep(&self, round: u64, at: At) -> Result<()> {
+        let start = Instant::now();
+        let bell = &self.segment.header().bell;
+        loop {
+            let seen = bell.round.load(SeqCst);
+            if reached(seen, round) {
+                return Ok(());
+            }
+            // A rank that was killed between posting and ringing has posted all the same.
+            let missing = self.missing(round);
+            if missing.is_empty() {
+                std::sync::atomic::fence(SeqCst);
+                return Ok(());
+            }
+            let waited = start.elapsed();
+            if let Some(error) = self.failure(&missing, waited, at) {
+                return Err(error);
+            }
+            sleep_on(&bell.round, seen, TICK.min(self.timeout - waited));
+        }
+    }
+
+    fn missing(&self, round: u64) -> Vec<usize> {
+        let slots = self.segment.slots().iter().enumerate();
+        slots
+            .filter(|(_, slot)| !reached(slot.posted.load(SeqCst), round))
+            .map(|(r, _)| r)
+            .collect()
+    }
+
+    /// Why waiting for `missing` makes no sense any more.
+    fn failure(&self, missing: &[usize], waited: Duration, at: At) -> Option<CommError> {
+        let recorded = self.segment.header().failure.read();
+        if let Some((by, kind, reason)) = &recorded
+            && *kind == FailureKind::Abort as u32
+        {
+            return Some(CommError::Aborted { by: *by, reason: reason.clone() });
+        }
+        if let Some(&rank) = missing.iter().find(|&&rank| self.is_gone(rank)) {
+            let pid = self.segment.slots()[rank].pid.load(Acquire);
+            let (op, sequence) = (at.call.name(), at.sequence);
+            return Some(CommError::PeerGone { rank, pid, op, sequence });
+        }
+        if let Some((by, kind, reason)) = recorded {
+            let others: Vec<_> = missing.iter().copied().filter(|&rank| rank != by).collect();
+            if kind == FailureKind::Timeout as u32 && !others.is_empty() {
+                return Some(self.timeout(others, waited, at));
+            }
+            return Some(CommError::Aborted { by, reason });
+        }
+        (waited >= self.timeout).then(|| self.timeout(missing.to_vec(), waited, at))
+    }
+
+    fn is_gone(&self, rank: usize) -> bool {
+        self.peers.get(rank).is_some_and(Liveness::is_gone)
+    }
+
+    fn timeout(&self, missing: Vec<usize>, waited: Duration, at: At) -> CommError {
+        let detail: Vec<_> = missing.iter().map(|&rank| self.last_joined(rank, at)).collect();
+        CommError::Timeout {
+            op: at.call.name(),
+            sequence: at.sequence,
+            rank: self.rank,
+            missing,
+            waited,
+            detail: detail.join("; "),
+        }
+    }
+
+    /// What is known of a rank that is waited for.
+    fn last_joined(&self, rank: usize, at: At) -> String {
+        let slot = &self.segment.slots()[rank];
+        if slot.pid.load(Acquire) == 0 {
+            return format!("rank {rank} never connected");
+        }
+        let Some(sequence) = slot.joined.load(Acquire).checked_sub(1) else {
+            return format!("rank {rank} has joined no collective yet");
+        };
+        let call = slot.prints[(sequence % 2) as usize].call().describe();
+        if sequence == at.sequence {
+            format!("rank {rank} joined this {call} and stopped in it")
+        } else {
+            format!("rank {rank} last joined {call}, #{sequence}")
+        }
+    }
+
+    /// Makes every rank's waits fail, present and future.
+    pub(super) fn publish_failure(&self, kind: FailureKind, reason: &str) {
+        self.segment.header().failure.publish(self.rank, kind as u32, reason);
+        wake_all(&self.segment.header().bell.round);
+    }
+}
+
+impl Liveness {
+    fn watch(pid: u32) -> Self {
+        let Ok(signed) = libc::pid_t::try_from(pid) else { return Self::Unknown };
+        if pid == std::process::id() {
+            return Self::Unknown;
+        }
+        // A pidfd, unlike the number, is never another process's, and knows a zombie for dead.
+        // SAFETY: plain system call; a new descriptor comes back or -1.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, signed, 0) };
+        match i32::try_from(fd) {
+            // SAFETY: the descriptor is new, so nothing else owns it.
+            Ok(fd) if fd >= 0 => Self::Watched(unsafe { OwnedFd::from_raw_fd(fd) }),
+            _ if io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH) => Self::Gone,
+            _ => Self::Unknown,
+        }
+    }
+
+    fn is_gone(&self) -> bool {
+        match self {
+            Self::Unknown => false,
+            Self::Gone => true,
+            Self::Watched(fd) => {
+                let mut poll =
+                    libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+                // SAFETY: `poll` is one valid entry, and a timeout of 0 returns at once.
+                unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+            }
+        }
+    }
+}
+
+fn low(round: u64) -> u32 {
+    (round & u64::from(u32::MAX)) as u32
+}
+
+/// Whether a counter cut to 32 bits has come to `round`.
+fn reached(counter: u32, round: u64) -> bool {
+    counter.wrapping_sub(low(round)) < 1 << 31
+}
+
+fn sleep_on(word: &AtomicU32, seen: u32, limit: Duration) {
+    let limit = libc::timespec {
+        tv_sec: libc::time_t::try_from(limit.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: limit.subsec_nanos().into(),
+    };
+    // Not FUTEX_PRIVATE_FLAG: the word is shared between processes.
+    // SAFETY: the word and the limit outlive the call; every return means "look again".
+    unsafe {
+        libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, seen, &raw const limit);
+    }
+}
+
+fn wake_all(word: &AtomicU32) {
+    // SAFETY: the word is valid; the call only wakes sleepers.
+    unsafe {
+        libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_go_on_past_32_bits() {
+        let last = u64::from(u32::MAX);
+        assert!(reached(low(last), last));
+        assert!(!reached(low(last), last + 1));
+        assert!(reached(low(last + 1), last));
+        assert!(reached(low(last + 1), last + 1));
+    }
+}

@@ -1,0 +1,43 @@
+//! A group of one rank: every collective leaves the buffer as it is.
+
+use std::sync::OnceLock;
+
+use crate::communicator::check_request;
+use crate::{Collective, CommError, Communicator, RawBuffer, Result, Work};
+
+/// The communicator of a job with one rank, wherever its buffers lie.
+#[derive(Debug, Default)]
+pub struct Single {
+    aborted: OnceLock<String>,
+}
+
+impl Communicator for Single {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn world_size(&self) -> usize {
+        1
+    }
+
+    fn backend(&self) -> &'static str {
+        "single"
+    }
+
+    unsafe fn start(&self, collective: Collective, buffer: RawBuffer) -> Result<Work> {
+        if let Some(reason) = self.aborted.get() {
+            return Err(CommError::Aborted { by: 0, reason: reason.clone() });
+        }
+        check_request(self.backend(), collective, &buffer, 1)?;
+        Ok(Work::done())
+    }
+
+    fn abort(&self, reason: &str) {
+        // The first reason stays.
+        let _ = self.aborted.set(reason.to_owned());
+    }
+
+    fn finalize(&self) -> Result<()> {
+        Ok(())
+    }
+}
