@@ -51,6 +51,24 @@ pub enum DataError {
         /// Why not: a full disk, for one.
         source: io::Error,
     },
+    /// It cannot be downloaded.
+    #[error("{url}: {problem}; {WAYS}")]
+    Download {
+        /// From where.
+        url: String,
+        /// Why not.
+        problem: String,
+    },
+    /// What was downloaded, twice, is not what it should be.
+    #[error("{url}: the MD5 of what it sends is {found} instead of {wanted}; {WAYS}")]
+    Md5 {
+        /// From where.
+        url: String,
+        /// Of what came.
+        found: String,
+        /// Of the data set.
+        wanted: String,
+    },
 }
 
 impl DataError {

@@ -4,6 +4,7 @@
 //! into memory. Does not read the environment: the value of [`CIFAR10_DIR`] is an argument.
 
 mod cifar10;
+mod download;
 mod error;
 mod prepare;
 mod synthetic;
