@@ -1,0 +1,286 @@
+//! The launcher's end of the control connections.
+//!
+//! Ranks leave values for each other here, say what they do, and are asked to stop. One coordinator
+//! serves one attempt at the job, so that no value outlives the processes that it is about.
+
+use std::collections::HashMap;
+use std::fs::Permissions;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use comm::control::{self, MAX_FRAME_BYTES, PROTOCOL, ToLauncher, ToTrainer};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::OwnedReadHalf;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc::{self, UnboundedSender};
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+/// A process that connects must say who it is within this time.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longer paths of a socket cannot be bound (`sun_path`, with its final zero).
+const MAX_SOCKET_PATH_BYTES: usize = 107;
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What a rank said.
+#[derive(Debug)]
+pub enum Message {
+    /// Something for the launcher itself.
+    Said {
+        /// Which rank.
+        rank: usize,
+        /// What.
+        message: ToLauncher,
+    },
+    /// Its hello does not fit this launcher.
+    Refused {
+        /// Which rank.
+        rank: usize,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Listens to all ranks. The socket is gone when this is dropped.
+pub struct Coordinator {
+    shared: Arc<Shared>,
+    socket: PathBuf,
+    accepting: AbortHandle,
+    _folder: TempDir,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    connections: Vec<watch::Sender<Connection>>,
+    messages: UnboundedSender<Message>,
+}
+
+#[derive(Default)]
+struct State {
+    values: HashMap<String, String>,
+    waiting: HashMap<String, Vec<usize>>,
+    ranks: HashMap<usize, UnboundedSender<ToTrainer>>,
+    stop: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Connection {
+    NotYet,
+    Open,
+    Closed,
+}
+
+impl Coordinator {
+    /// Listens for `world_size` ranks on a socket that only this user can reach. What they say goes
+    /// to `messages`, a rank's messages in order.
+    ///
+    /// # Errors
+    /// When there can be no such socket.
+    pub fn listen(world_size: usize, messages: UnboundedSender<Message>) -> io::Result<Self> {
+        let (folder, socket) = private_socket_path()?;
+        let listener = UnixListener::bind(&socket)?;
+        let connections = (0..world_size).map(|_| watch::Sender::new(Connection::NotYet)).collect();
+        let shared = Arc::new(Shared { state: Mutex::default(), connections, messages });
+        let accepting = tokio::spawn(accept(listener, Arc::clone(&shared))).abort_handle();
+        Ok(Self { shared, socket, accepting, _folder: folder })
+    }
+
+    /// Where ranks connect.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Asks all ranks to save a checkpoint and exit, those that connect later too.
+    pub fn stop(&self, reason: &str) {
+        let mut state = self.shared.state();
+        state.stop = Some(reason.to_owned());
+        for rank in state.ranks.values() {
+            // One that is gone needs no asking.
+            let _ = rank.send(ToTrainer::Stop { reason: reason.to_owned() });
+        }
+    }
+
+    /// To wait for what `rank`, whose process has ended, had said before.
+    pub fn drained(&self, rank: usize) -> impl Future<Output = ()> + Send + use<> {
+        let mut connection = self.shared.connections[rank].subscribe();
+        async move {
+            // The sender lives as long as the coordinator; without one there is nothing to wait for.
+            let _ = connection.wait_for(|state| *state == Connection::Closed).await;
+        }
+    }
+}
+
+impl Drop for Coordinator {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+fn private_socket_path() -> io::Result<(TempDir, PathBuf)> {
+    let build = |parent: &Path| -> io::Result<(TempDir, PathBuf)> {
+        let only_me = Permissions::from_mode(0o700);
+        let folder =
+            tempfile::Builder::new().prefix("lockstep-").permissions(only_me).tempdir_in(parent)?;
+        let socket = folder.path().join("control");
+        Ok((folder, socket))
+    };
+    let (folder, socket) = build(&std::env::temp_dir())?;
+    if socket.as_os_str().len() <= MAX_SOCKET_PATH_BYTES {
+        return Ok((folder, socket));
+    }
+    build(Path::new("/tmp"))
+}
+
+async fn accept(listener: UnixListener, shared: Arc<Shared>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                tokio::spawn(serve(stream, Arc::clone(&shared)));
+            }
+            Err(error) => {
+                tracing::warn!("cannot accept a control connection: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn serve(stream: UnixStream, shared: Arc<Shared>) {
+    let (mut reader, mut writer) = stream.into_split();
+    let hello = match tokio::time::timeout(HELLO_TIMEOUT, read_message(&mut reader)).await {
+        Ok(Ok(Some(hello))) => hello,
+        _ => return tracing::warn!("a process connected and did not say which rank it is"),
+    };
+    let (sender, mut outgoing) = mpsc::unbounded_channel();
+    let rank = match shared.welcome(&hello, sender) {
+        Ok(rank) => rank,
+        Err(reason) => return tracing::warn!("control connection refused: {reason}"),
+    };
+    let writing = tokio::spawn(async move {
+        while let Some(message) = outgoing.recv().await {
+            let Ok(frame) = control::encode(&message) else { continue };
+            if writer.write_all(&frame).await.is_err() {
+                break;
+            }
+        }
+    });
+    loop {
+        match read_message(&mut reader).await {
+            Ok(Some(message)) => shared.take(rank, message),
+            Ok(None) => break,
+            Err(error) => {
+                tracing::warn!("control connection of rank {rank}: {error}");
+                break;
+            }
+        }
+    }
+    shared.state().ranks.remove(&rank);
+    writing.abort();
+    shared.connections[rank].send_replace(Connection::Closed);
+}
+
+async fn read_message(reader: &mut OwnedReadHalf) -> io::Result<Option<ToLauncher>> {
+    let mut length = [0; 4];
+    match reader.read_exact(&mut length).await {
+        Err(error) if is_end(&error) => return Ok(None),
+        other => other?,
+    };
+    let length = u32::from_le_bytes(length) as usize;
+    if length > MAX_FRAME_BYTES {
+        let text = format!("a frame of {length} bytes, more than {MAX_FRAME_BYTES}");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).await?;
+    control::decode(&body).map(Some)
+}
+
+fn is_end(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The rank that says hello, or why it is not served.
+    fn welcome(
+        &self,
+        hello: &ToLauncher,
+        sender: UnboundedSender<ToTrainer>,
+    ) -> Result<usize, String> {
+        let ToLauncher::Hello { protocol, rank, pid, version } = hello else {
+            return Err("the first message was not a hello".to_owned());
+        };
+        if *rank >= self.connections.len() {
+            return Err(format!("process {pid} says it is rank {rank}, which does not exist"));
+        }
+        if (*protocol, version.as_str()) != (PROTOCOL, VERSION) {
+            let reason = format!(
+                "the trainer is version {version} (protocol {protocol}), the launcher {VERSION} \
+                 (protocol {PROTOCOL}); build both from the same source"
+            );
+            self.send(Message::Refused { rank: *rank, reason: reason.clone() });
+            return Err(reason);
+        }
+        let mut state = self.state();
+        if state.ranks.contains_key(rank) {
+            return Err(format!(
+                "process {pid} says it is rank {rank}, which is connected already"
+            ));
+        }
+        if let Some(reason) = &state.stop {
+            // The receiver is alive: the caller holds it.
+            let _ = sender.send(ToTrainer::Stop { reason: reason.clone() });
+        }
+        state.ranks.insert(*rank, sender);
+        self.connections[*rank].send_replace(Connection::Open);
+        Ok(*rank)
+    }
+
+    fn take(&self, rank: usize, message: ToLauncher) {
+        match message {
+            ToLauncher::Put { key, value } => self.state().put(key, value),
+            ToLauncher::Get { key } => self.state().get(rank, key),
+            message => self.send(Message::Said { rank, message }),
+        }
+    }
+
+    fn send(&self, message: Message) {
+        // Nobody listens any more when the attempt is over.
+        let _ = self.messages.send(message);
+    }
+}
+
+impl State {
+    /// The first value of a key stays: ranks may have acted on it.
+    fn put(&mut self, key: String, value: String) {
+        for rank in self.waiting.remove(&key).unwrap_or_default() {
+            self.answer(rank, &key, &value);
+        }
+        self.values.entry(key).or_insert(value);
+    }
+
+    fn get(&mut self, rank: usize, key: String) {
+        match self.values.get(&key).cloned() {
+            Some(value) => self.answer(rank, &key, &value),
+            None => self.waiting.entry(key).or_default().push(rank),
+        }
+    }
+
+    fn answer(&self, rank: usize, key: &str, value: &str) {
+        if let Some(sender) = self.ranks.get(&rank) {
+            let _ = sender.send(ToTrainer::Value { key: key.to_owned(), value: value.to_owned() });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

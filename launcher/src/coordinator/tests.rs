@@ -1,0 +1,128 @@
+use comm::bootstrap::Store;
+use comm::control::{ControlClient, Phase, StopFlag};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::*;
+
+const SOON: Duration = Duration::from_secs(10);
+
+fn listen(world_size: usize) -> (Coordinator, UnboundedReceiver<Message>) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    (Coordinator::listen(world_size, sender).unwrap(), receiver)
+}
+
+/// Runs the trainer's blocking end beside the coordinator.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || sender.send(work()));
+    receiver.await.unwrap()
+}
+
+#[tokio::test]
+async fn ranks_find_each_others_values_in_either_order() {
+    let (coordinator, _messages) = listen(2);
+    let socket = coordinator.socket().to_owned();
+    let found = blocking(move || {
+        let first = ControlClient::connect(&socket, 0, StopFlag::default()).unwrap();
+        let second = ControlClient::connect(&socket, 1, StopFlag::default()).unwrap();
+        first.put("early", "1").unwrap();
+        let early = second.get("early", SOON).unwrap();
+        let late = std::thread::scope(|scope| {
+            let late = scope.spawn(|| second.get("late", SOON).unwrap());
+            first.put("late", "2").unwrap();
+            first.put("late", "3").unwrap();
+            late.join().unwrap()
+        });
+        [early, late, second.get("late", SOON).unwrap()]
+    });
+    assert_eq!(found.await, ["1", "2", "2"]);
+}
+
+#[tokio::test]
+async fn what_a_rank_said_comes_before_its_connection_counts_as_drained() {
+    let (coordinator, mut messages) = listen(1);
+    let socket = coordinator.socket().to_owned();
+    blocking(move || {
+        let client = ControlClient::connect(&socket, 0, StopFlag::default()).unwrap();
+        client.send(&ToLauncher::State { phase: Phase::Training, epoch: 1, step: 3 }).unwrap();
+        client.send(&ToLauncher::Failed { exit_code: 6, message: "NaN".into() }).unwrap();
+        // The reading thread of a client holds the connection until its process ends.
+        std::mem::forget(client);
+        std::os::unix::net::UnixStream::connect(&socket).unwrap()
+    })
+    .await;
+    let Some(Message::Said { rank: 0, message: ToLauncher::State { step: 3, .. } }) =
+        messages.recv().await
+    else {
+        panic!("no state")
+    };
+    let Some(Message::Said { message: ToLauncher::Failed { exit_code: 6, .. }, .. }) =
+        messages.recv().await
+    else {
+        panic!("no failure")
+    };
+}
+
+#[tokio::test]
+async fn a_closed_connection_is_drained() {
+    let (coordinator, mut messages) = listen(1);
+    let socket = coordinator.socket().to_owned();
+    blocking(move || {
+        let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+        let version = VERSION.to_owned();
+        let hello = ToLauncher::Hello { protocol: PROTOCOL, rank: 0, pid: 1, version };
+        control::write_frame(&mut stream, &hello).unwrap();
+        let failed = ToLauncher::Failed { exit_code: 7, message: "out of memory".into() };
+        control::write_frame(&mut stream, &failed).unwrap();
+    })
+    .await;
+    coordinator.drained(0).await;
+    assert!(matches!(
+        messages.try_recv(),
+        Ok(Message::Said { message: ToLauncher::Failed { exit_code: 7, .. }, .. })
+    ));
+}
+
+#[tokio::test]
+async fn ranks_that_connect_after_a_stop_are_asked_too() {
+    let (coordinator, _messages) = listen(2);
+    coordinator.stop("SIGTERM");
+    let socket = coordinator.socket().to_owned();
+    let received = blocking(move || {
+        let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+        let version = VERSION.to_owned();
+        let hello = ToLauncher::Hello { protocol: PROTOCOL, rank: 1, pid: 1, version };
+        control::write_frame(&mut stream, &hello).unwrap();
+        control::read_frame::<ToTrainer>(&mut stream).unwrap()
+    });
+    assert_eq!(received.await, Some(ToTrainer::Stop { reason: "SIGTERM".into() }));
+}
+
+#[tokio::test]
+async fn a_trainer_of_another_version_is_refused_by_name() {
+    let (coordinator, mut messages) = listen(1);
+    let socket = coordinator.socket().to_owned();
+    blocking(move || {
+        let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+        let hello =
+            ToLauncher::Hello { protocol: PROTOCOL + 1, rank: 0, pid: 1, version: "9.9.9".into() };
+        control::write_frame(&mut stream, &hello).unwrap();
+        assert_eq!(control::read_frame::<ToTrainer>(&mut stream).unwrap(), None);
+    })
+    .await;
+    let Some(Message::Refused { rank: 0, reason }) = messages.recv().await else {
+        panic!("not refused")
+    };
+    assert!(reason.contains("9.9.9") && reason.contains(VERSION), "{reason}");
+}
+
+#[tokio::test]
+async fn the_socket_is_private_and_goes_away() {
+    let (coordinator, _messages) = listen(1);
+    let socket = coordinator.socket().to_owned();
+    let folder = socket.parent().unwrap().to_owned();
+    assert_eq!(folder.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+    assert!(socket.as_os_str().len() <= MAX_SOCKET_PATH_BYTES);
+    drop(coordinator);
+    assert!(!folder.exists());
+}

@@ -1,0 +1,85 @@
+//! What can keep a job from starting, and the exit code of each.
+
+use std::io;
+use std::path::PathBuf;
+
+use job::ExitCode;
+
+use crate::plan::PlanError;
+
+/// A job that cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] job::config::ConfigError),
+    /// The configuration, the devices and the command line do not fit.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The data set is missing or bad.
+    #[error(transparent)]
+    Data(#[from] job::dataset::DataError),
+    /// The run directory cannot be used.
+    #[error(transparent)]
+    RunDir(#[from] job::run_dir::RunDirError),
+    /// More than one machine was asked for.
+    #[error("{0}: several machines are not supported in this version; run on one, without it")]
+    SeveralNodes(String),
+    /// `srun` started more than one launcher on this machine.
+    #[error(
+        "srun started {0} launchers on this machine; one launcher starts all ranks: \
+         srun --ntasks-per-node=1, or sbatch slurm/train.sh"
+    )]
+    SeveralLaunchers(usize),
+    /// There is no trainer to start.
+    #[error(
+        "no trainer: neither {} nor `trainer` in a directory of PATH; build it with \
+         `cargo build --release -p trainer`",
+        beside.display()
+    )]
+    NoTrainer {
+        /// The first place looked at.
+        beside: PathBuf,
+    },
+    /// A trainer could not be started.
+    #[error("cannot start rank {rank} ({}): {source}", trainer.display())]
+    Spawn {
+        /// The rank.
+        rank: usize,
+        /// The program.
+        trainer: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The operating system refused something that supervision needs.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What was tried.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl LaunchError {
+    /// How the launcher ends.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Config(error) => error.exit_code(),
+            Self::Data(error) => error.exit_code(),
+            Self::RunDir(error) => error.exit_code(),
+            Self::Plan(error) => error.exit_code(),
+            Self::SeveralNodes(_)
+            | Self::SeveralLaunchers(_)
+            | Self::NoTrainer { .. }
+            | Self::Spawn { .. }
+            | Self::System { .. } => ExitCode::Setup,
+        }
+    }
+
+    /// For `map_err`: what was tried.
+    pub fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::System { what, source }
+    }
+}

@@ -1,0 +1,209 @@
+//! What ranks write: to their files, the first rank's also to the terminal, the end of it kept.
+//!
+//! One thread a rank, so that a slow disk or terminal delays nobody but that rank.
+
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io::{self, PipeReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::oneshot;
+
+use crate::console::Console;
+
+/// Lines kept of each rank for the verdict.
+const TAIL_LINES: usize = 20;
+
+/// A line is cut here, so that a rank that never ends one cannot fill the memory.
+const MAX_LINE_BYTES: usize = 8 * 1024;
+
+/// A rank's output, being read.
+pub struct RankLog {
+    path: PathBuf,
+    tail: Arc<Mutex<VecDeque<String>>>,
+    done: oneshot::Receiver<()>,
+}
+
+impl RankLog {
+    /// Reads `output` to its end on a thread of its own: appends it to the file at `path` and, where
+    /// `console` is given, shows it there.
+    ///
+    /// A file that cannot be written to is warned about once.
+    ///
+    /// # Errors
+    /// When there can be no thread.
+    pub fn start(
+        rank: usize,
+        path: PathBuf,
+        output: PipeReader,
+        console: Option<Console>,
+    ) -> io::Result<Self> {
+        let tail = Arc::<Mutex<VecDeque<String>>>::default();
+        let (end, done) = oneshot::channel();
+        let mut file = LogFile::open(&path);
+        let thread_tail = Arc::clone(&tail);
+        let take = move |line: String| {
+            if let Some(console) = &console {
+                console.rank_line(rank, &line);
+            }
+            let mut tail = thread_tail.lock().unwrap_or_else(PoisonError::into_inner);
+            if tail.len() == TAIL_LINES {
+                tail.pop_front();
+            }
+            tail.push_back(line);
+        };
+        std::thread::Builder::new().name(format!("log-{rank}")).spawn(move || {
+            pump(output, &mut file, take);
+            drop(end);
+        })?;
+        Ok(Self { path, tail, done })
+    }
+
+    /// Waits until the output has ended.
+    pub async fn ended(&mut self) {
+        // The sender is never used, only dropped.
+        let _ = (&mut self.done).await;
+    }
+
+    /// The last lines.
+    pub fn tail(&self) -> Vec<String> {
+        self.tail.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn pump(mut output: impl Read, file: &mut LogFile, mut take: impl FnMut(String)) {
+    let mut lines = Lines::default();
+    let mut chunk = vec![0; 64 * 1024];
+    loop {
+        match output.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(count) => {
+                file.write(&chunk[..count]);
+                lines.push(&chunk[..count], &mut take);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+    lines.end(&mut take);
+}
+
+struct LogFile {
+    path: PathBuf,
+    file: Option<File>,
+}
+
+impl LogFile {
+    fn open(path: &Path) -> Self {
+        let mut log = Self { path: path.to_owned(), file: None };
+        match OpenOptions::new().append(true).create(true).open(path) {
+            Ok(file) => log.file = Some(file),
+            Err(error) => log.give_up(&error),
+        }
+        log
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(Err(error)) = self.file.as_mut().map(|file| file.write_all(bytes)) {
+            self.give_up(&error);
+        }
+    }
+
+    fn give_up(&mut self, error: &io::Error) {
+        tracing::warn!("cannot write {}: {error}; this log ends here", self.path.display());
+        self.file = None;
+    }
+}
+
+/// Cuts a stream of bytes into lines.
+#[derive(Default)]
+struct Lines {
+    partial: Vec<u8>,
+}
+
+impl Lines {
+    fn push(&mut self, bytes: &[u8], take: &mut impl FnMut(String)) {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            self.partial.extend_from_slice(piece);
+            if piece.ends_with(b"\n") || self.partial.len() >= MAX_LINE_BYTES {
+                self.end(take);
+            }
+        }
+    }
+
+    fn end(&mut self, take: &mut impl FnMut(String)) {
+        let text = String::from_utf8_lossy(&self.partial);
+        let text = text.trim_end_matches(['\n', '\r']);
+        // What a carriage return overwrote on a terminal is not worth showing.
+        let shown = text.rsplit('\r').next().unwrap_or(text);
+        if !shown.is_empty() {
+            take(shown.to_owned());
+        }
+        self.partial.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(chunks: &[&[u8]]) -> Vec<String> {
+        let mut taken = Vec::new();
+        let mut lines = Lines::default();
+        for chunk in chunks {
+            lines.push(chunk, &mut |line| taken.push(line));
+        }
+        lines.end(&mut |line| taken.push(line));
+        taken
+    }
+
+    #[test]
+    fn lines_are_put_together_across_reads() {
+        assert_eq!(lines(&[b"on", b"e\ntwo\nth", b"ree"]), ["one", "two", "three"]);
+        assert_eq!(lines(&[b"10 %\r20 %\rdone\n", b"\xff\n"]), ["done", "\u{fffd}"]);
+        assert_eq!(lines(&[&[b'x'; MAX_LINE_BYTES + 1]]).len(), 1);
+    }
+
+    #[test]
+    fn a_line_without_end_is_cut() {
+        let taken = lines(&[&[b'x'; MAX_LINE_BYTES], &[b'y'; MAX_LINE_BYTES]]);
+        assert_eq!(taken.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn output_is_appended_and_its_end_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rank-1.log");
+        for _ in 0..2 {
+            let (reader, mut writer) = io::pipe().unwrap();
+            let mut log = RankLog::start(1, path.clone(), reader, None).unwrap();
+            for line in 0..30 {
+                writeln!(writer, "line {line}").unwrap();
+            }
+            drop(writer);
+            log.ended().await;
+            let tail = log.tail();
+            assert_eq!(
+                (tail.len(), tail[0].as_str(), tail[19].as_str()),
+                (20, "line 10", "line 29")
+            );
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 60);
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_does_not_lose_the_end_of_the_log() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        let mut log = RankLog::start(0, PathBuf::from("/dev/full"), reader, None).unwrap();
+        writeln!(writer, "cannot write the checkpoint").unwrap();
+        drop(writer);
+        log.ended().await;
+        assert_eq!(log.tail(), ["cannot write the checkpoint"]);
+    }
+}

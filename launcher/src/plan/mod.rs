@@ -1,0 +1,317 @@
+//! Who trains what on which device: decided before anything is started. Pure.
+
+mod memory;
+mod table;
+
+use std::ops::Range;
+
+use comm::env::{StartedBy, World};
+use job::config::{CommBackend, Config, Dataset};
+use job::network::Network;
+use job::{ExitCode, shard};
+
+use crate::topology::Topology;
+
+pub use memory::Memory;
+pub(crate) use table::thousands;
+
+/// Channels, height and width of an image, in both data sets.
+const IMAGE: [usize; 3] = [3, 32, 32];
+
+/// Classes of both data sets.
+const CLASSES: usize = 10;
+
+/// Which devices the command line asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// One trainer on each visible GPU.
+    AllGpus,
+    /// One trainer on each of the first `ranks` GPUs.
+    Gpus {
+        /// How many.
+        ranks: usize,
+    },
+    /// Trainers on the CPU.
+    Cpu {
+        /// How many.
+        ranks: usize,
+    },
+}
+
+/// What trainers compute on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// A part of the CPU's cores.
+    Cpu,
+    /// The GPU whose index is the local rank.
+    Cuda,
+}
+
+impl Device {
+    /// As the trainer's `--device` takes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
+/// A job that cannot be planned.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// No GPU, and the CPU was not asked for.
+    #[error(
+        "no GPU is visible here; to train on the CPU, say --cpu N: N trainers share {cores} cores"
+    )]
+    NoGpu {
+        /// Cores that this process may use.
+        cores: usize,
+    },
+    /// Fewer GPUs than asked for.
+    #[error(
+        "--gpus {asked}, but {} visible here; ask for at most that many, or train on the CPU with \
+         --cpu {asked}",
+        gpus(*visible)
+    )]
+    TooFewGpus {
+        /// How many were asked for.
+        asked: usize,
+        /// How many there are.
+        visible: usize,
+    },
+    /// The configured backend does not serve these devices.
+    #[error("comm.backend: {backend} {problem}")]
+    Backend {
+        /// Its name in the configuration.
+        backend: &'static str,
+        /// Why not, and what would do.
+        problem: &'static str,
+    },
+}
+
+fn gpus(count: usize) -> String {
+    match count {
+        0 => "no GPU is".to_owned(),
+        1 => "1 GPU is".to_owned(),
+        more => format!("{more} GPUs are"),
+    }
+}
+
+impl PlanError {
+    /// How the launcher ends.
+    pub const fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::NoGpu { .. } | Self::TooFewGpus { .. } => ExitCode::Setup,
+            Self::Backend { .. } => ExitCode::Usage,
+        }
+    }
+}
+
+/// One rank's share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RankPlan {
+    /// Its place in the job.
+    pub world: World,
+    /// Logical CPUs it is pinned to; empty: not pinned.
+    pub cpus: Vec<usize>,
+    /// Training images it takes an epoch.
+    pub train_images: usize,
+    /// Test images it evaluates.
+    pub test_images: Range<usize>,
+}
+
+/// The job.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// What all trainers compute on.
+    pub device: Device,
+    /// Over what they talk.
+    pub backend: &'static str,
+    /// OpenMP threads of each.
+    pub threads_per_rank: usize,
+    /// In order of ranks.
+    pub ranks: Vec<RankPlan>,
+    /// Training images.
+    pub train_images: usize,
+    /// Test images.
+    pub test_images: usize,
+    /// Images a rank takes a step.
+    pub batch_size_per_rank: usize,
+    /// Steps an epoch, with the last, smaller batch.
+    pub steps_per_epoch: usize,
+    /// Images of the last global batch of an epoch.
+    pub last_batch_size: usize,
+    /// Passes over the training set.
+    pub epochs: usize,
+    /// Steps of the run.
+    pub total_steps: u64,
+    /// Numbers that are trained.
+    pub parameter_count: usize,
+    /// What a rank needs, about.
+    pub memory: Memory,
+    /// What may not be as wished.
+    pub warnings: Vec<String>,
+}
+
+impl Plan {
+    /// Plans a job of `config` on the devices that `request` asks for.
+    ///
+    /// `visible_gpus`: counted by the caller; not looked at for a request for the CPU.
+    ///
+    /// # Errors
+    /// [`PlanError`] when the devices are not there or the backend does not serve them.
+    pub fn new(
+        config: &Config,
+        request: Request,
+        visible_gpus: usize,
+        topology: &Topology,
+    ) -> Result<Self, PlanError> {
+        let (device, world_size) = devices(request, visible_gpus, topology)?;
+        let backend = backend(config.comm.backend, device)?;
+        let threads_per_rank = (topology.usable() / world_size).max(1);
+        let (train_images, test_images) = image_counts(config);
+        let batch_size_per_rank = config.train.batch_size_per_rank;
+        let global_batch_size = batch_size_per_rank * world_size;
+        let steps_per_epoch = shard::steps_per_epoch(train_images, global_batch_size);
+        let run_steps = (steps_per_epoch * config.train.epochs) as u64;
+        let network = Network::new(&config.model, IMAGE, CLASSES);
+        let images = train_images + test_images;
+        let ranks = (0..world_size).map(|rank| RankPlan {
+            world: World {
+                rank,
+                world_size,
+                local_rank: rank,
+                local_world_size: world_size,
+                started_by: StartedBy::Launcher,
+            },
+            cpus: pinned_cpus(topology, rank, world_size, threads_per_rank),
+            train_images: images_per_epoch(train_images, batch_size_per_rank, rank, world_size),
+            test_images: shard::evaluation_shard(test_images, rank, world_size),
+        });
+        Ok(Self {
+            device,
+            backend,
+            threads_per_rank,
+            ranks: ranks.collect(),
+            train_images,
+            test_images,
+            batch_size_per_rank,
+            steps_per_epoch,
+            last_batch_size: train_images - steps_per_epoch.saturating_sub(1) * global_batch_size,
+            epochs: config.train.epochs,
+            total_steps: config.train.max_steps.map_or(run_steps, |max| max.min(run_steps)),
+            parameter_count: network.parameter_count(),
+            memory: Memory::estimate(config, &network, images),
+            warnings: warnings(topology, device, world_size, train_images, global_batch_size),
+        })
+    }
+
+    /// Processes in the job.
+    pub fn world_size(&self) -> usize {
+        self.ranks.len()
+    }
+
+    /// Images of all ranks a step.
+    pub fn global_batch_size(&self) -> usize {
+        self.batch_size_per_rank * self.world_size()
+    }
+}
+
+fn devices(
+    request: Request,
+    visible: usize,
+    topology: &Topology,
+) -> Result<(Device, usize), PlanError> {
+    match request {
+        Request::Cpu { ranks } => Ok((Device::Cpu, ranks)),
+        Request::Gpus { ranks: asked } if asked > visible => {
+            Err(PlanError::TooFewGpus { asked, visible })
+        }
+        Request::Gpus { ranks } => Ok((Device::Cuda, ranks)),
+        Request::AllGpus if visible == 0 => Err(PlanError::NoGpu { cores: topology.usable() }),
+        Request::AllGpus => Ok((Device::Cuda, visible)),
+    }
+}
+
+fn backend(configured: CommBackend, device: Device) -> Result<&'static str, PlanError> {
+    let wrong = |backend, problem| Err(PlanError::Backend { backend, problem });
+    match (configured, device) {
+        (CommBackend::Auto | CommBackend::Shm, Device::Cpu) => Ok("shm"),
+        (CommBackend::Auto | CommBackend::Nccl, Device::Cuda) => Ok("nccl"),
+        (CommBackend::Nccl, Device::Cpu) => {
+            wrong("nccl", "is for GPUs; with --cpu it is shm, or auto, which picks it")
+        }
+        (CommBackend::Shm, Device::Cuda) => {
+            wrong("shm", "is for the CPU; on GPUs it is nccl, or auto, which picks it")
+        }
+        (CommBackend::Mpi, _) => wrong(
+            "mpi",
+            "is for trainers that mpirun or srun starts: mpirun -n 2 trainer CONFIG, with no launcher",
+        ),
+    }
+}
+
+/// Of the training and the test set, as far as the configuration tells: CIFAR-10 may yet be replaced
+/// by synthetic images.
+fn image_counts(config: &Config) -> (usize, usize) {
+    let (train, test) = match config.data.dataset {
+        Dataset::Cifar10 => (50_000, 10_000),
+        Dataset::Synthetic => {
+            let data = &config.data;
+            return (data.train_images.unwrap_or(10_000), data.test_images.unwrap_or(2_000));
+        }
+    };
+    let limited = |all: usize, limit: Option<usize>| limit.map_or(all, |limit| limit.min(all));
+    (limited(train, config.data.train_images), limited(test, config.data.test_images))
+}
+
+fn images_per_epoch(len: usize, batch_size: usize, rank: usize, world_size: usize) -> usize {
+    let full = len / (batch_size * world_size);
+    let last = shard::next_batch(len, full * batch_size * world_size, batch_size, rank, world_size);
+    full * batch_size + last.map_or(0, |batch| batch.local.len())
+}
+
+/// A rank has its cores to itself, hyperthreads included. With more ranks than cores, they take
+/// turns. Under a quota nobody is pinned: others would be pinned to the same first cores.
+fn pinned_cpus(topology: &Topology, rank: usize, world_size: usize, threads: usize) -> Vec<usize> {
+    let cores = &topology.cores;
+    if topology.quota.is_some() || cores.is_empty() {
+        return Vec::new();
+    }
+    let mine = if world_size > cores.len() {
+        let core = rank % cores.len();
+        &cores[core..=core]
+    } else {
+        &cores[rank * threads..(rank + 1) * threads]
+    };
+    mine.concat()
+}
+
+fn warnings(
+    topology: &Topology,
+    device: Device,
+    world_size: usize,
+    train_images: usize,
+    global_batch_size: usize,
+) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let cores = topology.usable();
+    if world_size > cores {
+        let what = match device {
+            Device::Cpu => "each step takes longer than with fewer ranks",
+            Device::Cuda => "data may not keep up with the GPUs",
+        };
+        warnings.push(format!("{world_size} ranks share {cores} cores: {what}"));
+    }
+    if global_batch_size > train_images {
+        warnings.push(format!(
+            "the global batch of {global_batch_size} is larger than the training set of \
+             {train_images}: an epoch is one step"
+        ));
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,338 @@
+//! What to do when a rank fails, somebody asks to stop, or time passes.
+//!
+//! Pure: events and times go in, a decision and its reason come out. A time is the duration since
+//! the ranks were started.
+//!
+//! Once a rank has failed, no checkpoint can be saved any more, since that takes a step which all
+//! ranks complete. So the others get no SIGTERM, which asks for just that: they have [`SETTLE`] to
+//! say what they saw, and are then killed.
+
+mod blame;
+mod outcome;
+mod restart;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use comm::control::Phase;
+
+pub use outcome::{Cause, Failure, Outcome};
+pub use restart::restart;
+
+/// How long ranks may go on after the first failure, so that they can report theirs. Together with
+/// the time that killing takes, it stays well under 2 s.
+pub const SETTLE: Duration = Duration::from_millis(300);
+
+/// When a deadline is noticed this much too late, the launcher itself did not run (suspended,
+/// stopped), and the ranks probably did not either.
+const OVERSLEPT: Duration = Duration::from_secs(5);
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// With an exit status.
+    Code(i32),
+    /// Killed by a signal.
+    Signal(i32),
+}
+
+/// A signal that asks the launcher to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopSignal {
+    /// Ctrl-C.
+    Interrupt,
+    /// What `kill` and Slurm send.
+    Terminate,
+    /// What Slurm is asked to send before the time limit.
+    User1,
+    /// The terminal is gone.
+    Hangup,
+}
+
+impl StopSignal {
+    /// The signal's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Interrupt => "SIGINT",
+            Self::Terminate => "SIGTERM",
+            Self::User1 => "SIGUSR1",
+            Self::Hangup => "SIGHUP",
+        }
+    }
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A rank said what it is doing.
+    Reported {
+        /// Which rank.
+        rank: usize,
+        /// What it does.
+        phase: Phase,
+        /// In which epoch, from 1.
+        epoch: usize,
+        /// Steps since the start of the run.
+        step: u64,
+    },
+    /// A rank said that it is about to exit because of an error.
+    Failed {
+        /// Which rank.
+        rank: usize,
+        /// The exit code it announced.
+        exit_code: u8,
+        /// What it said.
+        message: String,
+    },
+    /// A rank said hello in a way that does not fit this launcher.
+    Refused {
+        /// Which rank.
+        rank: usize,
+        /// Why.
+        reason: String,
+    },
+    /// A rank's process ended.
+    Exited {
+        /// Which rank.
+        rank: usize,
+        /// How.
+        exit: Exit,
+        /// When; the event comes a little later, after what the rank had said before.
+        at: Duration,
+    },
+    /// Somebody asked the launcher to stop.
+    Signal(StopSignal),
+    /// Time passed.
+    Tick,
+}
+
+/// What to do now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// Nothing.
+    Wait,
+    /// Ask all ranks to save a checkpoint and exit.
+    AskToStop,
+    /// Kill all ranks' process groups.
+    Kill,
+    /// All ranks are gone: end like this.
+    Finish(Outcome),
+}
+
+/// What is known of a rank.
+#[derive(Debug, Clone, Default)]
+pub struct Rank {
+    /// When it last said what it is doing, and what.
+    pub report: Option<Report>,
+    /// When it said that it failed, with which exit code and message.
+    pub said: Option<(Duration, u8, String)>,
+    /// When and why it was refused.
+    pub refused: Option<(Duration, String)>,
+    /// For how long it had said nothing when the launcher gave up on it, and when that was.
+    pub silent: Option<(Duration, Duration)>,
+    /// When and how its process ended.
+    pub exited: Option<(Duration, Exit)>,
+    /// The launcher killed it.
+    pub killed: bool,
+}
+
+/// What a rank said it is doing.
+#[derive(Debug, Clone, Copy)]
+pub struct Report {
+    /// When it said so.
+    pub at: Duration,
+    /// What it does.
+    pub phase: Phase,
+    /// In which epoch, from 1.
+    pub epoch: usize,
+    /// Steps since the start of the run.
+    pub step: u64,
+}
+
+/// How long to wait for what.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// From asking all ranks to stop until those that did not are killed.
+    pub stop: Duration,
+    /// A rank that trains, evaluates or saves and says nothing for so long hangs.
+    pub silence: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Running,
+    Stopping { until: Duration },
+    Failing { kill_at: Duration },
+    Killing,
+}
+
+/// The ranks of one attempt at the job, and what has been decided about them.
+#[derive(Debug)]
+pub struct Job {
+    ranks: Vec<Rank>,
+    limits: Limits,
+    stage: Stage,
+    stop_reason: Option<String>,
+    interrupted: bool,
+    overdue: Vec<usize>,
+}
+
+impl Job {
+    /// A job whose `world_size` ranks have just been started.
+    pub fn new(world_size: usize, limits: Limits) -> Self {
+        Self {
+            ranks: vec![Rank::default(); world_size],
+            limits,
+            stage: Stage::Running,
+            stop_reason: None,
+            interrupted: false,
+            overdue: Vec::new(),
+        }
+    }
+
+    /// What is known of each rank.
+    pub fn ranks(&self) -> &[Rank] {
+        &self.ranks
+    }
+
+    /// Why the ranks were asked to stop, if they were.
+    pub fn stop_reason(&self) -> Option<&str> {
+        self.stop_reason.as_deref()
+    }
+
+    /// When to send a [`Event::Tick`] at the latest.
+    pub fn deadline(&self) -> Option<Duration> {
+        match self.stage {
+            Stage::Running => self.silence_deadline(),
+            Stage::Stopping { until } => Some(until),
+            Stage::Failing { kill_at } => Some(kill_at),
+            Stage::Killing => None,
+        }
+    }
+
+    /// Takes note of `event` and says what to do, and why.
+    pub fn on(&mut self, event: &Event, now: Duration) -> (Decision, String) {
+        self.record(event, now);
+        if self.ranks.iter().all(|rank| rank.exited.is_some()) {
+            let outcome = self.outcome();
+            let reason = outcome.to_string();
+            return (Decision::Finish(outcome), reason);
+        }
+        match self.stage {
+            Stage::Killing => wait("the ranks are being killed"),
+            Stage::Failing { kill_at } if now >= kill_at => {
+                self.kill("a rank failed, so no step can complete")
+            }
+            Stage::Failing { .. } => match event {
+                Event::Signal(signal) => {
+                    self.kill(&format!("{} after a rank had failed", signal.name()))
+                }
+                _ => wait("ranks may still say why they fail"),
+            },
+            Stage::Running | Stage::Stopping { .. } => match self.first_failure() {
+                Some(failure) => {
+                    self.stage = Stage::Failing { kill_at: now + SETTLE };
+                    wait(&format!("{failure}; the others have {SETTLE:.1?} to say what they saw"))
+                }
+                None => self.while_healthy(event, now),
+            },
+        }
+    }
+
+    fn while_healthy(&mut self, event: &Event, now: Duration) -> (Decision, String) {
+        let stopping = matches!(self.stage, Stage::Stopping { .. });
+        match (event, self.stage) {
+            (Event::Signal(StopSignal::Interrupt), _) if stopping => {
+                self.interrupted = true;
+                self.kill("SIGINT while a checkpoint was being saved")
+            }
+            // Slurm and srun send these more than once: not a sign of impatience.
+            (Event::Signal(signal), _) if stopping => {
+                wait(&format!("{} while already stopping", signal.name()))
+            }
+            (Event::Signal(signal), _) => self.ask_to_stop(signal.name().to_owned(), now),
+            (Event::Exited { rank, exit: Exit::Code(8), .. }, _) if !stopping => {
+                self.ask_to_stop(format!("rank {rank} was asked to stop"), now)
+            }
+            (_, Stage::Stopping { until }) if now >= until => {
+                self.overdue = self.alive().collect();
+                self.kill(&format!("not all ranks stopped within {:.0?}", self.limits.stop))
+            }
+            (_, Stage::Running) => self.check_silence(now),
+            _ => wait("no failure"),
+        }
+    }
+
+    fn record(&mut self, event: &Event, now: Duration) {
+        match event {
+            Event::Reported { rank, phase, epoch, step } => {
+                let report = Report { at: now, phase: *phase, epoch: *epoch, step: *step };
+                self.ranks[*rank].report = Some(report);
+            }
+            Event::Failed { rank, exit_code, message } => {
+                let said = (now, *exit_code, message.clone());
+                self.ranks[*rank].said.get_or_insert(said);
+            }
+            Event::Refused { rank, reason } => {
+                self.ranks[*rank].refused.get_or_insert((now, reason.clone()));
+            }
+            Event::Exited { rank, exit, at } => {
+                self.ranks[*rank].exited.get_or_insert((*at, *exit));
+            }
+            Event::Signal(_) | Event::Tick => {}
+        }
+    }
+
+    fn ask_to_stop(&mut self, reason: String, now: Duration) -> (Decision, String) {
+        self.stage = Stage::Stopping { until: now + self.limits.stop };
+        self.stop_reason = Some(reason.clone());
+        (Decision::AskToStop, reason)
+    }
+
+    fn kill(&mut self, reason: &str) -> (Decision, String) {
+        self.stage = Stage::Killing;
+        for rank in self.ranks.iter_mut().filter(|rank| rank.exited.is_none()) {
+            rank.killed = true;
+        }
+        (Decision::Kill, reason.to_owned())
+    }
+
+    fn alive(&self) -> impl Iterator<Item = usize> {
+        let alive = |(rank, state): (usize, &Rank)| state.exited.is_none().then_some(rank);
+        self.ranks.iter().enumerate().filter_map(alive)
+    }
+
+    fn silence_deadline(&self) -> Option<Duration> {
+        let heard = |rank: usize| {
+            let report = self.ranks[rank].report?;
+            let beats = [Phase::Training, Phase::Evaluating, Phase::Saving];
+            beats.contains(&report.phase).then_some(report.at + self.limits.silence)
+        };
+        self.alive().filter_map(heard).min()
+    }
+
+    fn check_silence(&mut self, now: Duration) -> (Decision, String) {
+        let Some(deadline) = self.silence_deadline().filter(|deadline| now >= *deadline) else {
+            return wait("no failure");
+        };
+        if now > deadline + OVERSLEPT {
+            for report in self.ranks.iter_mut().filter_map(|rank| rank.report.as_mut()) {
+                report.at = now;
+            }
+            return wait("the launcher itself did not run for a while");
+        }
+        for rank in self.alive().collect::<Vec<_>>() {
+            let state = &mut self.ranks[rank];
+            let silence = state.report.map(|report| now - report.at);
+            state.silent = silence
+                .filter(|silence| *silence >= self.limits.silence)
+                .map(|silence| (now, silence));
+        }
+        self.kill(&format!("a rank said nothing for {:.0?}", self.limits.silence))
+    }
+}
+
+fn wait(reason: &str) -> (Decision, String) {
+    (Decision::Wait, reason.to_owned())
+}

@@ -1,0 +1,240 @@
+//! How a job ended, and whose fault it was.
+
+use std::fmt;
+use std::time::Duration;
+
+use job::ExitCode;
+
+use super::{Exit, Job, Rank, blame};
+
+/// How a job ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Trained to the end.
+    Done,
+    /// Stopped as asked, a checkpoint saved.
+    Stopped,
+    /// Killed at once as asked, nothing saved since the newest checkpoint.
+    Interrupted,
+    /// These ranks did not stop in time and were killed.
+    Overdue(Vec<usize>),
+    /// A rank failed.
+    Failed(Failure),
+}
+
+/// The failure that the others followed from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Whose.
+    pub rank: usize,
+    /// When it was noticed.
+    pub at: Duration,
+    /// What it was.
+    pub cause: Cause,
+    /// How the launcher ends because of it.
+    pub exit_code: ExitCode,
+}
+
+/// What a failure was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cause {
+    /// The process ended.
+    Exited(Exit),
+    /// The rank announced it and was still there when all were killed.
+    Announced,
+    /// It does not fit this launcher.
+    Refused(String),
+    /// It said nothing for so long.
+    Silent(Duration),
+    /// Another rank gave up on it.
+    Blamed {
+        /// Which one.
+        by: usize,
+    },
+}
+
+impl Outcome {
+    /// How the launcher ends.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Done => ExitCode::Done,
+            Self::Stopped | Self::Interrupted => ExitCode::Stopped,
+            Self::Overdue(_) => ExitCode::Hang,
+            Self::Failed(failure) => failure.exit_code,
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Done => f.write_str("all ranks are done"),
+            Self::Stopped => f.write_str("all ranks stopped after saving a checkpoint"),
+            Self::Interrupted => f.write_str("stopped at once, without a checkpoint"),
+            Self::Overdue(ranks) => {
+                let ranks: Vec<_> = ranks.iter().map(ToString::to_string).collect();
+                write!(f, "asked to stop, these ranks did not: {}", ranks.join(", "))
+            }
+            Self::Failed(failure) => failure.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rank {} ", self.rank)?;
+        match &self.cause {
+            Cause::Exited(exit) => write!(f, "failed: {exit}"),
+            Cause::Announced => f.write_str("failed"),
+            Cause::Refused(reason) => write!(f, "does not fit this launcher: {reason}"),
+            Cause::Silent(silence) => write!(f, "hangs: it said nothing for {silence:.0?}"),
+            Cause::Blamed { by } => write!(f, "did not answer, says rank {by}"),
+        }
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Code(code) => write!(f, "exit status {code}"),
+            Self::Signal(signal) => match signal_name(signal) {
+                Some(name) => write!(f, "killed by {name}"),
+                None => write!(f, "killed by signal {signal}"),
+            },
+        }
+    }
+}
+
+fn signal_name(signal: i32) -> Option<&'static str> {
+    Some(match signal {
+        libc::SIGHUP => "SIGHUP",
+        libc::SIGINT => "SIGINT",
+        libc::SIGQUIT => "SIGQUIT",
+        libc::SIGILL => "SIGILL",
+        libc::SIGTRAP => "SIGTRAP",
+        libc::SIGABRT => "SIGABRT",
+        libc::SIGBUS => "SIGBUS",
+        libc::SIGFPE => "SIGFPE",
+        libc::SIGKILL => "SIGKILL",
+        libc::SIGUSR1 => "SIGUSR1",
+        libc::SIGSEGV => "SIGSEGV",
+        libc::SIGUSR2 => "SIGUSR2",
+        libc::SIGPIPE => "SIGPIPE",
+        libc::SIGALRM => "SIGALRM",
+        libc::SIGTERM => "SIGTERM",
+        libc::SIGXCPU => "SIGXCPU",
+        libc::SIGXFSZ => "SIGXFSZ",
+        libc::SIGSYS => "SIGSYS",
+        _ => return None,
+    })
+}
+
+/// How sure it is that a rank failed by itself; the lower, the surer.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Origin {
+    /// By itself.
+    Own,
+    /// With a code that ranks also use when a peer failed, and without a word.
+    Unclear,
+    /// It says that a peer failed.
+    Peer,
+}
+
+impl Job {
+    /// How the job ended; to be asked when all ranks are gone.
+    pub(super) fn outcome(&self) -> Outcome {
+        let stopped = |rank: &Rank| matches!(rank.exited, Some((_, Exit::Code(8))));
+        if let Some(failure) = self.first_failure() {
+            Outcome::Failed(failure)
+        } else if self.interrupted {
+            Outcome::Interrupted
+        } else if !self.overdue.is_empty() {
+            Outcome::Overdue(self.overdue.clone())
+        } else if self.ranks.iter().any(stopped) {
+            Outcome::Stopped
+        } else {
+            Outcome::Done
+        }
+    }
+
+    /// The failure that the others follow from, as far as is known.
+    ///
+    /// The first in time of those that a rank did not blame on another. When there is none, because
+    /// the culprit has not ended (it hangs), it is the rank that the first failure blames.
+    pub(super) fn first_failure(&self) -> Option<Failure> {
+        let failures = self.ranks.iter().enumerate().filter_map(|(rank, state)| {
+            let failure = own_failure(rank, state)?;
+            Some((origin(state), failure))
+        });
+        let (origin, failure) = failures.min_by(|(a, first), (b, second)| {
+            a.cmp(b).then(first.at.cmp(&second.at)).then(first.rank.cmp(&second.rank))
+        })?;
+        if origin != Origin::Peer {
+            return Some(failure);
+        }
+        let blamed = self.blamed_by(failure.rank).into_iter().find(|blamed| {
+            self.ranks.get(*blamed).is_some_and(|state| own_failure(*blamed, state).is_none())
+        });
+        Some(match blamed {
+            Some(rank) => Failure { rank, cause: Cause::Blamed { by: failure.rank }, ..failure },
+            None => failure,
+        })
+    }
+
+    fn blamed_by(&self, rank: usize) -> Vec<usize> {
+        self.ranks[rank].said.as_ref().map_or_else(Vec::new, |(_, _, text)| blame::blamed(text))
+    }
+}
+
+fn own_failure(rank: usize, state: &Rank) -> Option<Failure> {
+    let failed = |at, cause, exit_code| Some(Failure { rank, at, cause, exit_code });
+    if let Some((at, reason)) = &state.refused {
+        return failed(*at, Cause::Refused(reason.clone()), ExitCode::Setup);
+    }
+    if let Some((at, silence)) = state.silent {
+        return failed(at, Cause::Silent(silence), ExitCode::Hang);
+    }
+    let exited = state.exited.filter(|(_, exit)| !state.killed && is_failure(*exit));
+    match (&state.said, exited) {
+        (Some((said, code, _)), Some((at, exit))) => {
+            failed((*said).min(at), Cause::Exited(exit), exit_code_of(Exit::Code((*code).into())))
+        }
+        (Some((at, code, _)), None) => {
+            failed(*at, Cause::Announced, exit_code_of(Exit::Code((*code).into())))
+        }
+        (None, Some((at, exit))) => failed(at, Cause::Exited(exit), exit_code_of(exit)),
+        (None, None) => None,
+    }
+}
+
+/// 0 is the end of the run and 8 a stop that was asked for.
+fn is_failure(exit: Exit) -> bool {
+    !matches!(exit, Exit::Code(0 | 8))
+}
+
+/// A trainer's documented codes are the launcher's; 127 comes from the dynamic loader.
+fn exit_code_of(exit: Exit) -> ExitCode {
+    match exit {
+        Exit::Code(127) => ExitCode::Setup,
+        Exit::Code(code) => u8::try_from(code)
+            .ok()
+            .and_then(ExitCode::from_code)
+            .filter(|code| !matches!(code, ExitCode::Done | ExitCode::Stopped))
+            .unwrap_or(ExitCode::RankFailed),
+        Exit::Signal(_) => ExitCode::RankFailed,
+    }
+}
+
+fn origin(state: &Rank) -> Origin {
+    if state.refused.is_some() || state.silent.is_some() {
+        return Origin::Own;
+    }
+    let peers_code = |code: i32| matches!(code, 4 | 5);
+    match (&state.said, state.exited) {
+        (Some((_, code, message)), _) if peers_code((*code).into()) => {
+            if blame::blamed(message).is_empty() { Origin::Own } else { Origin::Peer }
+        }
+        (None, Some((_, Exit::Code(code)))) if peers_code(code) => Origin::Unclear,
+        _ => Origin::Own,
+    }
+}

@@ -1,0 +1,317 @@
+use super::*;
+use job::ExitCode;
+
+const LIMITS: Limits = Limits { stop: Duration::from_secs(150), silence: Duration::from_secs(180) };
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+fn exited(rank: usize, exit: Exit, at: u64) -> (Event, Duration) {
+    (Event::Exited { rank, exit, at: ms(at) }, ms(at))
+}
+
+fn said(rank: usize, exit_code: u8, message: &str, at: u64) -> (Event, Duration) {
+    (Event::Failed { rank, exit_code, message: message.to_owned() }, ms(at))
+}
+
+fn signal(signal: StopSignal, at: u64) -> (Event, Duration) {
+    (Event::Signal(signal), ms(at))
+}
+
+fn tick(at: u64) -> (Event, Duration) {
+    (Event::Tick, ms(at))
+}
+
+fn report(rank: usize, phase: Phase, at: u64) -> (Event, Duration) {
+    (Event::Reported { rank, phase, epoch: 2, step: 70 }, ms(at))
+}
+
+fn replay(job: &mut Job, events: &[(Event, Duration)]) -> (Decision, String) {
+    let steps = events.iter().map(|(event, at)| job.on(event, *at));
+    steps.last().expect("at least one event")
+}
+
+fn finish(world_size: usize, events: &[(Event, Duration)]) -> Outcome {
+    let mut job = Job::new(world_size, LIMITS);
+    match replay(&mut job, events) {
+        (Decision::Finish(outcome), _) => outcome,
+        other => panic!("not finished: {other:?}"),
+    }
+}
+
+fn failure(outcome: Outcome) -> (usize, Cause, ExitCode) {
+    match outcome {
+        Outcome::Failed(failure) => (failure.rank, failure.cause, failure.exit_code),
+        other => panic!("not a failure: {other:?}"),
+    }
+}
+
+const GONE: &str = "rank 1 (process 77) is gone; all_reduce #9 cannot complete";
+
+#[test]
+fn ranks_that_exit_0_are_done() {
+    let mut job = Job::new(2, LIMITS);
+    let (decision, reason) = replay(&mut job, &[exited(1, Exit::Code(0), 10)]);
+    assert_eq!((decision, reason.as_str()), (Decision::Wait, "no failure"));
+    let (decision, reason) = replay(&mut job, &[exited(0, Exit::Code(0), 11)]);
+    assert_eq!(decision, Decision::Finish(Outcome::Done));
+    assert_eq!(reason, "all ranks are done");
+    assert_eq!(Outcome::Done.exit_code(), ExitCode::Done);
+}
+
+#[test]
+fn a_killed_rank_is_named_and_the_others_are_killed_after_a_moment() {
+    let mut job = Job::new(3, LIMITS);
+    let (decision, reason) = replay(&mut job, &[exited(1, Exit::Signal(9), 1000)]);
+    assert_eq!(decision, Decision::Wait);
+    assert!(reason.starts_with("rank 1 failed: killed by SIGKILL; the others"), "{reason}");
+    assert_eq!(job.deadline(), Some(ms(1300)));
+    let (decision, reason) = replay(&mut job, &[said(0, 4, GONE, 1001), tick(1300)]);
+    assert_eq!(decision, Decision::Kill);
+    assert_eq!(reason, "a rank failed, so no step can complete");
+    let last = [exited(0, Exit::Signal(9), 1301), exited(2, Exit::Signal(9), 1302)];
+    let (decision, _) = replay(&mut job, &last);
+    let Decision::Finish(outcome) = decision else { panic!("{decision:?}") };
+    assert_eq!(failure(outcome), (1, Cause::Exited(Exit::Signal(9)), ExitCode::RankFailed));
+    assert!(job.ranks()[2].killed && !job.ranks()[1].killed);
+}
+
+#[test]
+fn a_rank_that_only_saw_its_peer_die_is_not_the_culprit_even_if_seen_first() {
+    let events =
+        [said(0, 4, GONE, 1000), exited(0, Exit::Code(4), 1001), exited(1, Exit::Signal(11), 1002)];
+    let expected = (1, Cause::Exited(Exit::Signal(11)), ExitCode::RankFailed);
+    assert_eq!(failure(finish(2, &events)), expected);
+}
+
+#[test]
+fn a_peers_code_without_a_word_gives_way_to_a_failure_of_its_own() {
+    let events = [exited(0, Exit::Code(4), 1000), exited(1, Exit::Code(6), 1100)];
+    let expected = (1, Cause::Exited(Exit::Code(6)), ExitCode::NotFinite);
+    assert_eq!(failure(finish(2, &events)), expected);
+}
+
+#[test]
+fn a_rank_that_aborted_the_others_is_the_culprit_though_they_spoke_first() {
+    let events = [
+        said(0, 4, "rank 1 aborted the job: cannot write the checkpoint", 1000),
+        said(1, 4, "cannot write the checkpoint: no space left on device", 1002),
+        exited(0, Exit::Code(4), 1003),
+        exited(1, Exit::Code(4), 1004),
+    ];
+    let expected = (1, Cause::Exited(Exit::Code(4)), ExitCode::RankFailed);
+    assert_eq!(failure(finish(2, &events)), expected);
+}
+
+#[test]
+fn of_two_failures_of_their_own_the_first_in_time_wins() {
+    let events = [exited(2, Exit::Code(101), 900), exited(0, Exit::Signal(6), 880)];
+    let events = [&events[..], &[exited(1, Exit::Code(7), 950)]].concat();
+    let expected = (0, Cause::Exited(Exit::Signal(6)), ExitCode::RankFailed);
+    assert_eq!(failure(finish(3, &events)), expected);
+}
+
+#[test]
+fn a_rank_that_hangs_is_named_by_the_one_that_waited_for_it() {
+    let waited = "all_reduce #5: rank 0 waited 2.0s for rank 1; rank 1 last joined #4";
+    let events = [
+        said(0, 5, waited, 1000),
+        exited(0, Exit::Code(5), 1001),
+        tick(1300),
+        exited(1, Exit::Signal(9), 1301),
+    ];
+    let expected = (1, Cause::Blamed { by: 0 }, ExitCode::Hang);
+    assert_eq!(failure(finish(2, &events)), expected);
+}
+
+#[test]
+fn when_all_ranks_blame_each_other_the_first_is_named() {
+    let events = [
+        said(0, 5, "barrier #1: rank 0 waited 2.0s for rank 1; -", 1000),
+        said(1, 5, "barrier #1: rank 1 waited 2.0s for rank 0; -", 1001),
+        exited(1, Exit::Code(5), 1002),
+        exited(0, Exit::Code(5), 1003),
+    ];
+    let expected = (0, Cause::Exited(Exit::Code(5)), ExitCode::Hang);
+    assert_eq!(failure(finish(2, &events)), expected);
+}
+
+#[test]
+fn a_rank_that_fails_and_does_not_exit_is_killed_with_the_others() {
+    let events = [
+        said(0, 7, "out of memory", 500),
+        tick(800),
+        exited(0, Exit::Signal(9), 801),
+        exited(1, Exit::Signal(9), 801),
+    ];
+    assert_eq!(failure(finish(2, &events)), (0, Cause::Announced, ExitCode::OutOfMemory));
+}
+
+#[test]
+fn exit_codes_of_a_trainer_are_the_launchers_and_others_are_4() {
+    let code_after = |exit| failure(finish(1, &[exited(0, exit, 5)])).2 as u8;
+    for code in [2, 3, 4, 5, 6, 7, 9] {
+        assert_eq!(code_after(Exit::Code(code)), code as u8);
+    }
+    for other in [Exit::Code(1), Exit::Code(101), Exit::Code(134), Exit::Signal(9)] {
+        assert_eq!(code_after(other), 4);
+    }
+    assert_eq!(code_after(Exit::Code(127)), 9);
+}
+
+#[test]
+fn what_a_rank_announced_counts_more_than_how_it_then_died() {
+    let events = [said(0, 6, "loss is NaN at step 5", 10), exited(0, Exit::Signal(6), 20)];
+    assert_eq!(failure(finish(1, &events)).2, ExitCode::NotFinite);
+}
+
+#[test]
+fn a_signal_asks_all_ranks_to_save_and_they_exit_8() {
+    for stop in
+        [StopSignal::Interrupt, StopSignal::Terminate, StopSignal::User1, StopSignal::Hangup]
+    {
+        let mut job = Job::new(2, LIMITS);
+        let decision = replay(&mut job, &[signal(stop, 100)]);
+        assert_eq!(decision, (Decision::AskToStop, stop.name().to_owned()));
+        assert_eq!(job.stop_reason(), Some(stop.name()));
+        let ends = [exited(0, Exit::Code(8), 200), exited(1, Exit::Code(8), 201)];
+        let (decision, reason) = replay(&mut job, &ends);
+        assert_eq!(decision, Decision::Finish(Outcome::Stopped));
+        assert_eq!(reason, "all ranks stopped after saving a checkpoint");
+    }
+}
+
+#[test]
+fn a_run_that_was_done_just_before_it_saw_the_signal_is_done() {
+    let events = [
+        signal(StopSignal::Terminate, 1),
+        exited(0, Exit::Code(0), 2),
+        exited(1, Exit::Code(0), 3),
+    ];
+    assert_eq!(finish(2, &events), Outcome::Done);
+}
+
+#[test]
+fn a_second_interrupt_kills_at_once() {
+    let mut job = Job::new(1, LIMITS);
+    let twice = [signal(StopSignal::Terminate, 1), signal(StopSignal::Interrupt, 2)];
+    let (decision, reason) = replay(&mut job, &twice);
+    assert_eq!(decision, Decision::Kill);
+    assert_eq!(reason, "SIGINT while a checkpoint was being saved");
+    let (decision, _) = replay(&mut job, &[exited(0, Exit::Signal(9), 3)]);
+    assert_eq!(decision, Decision::Finish(Outcome::Interrupted));
+    assert_eq!(Outcome::Interrupted.exit_code(), ExitCode::Stopped);
+}
+
+#[test]
+fn signals_that_slurm_repeats_do_not_cut_a_checkpoint_short() {
+    let mut job = Job::new(1, LIMITS);
+    let repeated = [
+        signal(StopSignal::User1, 1),
+        signal(StopSignal::Terminate, 2),
+        signal(StopSignal::Terminate, 3),
+        signal(StopSignal::Hangup, 4),
+    ];
+    let (decision, reason) = replay(&mut job, &repeated);
+    assert_eq!((decision, reason.as_str()), (Decision::Wait, "SIGHUP while already stopping"));
+}
+
+#[test]
+fn ranks_that_do_not_stop_in_time_are_killed_and_named() {
+    let mut job = Job::new(2, LIMITS);
+    replay(&mut job, &[signal(StopSignal::Terminate, 0), exited(0, Exit::Code(8), 50)]);
+    assert_eq!(job.deadline(), Some(LIMITS.stop));
+    let (decision, reason) = replay(&mut job, &[tick(150_000)]);
+    assert_eq!(decision, Decision::Kill);
+    assert_eq!(reason, "not all ranks stopped within 150s");
+    let (decision, _) = replay(&mut job, &[exited(1, Exit::Signal(9), 150_001)]);
+    assert_eq!(decision, Decision::Finish(Outcome::Overdue(vec![1])));
+    assert_eq!(Outcome::Overdue(vec![1]).exit_code(), ExitCode::Hang);
+}
+
+#[test]
+fn a_rank_that_was_signalled_by_itself_stops_all() {
+    let mut job = Job::new(2, LIMITS);
+    let (decision, reason) = replay(&mut job, &[exited(1, Exit::Code(8), 50)]);
+    assert_eq!(decision, Decision::AskToStop);
+    assert_eq!(reason, "rank 1 was asked to stop");
+}
+
+#[test]
+fn a_failure_while_stopping_is_a_failure() {
+    let events = [
+        signal(StopSignal::Terminate, 0),
+        exited(1, Exit::Signal(9), 50),
+        tick(350),
+        exited(0, Exit::Signal(9), 351),
+    ];
+    assert_eq!(failure(finish(2, &events)).0, 1);
+}
+
+#[test]
+fn a_signal_after_a_failure_kills_without_waiting() {
+    let mut job = Job::new(2, LIMITS);
+    let events = [exited(1, Exit::Signal(9), 50), signal(StopSignal::Interrupt, 60)];
+    let (decision, reason) = replay(&mut job, &events);
+    assert_eq!((decision, reason.as_str()), (Decision::Kill, "SIGINT after a rank had failed"));
+}
+
+#[test]
+fn a_rank_that_falls_silent_in_training_hangs() {
+    let mut job = Job::new(2, LIMITS);
+    let reports = [report(0, Phase::Training, 1000), report(1, Phase::Training, 60_000)];
+    replay(&mut job, &reports);
+    assert_eq!(job.deadline(), Some(ms(181_000)));
+    assert_eq!(replay(&mut job, &[tick(180_999)]).0, Decision::Wait);
+    let (decision, reason) = replay(&mut job, &[tick(181_000)]);
+    assert_eq!(decision, Decision::Kill);
+    assert_eq!(reason, "a rank said nothing for 180s");
+    let ends = [exited(0, Exit::Signal(9), 181_001), exited(1, Exit::Signal(9), 181_001)];
+    let (decision, _) = replay(&mut job, &ends);
+    let Decision::Finish(outcome) = decision else { panic!("{decision:?}") };
+    assert_eq!(failure(outcome), (0, Cause::Silent(ms(180_000)), ExitCode::Hang));
+}
+
+#[test]
+fn a_rank_that_reads_data_may_be_silent() {
+    let mut job = Job::new(1, LIMITS);
+    replay(&mut job, &[report(0, Phase::LoadingData, 1000)]);
+    assert_eq!(job.deadline(), None);
+    assert_eq!(replay(&mut job, &[tick(1_000_000)]).0, Decision::Wait);
+}
+
+#[test]
+fn a_launcher_that_was_suspended_does_not_take_its_ranks_for_silent() {
+    let mut job = Job::new(1, LIMITS);
+    replay(&mut job, &[report(0, Phase::Training, 1000)]);
+    let (decision, reason) = replay(&mut job, &[tick(3_600_000)]);
+    assert_eq!(decision, Decision::Wait);
+    assert_eq!(reason, "the launcher itself did not run for a while");
+    assert_eq!(job.deadline(), Some(ms(3_780_000)));
+}
+
+#[test]
+fn a_trainer_of_another_version_cannot_work_here() {
+    let refused = Event::Refused { rank: 0, reason: "protocol 2, not 1".to_owned() };
+    let events = [(refused, ms(5)), tick(305), exited(0, Exit::Signal(9), 306)];
+    let (rank, cause, code) = failure(finish(1, &events));
+    assert_eq!((rank, code), (0, ExitCode::Setup));
+    assert_eq!(cause, Cause::Refused("protocol 2, not 1".to_owned()));
+}
+
+#[test]
+fn restarts_are_for_failures_that_may_not_come_again() {
+    let outcome = |code| finish(1, &[exited(0, Exit::Code(code), 5)]);
+    let decide = |code, stop, used| restart(&outcome(code), stop, used, 2);
+    let first = (true, "restart 1 of 2: rank 0 failed: exit status 101".to_owned());
+    assert_eq!(decide(101, false, 0), first);
+    assert!(decide(5, false, 1).0);
+    assert_eq!(decide(4, false, 2), (false, "2 of 2 restarts are used".to_owned()));
+    assert_eq!(decide(4, true, 0), (false, "the job was asked to stop".to_owned()));
+    for code in [2, 3, 6, 7, 9] {
+        let expected = (false, format!("exit code {code} would come again"));
+        assert_eq!(decide(code, false, 0), expected);
+    }
+    assert_eq!(restart(&Outcome::Stopped, true, 0, 2), (false, "nothing failed".to_owned()));
+}

@@ -1,0 +1,70 @@
+//! Signals that ask the launcher to stop.
+
+use std::fs;
+use std::io;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::policy::StopSignal;
+
+/// The signals, from now on caught.
+pub struct Signals {
+    caught: Vec<(StopSignal, Signal)>,
+}
+
+impl Signals {
+    /// Catches them, but for those that whoever started the launcher has it ignore: `nohup` does so
+    /// with SIGHUP, a shell with SIGINT for what runs in the background.
+    ///
+    /// # Errors
+    /// When a handler cannot be installed.
+    pub fn catch() -> io::Result<Self> {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let all = [
+            (StopSignal::Interrupt, SignalKind::interrupt()),
+            (StopSignal::Terminate, SignalKind::terminate()),
+            (StopSignal::User1, SignalKind::user_defined1()),
+            (StopSignal::Hangup, SignalKind::hangup()),
+        ];
+        let caught = all
+            .into_iter()
+            .filter(|(_, kind)| !is_ignored(&status, kind.as_raw_value()))
+            .map(|(stop, kind)| Ok((stop, signal(kind)?)))
+            .collect::<io::Result<_>>()?;
+        Ok(Self { caught })
+    }
+
+    /// The next one.
+    pub async fn next(&mut self) -> StopSignal {
+        std::future::poll_fn(|context| {
+            for (stop, signal) in &mut self.caught {
+                if signal.poll_recv(context).is_ready() {
+                    return std::task::Poll::Ready(*stop);
+                }
+            }
+            std::task::Poll::Pending
+        })
+        .await
+    }
+}
+
+/// Whether `/proc/self/status` says that `signal` is ignored.
+fn is_ignored(status: &str, signal: i32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
+    mask >> (signal - 1) & 1 == 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_are_read_from_the_mask() {
+        let status = "SigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\n";
+        assert!(is_ignored(status, 1));
+        assert!(!is_ignored(status, 2));
+        assert!(is_ignored(status, 13));
+        assert!(!is_ignored("", 1));
+    }
+}

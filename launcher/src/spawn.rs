@@ -1,0 +1,186 @@
+//! Starting trainers, and making sure that none is left behind.
+//!
+//! A trainer leads a process group of its own, so that Ctrl-C on the terminal reaches the launcher
+//! only and a kill reaches all that the trainer has started. It is not made to die with the launcher:
+//! when the launcher is killed, trainers see their control connection close, save a checkpoint, and
+//! exit by themselves; one that hangs in a collective ends at its own deadline.
+
+use std::ffi::OsString;
+use std::io::{self, PipeReader};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use comm::env::CONTROL_SOCKET;
+use job::run_dir::RunDir;
+use rustix::fs::{Access, access};
+use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use tokio::process::{Child, Command};
+
+use crate::error::LaunchError;
+use crate::plan::{Device, RankPlan};
+
+/// Asks a trainer for one JSON object a line, when it is `json`.
+const LOG_FORMAT: &str = "LOCKSTEP_LOG_FORMAT";
+
+/// The trainer's file name.
+const TRAINER: &str = "trainer";
+
+/// What all ranks are started with.
+#[derive(Debug, Clone)]
+pub struct Spec<'a> {
+    /// The program.
+    pub trainer: &'a Path,
+    /// Where the run is kept.
+    pub run_dir: &'a RunDir,
+    /// As the trainer's `--resume` takes it.
+    pub resume: String,
+    /// What to compute on.
+    pub device: Device,
+    /// OpenMP threads.
+    pub threads: usize,
+    /// The coordinator's socket.
+    pub socket: &'a Path,
+    /// Whether to log JSON.
+    pub json: bool,
+}
+
+/// The trainer to start: the one beside the launcher's own executable, else the first on `path`.
+///
+/// # Errors
+/// [`LaunchError::NoTrainer`], naming both places.
+pub fn find_trainer(launcher: &Path, path: Option<OsString>) -> Result<PathBuf, LaunchError> {
+    let beside = launcher.with_file_name(TRAINER);
+    let on_path = path.map_or_else(Vec::new, |path| std::env::split_paths(&path).collect());
+    let mut places = std::iter::once(beside.clone())
+        .chain(on_path.into_iter().map(|folder| folder.join(TRAINER)));
+    places
+        .find(|place| place.is_file() && access(place, Access::EXEC_OK).is_ok())
+        .ok_or(LaunchError::NoTrainer { beside })
+}
+
+/// Starts a rank; the reader gets both its standard output and its standard error.
+///
+/// # Errors
+/// When the program cannot be executed, or there are no more pipes or processes.
+pub fn spawn(spec: &Spec<'_>, rank: &RankPlan) -> io::Result<(Child, PipeReader)> {
+    let (reader, writer) = io::pipe()?;
+    let mut command = Command::new(spec.trainer);
+    command
+        .arg(spec.run_dir.config_path())
+        .arg("--run-dir")
+        .arg(spec.run_dir.root())
+        .args(["--resume", &spec.resume, "--device", spec.device.name()])
+        .envs(rank.world.to_env())
+        .env(CONTROL_SOCKET, spec.socket)
+        .env("OMP_NUM_THREADS", spec.threads.to_string())
+        // Threads that wait actively slow down everybody else on a machine that is shared.
+        .env("OMP_WAIT_POLICY", "passive")
+        .env("KMP_BLOCKTIME", "0")
+        .env(LOG_FORMAT, if spec.json { "json" } else { "pretty" })
+        .stdin(Stdio::null())
+        .stdout(writer.try_clone()?)
+        .stderr(writer)
+        .process_group(0);
+    let child = pinned_to(&rank.cpus, || command.spawn())?;
+    Ok((child, reader))
+}
+
+/// Runs `start` with this thread pinned to `cpus`, which a process started there inherits before its
+/// first instruction.
+fn pinned_to<T>(cpus: &[usize], start: impl FnOnce() -> T) -> T {
+    let before = match (cpus, sched_getaffinity(None)) {
+        ([], _) | (_, Err(_)) => return start(),
+        (_, Ok(before)) => before,
+    };
+    let mut mask = CpuSet::new();
+    cpus.iter().for_each(|cpu| mask.set(*cpu));
+    if let Err(error) = sched_setaffinity(None, &mask) {
+        tracing::warn!("cannot pin a rank to CPUs {cpus:?}: {error}");
+        return start();
+    }
+    let started = start();
+    if let Err(error) = sched_setaffinity(None, &before) {
+        tracing::warn!("cannot undo pinning: {error}");
+    }
+    started
+}
+
+/// The process groups of ranks that still run. They are killed when this is dropped.
+#[derive(Debug, Default)]
+pub struct Groups(Vec<Option<Pid>>);
+
+impl Groups {
+    /// Of `world_size` ranks, none of which runs yet.
+    pub fn new(world_size: usize) -> Self {
+        Self(vec![None; world_size])
+    }
+
+    /// `rank` leads the process group `pid`.
+    pub fn add(&mut self, rank: usize, pid: u32) {
+        self.0[rank] = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    }
+
+    /// `rank` has ended: what it had started and left behind is killed.
+    pub fn remove(&mut self, rank: usize) {
+        kill(self.0[rank].take());
+    }
+
+    /// Kills all.
+    pub fn kill(&self) {
+        self.0.iter().for_each(|group| kill(*group));
+    }
+}
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        Self::kill(self);
+    }
+}
+
+fn kill(group: Option<Pid>) {
+    if let Some(group) = group {
+        // A group that is empty is what is wanted.
+        let _ = kill_process_group(group, Signal::KILL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn executable(path: &Path) {
+        fs::write(path, "#!/bin/sh\n").unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    #[test]
+    fn the_trainer_beside_the_launcher_wins_over_the_one_on_path() {
+        let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let launcher = here.path().join("launcher");
+        let path = || Some(there.path().as_os_str().to_owned());
+        let error = find_trainer(&launcher, path()).unwrap_err().to_string();
+        let beside = here.path().join("trainer");
+        assert!(error.contains(&beside.display().to_string()), "{error}");
+        assert!(error.contains("PATH"), "{error}");
+
+        executable(&there.path().join("trainer"));
+        assert_eq!(find_trainer(&launcher, path()).unwrap(), there.path().join("trainer"));
+        fs::write(&beside, "not executable").unwrap();
+        assert_eq!(find_trainer(&launcher, path()).unwrap(), there.path().join("trainer"));
+        executable(&beside);
+        assert_eq!(find_trainer(&launcher, path()).unwrap(), beside);
+    }
+
+    #[test]
+    fn pinning_holds_for_what_is_started_and_is_undone() {
+        let before = sched_getaffinity(None).unwrap();
+        let first = (0..CpuSet::MAX_CPU).find(|cpu| before.is_set(*cpu)).unwrap();
+        let inside = pinned_to(&[first], || sched_getaffinity(None).unwrap());
+        assert!(inside.count() == 1 && inside.is_set(first));
+        assert_eq!(sched_getaffinity(None).unwrap(), before);
+    }
+}

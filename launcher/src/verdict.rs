@@ -1,0 +1,249 @@
+//! What is said at the end: what failed, where, and how to go on. Pure.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use comm::control::Phase;
+use job::ExitCode;
+
+use crate::policy::{Cause, Exit, Failure, Outcome, Rank};
+
+/// What a verdict is based on.
+#[derive(Debug)]
+pub struct Evidence<'a> {
+    /// How the job ended.
+    pub outcome: &'a Outcome,
+    /// What is known of each rank.
+    pub ranks: &'a [Rank],
+    /// The log of each rank and its last lines.
+    pub logs: &'a [(PathBuf, Vec<String>)],
+    /// Why the ranks were asked to stop, if they were.
+    pub stop_reason: Option<&'a str>,
+    /// Restarts that were used up before.
+    pub restarts: u32,
+    /// The command that goes on with the run.
+    pub command: &'a str,
+}
+
+/// A text of several lines for a person; empty when there is nothing to say.
+pub fn render(evidence: &Evidence<'_>) -> String {
+    let asked = evidence.stop_reason.unwrap_or("a request");
+    let go_on = format!("to go on: {}", evidence.command);
+    match evidence.outcome {
+        Outcome::Done => String::new(),
+        Outcome::Stopped => format!("stopped by {asked} after saving a checkpoint\n{go_on}"),
+        Outcome::Interrupted => format!(
+            "stopped at once by a second Ctrl-C: steps since the newest checkpoint are lost\n{go_on}"
+        ),
+        Outcome::Overdue(ranks) => overdue(evidence, ranks, asked),
+        Outcome::Failed(failure) => failed(evidence, failure),
+    }
+}
+
+fn overdue(evidence: &Evidence<'_>, ranks: &[usize], asked: &str) -> String {
+    let mut text =
+        format!("killed: after {asked} not all ranks saved a checkpoint and stopped in time");
+    for rank in ranks {
+        push(
+            &mut text,
+            &format!("  rank {rank} was {}", last_report(&evidence.ranks[*rank], None)),
+        );
+        push(&mut text, &format!("    its log: {}", evidence.logs[*rank].0.display()));
+    }
+    push(&mut text, &format!("to go on from the newest checkpoint: {}", evidence.command));
+    text
+}
+
+fn failed(evidence: &Evidence<'_>, failure: &Failure) -> String {
+    let rank = &evidence.ranks[failure.rank];
+    let mut text = failure.to_string();
+    if let Some(hint) = hint(&failure.cause) {
+        push(&mut text, &format!("  {hint}"));
+    }
+    push(&mut text, &format!("  it was {}", last_report(rank, Some(failure.at))));
+    if let Some((_, _, message)) = &rank.said {
+        push(&mut text, &format!("  it said: {message}"));
+    }
+    let (path, tail) = &evidence.logs[failure.rank];
+    if tail.is_empty() {
+        push(&mut text, &format!("  it wrote nothing to its log, {}", path.display()));
+    } else {
+        push(&mut text, &format!("  the end of its log, {}:", path.display()));
+        tail.iter().for_each(|line| push(&mut text, &format!("    | {line}")));
+    }
+    for (other, state) in evidence.ranks.iter().enumerate().filter(|(r, _)| *r != failure.rank) {
+        push(&mut text, &format!("  rank {other} {}", fate(state, failure.at)));
+    }
+    if evidence.restarts > 0 {
+        push(&mut text, &format!("  restarts before: {}", evidence.restarts));
+    }
+    let code = failure.exit_code;
+    push(&mut text, &format!("exit code {}: {}", code as u8, meaning(code)));
+    if !matches!(code, ExitCode::Usage | ExitCode::Setup) {
+        push(&mut text, &format!("to go on from the newest checkpoint: {}", evidence.command));
+    }
+    text
+}
+
+fn push(text: &mut String, line: &str) {
+    // Writing to a string does not fail.
+    let _ = write!(text, "\n{line}");
+}
+
+/// `training, epoch 2, step 70, 0.4 s before`.
+fn last_report(rank: &Rank, before: Option<Duration>) -> String {
+    let Some(report) = rank.report else {
+        return "not yet heard of".to_owned();
+    };
+    let doing = match report.phase {
+        Phase::Connecting => "looking for its peers",
+        Phase::LoadingData => "loading data",
+        Phase::Preparing => "preparing the network",
+        Phase::Training => "training",
+        Phase::Evaluating => "evaluating",
+        Phase::Saving => "saving a checkpoint",
+    };
+    let ago = before.map_or_else(String::new, |at| {
+        format!(", said {:.1} s before", at.saturating_sub(report.at).as_secs_f64())
+    });
+    format!("{doing}, epoch {}, step {}{ago}", report.epoch, report.step)
+}
+
+fn fate(rank: &Rank, failed_at: Duration) -> String {
+    let ended = match rank.exited {
+        _ if rank.killed => "was killed with the others".to_owned(),
+        Some((at, exit)) => match at.checked_sub(failed_at) {
+            Some(later) => format!("followed {:.1} s later: {exit}", later.as_secs_f64()),
+            None => format!("had ended {:.1} s before: {exit}", (failed_at - at).as_secs_f64()),
+        },
+        None => "still runs".to_owned(),
+    };
+    match &rank.said {
+        Some((_, _, message)) => format!("{ended}; it said: {message}"),
+        None => ended,
+    }
+}
+
+fn hint(cause: &Cause) -> Option<&'static str> {
+    match cause {
+        Cause::Exited(Exit::Signal(libc::SIGKILL)) => Some(
+            "the kernel does this when memory runs out: see `dmesg`, and the memory limit of the \
+             container or Slurm job",
+        ),
+        Cause::Exited(Exit::Signal(libc::SIGBUS)) => {
+            Some("memory behind a mapping could not be had: often /dev/shm is full")
+        }
+        Cause::Exited(Exit::Signal(libc::SIGILL)) => {
+            Some("a library uses instructions that this CPU does not have")
+        }
+        Cause::Exited(Exit::Code(127)) => {
+            Some("a shared library could not be loaded: `make setup` gets libtorch")
+        }
+        _ => None,
+    }
+}
+
+fn meaning(code: ExitCode) -> &'static str {
+    match code {
+        ExitCode::Done => "done",
+        ExitCode::Usage => "bad command line or configuration",
+        ExitCode::Data => "data missing or bad",
+        ExitCode::RankFailed => "a rank failed",
+        ExitCode::Hang => "a deadline passed",
+        ExitCode::NotFinite => "loss or gradient not finite",
+        ExitCode::OutOfMemory => "out of memory",
+        ExitCode::Stopped => "stopped",
+        ExitCode::Setup => "set-up cannot work here",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Report;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn logs(tail: &[&str]) -> Vec<(PathBuf, Vec<String>)> {
+        let tail: Vec<_> = tail.iter().map(|line| (*line).to_owned()).collect();
+        (0..2)
+            .map(|rank| (PathBuf::from(format!("r/logs/rank-{rank}.log")), tail.clone()))
+            .collect()
+    }
+
+    fn evidence<'a>(
+        outcome: &'a Outcome,
+        ranks: &'a [Rank],
+        logs: &'a [(PathBuf, Vec<String>)],
+    ) -> Evidence<'a> {
+        let command = "launcher --run-dir r c.yaml";
+        Evidence { outcome, ranks, logs, stop_reason: Some("SIGTERM"), restarts: 1, command }
+    }
+
+    #[test]
+    fn a_killed_rank_is_described_with_all_that_is_known() {
+        let report = Report { at: 9 * SECOND, phase: Phase::Training, epoch: 2, step: 70 };
+        let killed = Exit::Signal(libc::SIGKILL);
+        let outcome = Outcome::Failed(Failure {
+            rank: 1,
+            at: 10 * SECOND,
+            cause: Cause::Exited(killed),
+            exit_code: ExitCode::RankFailed,
+        });
+        let gone = "rank 1 (process 7) is gone; all_reduce #9 cannot complete".to_owned();
+        let ranks = [
+            Rank {
+                said: Some((10 * SECOND, 4, gone)),
+                exited: Some((10 * SECOND + SECOND / 10, Exit::Code(4))),
+                ..Rank::default()
+            },
+            Rank { report: Some(report), exited: Some((10 * SECOND, killed)), ..Rank::default() },
+        ];
+        let logs = logs(&["step 70 loss 1.2"]);
+        let text = render(&evidence(&outcome, &ranks, &logs));
+        assert_eq!(
+            text,
+            "rank 1 failed: killed by SIGKILL\n  \
+             the kernel does this when memory runs out: see `dmesg`, and the memory limit of the \
+             container or Slurm job\n  \
+             it was training, epoch 2, step 70, said 1.0 s before\n  \
+             the end of its log, r/logs/rank-1.log:\n    \
+             | step 70 loss 1.2\n  \
+             rank 0 followed 0.1 s later: exit status 4; it said: rank 1 (process 7) is gone; \
+             all_reduce #9 cannot complete\n  \
+             restarts before: 1\n\
+             exit code 4: a rank failed\n\
+             to go on from the newest checkpoint: launcher --run-dir r c.yaml"
+        );
+    }
+
+    #[test]
+    fn a_stop_says_why_and_how_to_go_on() {
+        let logs = logs(&[]);
+        let ranks = [Rank::default(), Rank::default()];
+        let text = render(&evidence(&Outcome::Stopped, &ranks, &logs));
+        let expected = "stopped by SIGTERM after saving a checkpoint\n\
+                        to go on: launcher --run-dir r c.yaml";
+        assert_eq!(text, expected);
+        assert_eq!(render(&evidence(&Outcome::Done, &ranks, &logs)), "");
+        let text = render(&evidence(&Outcome::Overdue(vec![1]), &ranks, &logs));
+        assert!(text.contains("rank 1 was not yet heard of"), "{text}");
+    }
+
+    #[test]
+    fn nothing_to_go_on_with_is_not_offered() {
+        let outcome = Outcome::Failed(Failure {
+            rank: 0,
+            at: SECOND,
+            cause: Cause::Exited(Exit::Code(127)),
+            exit_code: ExitCode::Setup,
+        });
+        let ranks = [Rank::default(), Rank { killed: true, ..Rank::default() }];
+        let logs = logs(&[]);
+        let text = render(&evidence(&outcome, &ranks, &logs));
+        assert!(text.contains("make setup"), "{text}");
+        assert!(text.contains("rank 1 was killed with the others"), "{text}");
+        assert!(text.ends_with("exit code 9: set-up cannot work here"), "{text}");
+    }
+}
