@@ -1,0 +1,176 @@
+//! A launcher in a directory of its own, with a stand-in trainer beside it.
+
+#![allow(dead_code)] // each test binary uses a part
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// Nothing here takes so long unless it hangs.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A directory with `bin/launcher`, perhaps `bin/trainer`, and `c.yaml`.
+pub struct Sandbox {
+    folder: TempDir,
+}
+
+/// A launcher that has ended.
+pub struct Ended {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Sandbox {
+    /// With no trainer.
+    pub fn empty() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("bin")).unwrap();
+        let sandbox = Self { folder };
+        fs::copy(env!("CARGO_BIN_EXE_launcher"), sandbox.path("bin/launcher")).unwrap();
+        sandbox.write_config("data: {dataset: synthetic}\ntrain: {epochs: 1}\n");
+        sandbox
+    }
+
+    /// With the stand-in.
+    pub fn with_stand_in() -> Self {
+        let built = Path::new(env!("CARGO_BIN_EXE_launcher"))
+            .with_file_name("examples")
+            .join("stand_in_trainer");
+        assert!(built.exists(), "{}: `cargo test -p launcher` builds it", built.display());
+        let sandbox = Self::empty();
+        fs::copy(built, sandbox.path("bin/trainer")).unwrap();
+        sandbox
+    }
+
+    /// With a shell script for a trainer.
+    pub fn with_script(script: &str) -> Self {
+        let sandbox = Self::empty();
+        let path = sandbox.path("bin/trainer");
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        sandbox
+    }
+
+    pub fn write_config(&self, yaml: &str) {
+        fs::write(self.path("c.yaml"), yaml).unwrap();
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// `launcher ARGS` in this directory, sure to see no GPU.
+    pub fn launcher(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(self.path("bin/launcher"));
+        command
+            .args(args)
+            .current_dir(self.folder.path())
+            .env("PATH", "/usr/bin:/bin")
+            .env("CUDA_VISIBLE_DEVICES", "")
+            .env_remove("CIFAR10_DIR")
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// `launcher --cpu 2 --run-dir run c.yaml`, each rank told what to do.
+    pub fn two_ranks(&self, stand_ins: [&str; 2]) -> Command {
+        let mut command = self.launcher(&["--cpu", "2", "--run-dir", "run", "c.yaml"]);
+        command.env("STAND_IN_0", stand_ins[0]).env("STAND_IN_1", stand_ins[1]);
+        command
+    }
+
+    /// The process ids that ranks, and what they started, left in the run directory.
+    pub fn pids(&self) -> Vec<i32> {
+        let entries = fs::read_dir(self.path("run")).unwrap().map(|entry| entry.unwrap().path());
+        let named = entries.filter(|path| {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            name.starts_with("pid-") || name.starts_with("child-")
+        });
+        named.map(|path| fs::read_to_string(path).unwrap().parse().unwrap()).collect()
+    }
+
+    pub fn events(&self) -> Vec<serde_json::Value> {
+        let text = fs::read_to_string(self.path("run/events.jsonl")).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+/// Waits for the end of `command`.
+pub fn run(mut command: Command) -> Ended {
+    end(command.spawn().unwrap(), String::new())
+}
+
+/// Waits for the end of `child`, of whose standard error `stderr` was read before.
+pub fn end(mut child: Child, mut stderr: String) -> Ended {
+    let mut stdout = String::new();
+    if let Some(mut pipe) = child.stderr.take() {
+        pipe.read_to_string(&mut stderr).unwrap();
+    }
+    child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
+    let status: ExitStatus = child.wait().unwrap();
+    Ended { code: status.code(), stdout, stderr }
+}
+
+/// A launcher whose standard error is read line by line.
+pub struct Running {
+    pub child: Child,
+    lines: BufReader<std::process::ChildStderr>,
+    seen: String,
+}
+
+impl Running {
+    pub fn start(mut command: Command) -> Self {
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap());
+        Self { child, lines, seen: String::new() }
+    }
+
+    /// Reads until a line contains `text`.
+    pub fn wait_for(&mut self, text: &str) {
+        loop {
+            let start = self.seen.len();
+            let count = self.lines.read_line(&mut self.seen).unwrap();
+            assert_ne!(count, 0, "no line has {text:?}:\n{}", self.seen);
+            if self.seen[start..].contains(text) {
+                return;
+            }
+        }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    pub fn end(mut self) -> Ended {
+        let mut seen = self.seen;
+        self.lines.read_to_string(&mut seen).unwrap();
+        self.child.stderr = None;
+        end(self.child, seen)
+    }
+}
+
+/// Whether a process is there and has not ended.
+pub fn is_running(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    !matches!(state, None | Some('Z' | 'X'))
+}
+
+/// Polls until `done`, for what no message tells of.
+pub fn eventually(what: &str, done: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < DEADLINE, "{what} did not happen");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
