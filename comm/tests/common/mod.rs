@@ -1,6 +1,7 @@
 //! What the tests of several backends share.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod processes;
 pub mod table;
 
 use std::collections::HashMap;

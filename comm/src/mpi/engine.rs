@@ -1,0 +1,217 @@
+//! One collective after another, as non-blocking MPI calls that are polled.
+
+use std::ffi::{c_int, c_void};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
+use mpi::ffi;
+
+use super::mail::AbortMail;
+use super::ops::{Extremes, moved_type};
+use super::request::{At, Request, checked};
+use crate::communicator::chunk_range;
+use crate::executor::{Engine, Job};
+use crate::{Collective, CommError, DType, RawBuffer, ReduceOp, Result};
+
+unsafe extern "C" {
+    safe fn lockstep_mpi_in_place() -> *mut c_void;
+}
+
+/// A rank's end of the group.
+pub(super) struct MpiEngine {
+    /// Nobody else's messages travel in it.
+    group: ffi::MPI_Comm,
+    extremes: Extremes,
+    pub(super) mail: AbortMail,
+    pub(super) rank: usize,
+    pub(super) world_size: usize,
+    timeout: Duration,
+    /// bf16 buffers as f32, kept for the next one.
+    widened: Mutex<Vec<f32>>,
+}
+
+// SAFETY: handles, used under MPI_THREAD_MULTIPLE; collectives run on one thread at a time.
+unsafe impl Send for MpiEngine {}
+// SAFETY: as above.
+unsafe impl Sync for MpiEngine {}
+
+impl MpiEngine {
+    pub(super) fn new(rank: usize, world_size: usize, timeout: Duration) -> Result<Self> {
+        let at = At { op: "connect", sequence: 0, rank, world_size };
+        let group = duplicate_world(at)?;
+        let mail = AbortMail::open(duplicate_world(at)?, at)?;
+        let extremes = Extremes::new(at)?;
+        Ok(Self { group, extremes, mail, rank, world_size, timeout, widened: Mutex::default() })
+    }
+
+    pub(super) fn at(&self, op: &'static str, sequence: u64) -> At {
+        At { op, sequence, rank: self.rank, world_size: self.world_size }
+    }
+
+    /// Starts an operation through `start`, which gets the place for its request, and waits.
+    ///
+    /// A request that fails stays in MPI, which still has the buffer's address. MPI touches it only
+    /// in calls of this process, and after a failure there are none.
+    fn complete(&self, at: At, start: impl FnOnce(*mut ffi::MPI_Request) -> c_int) -> Result<()> {
+        let mut request = Request::null();
+        checked(at, start(request.as_mut_ptr()))?;
+        request.wait(at, self.timeout, || self.mail.received(at))
+    }
+
+    /// Waits for everybody.
+    pub(super) fn barrier(&self, at: At) -> Result<()> {
+        // SAFETY: no buffer is involved.
+        self.complete(at, |request| unsafe { ffi::MPI_Ibarrier(self.group, request) })
+    }
+
+    fn broadcast(&self, buffer: &RawBuffer, root: usize, at: At) -> Result<()> {
+        let (len, root) = (count(buffer.len)?, count(root)?);
+        // SAFETY: the caller of `start` keeps the buffer until the collective has ended.
+        self.complete(at, |request| unsafe {
+            let (data, dtype) = (buffer.ptr.as_ptr().cast(), moved_type(buffer.dtype));
+            ffi::MPI_Ibcast(data, len, dtype, root, self.group, request)
+        })
+    }
+
+    fn all_gather(&self, buffer: &RawBuffer, at: At) -> Result<()> {
+        let (counts, offsets) = self.chunks(buffer.len)?;
+        // SAFETY: as for `broadcast`; the counts and offsets outlive the request, and lie in the
+        // buffer; the send arguments are ignored in place.
+        self.complete(at, |request| unsafe {
+            ffi::MPI_Iallgatherv(
+                lockstep_mpi_in_place(),
+                0,
+                ffi::RSMPI_DATATYPE_NULL,
+                buffer.ptr.as_ptr().cast(),
+                counts.as_ptr(),
+                offsets.as_ptr(),
+                moved_type(buffer.dtype),
+                self.group,
+                request,
+            )
+        })
+    }
+
+    fn chunks(&self, len: usize) -> Result<(Vec<c_int>, Vec<c_int>)> {
+        let ranges = (0..self.world_size).map(|rank| chunk_range(len, rank, self.world_size));
+        let pairs = ranges.map(|range| Ok((count(range.len())?, count(range.start)?)));
+        Ok(pairs.collect::<Result<Vec<_>>>()?.into_iter().unzip())
+    }
+
+    /// `scatters`: leaves this rank's chunk alone reduced.
+    fn reduce(&self, buffer: &RawBuffer, op: ReduceOp, scatters: bool, at: At) -> Result<()> {
+        if buffer.dtype != DType::Bf16 {
+            return self.reduce_as_is(buffer, op, scatters, at);
+        }
+        // Rounded once, at the end: MPI has no bf16, and an operation of ours would round each sum.
+        let mut widened = self.widened.lock().unwrap_or_else(PoisonError::into_inner);
+        widened.resize(buffer.len, 0.0);
+        // SAFETY: the caller of `start` keeps the buffer, and nobody else uses it.
+        let narrow: &mut [bf16] =
+            unsafe { std::slice::from_raw_parts_mut(buffer.ptr.cast().as_ptr(), buffer.len) };
+        narrow.convert_to_f32_slice(&mut widened);
+        let wide = crate::BufferMut::host(&mut widened[..]).raw();
+        self.reduce_as_is(&wide, op, scatters, at)?;
+        narrow.convert_from_f32_slice(&widened);
+        Ok(())
+    }
+
+    fn reduce_as_is(&self, buffer: &RawBuffer, op: ReduceOp, scatters: bool, at: At) -> Result<()> {
+        let data: *mut c_void = buffer.ptr.as_ptr().cast();
+        let (dtype, mpi_op) = (moved_type(buffer.dtype), self.extremes.op(op, buffer.dtype));
+        let mut reduced = 0..buffer.len;
+        if scatters {
+            let (counts, _) = self.chunks(buffer.len)?;
+            // SAFETY: as for `broadcast`; the counts outlive the request and add up to the length.
+            self.complete(at, |request| unsafe {
+                let in_place = lockstep_mpi_in_place();
+                let counts = counts.as_ptr();
+                ffi::MPI_Ireduce_scatter(in_place, data, counts, dtype, mpi_op, self.group, request)
+            })?;
+            reduced = chunk_range(buffer.len, self.rank, self.world_size);
+            let element_bytes = buffer.dtype.size_bytes();
+            let chunk = buffer.ptr.as_ptr().wrapping_add(reduced.start * element_bytes);
+            // MPI leaves the chunk at the buffer's start.
+            // SAFETY: both ranges lie in the buffer.
+            unsafe { std::ptr::copy(data.cast(), chunk, reduced.len() * element_bytes) };
+        } else {
+            let len = count(buffer.len)?;
+            // SAFETY: as for `broadcast`.
+            self.complete(at, |request| unsafe {
+                let in_place = lockstep_mpi_in_place();
+                ffi::MPI_Iallreduce(in_place, data, len, dtype, mpi_op, self.group, request)
+            })?;
+        }
+        if op == ReduceOp::Mean {
+            self.divide(buffer, reduced);
+        }
+        Ok(())
+    }
+
+    fn divide(&self, buffer: &RawBuffer, range: std::ops::Range<usize>) {
+        // SAFETY: the caller of `start` keeps the buffer, nobody else uses it, and the range lies
+        // in it.
+        unsafe {
+            match buffer.dtype {
+                DType::F64 => {
+                    let first = buffer.ptr.cast::<f64>().as_ptr().add(range.start);
+                    let by = self.world_size as f64;
+                    std::slice::from_raw_parts_mut(first, range.len())
+                        .iter_mut()
+                        .for_each(|x| *x /= by);
+                }
+                DType::F32 => {
+                    let first = buffer.ptr.cast::<f32>().as_ptr().add(range.start);
+                    let by = self.world_size as f32;
+                    std::slice::from_raw_parts_mut(first, range.len())
+                        .iter_mut()
+                        .for_each(|x| *x /= by);
+                }
+                // bf16 comes here as f32, and means of integers are refused.
+                DType::Bf16 | DType::I64 => {}
+            }
+        }
+    }
+}
+
+impl Engine for MpiEngine {
+    fn run(&self, job: &Job) -> Result<()> {
+        let (at, buffer) = (self.at(job.collective.name(), job.sequence), &job.buffer);
+        if let Some(error) = self.mail.received(at) {
+            return Err(error);
+        }
+        let result = match job.collective {
+            Collective::AllReduce(op) => self.reduce(buffer, op, false, at),
+            Collective::ReduceScatter(op) => self.reduce(buffer, op, true, at),
+            Collective::Broadcast { root } => self.broadcast(buffer, root, at),
+            Collective::AllGather => self.all_gather(buffer, at),
+            Collective::Barrier => self.barrier(at),
+        };
+        if let Err(error) = &result
+            && !matches!(error, CommError::Aborted { .. })
+        {
+            self.mail.send(&error.to_string());
+        }
+        result
+    }
+}
+
+fn duplicate_world(at: At) -> Result<ffi::MPI_Comm> {
+    // SAFETY: constants of the library, the first of them overwritten by the call.
+    unsafe {
+        let mut group = ffi::RSMPI_COMM_NULL;
+        checked(at, ffi::MPI_Comm_dup(ffi::RSMPI_COMM_WORLD, &raw mut group))?;
+        checked(at, ffi::MPI_Comm_set_errhandler(group, ffi::RSMPI_ERRORS_RETURN))?;
+        Ok(group)
+    }
+}
+
+/// MPI counts in `int`. `connect` callers split longer buffers into buckets.
+fn count(len: usize) -> Result<c_int> {
+    c_int::try_from(len).map_err(|_| CommError::Unsupported {
+        backend: super::BACKEND,
+        what: format!("move {len} elements in one collective: MPI counts to {}", c_int::MAX),
+    })
+}

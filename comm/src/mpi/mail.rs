@@ -1,0 +1,105 @@
+//! How an abort reaches ranks that wait in a collective: a message that every rank always expects.
+
+use std::ffi::c_int;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use mpi::ffi;
+
+use super::request::{At, Request, checked};
+use crate::{CommError, Result};
+
+const TAG: c_int = 1;
+const MAIL_BYTES: usize = 1024;
+
+/// A rank's letter box.
+pub(super) struct AbortMail {
+    group: ffi::MPI_Comm,
+    rank: usize,
+    world_size: usize,
+    /// The receive under way, and where it will write: the sender, then the reason.
+    inbox: Mutex<Option<(Request, Box<[u8; MAIL_BYTES]>)>>,
+    aborted: OnceLock<CommError>,
+}
+
+impl AbortMail {
+    /// Expects mail in `group`, in which nothing else is sent.
+    pub(super) fn open(group: ffi::MPI_Comm, at: At) -> Result<Self> {
+        let mut mail = Box::new([0; MAIL_BYTES]);
+        let mut request = Request::null();
+        // SAFETY: the box stays where it is until the request has ended or was cancelled.
+        checked(at, unsafe {
+            ffi::MPI_Irecv(
+                mail.as_mut_ptr().cast(),
+                MAIL_BYTES as c_int,
+                ffi::RSMPI_UINT8_T,
+                ffi::RSMPI_ANY_SOURCE,
+                TAG,
+                group,
+                request.as_mut_ptr(),
+            )
+        })?;
+        let inbox = Mutex::new(Some((request, mail)));
+        let (rank, world_size) = (at.rank, at.world_size);
+        Ok(Self { group, rank, world_size, inbox, aborted: OnceLock::new() })
+    }
+
+    /// The abort that has come, or was sent from here.
+    pub(super) fn received(&self, at: At) -> Option<CommError> {
+        if let Some(error) = self.aborted.get() {
+            return Some(error.clone());
+        }
+        let mut inbox = self.lock();
+        let (request, _) = inbox.as_mut()?;
+        if !request.test(at).unwrap_or(false) {
+            return None;
+        }
+        let (_, mail) = inbox.take()?;
+        let by = u32::from_le_bytes([mail[0], mail[1], mail[2], mail[3]]) as usize;
+        let end = mail.iter().skip(4).position(|&byte| byte == 0).map_or(MAIL_BYTES, |n| n + 4);
+        let reason = String::from_utf8_lossy(&mail[4..end]).into_owned();
+        Some(self.aborted.get_or_init(|| CommError::Aborted { by, reason }).clone())
+    }
+
+    /// Tells everybody, without waiting for anybody.
+    pub(super) fn send(&self, reason: &str) {
+        let error = CommError::Aborted { by: self.rank, reason: reason.to_owned() };
+        if self.aborted.set(error).is_err() {
+            return;
+        }
+        let mut mail = [0; MAIL_BYTES];
+        mail[..4].copy_from_slice(&(self.rank as u32).to_le_bytes());
+        let mut len = reason.len().min(MAIL_BYTES - 5);
+        while !reason.is_char_boundary(len) {
+            len -= 1;
+        }
+        mail[4..4 + len].copy_from_slice(&reason.as_bytes()[..len]);
+        // Sent from here for as long as the process lives: nobody waits for the request's end.
+        let mail: &'static [u8; MAIL_BYTES] = Box::leak(Box::new(mail));
+        for peer in (0..self.world_size).filter(|&peer| peer != self.rank) {
+            let mut request = Request::null();
+            // SAFETY: the mail is never freed. That a peer cannot be reached is no news here.
+            unsafe {
+                ffi::MPI_Isend(
+                    mail.as_ptr().cast(),
+                    MAIL_BYTES as c_int,
+                    ffi::RSMPI_UINT8_T,
+                    peer as c_int,
+                    TAG,
+                    self.group,
+                    request.as_mut_ptr(),
+                );
+            }
+        }
+    }
+
+    /// Expects nothing more.
+    pub(super) fn close(&self) {
+        if let Some((request, _mail)) = self.lock().take() {
+            request.cancel();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<(Request, Box<[u8; MAIL_BYTES]>)>> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

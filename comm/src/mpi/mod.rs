@@ -1,0 +1,128 @@
+//! Collectives between CPU ranks of one or several machines, over MPI.
+//!
+//! Every collective is a non-blocking one that is polled, so that deadlines and aborts hold while it
+//! waits. MPI does not say which rank is late, and does not notice that ranks called different
+//! collectives. When a process dies, `mpirun` ends the others. Results are bit-equal on all ranks
+//! with the algorithms of Open MPI and MPICH, which reduce each element once or in mirrored order.
+//!
+//! Does not read the environment, but MPI does.
+
+mod engine;
+mod mail;
+mod ops;
+mod request;
+mod session;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::communicator::check_request;
+use crate::env::World;
+use crate::executor::Executor;
+use crate::{Collective, CommError, Communicator, Place, RawBuffer, Result, Work};
+use engine::MpiEngine;
+pub use session::{BroadcastStore, Session};
+
+const BACKEND: &str = "mpi";
+
+/// A rank of the group that MPI has started.
+pub struct Mpi {
+    executor: Executor<MpiEngine>,
+    session: &'static Session,
+    finalized: AtomicBool,
+}
+
+/// Connects all processes that `mpirun` started. Collective.
+///
+/// `timeout`: of every wait in the collectives that follow. How long MPI itself takes to start is
+/// `mpirun`'s affair.
+///
+/// # Errors
+/// [`CommError::Connect`] when MPI cannot be initialised or was not started as `world` says.
+pub fn connect(world: World, timeout: Duration) -> Result<Arc<dyn Communicator>> {
+    let failed = |reason: String| CommError::Connect { backend: BACKEND, reason };
+    let session = Session::get()?;
+    let (rank, world_size) = (session.rank(), session.world_size());
+    if (rank, world_size) != (world.rank, world.world_size) {
+        return Err(failed(format!(
+            "MPI has this process for rank {rank} of {world_size}, and the environment for rank {} \
+             of {}: start it by mpirun, or by srun with a matching --mpi",
+            world.rank, world.world_size
+        )));
+    }
+    let engine =
+        MpiEngine::new(rank, world_size, timeout).map_err(|error| failed(error.to_string()))?;
+    Ok(Arc::new(Mpi {
+        executor: Executor::new(engine),
+        session,
+        finalized: AtomicBool::new(false),
+    }))
+}
+
+impl Mpi {
+    fn check(&self, collective: Collective, buffer: &RawBuffer) -> Result<()> {
+        if buffer.place != Place::Host {
+            let what = "reach memory of a GPU".to_owned();
+            return Err(CommError::Unsupported { backend: BACKEND, what });
+        }
+        check_request(BACKEND, collective, buffer, self.world_size())
+    }
+}
+
+impl Communicator for Mpi {
+    fn rank(&self) -> usize {
+        self.executor.engine().rank
+    }
+
+    fn world_size(&self) -> usize {
+        self.executor.engine().world_size
+    }
+
+    fn backend(&self) -> &'static str {
+        BACKEND
+    }
+
+    unsafe fn start(&self, collective: Collective, buffer: RawBuffer) -> Result<Work> {
+        self.check(collective, &buffer)?;
+        self.executor.start(collective, buffer)
+    }
+
+    unsafe fn run(&self, collective: Collective, buffer: RawBuffer) -> Result<()> {
+        self.check(collective, &buffer)?;
+        self.executor.run(collective, buffer)
+    }
+
+    fn abort(&self, reason: &str) {
+        self.executor.close(CommError::Aborted { by: self.rank(), reason: reason.to_owned() });
+        self.executor.engine().mail.send(reason);
+    }
+
+    fn finalize(&self) -> Result<()> {
+        if self.finalized.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.executor.exclusive(|engine, sequence| {
+            let at = engine.at("finalize", sequence);
+            if let Some(error) = engine.mail.received(at) {
+                return Err(error);
+            }
+            engine.barrier(at)
+        })?;
+        let what = "run a collective after finalize".to_owned();
+        self.executor.close(CommError::Unsupported { backend: BACKEND, what });
+        self.executor.engine().mail.close();
+        self.finalized.store(true, Ordering::Release);
+        self.session.finalize();
+        Ok(())
+    }
+}
+
+impl Drop for Mpi {
+    fn drop(&mut self) {
+        if !*self.finalized.get_mut() {
+            // No MPI_Finalize: it would wait for peers that may never come. `mpirun` ends them.
+            self.abort(&format!("rank {} left before the end", self.rank()));
+        }
+    }
+}

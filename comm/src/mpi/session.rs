@@ -1,0 +1,125 @@
+//! The process's one use of MPI, and values that rank 0 hands to the others.
+
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use mpi::Threading;
+use mpi::environment::Universe;
+use mpi::ffi;
+use mpi::traits::Communicator as _;
+
+use super::request::{At, Request, checked};
+use crate::bootstrap::Store;
+use crate::{CommError, Result};
+
+/// MPI can be initialised once a process, and not again after its end.
+pub struct Session {
+    universe: Mutex<Option<Universe>>,
+    rank: usize,
+    world_size: usize,
+}
+
+impl Session {
+    /// Initialises MPI in this process, or finds it initialised by an earlier call. Collective over
+    /// all processes that `mpirun` started, the first time.
+    ///
+    /// # Errors
+    /// [`CommError::Connect`] when somebody else has initialised it, or it allows only one thread.
+    pub fn get() -> Result<&'static Self> {
+        static SESSION: OnceLock<std::result::Result<Session, String>> = OnceLock::new();
+        SESSION
+            .get_or_init(Self::initialise)
+            .as_ref()
+            .map_err(|reason| CommError::Connect { backend: "mpi", reason: reason.clone() })
+    }
+
+    fn initialise() -> std::result::Result<Self, String> {
+        // `abort` may be called while the communication thread is in MPI.
+        let (universe, threading) = mpi::initialize_with_threading(Threading::Multiple)
+            .ok_or("MPI has been initialised in this process already")?;
+        if threading != Threading::Multiple {
+            return Err("this MPI library was built without MPI_THREAD_MULTIPLE".to_owned());
+        }
+        let world = universe.world();
+        let rank = usize::try_from(world.rank()).map_err(|error| error.to_string())?;
+        let world_size = usize::try_from(world.size()).map_err(|error| error.to_string())?;
+        Ok(Self { universe: Mutex::new(Some(universe)), rank, world_size })
+    }
+
+    /// Among all processes that `mpirun` started.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// Processes that `mpirun` started.
+    pub fn world_size(&self) -> usize {
+        self.world_size
+    }
+
+    /// Ends MPI in this process; nothing of it may be used afterwards. Collective.
+    pub fn finalize(&self) {
+        drop(self.universe.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    /// A store whose values rank 0 sends to all others.
+    pub fn store(&'static self) -> BroadcastStore {
+        BroadcastStore { session: self }
+    }
+}
+
+/// A [`Store`] over `MPI_Bcast`: rank 0 puts, and every other rank gets each value once, in the
+/// order in which they were put.
+pub struct BroadcastStore {
+    session: &'static Session,
+}
+
+impl BroadcastStore {
+    /// `bytes`: the value on rank 0, as long as the value on the others.
+    fn broadcast(&self, bytes: &mut [u8], timeout: Duration) -> Result<()> {
+        let at = At { op: "bootstrap", sequence: 0, rank: self.session.rank, world_size: 0 };
+        let at = At { world_size: self.session.world_size, ..at };
+        let count = i32::try_from(bytes.len())
+            .map_err(|_| at.failed(format!("a value of {} bytes is too long", bytes.len())))?;
+        let mut request = Request::null();
+        // SAFETY: `bytes` outlives the request, which is waited for below; a request that misses its
+        // deadline makes the job end.
+        checked(at, unsafe {
+            ffi::MPI_Ibcast(
+                bytes.as_mut_ptr().cast(),
+                count,
+                ffi::RSMPI_UINT8_T,
+                0,
+                ffi::RSMPI_COMM_WORLD,
+                request.as_mut_ptr(),
+            )
+        })?;
+        request.wait(at, timeout, || None)
+    }
+}
+
+/// Rank 0 need not wait long for an eager broadcast of a short value.
+const PUT_TIMEOUT: Duration = Duration::from_secs(60);
+
+impl Store for BroadcastStore {
+    fn put(&self, key: &str, value: &str) -> Result<()> {
+        if self.session.rank != 0 {
+            return Err(CommError::Control(format!("only rank 0 can publish {key} over MPI")));
+        }
+        let text = format!("{key}\n{value}");
+        let mut length = (text.len() as u64).to_le_bytes();
+        self.broadcast(&mut length, PUT_TIMEOUT)?;
+        self.broadcast(&mut text.into_bytes(), PUT_TIMEOUT)
+    }
+
+    fn get(&self, key: &str, timeout: Duration) -> Result<String> {
+        let mut length = [0; 8];
+        self.broadcast(&mut length, timeout)?;
+        let mut text = vec![0; usize::try_from(u64::from_le_bytes(length)).unwrap_or(0)];
+        self.broadcast(&mut text, timeout)?;
+        let text = String::from_utf8_lossy(&text);
+        match text.split_once('\n') {
+            Some((found, value)) if found == key => Ok(value.to_owned()),
+            _ => Err(CommError::Control(format!("rank 0 published {text:?} instead of {key}"))),
+        }
+    }
+}
