@@ -73,7 +73,7 @@ impl StandIn {
             // Fails when the launcher is gone, which the flag then says.
             let _ = self.state(Phase::Training, step);
             if self.world.rank == 0 {
-                let _ = self.progress(step as usize, steps as usize);
+                let _ = self.progress(step as usize, steps.min(100_000) as usize);
             }
             std::thread::sleep(Duration::from_millis(20));
         }

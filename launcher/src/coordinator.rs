@@ -47,12 +47,12 @@ pub enum Message {
     },
 }
 
-/// Listens to all ranks. The socket is gone when this is dropped.
+/// Listens to all ranks. The socket is gone when this is dropped, and once all have connected, so
+/// that a launcher that is killed leaves nothing behind.
 pub struct Coordinator {
     shared: Arc<Shared>,
     socket: PathBuf,
     accepting: AbortHandle,
-    _folder: TempDir,
 }
 
 struct Shared {
@@ -67,6 +67,7 @@ struct State {
     waiting: HashMap<String, Vec<usize>>,
     ranks: HashMap<usize, UnboundedSender<ToTrainer>>,
     stop: Option<String>,
+    folder: Option<TempDir>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,9 +87,10 @@ impl Coordinator {
         let (folder, socket) = private_socket_path()?;
         let listener = UnixListener::bind(&socket)?;
         let connections = (0..world_size).map(|_| watch::Sender::new(Connection::NotYet)).collect();
-        let shared = Arc::new(Shared { state: Mutex::default(), connections, messages });
+        let state = Mutex::new(State { folder: Some(folder), ..State::default() });
+        let shared = Arc::new(Shared { state, connections, messages });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared))).abort_handle();
-        Ok(Self { shared, socket, accepting, _folder: folder })
+        Ok(Self { shared, socket, accepting })
     }
 
     /// Where ranks connect.
@@ -119,6 +121,7 @@ impl Coordinator {
 impl Drop for Coordinator {
     fn drop(&mut self) {
         self.accepting.abort();
+        self.shared.state().folder = None;
     }
 }
 
@@ -242,6 +245,9 @@ impl Shared {
         }
         state.ranks.insert(*rank, sender);
         self.connections[*rank].send_replace(Connection::Open);
+        if state.ranks.len() == self.connections.len() {
+            state.folder = None;
+        }
         Ok(*rank)
     }
 

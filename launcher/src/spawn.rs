@@ -82,8 +82,22 @@ pub fn spawn(spec: &Spec<'_>, rank: &RankPlan) -> io::Result<(Child, PipeReader)
         .stdout(writer.try_clone()?)
         .stderr(writer)
         .process_group(0);
+    // SAFETY: `ignore_stop_signals` does nothing but what may be done between fork and exec.
+    unsafe { command.pre_exec(ignore_stop_signals) };
     let child = pinned_to(&rank.cpus, || command.spawn())?;
     Ok((child, reader))
+}
+
+/// Trainers are asked to stop over their control connection, but Slurm signals every process of a
+/// step: one that has not yet installed handlers of its own must not die of it.
+fn ignore_stop_signals() -> io::Result<()> {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGUSR1, libc::SIGHUP] {
+        // SAFETY: `signal` is async-signal-safe, and SIG_IGN runs no code.
+        if unsafe { libc::signal(signal, libc::SIG_IGN) } == libc::SIG_ERR {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// Runs `start` with this thread pinned to `cpus`, which a process started there inherits before its

@@ -1,10 +1,12 @@
 //! What the launcher does when ranks end, fail or are to stop.
 
+#![allow(clippy::unwrap_used)] // all of it is test code
+
 mod support;
 
 use std::fs;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use support::{Running, Sandbox, eventually, is_running, run};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -104,6 +106,19 @@ fn sigterm_saves_a_checkpoint_on_all_ranks_and_ends_with_8() {
     for rank in ["saved-0", "saved-1"] {
         assert_eq!(fs::read_to_string(sandbox.path("run").join(rank)).unwrap(), "SIGTERM");
     }
+}
+
+#[test]
+fn signals_that_slurm_sends_to_every_process_stop_the_job_as_one() {
+    let sandbox = Sandbox::with_stand_in();
+    let mut launcher = Running::start(sandbox.two_ranks(["forever", "forever"]));
+    launcher.wait_for("stand-in 0 trains");
+    for pid in sandbox.pids() {
+        kill_process(Pid::from_raw(pid).unwrap(), Signal::USR1).unwrap();
+    }
+    launcher.signal(Signal::USR1);
+    let ended = launcher.end();
+    assert_eq!(ended.code, Some(8), "{}", ended.stderr);
 }
 
 #[test]

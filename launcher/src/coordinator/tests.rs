@@ -39,16 +39,13 @@ async fn ranks_find_each_others_values_in_either_order() {
 }
 
 #[tokio::test]
-async fn what_a_rank_said_comes_before_its_connection_counts_as_drained() {
+async fn what_a_rank_says_arrives_in_order() {
     let (coordinator, mut messages) = listen(1);
     let socket = coordinator.socket().to_owned();
     blocking(move || {
         let client = ControlClient::connect(&socket, 0, StopFlag::default()).unwrap();
         client.send(&ToLauncher::State { phase: Phase::Training, epoch: 1, step: 3 }).unwrap();
         client.send(&ToLauncher::Failed { exit_code: 6, message: "NaN".into() }).unwrap();
-        // The reading thread of a client holds the connection until its process ends.
-        std::mem::forget(client);
-        std::os::unix::net::UnixStream::connect(&socket).unwrap()
     })
     .await;
     let Some(Message::Said { rank: 0, message: ToLauncher::State { step: 3, .. } }) =
@@ -125,4 +122,15 @@ async fn the_socket_is_private_and_goes_away() {
     assert!(socket.as_os_str().len() <= MAX_SOCKET_PATH_BYTES);
     drop(coordinator);
     assert!(!folder.exists());
+
+    let (coordinator, _messages) = listen(1);
+    let socket = coordinator.socket().to_owned();
+    let client = blocking(move || {
+        let client = ControlClient::connect(&socket, 0, StopFlag::default()).unwrap();
+        client.put("key", "value").unwrap();
+        client.get("key", SOON).unwrap();
+        client
+    });
+    let _client = client.await;
+    assert!(!coordinator.socket().exists(), "all ranks are connected");
 }

@@ -1,6 +1,7 @@
 //! A launcher in a directory of its own, with a stand-in trainer beside it.
 
 #![allow(dead_code)] // each test binary uses a part
+#![allow(clippy::unwrap_used)] // all of it is test code
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
