@@ -1,0 +1,118 @@
+//! Finding and reading a checkpoint.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use tch::{Kind, Tensor};
+
+use super::manifest::Manifest;
+use super::{CheckpointError, MANIFEST, MODEL, OPTIMIZER, Result, STATE, State, io_error};
+use crate::flat::Flat;
+use crate::optim::Optimizer;
+
+/// A checkpoint whose files are what was written.
+#[derive(Debug)]
+pub struct Found {
+    /// Its folder.
+    pub path: PathBuf,
+    /// Where the run was.
+    pub state: State,
+    /// Newer ones that were refused, and why.
+    pub refused: Vec<String>,
+}
+
+/// The newest good checkpoint: `path` itself, or one in it, or in `path/checkpoints`. `None` when
+/// there are none at all.
+///
+/// # Errors
+/// [`CheckpointError::NoneGood`] when there are some, and all are damaged.
+pub fn find(path: &Path) -> Result<Option<Found>> {
+    let candidates = candidates(path)?;
+    let mut refused = Vec::new();
+    for path in &candidates {
+        match verify(path) {
+            Ok(state) => return Ok(Some(Found { path: path.clone(), state, refused })),
+            Err(error) => refused.push(error.to_string()),
+        }
+    }
+    if candidates.is_empty() {
+        return Ok(None);
+    }
+    Err(CheckpointError::NoneGood { path: path.to_owned(), tried: refused })
+}
+
+fn verify(path: &Path) -> Result<State> {
+    Manifest::verify(path)?;
+    read_state(path)
+}
+
+/// Folders that may be checkpoints, the newest first.
+fn candidates(path: &Path) -> Result<Vec<PathBuf>> {
+    if path.join(MANIFEST).exists() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let nested = path.join("checkpoints");
+    let folder = if nested.is_dir() { nested } else { path.to_owned() };
+    if !folder.is_dir() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(&folder).map_err(io_error("read", &folder))? {
+        let entry = entry.map_err(io_error("read", &folder))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        // Symbolic links are not followed: they point to one of the others.
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if is_folder && (name.starts_with("epoch-") || name.starts_with("step-")) {
+            // Without a readable state it cannot be loaded; it comes last, to be reported.
+            let step = read_state(&entry.path()).map_or(0, |state| state.step);
+            found.push((step, name, entry.path()));
+        }
+    }
+    found.sort();
+    Ok(found.into_iter().rev().map(|(.., path)| path).collect())
+}
+
+fn read_state(path: &Path) -> Result<State> {
+    let file = path.join(STATE);
+    let text = fs::read(&file).map_err(io_error("read", &file))?;
+    serde_json::from_slice(&text)
+        .map_err(|error| CheckpointError::Damaged { path: file, reason: error.to_string() })
+}
+
+fn read_tensors(path: &Path) -> Result<Vec<(String, Tensor)>> {
+    Tensor::read_safetensors(path).map_err(io_error("read", path))
+}
+
+/// Fills `flat` from the checkpoint's model.
+///
+/// # Errors
+/// [`CheckpointError::DoesNotFit`] when it is another network's.
+pub fn load_model(checkpoint: &Path, flat: &mut Flat) -> Result<()> {
+    let tensors = read_tensors(&checkpoint.join(MODEL))?;
+    flat.load_state_dict(tensors)
+        .map_err(|reason| CheckpointError::DoesNotFit { path: checkpoint.to_owned(), reason })
+}
+
+/// Fills the optimizer's state.
+///
+/// # Errors
+/// [`CheckpointError::DoesNotFit`] when it is another optimizer's.
+pub fn load_optimizer(checkpoint: &Path, flat: &Flat, optimizer: &mut Optimizer) -> Result<()> {
+    let mut tensors: HashMap<_, _> =
+        read_tensors(&checkpoint.join(OPTIMIZER))?.into_iter().collect();
+    let does_not_fit = |reason| CheckpointError::DoesNotFit { path: checkpoint.to_owned(), reason };
+    for (kind, values) in optimizer.state() {
+        flat.join(values, |name| tensors.remove(&format!("{kind}.{name}")))
+            .map_err(|reason| does_not_fit(format!("the optimizer's {kind}: {reason}")))?;
+    }
+    let steps = tensors
+        .remove("step")
+        .filter(|tensor| tensor.kind() == Kind::Int64 && tensor.numel() == 1)
+        .ok_or_else(|| does_not_fit("the optimizer's step is missing".to_owned()))?;
+    if let Some(name) = tensors.keys().next() {
+        return Err(does_not_fit(format!("the optimizer's {name} is unknown")));
+    }
+    optimizer.resume_at(u64::try_from(steps.int64_value(&[])).unwrap_or(0));
+    Ok(())
+}

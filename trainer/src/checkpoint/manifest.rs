@@ -1,0 +1,76 @@
+//! What a checkpoint's files must be.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{CheckpointError, MANIFEST, MODEL, OPTIMIZER, Result, STATE, io_error};
+
+/// The layout that this crate writes.
+const VERSION: u32 = 1;
+
+/// The files of a checkpoint.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    version: u32,
+    /// The crate that wrote it.
+    lockstep: String,
+    files: BTreeMap<String, Entry>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Entry {
+    bytes: u64,
+    blake3: String,
+}
+
+impl Manifest {
+    /// Describes the files that are in `folder` now.
+    pub fn of(folder: &Path) -> Result<Self> {
+        let files = [MODEL, OPTIMIZER, STATE]
+            .into_iter()
+            .map(|name| Ok((name.to_owned(), Entry::of(&folder.join(name))?)))
+            .collect::<Result<_>>()?;
+        Ok(Self { version: VERSION, lockstep: env!("CARGO_PKG_VERSION").to_owned(), files })
+    }
+
+    /// Reads the manifest in `folder` and checks every file against it.
+    pub fn verify(folder: &Path) -> Result<()> {
+        let damaged = |reason| CheckpointError::Damaged { path: folder.to_owned(), reason };
+        let path = folder.join(MANIFEST);
+        let text = std::fs::read(&path).map_err(io_error("read", &path))?;
+        let manifest: Self = serde_json::from_slice(&text)
+            .map_err(|error| damaged(format!("{MANIFEST}: {error}")))?;
+        if manifest.version != VERSION {
+            return Err(damaged(format!(
+                "its layout is version {}, this program reads version {VERSION}",
+                manifest.version
+            )));
+        }
+        for name in [MODEL, OPTIMIZER, STATE] {
+            let expected = manifest
+                .files
+                .get(name)
+                .ok_or_else(|| damaged(format!("{MANIFEST} does not list {name}")))?;
+            let found = Entry::of(&folder.join(name))?;
+            if found != *expected {
+                return Err(damaged(format!(
+                    "{name} has {} bytes with hash {:.8}, written were {} bytes with hash {:.8}",
+                    found.bytes, found.blake3, expected.bytes, expected.blake3
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Entry {
+    fn of(path: &Path) -> Result<Self> {
+        let mut hasher = blake3::Hasher::new();
+        let file = File::open(path).map_err(io_error("read", path))?;
+        hasher.update_reader(file).map_err(io_error("read", path))?;
+        Ok(Self { bytes: hasher.count(), blake3: hasher.finalize().to_hex().to_string() })
+    }
+}

@@ -1,0 +1,81 @@
+//! Checkpoints: all or nothing on disk.
+//!
+//! One is a folder with `model.safetensors`, `optimizer.safetensors`, `state.json`, and
+//! `manifest.json`, which holds the hash of each of the others and is written last. [`save`] writes
+//! into a temporary folder that is renamed when it is complete and on disk; [`load`] reads only what
+//! its manifest vouches for. Nothing here can execute what it reads.
+
+mod load;
+mod manifest;
+mod prune;
+mod save;
+mod state;
+
+use std::path::{Path, PathBuf};
+
+pub use load::{Found, find, load_model, load_optimizer};
+pub use prune::prune;
+pub use save::{Link, point, save};
+pub use state::State;
+
+const MODEL: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "state.json";
+const MANIFEST: &str = "manifest.json";
+/// Folders that are not complete begin so.
+const TEMPORARY: &str = ".saving-";
+
+/// A checkpoint could not be written or read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// Reading or writing failed.
+    #[error("cannot {action} {}: {reason}", path.display())]
+    Io {
+        /// `write` or `read`.
+        action: &'static str,
+        /// What.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A checkpoint is not what was written.
+    #[error("{} is damaged: {reason}", path.display())]
+    Damaged {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Nothing to load.
+    #[error("{} holds no checkpoint that can be read{}", path.display(), because(tried))]
+    NoneGood {
+        /// Where was looked.
+        path: PathBuf,
+        /// What was found, and why each was refused.
+        tried: Vec<String>,
+    },
+    /// It is a checkpoint of something else.
+    #[error("{} does not fit this configuration: {reason}", path.display())]
+    DoesNotFit {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What differs.
+        reason: String,
+    },
+}
+
+fn because(tried: &[String]) -> String {
+    if tried.is_empty() { String::new() } else { format!(": {}", tried.join("; ")) }
+}
+
+/// The result of anything about checkpoints.
+pub type Result<T> = std::result::Result<T, CheckpointError>;
+
+fn io_error<E: ToString>(
+    action: &'static str,
+    path: &Path,
+) -> impl FnOnce(E) -> CheckpointError + use<E> {
+    let path = path.to_owned();
+    move |error| CheckpointError::Io { action, path, reason: error.to_string() }
+}

@@ -1,0 +1,117 @@
+//! Writing a checkpoint.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use tch::Tensor;
+
+use super::manifest::Manifest;
+use super::{MANIFEST, MODEL, OPTIMIZER, Result, STATE, State, TEMPORARY, io_error};
+use crate::flat::Flat;
+use crate::optim::Optimizer;
+
+/// Writes a checkpoint into `checkpoints` and returns its folder. Until it is complete and on disk,
+/// nothing that was there before is touched.
+///
+/// # Errors
+/// [`super::CheckpointError::Io`], for example when the disk is full; what was written is removed.
+pub fn save(
+    checkpoints: &Path,
+    flat: &Flat,
+    optimizer: &Optimizer,
+    state: &State,
+) -> Result<PathBuf> {
+    let name = state.checkpoint_name();
+    let temporary = checkpoints.join(format!("{TEMPORARY}{name}"));
+    let complete = checkpoints.join(&name);
+    let written = write_files(&temporary, flat, optimizer, state)
+        .and_then(|()| put_in_place(&temporary, &complete));
+    if written.is_err() {
+        // The error that matters is the one above.
+        let _ = fs::remove_dir_all(&temporary);
+    }
+    written.map(|()| complete)
+}
+
+fn write_files(folder: &Path, flat: &Flat, optimizer: &Optimizer, state: &State) -> Result<()> {
+    if folder.exists() {
+        fs::remove_dir_all(folder).map_err(io_error("remove", folder))?;
+    }
+    fs::create_dir(folder).map_err(io_error("write", folder))?;
+    write_tensors(&folder.join(MODEL), &flat.state_dict())?;
+
+    let mut tensors = vec![("step".to_owned(), Tensor::from(optimizer.steps() as i64))];
+    for (kind, values) in optimizer.state() {
+        let named = flat.split(values).into_iter();
+        tensors.extend(named.map(|(name, tensor)| (format!("{kind}.{name}"), tensor)));
+    }
+    write_tensors(&folder.join(OPTIMIZER), &tensors)?;
+    write_json(&folder.join(STATE), state)?;
+    write_json(&folder.join(MANIFEST), &Manifest::of(folder)?)?;
+    sync(folder)
+}
+
+fn put_in_place(temporary: &Path, complete: &Path) -> Result<()> {
+    // A checkpoint of the same name is from before a resume: it stays until the new one is whole.
+    let replaced = complete.with_extension("replaced");
+    if complete.exists() {
+        fs::rename(complete, &replaced).map_err(io_error("rename", complete))?;
+    }
+    fs::rename(temporary, complete).map_err(io_error("rename", temporary))?;
+    sync(complete.parent().unwrap_or(complete))?;
+    if replaced.exists() {
+        fs::remove_dir_all(&replaced).map_err(io_error("remove", &replaced))?;
+    }
+    Ok(())
+}
+
+fn write_tensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+    Tensor::write_safetensors(tensors, path).map_err(io_error("write", path))?;
+    sync(path)
+}
+
+fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_vec_pretty(value).map_err(io_error("write", path))?;
+    fs::write(path, text).map_err(io_error("write", path))?;
+    sync(path)
+}
+
+fn sync(path: &Path) -> Result<()> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(io_error("write", path))
+}
+
+/// A symbolic link beside the checkpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Link {
+    /// To the newest.
+    Latest,
+    /// To the one with the best test accuracy.
+    Best,
+}
+
+impl Link {
+    /// Its file name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Latest => "latest",
+            Self::Best => "best",
+        }
+    }
+}
+
+/// Lets `link` point to `checkpoint`, replacing it in one go.
+///
+/// # Errors
+/// [`super::CheckpointError::Io`].
+pub fn point(link: Link, checkpoint: &Path) -> Result<()> {
+    let folder = checkpoint.parent().unwrap_or(checkpoint);
+    let path = folder.join(link.name());
+    let temporary = folder.join(format!(".{}", link.name()));
+    let target = checkpoint.file_name().unwrap_or_default();
+    let replace = || {
+        let _ = fs::remove_file(&temporary);
+        std::os::unix::fs::symlink(target, &temporary)?;
+        fs::rename(&temporary, &path)
+    };
+    replace().map_err(io_error("write", &path))
+}

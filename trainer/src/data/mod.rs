@@ -1,0 +1,85 @@
+//! Batches, gathered, augmented and normalised on the device that holds the images.
+
+mod augment;
+
+use job::dataset::DataSet;
+use tch::{Device, Kind, Tensor};
+
+pub use augment::Augmenter;
+
+/// One split of a data set, as bytes on the device.
+///
+/// Pixels lie channels last, so that a gathered batch needs no reordering.
+pub struct Images {
+    /// `[len, H, W, C]` u8.
+    pixels: Tensor,
+    /// `[len]` i64.
+    labels: Tensor,
+    /// `[C]` f32, in units of a byte.
+    mean: Tensor,
+    /// `[C]` f32, in units of a byte.
+    std: Tensor,
+}
+
+/// Images that go through the network together.
+pub struct Batch {
+    /// `[N, C, H, W]` f32, normalised, in channels-last order.
+    pub images: Tensor,
+    /// `[N]` i64.
+    pub labels: Tensor,
+}
+
+impl Images {
+    /// Moves one split of `data_set` to the device.
+    pub fn new(split: &job::dataset::Images, data_set: &DataSet, device: Device) -> Self {
+        let [channels, height, width] = split.shape.map(|size| size as i64);
+        let channels_of = |values: &[f32; 3]| {
+            Tensor::from_slice(values).narrow(0, 0, channels).to_device(device) * 255.0
+        };
+        let pixels = Tensor::from_slice(&split.pixels).view([-1, channels, height, width]);
+        Self {
+            pixels: pixels.permute([0, 2, 3, 1]).contiguous().to_device(device),
+            labels: Tensor::from_slice(&split.labels).to_kind(Kind::Int64).to_device(device),
+            mean: channels_of(&data_set.mean),
+            std: channels_of(&data_set.std),
+        }
+    }
+
+    /// Images in the split.
+    pub fn len(&self) -> usize {
+        self.labels.numel()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The images of these indices, unchanged but for normalisation.
+    pub fn batch(&self, indices: &[u32]) -> Batch {
+        let index = self.index(indices);
+        Batch {
+            images: self.normalize(&self.pixels.index_select(0, &index)),
+            labels: self.labels.index_select(0, &index),
+        }
+    }
+
+    /// The images of these indices, changed as `augmenter` says for `epoch`.
+    pub fn augmented_batch(&self, indices: &[u32], augmenter: &Augmenter, epoch: usize) -> Batch {
+        let index = self.index(indices);
+        let draws = augmenter.draw(indices, epoch);
+        let pixels = draws.move_pixels(self.pixels.index_select(0, &index));
+        let images = draws.blank(self.normalize(&pixels));
+        Batch { images, labels: self.labels.index_select(0, &index) }
+    }
+
+    fn index(&self, indices: &[u32]) -> Tensor {
+        let wide: Vec<i64> = indices.iter().map(|&index| i64::from(index)).collect();
+        Tensor::from_slice(&wide).to_device(self.labels.device())
+    }
+
+    fn normalize(&self, pixels: &Tensor) -> Tensor {
+        let values = (pixels.to_kind(Kind::Float) - &self.mean) / &self.std;
+        values.permute([0, 3, 1, 2])
+    }
+}

@@ -1,0 +1,81 @@
+//! Which device a rank works on, and with how many threads.
+
+use comm::bootstrap::Backend;
+use comm::env::{StartedBy, World};
+use job::config::CommBackend;
+use tch::Device;
+
+use crate::{Result, TrainError};
+
+/// Where to train.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum DeviceKind {
+    /// On a GPU where there is one.
+    Auto,
+    /// On the CPU.
+    Cpu,
+    /// On the GPU with this rank's local number.
+    Cuda,
+}
+
+/// Opens the device of this rank.
+///
+/// # Errors
+/// [`TrainError::Setup`] when a GPU is wanted and cannot be had.
+pub fn open(kind: DeviceKind, world: World) -> Result<Device> {
+    if kind == DeviceKind::Cpu || (kind == DeviceKind::Auto && !has_nvidia_device()) {
+        return Ok(Device::Cpu);
+    }
+    torch_ext::load_cuda().map_err(|error| {
+        TrainError::Setup(format!(
+            "libtorch's GPU library cannot be opened: {error}; run `make setup` on this machine, \
+             or train on the CPU with --device cpu"
+        ))
+    })?;
+    let count = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
+    if world.local_rank >= count {
+        return Err(TrainError::Setup(format!(
+            "rank {} wants GPU {} and {count} are visible; start fewer ranks, or train on the CPU \
+             with --device cpu",
+            world.rank, world.local_rank
+        )));
+    }
+    Ok(Device::Cuda(world.local_rank))
+}
+
+fn has_nvidia_device() -> bool {
+    std::path::Path::new("/dev/nvidiactl").exists()
+}
+
+/// Limits libtorch to this rank's share of the cores, where the launcher has not done so.
+pub fn limit_threads(world: World) {
+    let limit = std::env::var("OMP_NUM_THREADS").ok().and_then(|text| text.parse::<i32>().ok());
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = i32::try_from(cores / world.local_world_size).unwrap_or(i32::MAX);
+    tch::set_num_threads(limit.unwrap_or(share).max(1));
+    tch::set_num_interop_threads(1);
+}
+
+/// The backend that `choice` means here.
+///
+/// # Errors
+/// [`TrainError::Setup`] when it does not work on `device`.
+pub fn backend(choice: CommBackend, device: Device, world: World) -> Result<Backend> {
+    match (choice, device) {
+        (CommBackend::Nccl | CommBackend::Auto, Device::Cuda(device)) => {
+            Ok(Backend::Nccl { device })
+        }
+        (CommBackend::Nccl, _) => {
+            Err(TrainError::Setup("comm.backend: nccl works on GPUs only".to_owned()))
+        }
+        (CommBackend::Shm | CommBackend::Mpi, Device::Cuda(_)) => Err(TrainError::Setup(
+            "comm.backend: shm and mpi work on the CPU only; leave it at auto".to_owned(),
+        )),
+        (CommBackend::Shm, _) => Ok(Backend::Shm),
+        (CommBackend::Mpi, _) => Ok(Backend::Mpi),
+        (CommBackend::Auto, _) => Ok(match world.started_by {
+            StartedBy::Mpirun | StartedBy::Srun => Backend::Mpi,
+            StartedBy::Launcher | StartedBy::Nobody => Backend::Shm,
+        }),
+    }
+}

@@ -1,0 +1,128 @@
+//! What can end a rank, and with which exit code.
+
+use std::any::Any;
+
+use comm::CommError;
+use job::ExitCode;
+use job::config::ConfigError;
+use job::dataset::DataError;
+use job::run_dir::RunDirError;
+
+use crate::checkpoint::CheckpointError;
+use crate::metrics::MetricsError;
+
+/// The result of anything a rank does.
+pub type Result<T> = std::result::Result<T, TrainError>;
+
+/// What ended a rank.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The run directory cannot be used.
+    #[error(transparent)]
+    RunDir(#[from] RunDirError),
+    /// The data set is missing or bad.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// Something between ranks.
+    #[error(transparent)]
+    Comm(#[from] CommError),
+    /// A checkpoint could not be written or read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A metric could not be written.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    /// The loss or a gradient is not finite.
+    #[error(
+        "the {what} is {value} at step {step} (epoch {epoch}, learning rate {lr}); the newest \
+         checkpoint is from before; a lower optimizer.lr or precision: fp32 may help"
+    )]
+    NotFinite {
+        /// `training loss` or `norm of the gradient`.
+        what: &'static str,
+        /// NaN or infinity.
+        value: f64,
+        /// Optimizer steps since the start of the run, this one included.
+        step: u64,
+        /// From 1.
+        epoch: usize,
+        /// The learning rate of the step.
+        lr: f64,
+    },
+    /// This machine cannot do what was asked for.
+    #[error("{0}")]
+    Setup(String),
+    /// libtorch refused.
+    #[error("libtorch: {0}")]
+    Torch(String),
+}
+
+impl TrainError {
+    /// The documented code for this end.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Config(error) => error.exit_code(),
+            Self::RunDir(error) => error.exit_code(),
+            Self::Data(error) => error.exit_code(),
+            Self::Comm(CommError::Timeout { .. }) => ExitCode::Hang,
+            Self::Comm(CommError::Connect { .. } | CommError::Environment(_)) | Self::Setup(_) => {
+                ExitCode::Setup
+            }
+            Self::NotFinite { .. } => ExitCode::NotFinite,
+            Self::Torch(message) if is_out_of_memory(message) => ExitCode::OutOfMemory,
+            Self::Comm(_) | Self::Checkpoint(_) | Self::Metrics(_) | Self::Torch(_) => {
+                ExitCode::RankFailed
+            }
+        }
+    }
+
+    /// The error in a caught panic. `tch` panics where libtorch throws.
+    pub fn from_panic(payload: &(dyn Any + Send)) -> Self {
+        let text = payload
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| payload.downcast_ref::<&str>().copied())
+            .unwrap_or("a panic without a message");
+        // The rest of a libtorch message is a C++ backtrace.
+        let end = text.find("\\nException raised from").unwrap_or(text.len());
+        Self::Torch(text[..end].to_owned())
+    }
+}
+
+impl From<tch::TchError> for TrainError {
+    fn from(error: tch::TchError) -> Self {
+        Self::Torch(error.to_string())
+    }
+}
+
+impl From<torch_ext::TorchError> for TrainError {
+    fn from(error: torch_ext::TorchError) -> Self {
+        Self::Torch(error.to_string())
+    }
+}
+
+fn is_out_of_memory(message: &str) -> bool {
+    let lower = message.to_lowercase();
+    lower.contains("out of memory") || lower.contains("can't allocate memory")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_about_memory_has_its_own_exit_code() {
+        let payload: Box<dyn Any + Send> = Box::new(
+            "Torch(\"DefaultCPUAllocator: can't allocate memory\\nException raised from x\")"
+                .to_owned(),
+        );
+        let error = TrainError::from_panic(&*payload);
+        assert_eq!(error.exit_code(), ExitCode::OutOfMemory);
+        assert!(!error.to_string().contains("Exception raised"), "{error}");
+        assert_eq!(TrainError::from_panic(&"shape").exit_code(), ExitCode::RankFailed);
+    }
+}

@@ -1,0 +1,28 @@
+//! One rank of a data-parallel training job.
+//!
+//! [`run`] is the loop; everything else is a part that it calls: [`data`] makes batches, [`model`]
+//! turns them into logits, [`flat`] holds parameters and gradients in one buffer each,
+//! [`grad_sync`] averages them over ranks, [`optim`] takes the step, [`checkpoint`] and [`metrics`]
+//! write what is left of a run.
+
+pub mod checkpoint;
+pub mod cli;
+pub mod data;
+pub mod device;
+mod error;
+pub mod eval;
+pub mod flat;
+pub mod grad_sync;
+pub mod init;
+pub mod link;
+pub mod log;
+pub mod metrics;
+pub mod model;
+pub mod optim;
+pub mod recorder;
+pub mod run;
+pub mod schedule;
+pub mod setup;
+pub mod step;
+
+pub use error::{Result, TrainError};

@@ -1,0 +1,25 @@
+//! What a rank says about itself, on standard error.
+
+use comm::env::World;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::EnvFilter;
+
+/// `pretty` or `json`.
+const FORMAT: &str = "LOCKSTEP_LOG_FORMAT";
+
+/// Starts logging. Where ranks share a terminal, only rank 0 tells what goes well; under the launcher
+/// each has a file of its own. `RUST_LOG` overrides the level.
+pub fn start(world: World, has_own_file: bool) {
+    let level = if has_own_file || world.rank == 0 { LevelFilter::INFO } else { LevelFilter::WARN };
+    let filter = EnvFilter::builder().with_default_directive(level.into()).from_env_lossy();
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(false)
+        .with_writer(std::io::stderr);
+    if std::env::var(FORMAT).is_ok_and(|format| format == "json") {
+        builder.json().with_current_span(false).init();
+    } else {
+        builder.with_timer(tracing_subscriber::fmt::time::UtcTime::rfc_3339()).compact().init();
+    }
+}

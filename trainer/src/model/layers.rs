@@ -1,0 +1,67 @@
+//! Layers over views of flat storage.
+
+use tch::Tensor;
+
+use super::Mode;
+use crate::flat::Flat;
+
+/// A convolution without bias.
+pub struct Conv {
+    weight: Tensor,
+    stride: i64,
+    padding: i64,
+}
+
+impl Conv {
+    /// A square kernel of any size, padded so that stride 1 keeps height and width.
+    pub fn new(flat: &Flat, name: &str, stride: usize) -> Self {
+        let weight = flat.tensor(&format!("{name}.weight"));
+        let padding = weight.size()[2] / 2;
+        Self { weight, stride: stride as i64, padding }
+    }
+
+    /// `[N, C, H, W]` to `[N, C', H', W']`.
+    pub fn forward(&self, input: &Tensor) -> Tensor {
+        let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
+        input.conv2d(&self.weight, None::<&Tensor>, stride, padding, [1, 1], 1)
+    }
+}
+
+/// Batch norm over channels.
+pub struct BatchNorm {
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+}
+
+impl BatchNorm {
+    /// PyTorch's defaults.
+    const MOMENTUM: f64 = 0.1;
+    const EPS: f64 = 1e-5;
+
+    /// The four tensors under `name`.
+    pub fn new(flat: &Flat, name: &str) -> Self {
+        let tensor = |suffix| flat.tensor(&format!("{name}.{suffix}"));
+        Self {
+            weight: tensor("weight"),
+            bias: tensor("bias"),
+            running_mean: tensor("running_mean"),
+            running_var: tensor("running_var"),
+        }
+    }
+
+    /// Keeps the shape.
+    pub fn forward(&self, input: &Tensor, mode: Mode) -> Tensor {
+        input.batch_norm(
+            Some(&self.weight),
+            Some(&self.bias),
+            Some(&self.running_mean),
+            Some(&self.running_var),
+            mode == Mode::Train,
+            Self::MOMENTUM,
+            Self::EPS,
+            true,
+        )
+    }
+}

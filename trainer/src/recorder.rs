@@ -1,0 +1,227 @@
+//! What a run leaves in `metrics.jsonl` and in the curves.
+
+use std::time::{Duration, Instant};
+
+use comm::env::World;
+use job::config::Config;
+use job::run_dir::RunDir;
+use tracing::info;
+
+use crate::Result;
+use crate::checkpoint::State;
+use crate::flat::Flat;
+use crate::metrics::{EpochRecord, Record, StepRecord, SummaryRecord, Writer, draw_curves};
+use crate::step::Tally;
+
+/// Steps of a process that its speed leaves out: caches and clocks are still cold.
+const WARMUP_STEPS: u64 = 10;
+
+/// How long a step took, and parts of it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StepTimes {
+    /// The whole step.
+    pub total: Duration,
+    /// Making the batch.
+    pub data: Duration,
+    /// Waiting for gradients of other ranks.
+    pub comm_exposed: Duration,
+}
+
+/// Collects what steps and epochs report; on rank 0, writes it.
+pub struct Recorder {
+    writer: Option<Writer>,
+    run_dir: RunDir,
+    world: World,
+    batch_size_per_rank: usize,
+    epochs: usize,
+    log_every: u64,
+    started: Instant,
+    seconds_to_first_step: Option<f64>,
+    steps_taken: u64,
+    window: Window,
+    /// Of this process, after the warm-up.
+    total: Throughput,
+    step_ms: Vec<f64>,
+}
+
+/// Steps since the last record.
+#[derive(Default)]
+struct Window {
+    steps: u32,
+    times: StepTimes,
+    tally: Tally,
+    throughput: Throughput,
+}
+
+/// Images over seconds.
+#[derive(Debug, Clone, Copy, Default)]
+struct Throughput {
+    images: f64,
+    seconds: f64,
+}
+
+impl Throughput {
+    fn add(&mut self, images: usize, time: Duration) {
+        self.images += images as f64;
+        self.seconds += time.as_secs_f64();
+    }
+
+    /// `None` when nothing was counted.
+    fn images_per_s(self) -> Option<f64> {
+        (self.seconds > 0.0).then(|| self.images / self.seconds)
+    }
+}
+
+impl Recorder {
+    /// Opens `metrics.jsonl`, without what it holds from after `state`.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn open(
+        config: &Config,
+        run_dir: &RunDir,
+        state: &State,
+        world: World,
+        started: Instant,
+    ) -> Result<Self> {
+        let open = || Writer::resume(&run_dir.metrics_path(), state.step, state.epochs_completed);
+        Ok(Self {
+            writer: (world.rank == 0).then(open).transpose()?,
+            run_dir: RunDir::at(run_dir.root()),
+            world,
+            batch_size_per_rank: config.train.batch_size_per_rank,
+            epochs: config.train.epochs,
+            log_every: config.metrics.log_every,
+            started,
+            seconds_to_first_step: None,
+            steps_taken: 0,
+            window: Window::default(),
+            total: Throughput::default(),
+            step_ms: Vec::new(),
+        })
+    }
+
+    /// Counts what all ranks did since the last call.
+    pub fn count(&mut self, tally: Tally) {
+        self.window.tally.add(tally);
+    }
+
+    /// Counts a step of `images` images over all ranks, and writes a record where one is due.
+    ///
+    /// # Errors
+    /// When the record cannot be written.
+    pub fn step(
+        &mut self,
+        state: &State,
+        lr: f64,
+        times: StepTimes,
+        images: usize,
+        flat: &Flat,
+    ) -> Result<()> {
+        self.seconds_to_first_step.get_or_insert_with(|| self.started.elapsed().as_secs_f64());
+        self.steps_taken += 1;
+        self.window.steps += 1;
+        self.window.times.total += times.total;
+        self.window.times.data += times.data;
+        self.window.times.comm_exposed += times.comm_exposed;
+        if self.steps_taken > WARMUP_STEPS {
+            self.window.throughput.add(images, times.total);
+            self.total.add(images, times.total);
+            self.step_ms.push(milliseconds(times.total));
+        }
+        if state.step.is_multiple_of(self.log_every) {
+            let window = std::mem::take(&mut self.window);
+            self.write_step(state, lr, &window, flat)?;
+        }
+        Ok(())
+    }
+
+    fn write_step(&mut self, state: &State, lr: f64, window: &Window, flat: &Flat) -> Result<()> {
+        let Some(writer) = &mut self.writer else { return Ok(()) };
+        let steps = f64::from(window.steps);
+        let record = StepRecord {
+            step: state.step,
+            epoch: state.epoch(),
+            loss: window.tally.loss(),
+            lr,
+            images_per_s: window.throughput.images_per_s(),
+            step_ms: milliseconds(window.times.total) / steps,
+            data_ms: milliseconds(window.times.data) / steps,
+            comm_exposed_ms: milliseconds(window.times.comm_exposed) / steps,
+            grad_norm: flat.grads.norm().double_value(&[]),
+        };
+        Ok(writer.write(&Record::Step(record))?)
+    }
+
+    /// Of this process so far, over all ranks; 0 before the first step that counts.
+    pub fn images_per_s(&self) -> f64 {
+        self.total.images_per_s().unwrap_or(0.0)
+    }
+
+    /// Writes an epoch's record and redraws the curves.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn epoch(&mut self, state: &State, test: Tally) -> Result<()> {
+        let Some(writer) = &mut self.writer else { return Ok(()) };
+        let train = state.epoch_tally;
+        let images_per_s = train.images / state.epoch_seconds;
+        let record = EpochRecord {
+            epoch: state.epoch(),
+            train_loss: train.loss(),
+            train_accuracy: train.accuracy(),
+            test_loss: test.loss(),
+            test_accuracy: test.accuracy(),
+            seconds: state.epoch_seconds,
+            images_per_s,
+        };
+        info!(
+            "epoch {}/{}: train loss {:.4}, accuracy {:.4}; test loss {:.4}, accuracy {:.4}; \
+             {:.1} s, {images_per_s:.0} images/s",
+            record.epoch,
+            self.epochs,
+            record.train_loss,
+            record.train_accuracy,
+            record.test_loss,
+            record.test_accuracy,
+            record.seconds,
+        );
+        writer.write(&Record::Epoch(record))?;
+        draw_curves(&self.run_dir)?;
+        Ok(())
+    }
+
+    /// Writes the summary.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn finish(&mut self, state: &State, peak_memory_bytes: u64) -> Result<()> {
+        let Some(writer) = &mut self.writer else { return Ok(()) };
+        self.step_ms.sort_by(f64::total_cmp);
+        let record = SummaryRecord {
+            world_size: self.world.world_size,
+            batch_size_per_rank: self.batch_size_per_rank,
+            steps: state.step,
+            images_per_s: self.total.images_per_s(),
+            step_ms_p50: percentile(&self.step_ms, 0.5),
+            step_ms_p95: percentile(&self.step_ms, 0.95),
+            seconds_to_first_step: self.seconds_to_first_step,
+            peak_memory_bytes,
+            best_test_accuracy: state.best_test_accuracy.map(|(accuracy, _)| accuracy),
+        };
+        if let Some((accuracy, epoch)) = state.best_test_accuracy {
+            info!("best test accuracy {accuracy:.4}, after epoch {epoch}");
+        }
+        Ok(writer.write(&Record::Summary(record))?)
+    }
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// The value below which `fraction` of the sorted values lie; `None` without values.
+fn percentile(sorted: &[f64], fraction: f64) -> Option<f64> {
+    let last = sorted.len().checked_sub(1)?;
+    sorted.get((last as f64 * fraction).round() as usize).copied()
+}

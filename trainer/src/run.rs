@@ -1,0 +1,284 @@
+//! The loop, and nothing else.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use comm::Communicator;
+use comm::control::{Phase, ToLauncher};
+use comm::env::World;
+use job::config::Config;
+use job::run_dir::RunDir;
+use job::shard::{self, Batch};
+use tracing::info;
+
+use crate::checkpoint::{self, Link as CheckpointLink, State};
+use crate::data::{Augmenter, Images};
+use crate::grad_sync::GradSync;
+use crate::link::Link;
+use crate::optim::Optimizer;
+use crate::recorder::{Recorder, StepTimes};
+use crate::schedule::learning_rate;
+use crate::step::{Counter, Replica, StepParts, Tally, train_step};
+use crate::{Result, TrainError, eval};
+
+/// How a run ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Trained to the end.
+    Done,
+    /// Saved and stopped because somebody asked.
+    Stopped,
+}
+
+/// Why the steps of an epoch ended.
+enum EpochEnd {
+    /// Every sample was seen.
+    Complete,
+    /// `train.max_steps` is reached.
+    MaxSteps,
+    /// Some rank was asked to stop.
+    Stop,
+}
+
+/// A run that is ready for its next step.
+pub struct Run<'a> {
+    /// As loaded.
+    pub config: Config,
+    /// This rank's place.
+    pub world: World,
+    /// All ranks.
+    pub communicator: Arc<dyn Communicator>,
+    /// The launcher.
+    pub link: &'a Link,
+    /// Where files go.
+    pub run_dir: RunDir,
+    /// Training images.
+    pub train: Images,
+    /// Test images.
+    pub test: Images,
+    /// What is done to training images.
+    pub augmenter: Option<Augmenter>,
+    /// The network.
+    pub replica: Replica,
+    /// Takes the steps.
+    pub optimizer: Optimizer,
+    /// Averages gradients.
+    pub grad_sync: GradSync,
+    /// Counts loss and hits.
+    pub counter: Counter,
+    /// Where the run is.
+    pub state: State,
+    /// Writes metrics.
+    pub recorder: Recorder,
+}
+
+impl Run<'_> {
+    /// Trains to the end, or until somebody asks to stop.
+    ///
+    /// # Errors
+    /// Whatever ends the run early; every rank that can be reached is told.
+    pub fn train(mut self) -> Result<Outcome> {
+        let ended = self.epochs();
+        match &ended {
+            Ok(_) => self.communicator.finalize()?,
+            Err(error) => self.communicator.abort(&error.to_string()),
+        }
+        ended
+    }
+
+    fn epochs(&mut self) -> Result<Outcome> {
+        if self.is_complete() {
+            info!(
+                "this run is complete: {} epochs, {} steps",
+                self.state.epochs_completed, self.state.step
+            );
+            return Ok(Outcome::Done);
+        }
+        while !self.is_complete() {
+            match self.epoch()? {
+                EpochEnd::Stop => {
+                    self.save(false)?;
+                    info!("stopped at step {}; the same command goes on", self.state.step);
+                    return Ok(Outcome::Stopped);
+                }
+                EpochEnd::MaxSteps => {
+                    self.finish_epoch(false)?;
+                    break;
+                }
+                EpochEnd::Complete => self.finish_epoch(true)?,
+            }
+        }
+        self.recorder.finish(&self.state, self.peak_memory_bytes()?)?;
+        Ok(Outcome::Done)
+    }
+
+    fn is_complete(&self) -> bool {
+        self.state.epochs_completed >= self.config.train.epochs || self.is_at_max_steps()
+    }
+
+    fn is_at_max_steps(&self) -> bool {
+        self.config.train.max_steps.is_some_and(|max_steps| self.state.step >= max_steps)
+    }
+
+    fn epoch(&mut self) -> Result<EpochEnd> {
+        let order = shard::epoch_order(
+            self.train.len(),
+            self.config.train.seed,
+            self.state.epochs_completed,
+        );
+        while let Some(batch) = self.next_batch() {
+            let stop = self.step(&order, &batch)?;
+            if self.is_at_max_steps() {
+                return Ok(EpochEnd::MaxSteps);
+            }
+            if stop {
+                return Ok(EpochEnd::Stop);
+            }
+        }
+        Ok(EpochEnd::Complete)
+    }
+
+    fn next_batch(&self) -> Option<Batch> {
+        shard::next_batch(
+            self.train.len(),
+            self.state.samples_into_epoch,
+            self.config.train.batch_size_per_rank,
+            self.world.rank,
+            self.world.world_size,
+        )
+    }
+
+    /// Takes one step, and says whether all ranks have agreed to stop after it.
+    fn step(&mut self, order: &[u32], batch: &Batch) -> Result<bool> {
+        let started = Instant::now();
+        self.link.state(Phase::Training, self.state.epoch(), self.state.step);
+        let indices = &order[batch.local.clone()];
+        let images = (!indices.is_empty()).then(|| match &self.augmenter {
+            Some(augmenter) => {
+                self.train.augmented_batch(indices, augmenter, self.state.epochs_completed)
+            }
+            None => self.train.batch(indices),
+        });
+        let data = started.elapsed();
+        let lr = learning_rate(
+            &self.config.optimizer,
+            &self.config.schedule,
+            self.state.step,
+            self.total_steps(),
+        );
+        let parts = StepParts {
+            optimizer: &mut self.optimizer,
+            grad_sync: &self.grad_sync,
+            communicator: &*self.communicator,
+            counter: &mut self.counter,
+        };
+        let comm_exposed =
+            train_step(&mut self.replica, parts, images.as_ref(), batch.global.len(), lr)?;
+
+        self.state.step += 1;
+        self.state.samples_into_epoch = batch.global.end;
+        let stop = self.exchange(lr)?;
+        let times = StepTimes { total: started.elapsed(), data, comm_exposed };
+        self.state.epoch_seconds += times.total.as_secs_f64();
+        self.recorder.step(&self.state, lr, times, batch.global.len(), &self.replica.flat)?;
+        self.report();
+        Ok(stop)
+    }
+
+    /// Lets ranks add up what they counted, where it is time for it.
+    fn exchange(&mut self, lr: f64) -> Result<bool> {
+        let is_last = self.state.samples_into_epoch == self.train.len() || self.is_at_max_steps();
+        // Reading the counts waits for the device: cheap on the CPU, and not for every step on a GPU.
+        let every = if self.replica.device.is_cuda() { self.config.metrics.log_every } else { 1 };
+        if !is_last && !self.state.step.is_multiple_of(every) {
+            return Ok(false);
+        }
+        let wants_to_stop = self.link.stop_reason().is_some();
+        let (tally, stop) = self.counter.exchange(&*self.communicator, wants_to_stop)?;
+        self.check_finite("training loss", tally.loss_sum, lr)?;
+        self.state.epoch_tally.add(tally);
+        self.recorder.count(tally);
+        Ok(stop)
+    }
+
+    fn check_finite(&self, what: &'static str, value: f64, lr: f64) -> Result<()> {
+        if value.is_finite() {
+            return Ok(());
+        }
+        let State { step, .. } = self.state;
+        Err(TrainError::NotFinite { what, value, step, epoch: self.state.epoch(), lr })
+    }
+
+    fn total_steps(&self) -> u64 {
+        let by_epochs = self.steps_per_epoch() as u64 * self.config.train.epochs as u64;
+        self.config.train.max_steps.map_or(by_epochs, |max_steps| max_steps.min(by_epochs))
+    }
+
+    fn steps_per_epoch(&self) -> usize {
+        shard::steps_per_epoch(self.train.len(), self.global_batch_size())
+    }
+
+    fn global_batch_size(&self) -> usize {
+        self.config.train.batch_size_per_rank * self.world.world_size
+    }
+
+    fn report(&self) {
+        if self.world.rank == 0 && self.link.progress_is_due() {
+            self.link.progress(&ToLauncher::Progress {
+                epoch: self.state.epoch(),
+                epochs: self.config.train.epochs,
+                step: self.state.samples_into_epoch.div_ceil(self.global_batch_size()),
+                steps: self.steps_per_epoch(),
+                loss: self.state.epoch_tally.loss(),
+                accuracy: self.state.epoch_tally.accuracy(),
+                images_per_s: self.recorder.images_per_s(),
+            });
+        }
+    }
+
+    /// Evaluates, records and saves. `complete`: whether every sample of the epoch was seen.
+    fn finish_epoch(&mut self, complete: bool) -> Result<()> {
+        let epoch = self.state.epoch();
+        self.link.state(Phase::Evaluating, epoch, self.state.step);
+        let test = eval::evaluate(&mut self.replica, &self.test, &*self.communicator)?;
+        self.recorder.epoch(&self.state, test)?;
+
+        let is_best = self.state.best_test_accuracy.is_none_or(|(best, _)| test.accuracy() > best);
+        if is_best {
+            self.state.best_test_accuracy = Some((test.accuracy(), epoch));
+        }
+        if complete {
+            self.state.epochs_completed += 1;
+            self.state.samples_into_epoch = 0;
+            self.state.epoch_tally = Tally::default();
+            self.state.epoch_seconds = 0.0;
+        }
+        let every = self.config.checkpoint.every_epochs;
+        if is_best || self.is_complete() || self.state.epochs_completed.is_multiple_of(every) {
+            self.save(is_best)?;
+        }
+        Ok(())
+    }
+
+    /// Rank 0 writes a checkpoint, and removes those that are not needed any more.
+    fn save(&mut self, is_best: bool) -> Result<()> {
+        self.link.state(Phase::Saving, self.state.epoch(), self.state.step);
+        if self.world.rank != 0 {
+            return Ok(());
+        }
+        let folder = self.run_dir.checkpoints_dir();
+        let path = checkpoint::save(&folder, &self.replica.flat, &self.optimizer, &self.state)?;
+        checkpoint::point(CheckpointLink::Latest, &path)?;
+        if is_best {
+            checkpoint::point(CheckpointLink::Best, &path)?;
+        }
+        Ok(checkpoint::prune(&folder, self.config.checkpoint.keep)?)
+    }
+
+    fn peak_memory_bytes(&self) -> Result<u64> {
+        Ok(match self.replica.device {
+            tch::Device::Cuda(device) => torch_ext::cuda_peak_bytes(device)?,
+            _ => torch_ext::peak_rss_bytes(),
+        })
+    }
+}

@@ -1,0 +1,203 @@
+//! From a command line to a run that is ready for its first step.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use comm::Communicator;
+use comm::control::Phase;
+use comm::env::World;
+use job::config::{self, Config};
+use job::dataset::{self, DataSet};
+use job::network::Network;
+use job::run_dir::{Resume, RunDir};
+use tch::{Device, Kind, Tensor};
+use tracing::{info, warn};
+
+use crate::checkpoint::{self, CheckpointError, State};
+use crate::cli::Cli;
+use crate::data::{Augmenter, Images};
+use crate::flat::Flat;
+use crate::grad_sync::GradSync;
+use crate::link::Link;
+use crate::model::ResNet;
+use crate::optim::Optimizer;
+use crate::recorder::Recorder;
+use crate::run::Run;
+use crate::step::{Counter, Replica};
+use crate::{Result, TrainError, device, init};
+
+/// Connects to the other ranks, reads the data, builds the network, and finds where to go on.
+///
+/// # Errors
+/// Whatever is missing or does not fit.
+pub fn build(cli: Cli, world: World, link: &Link) -> Result<Run<'_>> {
+    let started = Instant::now();
+    let config = config::load(&cli.config, &cli.set)?;
+    device::limit_threads(world);
+    let device = device::open(cli.device, world)?;
+
+    link.state(Phase::Connecting, 0, 0);
+    let timeout = Duration::from_secs(config.comm.timeout_seconds);
+    let backend = device::backend(config.comm.backend, device, world)?;
+    let communicator = comm::bootstrap::connect(backend, world, link.store(), timeout)?;
+    let run_dir = open_run_dir(&cli, &config, world, link)?;
+
+    link.state(Phase::LoadingData, 0, 0);
+    let data_set = load_data(&config)?;
+    let data_hash = data_set.hash().to_hex().to_string();
+    agree(&*communicator, device, "data sets", &data_hash)?;
+    agree(&*communicator, device, "configurations", &config::to_yaml(&config))?;
+
+    link.state(Phase::Preparing, 0, 0);
+    let network = Network::new(&config.model, data_set.train.shape, data_set.classes.len());
+    let mut flat = Flat::new(network.tensors(), device, &*communicator)?;
+    init::initialize(&mut flat, config.train.seed);
+    let model = ResNet::new(&network, &flat);
+    let mut replica = Replica { flat, model, device, precision: config.precision };
+    let mut optimizer = Optimizer::new(&config.optimizer, &replica.flat);
+    let start = State::start(world.world_size, data_hash);
+    let state = resume(&cli.resume, &run_dir, &mut replica.flat, &mut optimizer, start, world)?;
+    let state = share(&*communicator, &mut replica.flat, &mut optimizer, state)?;
+
+    let recorder = Recorder::open(&config, &run_dir, &state, world, started)?;
+    info!(
+        "{} ranks on {}, {} parameters, {} training and {} test images of {}, global batch {}",
+        world.world_size,
+        if device.is_cuda() { "GPUs" } else { "the CPU" },
+        network.parameter_count(),
+        data_set.train.labels.len(),
+        data_set.test.labels.len(),
+        data_set.name,
+        config.train.batch_size_per_rank * world.world_size,
+    );
+    Ok(Run {
+        grad_sync: GradSync::new(&replica.flat, config.comm.bucket_cap_mib),
+        counter: Counter::new(device),
+        augmenter: Augmenter::new(&config.data.augment, config.train.seed),
+        train: Images::new(&data_set.train, &data_set, device),
+        test: Images::new(&data_set.test, &data_set, device),
+        config,
+        world,
+        communicator,
+        link,
+        run_dir,
+        replica,
+        optimizer,
+        state,
+        recorder,
+    })
+}
+
+/// The launcher has prepared the run directory for its trainers; without one, rank 0 does it.
+fn open_run_dir(cli: &Cli, config: &Config, world: World, link: &Link) -> Result<RunDir> {
+    let default = || RunDir::default_path(&cli.config, time::OffsetDateTime::now_utc());
+    let root: PathBuf = cli.run_dir.clone().unwrap_or_else(default);
+    if world.rank == 0 && !link.has_launcher() {
+        let run_dir = RunDir::open(&root, config, &cli.resume)?;
+        info!("run directory: {}", root.display());
+        return Ok(run_dir);
+    }
+    Ok(RunDir::at(&root))
+}
+
+fn load_data(config: &Config) -> Result<DataSet> {
+    let named = std::env::var_os(dataset::CIFAR10_DIR).map(PathBuf::from);
+    let source = dataset::prepare(&config.data, named.as_deref())?;
+    Ok(dataset::load(&source, &config.data, config.train.seed)?)
+}
+
+/// Makes sure that all ranks have the same of something. Collective.
+fn agree(communicator: &dyn Communicator, device: Device, what: &str, mine: &str) -> Result<()> {
+    let (rank, world_size) = (communicator.rank(), communicator.world_size());
+    let [a, b, c, d, ..] = *blake3::hash(mine.as_bytes()).as_bytes();
+    let mut digests = Tensor::zeros([world_size as i64], (Kind::Int64, device));
+    let _ = digests.get(rank as i64).fill_(i64::from(u32::from_le_bytes([a, b, c, d])));
+    torch_ext::collective::all_reduce(communicator, &mut digests, comm::ReduceOp::Sum)?;
+    let digests = Vec::<i64>::try_from(&digests)?;
+    match digests.iter().position(|digest| *digest != digests[0]) {
+        None => Ok(()),
+        Some(other) => Err(TrainError::Setup(format!(
+            "rank 0 and rank {other} have different {what}: each rank must be given the same"
+        ))),
+    }
+}
+
+/// On rank 0, loads the checkpoint to go on from, if there is one, and says where it was.
+fn resume(
+    resume: &Resume,
+    run_dir: &RunDir,
+    flat: &mut Flat,
+    optimizer: &mut Optimizer,
+    start: State,
+    world: World,
+) -> Result<State> {
+    if world.rank != 0 {
+        return Ok(start);
+    }
+    let own = checkpoint::find(&run_dir.checkpoints_dir())?;
+    let found = match (own, resume) {
+        (Some(own), Resume::Auto | Resume::From(_)) => Some(own),
+        (None, Resume::From(folder)) => Some(checkpoint::find(folder)?.ok_or_else(|| {
+            CheckpointError::NoneGood { path: folder.clone(), tried: Vec::new() }
+        })?),
+        _ => None,
+    };
+    let Some(found) = found else { return Ok(start) };
+    for refused in &found.refused {
+        warn!("{refused}; taking an older one");
+    }
+    if found.state.data_hash != start.data_hash {
+        let reason = "it was trained on other images".to_owned();
+        return Err(CheckpointError::DoesNotFit { path: found.path, reason }.into());
+    }
+    checkpoint::load_model(&found.path, flat)?;
+    checkpoint::load_optimizer(&found.path, flat, optimizer)?;
+    info!("going on from {} at step {}", found.path.display(), found.state.step);
+    if found.state.world_size != world.world_size {
+        warn!(
+            "the checkpoint was written by {} ranks, now there are {}: the global batch changes",
+            found.state.world_size, world.world_size
+        );
+    }
+    Ok(State { world_size: world.world_size, ..found.state })
+}
+
+/// Gives every rank what rank 0 has: weights, running statistics, optimizer, place in the run.
+fn share(
+    communicator: &dyn Communicator,
+    flat: &mut Flat,
+    optimizer: &mut Optimizer,
+    state: State,
+) -> Result<State> {
+    let mut tensors = vec![flat.parameters.shallow_clone(), flat.buffers.shallow_clone()];
+    tensors.extend(optimizer.state().into_iter().map(|(_, values)| values.shallow_clone()));
+    for tensor in &mut tensors {
+        torch_ext::collective::broadcast(communicator, tensor, 0)?;
+    }
+    let device = flat.parameters.device();
+    let text = serde_json::to_vec(&(state, optimizer.steps(), flat.batches_tracked))
+        .map_err(|error| TrainError::Setup(error.to_string()))?;
+    let text = broadcast_bytes(communicator, device, text)?;
+    let (state, steps, batches_tracked) = serde_json::from_slice(&text)
+        .map_err(|error| TrainError::Setup(format!("rank 0 sent an unreadable state: {error}")))?;
+    optimizer.resume_at(steps);
+    flat.batches_tracked = batches_tracked;
+    Ok(state)
+}
+
+fn broadcast_bytes(
+    communicator: &dyn Communicator,
+    device: Device,
+    bytes: Vec<u8>,
+) -> Result<Vec<u8>> {
+    let mut len = Tensor::from_slice(&[bytes.len() as i64]).to_device(device);
+    torch_ext::collective::broadcast(communicator, &mut len, 0)?;
+    let wide = if communicator.rank() == 0 {
+        Tensor::from_slice(&bytes).to_kind(Kind::Int64)
+    } else {
+        Tensor::zeros([len.int64_value(&[0])], (Kind::Int64, Device::Cpu))
+    };
+    let mut wide = wide.to_device(device);
+    torch_ext::collective::broadcast(communicator, &mut wide, 0)?;
+    Ok(Vec::<u8>::try_from(&wide.to_kind(Kind::Uint8))?)
+}

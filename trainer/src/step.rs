@@ -1,0 +1,176 @@
+//! One optimizer step, and what it counts.
+
+use std::time::{Duration, Instant};
+
+use comm::{Communicator, ReduceOp};
+use job::config::Precision;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Reduction, Tensor};
+
+use crate::Result;
+use crate::data::Batch;
+use crate::flat::Flat;
+use crate::grad_sync::GradSync;
+use crate::model::{Mode, ResNet};
+use crate::optim::Optimizer;
+
+/// One rank's copy of the network.
+pub struct Replica {
+    /// Its numbers.
+    pub flat: Flat,
+    /// Its layers.
+    pub model: ResNet,
+    /// Where both are.
+    pub device: Device,
+    /// What the layers compute in.
+    pub precision: Precision,
+}
+
+impl Replica {
+    /// Runs `body`, which calls the layers, in the configured precision.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn in_precision<T>(&self, body: impl FnOnce(&ResNet) -> T) -> Result<T> {
+        Ok(match self.precision {
+            Precision::Fp32 => body(&self.model),
+            Precision::Bf16 => torch_ext::autocast_bf16(self.device, || body(&self.model))?,
+        })
+    }
+}
+
+/// Sums over images. Of one rank, until [`Counter::exchange`] makes them those of all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Tally {
+    /// Sum of the losses.
+    pub loss_sum: f64,
+    /// Images whose class was right.
+    pub hits: f64,
+    /// Images.
+    pub images: f64,
+}
+
+impl Tally {
+    /// Adds another tally.
+    pub fn add(&mut self, other: Self) {
+        self.loss_sum += other.loss_sum;
+        self.hits += other.hits;
+        self.images += other.images;
+    }
+
+    /// Mean loss of an image; NaN without images.
+    pub fn loss(&self) -> f64 {
+        self.loss_sum / self.images
+    }
+
+    /// Fraction of images whose class was right; NaN without images.
+    pub fn accuracy(&self) -> f64 {
+        self.hits / self.images
+    }
+}
+
+/// Counts on the device, so that a step need not wait for its own result.
+pub struct Counter {
+    /// `[4]` f64: loss sum, hits, images, ranks that want to stop.
+    sums: Tensor,
+}
+
+impl Counter {
+    /// At zero.
+    pub fn new(device: Device) -> Self {
+        Self { sums: Tensor::zeros([4], (Kind::Double, device)) }
+    }
+
+    /// Adds a batch: logits `[N, classes]`, and the sum of its losses.
+    pub fn add(&mut self, logits: &Tensor, labels: &Tensor, loss_sum: &Tensor) {
+        let hits = logits.argmax(-1, false).eq_tensor(labels).sum(Kind::Double);
+        let images = Tensor::from(labels.numel() as f64).to_device(self.sums.device());
+        let zero = images.zeros_like();
+        let added =
+            Tensor::stack(&[loss_sum.detach().to_kind(Kind::Double), hits, images, zero], 0);
+        self.sums += added;
+    }
+
+    /// Adds up what all ranks have counted since the last call, and says whether any of them wants
+    /// to stop. Collective; waits for the device.
+    ///
+    /// # Errors
+    /// When a peer is gone or late.
+    pub fn exchange(
+        &mut self,
+        communicator: &dyn Communicator,
+        wants_to_stop: bool,
+    ) -> Result<(Tally, bool)> {
+        if wants_to_stop {
+            let _ = self.sums.get(3).fill_(1.0);
+        }
+        torch_ext::collective::all_reduce(communicator, &mut self.sums, ReduceOp::Sum)?;
+        let sums = Vec::<f64>::try_from(&self.sums)?;
+        let _ = self.sums.zero_();
+        let tally = Tally { loss_sum: sums[0], hits: sums[1], images: sums[2] };
+        Ok((tally, sums[3] > 0.0))
+    }
+}
+
+/// What a step needs besides the replica.
+pub struct StepParts<'a> {
+    /// Takes the step.
+    pub optimizer: &'a mut Optimizer,
+    /// Averages gradients.
+    pub grad_sync: &'a GradSync,
+    /// The other ranks.
+    pub communicator: &'a dyn Communicator,
+    /// Counts loss and hits.
+    pub counter: &'a mut Counter,
+}
+
+/// One step on this rank's part of a global batch of `global_batch_size` images. `batch` is `None`
+/// where that part is empty; the rank still takes part in the collectives. Returns how long the
+/// step waited for other ranks' gradients.
+///
+/// # Errors
+/// When a peer is gone or late, or libtorch refuses.
+///
+/// Source: Li et al., PyTorch Distributed, VLDB 2020, section 3.
+pub fn train_step(
+    replica: &mut Replica,
+    parts: StepParts<'_>,
+    batch: Option<&Batch>,
+    global_batch_size: usize,
+    lr: f64,
+) -> Result<Duration> {
+    let StepParts { optimizer, grad_sync, communicator, counter } = parts;
+    let _ = replica.flat.grads.zero_();
+    if let Some(batch) = batch {
+        let mode = batch_mode(batch.labels.numel());
+        let (logits, loss_sum) = replica.in_precision(|model| {
+            let logits = model.forward(&batch.images, mode);
+            let loss = cross_entropy_sum(&logits, &batch.labels);
+            (logits, loss)
+        })?;
+        (&loss_sum / global_batch_size as f64).backward();
+        counter.add(&logits, &batch.labels, &loss_sum);
+    }
+    replica.flat.batches_tracked += 1;
+    let started = Instant::now();
+    grad_sync.all_reduce(&replica.flat, communicator)?;
+    let waited = started.elapsed();
+    optimizer.step(&replica.flat, lr)?;
+    Ok(waited)
+}
+
+/// The sum of the losses of `[N, classes]` logits, a number.
+pub fn cross_entropy_sum(logits: &Tensor, labels: &Tensor) -> Tensor {
+    logits.to_kind(Kind::Float).cross_entropy_loss(
+        labels,
+        None::<&Tensor>,
+        Reduction::Sum,
+        -100,
+        0.0,
+    )
+}
+
+/// A single image has no variance over a 1x1 map: it takes the running statistics.
+fn batch_mode(images: usize) -> Mode {
+    if images > 1 { Mode::Train } else { Mode::Eval }
+}

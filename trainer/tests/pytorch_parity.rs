@@ -1,0 +1,154 @@
+//! The networks against PyTorch's own numbers, which `reference/make.py` regenerates.
+
+use std::collections::BTreeMap;
+
+use comm::bootstrap::{Backend, connect};
+use comm::env::World;
+use job::config::Model;
+use job::network::Network;
+use serde::Deserialize;
+use tch::{Device, Kind, Reduction, Tensor};
+use trainer::flat::Flat;
+use trainer::model::{Mode, ResNet};
+
+const TOLERANCE: f64 = 1e-4;
+
+#[derive(Deserialize)]
+struct Reference {
+    name: String,
+    stem: String,
+    batch: usize,
+    state_dict: Vec<(String, Vec<usize>, String)>,
+    eval_logits: Vec<f64>,
+    train_logits: Vec<f64>,
+    loss: f64,
+    gradients: BTreeMap<String, Description>,
+    running: BTreeMap<String, Description>,
+}
+
+/// What is stored of a tensor.
+#[derive(Deserialize)]
+struct Description {
+    norm: f64,
+    product: f64,
+    first: Vec<f64>,
+}
+
+/// As in make.py.
+fn noise(count: usize, phase: f64) -> Tensor {
+    let values: Vec<f64> = (0..count)
+        .map(|index| {
+            let wave = (index as f64 * 12.9898 + phase * 78.233).sin().abs() * 43758.5453;
+            2.0 * wave.fract() - 1.0
+        })
+        .collect();
+    Tensor::from_slice(&values)
+}
+
+fn fill(flat: &mut Flat) {
+    let filled = flat.state_dict().into_iter().enumerate().map(|(number, (name, tensor))| {
+        if tensor.kind() == Kind::Int64 {
+            return (name, tensor);
+        }
+        let size = tensor.size();
+        let values = noise(tensor.numel(), number as f64 + 1.0);
+        let values = if size.len() > 1 {
+            values * (6.0 / size[1..].iter().product::<i64>() as f64).sqrt()
+        } else if name.ends_with("running_var") || name.ends_with("weight") {
+            values * 0.1 + 1.0
+        } else {
+            values * 0.1
+        };
+        (name, values.view(size.as_slice()).to_kind(Kind::Float))
+    });
+    let filled = filled.collect();
+    flat.load_state_dict(filled).unwrap();
+}
+
+fn close(what: &str, ours: &[f64], theirs: &[f64]) {
+    assert_eq!(ours.len(), theirs.len(), "{what}");
+    // Relative to the largest of the tensor: single elements may be near zero by cancellation.
+    let scale = theirs.iter().fold(0f64, |scale, value| scale.max(value.abs()));
+    for (ours, theirs) in ours.iter().zip(theirs) {
+        assert!((ours - theirs).abs() <= TOLERANCE * scale, "{what}: {ours} is not {theirs}");
+    }
+}
+
+fn compare(what: &str, ours: &Tensor, theirs: &Description) {
+    let flat = ours.contiguous().view(-1).to_kind(Kind::Double);
+    let norm = flat.norm().double_value(&[]);
+    close(&format!("norm of {what}"), &[norm], &[theirs.norm]);
+    let probe = noise(flat.numel(), 0.25);
+    let product = flat.dot(&probe).double_value(&[]);
+    // A product with noise is of the order of the norm, and can be far smaller by cancellation.
+    let error = (product - theirs.product).abs();
+    assert!(
+        error <= TOLERANCE * theirs.norm,
+        "{what}: product {product} is not {}",
+        theirs.product
+    );
+    let first = Vec::<f64>::try_from(flat.narrow(0, 0, theirs.first.len() as i64)).unwrap();
+    for (ours, theirs_first) in first.iter().zip(&theirs.first) {
+        let error = (ours - theirs_first).abs();
+        assert!(error <= TOLERANCE * theirs.norm, "{what}: {ours} is not {theirs_first}");
+    }
+}
+
+fn values(tensor: &Tensor) -> Vec<f64> {
+    Vec::<f64>::try_from(tensor.contiguous().view(-1).to_kind(Kind::Double)).unwrap()
+}
+
+fn check(reference: &Reference) {
+    println!("{} with stem {}", reference.name, reference.stem);
+    let model: Model =
+        serde_json::from_value(serde_json::json!({"name": reference.name, "stem": reference.stem}))
+            .unwrap();
+    let network = Network::new(&model, [3, 32, 32], 10);
+    let alone = connect(Backend::Shm, World::SINGLE, None, std::time::Duration::from_secs(1));
+    let mut flat = Flat::new(network.tensors(), Device::Cpu, &*alone.unwrap()).unwrap();
+    fill(&mut flat);
+    let network = ResNet::new(&network, &flat);
+    let batch = reference.batch as i64;
+    let images = noise(reference.batch * 3 * 32 * 32, 2.5).view([batch, 3, 32, 32]);
+    let images = images.to_kind(Kind::Float);
+    let labels = (Tensor::arange(batch, (Kind::Int64, Device::Cpu)) * 3).remainder(10);
+
+    let names: Vec<_> = flat
+        .state_dict()
+        .into_iter()
+        .map(|(name, tensor)| {
+            let kind = if tensor.kind() == Kind::Int64 { "torch.int64" } else { "torch.float32" };
+            (name, tensor.size().iter().map(|&size| size as usize).collect(), kind.to_owned())
+        })
+        .collect();
+    assert_eq!(names, reference.state_dict, "keys, shapes and dtypes of the state dict");
+
+    let eval = tch::no_grad(|| network.forward(&images, Mode::Eval));
+    close("logits in eval mode", &values(&eval), &reference.eval_logits);
+    let logits = network.forward(&images, Mode::Train);
+    close("logits in train mode", &values(&logits), &reference.train_logits);
+    let loss = logits.cross_entropy_loss(&labels, None::<&Tensor>, Reduction::Mean, -100, 0.0);
+    close("loss", &values(&loss), &[reference.loss]);
+    loss.backward();
+    let gradients: BTreeMap<_, _> = flat.split(&flat.grads).into_iter().collect();
+    assert_eq!(gradients.len(), reference.gradients.len());
+    for (name, gradient) in &gradients {
+        compare(&format!("gradient of {name}"), gradient, &reference.gradients[name]);
+    }
+    for (name, tensor) in flat.state_dict() {
+        if let Some(theirs) = reference.running.get(&name) {
+            compare(&name, &tensor, theirs);
+        }
+    }
+}
+
+#[test]
+fn logits_loss_and_every_gradient_are_those_of_pytorch() {
+    tch::set_num_threads(1);
+    let references: Vec<Reference> =
+        serde_json::from_str(include_str!("reference/resnet.json")).unwrap();
+    assert_eq!(references.len(), 3);
+    for reference in &references {
+        check(reference);
+    }
+}

@@ -1,0 +1,64 @@
+//! Collectives on tensors.
+
+use std::ptr::NonNull;
+
+use comm::{BufferMut, CommError, Communicator, DType, Place, RawBuffer, ReduceOp};
+use tch::{Device, Kind, Tensor};
+
+use crate::cuda_stream;
+
+/// Reduces a contiguous tensor over all ranks, in place.
+///
+/// # Errors
+/// See [`Communicator::all_reduce`].
+///
+/// # Panics
+/// When the tensor is not contiguous or of a kind that is not communicated.
+pub fn all_reduce(
+    communicator: &dyn Communicator,
+    tensor: &mut Tensor,
+    op: ReduceOp,
+) -> comm::Result<()> {
+    communicator.all_reduce(buffer(tensor)?, op)
+}
+
+/// Copies a contiguous tensor of `root` to every rank.
+///
+/// # Errors
+/// See [`Communicator::broadcast`].
+///
+/// # Panics
+/// As [`all_reduce`].
+pub fn broadcast(
+    communicator: &dyn Communicator,
+    tensor: &mut Tensor,
+    root: usize,
+) -> comm::Result<()> {
+    communicator.broadcast(buffer(tensor)?, root)
+}
+
+fn buffer(tensor: &mut Tensor) -> comm::Result<BufferMut<'_>> {
+    assert!(tensor.is_contiguous(), "a collective needs a range of memory, not a strided tensor");
+    let dtype = match tensor.kind() {
+        Kind::Float => DType::F32,
+        Kind::Double => DType::F64,
+        Kind::BFloat16 => DType::Bf16,
+        Kind::Int64 => DType::I64,
+        other => panic!("{other:?} is not communicated"),
+    };
+    let place = match tensor.device() {
+        Device::Cuda(device) => {
+            let failed = |error: crate::TorchError| CommError::Connect {
+                backend: "nccl",
+                reason: error.to_string(),
+            };
+            Place::Cuda { device, stream: cuda_stream(device).map_err(failed)? }
+        }
+        _ => Place::Host,
+    };
+    let ptr = NonNull::new(tensor.data_ptr().cast()).unwrap_or(NonNull::dangling());
+    let raw = RawBuffer { ptr, len: tensor.numel(), dtype, place };
+    // SAFETY: the tensor is contiguous and borrowed mutably as long as the buffer lives; libtorch
+    // queues its work on the stream that `place` names.
+    Ok(unsafe { BufferMut::from_raw(raw) })
+}

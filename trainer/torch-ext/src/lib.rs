@@ -1,0 +1,216 @@
+//! What `tch` lacks of libtorch, through a small C++ shim.
+//!
+//! Gradient views, fused optimizers, autocast on the CPU, and the GPU library opened at run time.
+//! The shim links libtorch_cpu only, so that a binary starts fast and runs without a GPU.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+
+use tch::Tensor;
+
+mod autocast;
+pub mod collective;
+mod memory;
+
+pub use autocast::autocast_bf16;
+pub use memory::{peak_rss_bytes, tensor_in_shared_memory};
+
+/// libtorch's own message.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct TorchError(String);
+
+/// The result of a libtorch call.
+pub type Result<T> = std::result::Result<T, TorchError>;
+
+/// `torch::Tensor`, opaque.
+type CTensor = c_void;
+
+unsafe extern "C" {
+    fn torch_ext_free(message: *mut c_char);
+    fn torch_ext_set_grad(parameter: *mut CTensor, grad: *const CTensor) -> *mut c_char;
+    fn torch_ext_fused_adamw(
+        parameters: *mut CTensor,
+        grads: *const CTensor,
+        exp_avg: *mut CTensor,
+        exp_avg_sq: *mut CTensor,
+        step: *mut CTensor,
+        lr: f64,
+        beta1: f64,
+        beta2: f64,
+        weight_decay: f64,
+        eps: f64,
+    ) -> *mut c_char;
+    fn torch_ext_fused_sgd(
+        parameters: *mut CTensor,
+        grads: *const CTensor,
+        momentum: *mut CTensor,
+        lr: f64,
+        momentum_factor: f64,
+        weight_decay: f64,
+        nesterov: bool,
+        is_first_step: bool,
+    ) -> *mut c_char;
+    fn torch_ext_load_cuda(path: *const c_char) -> *mut c_char;
+    fn torch_ext_cuda_stream(device: c_int, stream: *mut *mut c_void) -> *mut c_char;
+    fn torch_ext_cuda_peak_bytes(device: c_int, bytes: *mut i64) -> *mut c_char;
+}
+
+/// Turns the shim's answer into a result, and frees the message.
+///
+/// # Safety
+/// `message` is what a function of the shim returned, and is not used again.
+unsafe fn check(message: *mut c_char) -> Result<()> {
+    if message.is_null() {
+        return Ok(());
+    }
+    // SAFETY: the shim returns a NUL-terminated string made by strdup.
+    let text = unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned();
+    // SAFETY: as above; this is its only release.
+    unsafe { torch_ext_free(message) };
+    Err(TorchError(text))
+}
+
+fn ptr(tensor: &Tensor) -> *mut CTensor {
+    tensor.as_ptr().cast_mut().cast()
+}
+
+/// Makes `grad` the gradient of `parameter`, so that backward adds to it in place.
+///
+/// # Errors
+/// When shapes, dtypes or devices differ.
+pub fn set_grad(parameter: &Tensor, grad: &Tensor) -> Result<()> {
+    // SAFETY: both are live tensors for the length of the call.
+    unsafe { check(torch_ext_set_grad(ptr(parameter), ptr(grad))) }
+}
+
+/// The numbers of one AdamW step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamW {
+    /// Learning rate.
+    pub lr: f64,
+    /// Decay rates of the two moments.
+    pub betas: [f64; 2],
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Added to the denominator.
+    pub eps: f64,
+}
+
+impl AdamW {
+    /// One step over flat `[n]` f32 tensors, in place. `step` is a 0-d f32 tensor that counts from
+    /// 1: it holds this step's number already.
+    ///
+    /// # Errors
+    /// When the tensors do not fit together.
+    ///
+    /// Source: Loshchilov and Hutter, Decoupled Weight Decay Regularization, ICLR 2019; the kernel
+    /// is PyTorch's `_fused_adamw_`.
+    pub fn step(
+        &self,
+        parameters: &Tensor,
+        grads: &Tensor,
+        exp_avg: &Tensor,
+        exp_avg_sq: &Tensor,
+        step: &Tensor,
+    ) -> Result<()> {
+        let Self { lr, betas: [beta1, beta2], weight_decay, eps } = *self;
+        // SAFETY: all are live tensors for the length of the call.
+        unsafe {
+            check(torch_ext_fused_adamw(
+                ptr(parameters),
+                ptr(grads),
+                ptr(exp_avg),
+                ptr(exp_avg_sq),
+                ptr(step),
+                lr,
+                beta1,
+                beta2,
+                weight_decay,
+                eps,
+            ))
+        }
+    }
+}
+
+/// The numbers of one SGD step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sgd {
+    /// Learning rate.
+    pub lr: f64,
+    /// Momentum; 0 for none.
+    pub momentum: f64,
+    /// Added to the gradient, times the parameter.
+    pub weight_decay: f64,
+    /// Nesterov's form of momentum.
+    pub nesterov: bool,
+}
+
+impl Sgd {
+    /// One step over flat `[n]` f32 tensors, in place. `momentum` is not read where the factor is 0.
+    ///
+    /// # Errors
+    /// When the tensors do not fit together.
+    ///
+    /// Source: PyTorch's `_fused_sgd_`, without dampening.
+    pub fn step(
+        &self,
+        parameters: &Tensor,
+        grads: &Tensor,
+        momentum: &Tensor,
+        is_first_step: bool,
+    ) -> Result<()> {
+        // SAFETY: all are live tensors for the length of the call.
+        unsafe {
+            check(torch_ext_fused_sgd(
+                ptr(parameters),
+                ptr(grads),
+                ptr(momentum),
+                self.lr,
+                self.momentum,
+                self.weight_decay,
+                self.nesterov,
+                is_first_step,
+            ))
+        }
+    }
+}
+
+/// Opens libtorch's GPU library; afterwards `tch::Cuda` sees the devices.
+///
+/// # Errors
+/// When it is not there or its own libraries are missing; the message names them.
+pub fn load_cuda() -> Result<()> {
+    // The build's libtorch first, then whatever the loader finds, for a binary that was carried to
+    // another machine.
+    let built = concat!(env!("TORCH_EXT_LIBTORCH"), "/libtorch_cuda.so");
+    let first = load(built);
+    if first.is_ok() || load("libtorch_cuda.so").is_ok() { Ok(()) } else { first }
+}
+
+fn load(path: &str) -> Result<()> {
+    let path = CString::new(path).map_err(|error| TorchError(error.to_string()))?;
+    // SAFETY: a NUL-terminated string that outlives the call.
+    unsafe { check(torch_ext_load_cuda(path.as_ptr())) }
+}
+
+/// The `cudaStream_t` on which libtorch works on `device`.
+///
+/// # Errors
+/// When the GPU library is not loaded or there is no such device.
+pub fn cuda_stream(device: usize) -> Result<*mut c_void> {
+    let mut stream = std::ptr::null_mut();
+    // SAFETY: `stream` is a valid place for the answer.
+    unsafe { check(torch_ext_cuda_stream(device as c_int, &raw mut stream)) }?;
+    Ok(stream)
+}
+
+/// The most bytes that libtorch's allocator has held on `device`.
+///
+/// # Errors
+/// When the GPU library is not loaded or there is no such device.
+pub fn cuda_peak_bytes(device: usize) -> Result<u64> {
+    let mut bytes = 0;
+    // SAFETY: `bytes` is a valid place for the answer.
+    unsafe { check(torch_ext_cuda_peak_bytes(device as c_int, &raw mut bytes)) }?;
+    Ok(u64::try_from(bytes).unwrap_or(0))
+}

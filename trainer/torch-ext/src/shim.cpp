@@ -1,0 +1,119 @@
+// What tch lacks of libtorch. Every function returns nullptr, or a message that the caller frees
+// with torch_ext_free. No CUDA header is needed: streams and statistics come through libtorch_cpu's
+// device-agnostic interface.
+
+#include <ATen/DeviceAccelerator.h>
+#include <ATen/Functions.h>
+#include <ATen/autocast_mode.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <dlfcn.h>
+
+#include <cstring>
+#include <exception>
+
+namespace {
+
+// Runs `body`; an exception becomes a message. c10::Error's own what() carries a C++ backtrace,
+// which helps nobody here.
+template <typename F>
+char* guarded(F&& body) {
+    try {
+        body();
+        return nullptr;
+    } catch (const c10::Error& error) {
+        return strdup(error.what_without_backtrace());
+    } catch (const std::exception& error) {
+        return strdup(error.what());
+    }
+}
+
+c10::Device cuda(int index) {
+    return c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index));
+}
+
+}  // namespace
+
+extern "C" {
+
+void torch_ext_free(char* message) { free(message); }
+
+char* torch_ext_set_grad(at::Tensor* parameter, const at::Tensor* grad) {
+    return guarded([&] { parameter->mutable_grad() = *grad; });
+}
+
+char* torch_ext_fused_adamw(at::Tensor* parameters, const at::Tensor* grads, at::Tensor* exp_avg,
+                            at::Tensor* exp_avg_sq, at::Tensor* step, double lr, double beta1,
+                            double beta2, double weight_decay, double eps) {
+    return guarded([&] {
+        at::NoGradGuard no_grad;
+        at::_fused_adamw_({*parameters}, {*grads}, {*exp_avg}, {*exp_avg_sq}, {}, {*step}, lr,
+                          beta1, beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false);
+    });
+}
+
+char* torch_ext_fused_sgd(at::Tensor* parameters, const at::Tensor* grads, at::Tensor* momentum,
+                          double lr, double momentum_factor, double weight_decay, bool nesterov,
+                          bool is_first_step) {
+    return guarded([&] {
+        at::NoGradGuard no_grad;
+        std::vector<at::Tensor> buffers;
+        if (momentum_factor != 0) buffers.push_back(*momentum);
+        at::_fused_sgd_({*parameters}, {*grads}, buffers, weight_decay, momentum_factor, lr,
+                        /*dampening=*/0, nesterov, /*maximize=*/false, is_first_step);
+    });
+}
+
+// Enters autocast to bfloat16 on `device_type`; `was_enabled` receives the state to restore.
+char* torch_ext_autocast_enter(bool is_cuda, bool* was_enabled) {
+    return guarded([&] {
+        auto device = is_cuda ? at::kCUDA : at::kCPU;
+        *was_enabled = at::autocast::is_autocast_enabled(device);
+        at::autocast::set_autocast_dtype(device, at::kBFloat16);
+        at::autocast::set_autocast_enabled(device, true);
+        at::autocast::increment_nesting();
+    });
+}
+
+// Leaves it. Weights cast inside are forgotten with the outermost level, as in Python.
+char* torch_ext_autocast_exit(bool is_cuda, bool was_enabled) {
+    return guarded([&] {
+        if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
+        at::autocast::set_autocast_enabled(is_cuda ? at::kCUDA : at::kCPU, was_enabled);
+    });
+}
+
+// A tensor of `len` f32 over memory of `owner`, which `release` gives back with the last view.
+char* torch_ext_from_memory(void* data, int64_t len, void* owner, void (*release)(void*),
+                            at::Tensor** out) {
+    return guarded([&] {
+        auto tensor = at::from_blob(
+            data, {len}, [owner, release](void*) { release(owner); }, at::kFloat);
+        *out = new at::Tensor(std::move(tensor));
+    });
+}
+
+// Opens libtorch_cuda.so, whose static initialisers register the device.
+char* torch_ext_load_cuda(const char* path) {
+    if (dlopen(path, RTLD_NOW | RTLD_GLOBAL)) return nullptr;
+    return strdup(dlerror());
+}
+
+// The cudaStream_t that libtorch currently uses on the device.
+char* torch_ext_cuda_stream(int device, void** stream) {
+    return guarded([&] {
+        const auto* guard = c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA);
+        *stream = guard->getStreamNativeHandle(guard->getStream(cuda(device)));
+    });
+}
+
+// The most bytes that tensors have occupied on the device.
+char* torch_ext_cuda_peak_bytes(int device, int64_t* bytes) {
+    return guarded([&] {
+        auto stats = at::getDeviceAllocator(c10::DeviceType::CUDA)
+                         ->getDeviceStats(static_cast<c10::DeviceIndex>(device));
+        *bytes = stats.reserved_bytes[0].peak;
+    });
+}
+
+}  // extern "C"
