@@ -1,60 +1,85 @@
-//! Placeholder for the API that recorder.rs uses; to be replaced as a whole.
-#![allow(missing_docs)]
-use std::path::Path;
+//! What is measured of a run: records in `metrics.jsonl`, and curves drawn from them.
+//!
+//! Rank 0 alone writes them.
+
+mod curves;
+mod reader;
+mod records;
+mod writer;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use job::files::write_atomically;
+use job::run_dir::RunDir;
+
+pub use reader::read;
+pub use records::{EpochRecord, Record, StepRecord, SummaryRecord};
+pub use writer::Writer;
+
+/// Why metrics cannot be written or read.
 #[derive(Debug, thiserror::Error)]
-#[error("metrics: {0}")]
-pub struct MetricsError(pub String);
-pub struct StepRecord {
-    pub step: u64,
-    pub epoch: usize,
-    pub loss: f64,
-    pub lr: f64,
-    pub images_per_s: Option<f64>,
-    pub step_ms: f64,
-    pub data_ms: f64,
-    pub comm_exposed_ms: f64,
-    pub grad_norm: f64,
+pub enum MetricsError {
+    /// A file cannot be written: the disk is full, for one.
+    #[error("cannot write {}: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A line is no record.
+    #[error("{}:{line}: not a record: {source}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// A picture cannot be drawn.
+    #[error("cannot draw {}: {problem}", path.display())]
+    Draw {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        problem: String,
+    },
 }
-pub struct EpochRecord {
-    pub epoch: usize,
-    pub train_loss: f64,
-    pub train_accuracy: f64,
-    pub test_loss: f64,
-    pub test_accuracy: f64,
-    pub seconds: f64,
-    pub images_per_s: f64,
-}
-pub struct SummaryRecord {
-    pub world_size: usize,
-    pub batch_size_per_rank: usize,
-    pub steps: u64,
-    pub images_per_s: Option<f64>,
-    pub step_ms_p50: Option<f64>,
-    pub step_ms_p95: Option<f64>,
-    pub seconds_to_first_step: Option<f64>,
-    pub peak_memory_bytes: u64,
-    pub best_test_accuracy: Option<f64>,
-}
-pub enum Record {
-    Step(StepRecord),
-    Epoch(EpochRecord),
-    Summary(SummaryRecord),
-}
-pub struct Writer;
-impl Writer {
-    /// Opens for appending; drops an incomplete last line, step records after `step` and epoch records after `epochs_completed`.
-    pub fn resume(
-        _path: &Path,
-        _step: u64,
-        _epochs_completed: usize,
-    ) -> Result<Self, MetricsError> {
-        Ok(Self)
+
+/// Draws `curves.svg` and `curves.png` from the epochs in `metrics.jsonl`; nothing before the first.
+///
+/// # Errors
+/// [`MetricsError`], when a file cannot be read or written.
+pub fn draw_curves(run_dir: &RunDir) -> Result<(), MetricsError> {
+    let records = read(&run_dir.metrics_path())?;
+    let epochs: Vec<EpochRecord> = records.into_iter().filter_map(Record::into_epoch).collect();
+    if epochs.is_empty() {
+        return Ok(());
     }
-    pub fn write(&mut self, _record: &Record) -> Result<(), MetricsError> {
-        Ok(())
-    }
+    let chart = curves::Chart::new(&name(run_dir.root()), &epochs);
+    let write = |path: PathBuf, bytes: &[u8]| {
+        write_atomically(&path, bytes).map_err(|source| MetricsError::Write { path, source })
+    };
+    write(run_dir.curves_svg(), chart.to_svg().as_bytes())?;
+    let path = run_dir.curves_png();
+    let png =
+        chart.to_png().map_err(|problem| MetricsError::Draw { path: path.clone(), problem })?;
+    write(path, &png)
 }
-/// Reads the run directory's epoch records and redraws curves.svg and curves.png.
-pub fn draw_curves(_run_dir: &job::run_dir::RunDir) -> Result<(), MetricsError> {
-    Ok(())
+
+/// A run's name: that of its directory, also where that is given as `.`.
+fn name(root: &Path) -> String {
+    let absolute = root.canonicalize();
+    let name = absolute.as_deref().unwrap_or(root).file_name();
+    name.map_or(String::new(), |name| name.to_string_lossy().into_owned())
 }

@@ -1,0 +1,66 @@
+//! Shapes as an SVG document.
+
+use std::fmt::Write;
+
+use super::{Anchor, Colour, HEIGHT, Shape, WIDTH};
+
+const FONTS: &str = "'Noto Sans', 'DejaVu Sans', 'Segoe UI', Helvetica, Arial, sans-serif";
+
+pub(super) fn draw(shapes: &[Shape]) -> String {
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{HEIGHT}\" \
+         viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"{FONTS}\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n"
+    );
+    for shape in shapes {
+        svg.push_str(&element(shape));
+        svg.push('\n');
+    }
+    svg.push_str("</svg>\n");
+    svg
+}
+
+fn element(shape: &Shape) -> String {
+    match shape {
+        Shape::Line { points, width, colour } => {
+            let mut list = String::new();
+            for (x, y) in points {
+                // Writing to a string cannot fail.
+                let _ = write!(list, "{x:.1},{y:.1} ");
+            }
+            format!(
+                "<polyline points=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"{width}\" \
+                 stroke-linejoin=\"round\"/>",
+                list.trim_end(),
+                hex(*colour)
+            )
+        }
+        Shape::Dot { at: (x, y), radius, colour } => format!(
+            "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{radius}\" fill=\"{}\" stroke=\"#ffffff\" \
+             stroke-width=\"1.2\"/>",
+            hex(*colour)
+        ),
+        Shape::Text { at: (x, y), text, size, bold, anchor, colour } => {
+            let weight = if *bold { " font-weight=\"bold\"" } else { "" };
+            let anchor = match anchor {
+                Anchor::Start => "start",
+                Anchor::Middle => "middle",
+                Anchor::End => "end",
+            };
+            format!(
+                "<text x=\"{x:.1}\" y=\"{y:.1}\" font-size=\"{size}\"{weight} \
+                 text-anchor=\"{anchor}\" fill=\"{}\">{}</text>",
+                hex(*colour),
+                escaped(text)
+            )
+        }
+    }
+}
+
+fn hex([red, green, blue]: Colour) -> String {
+    format!("#{red:02x}{green:02x}{blue:02x}")
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}

@@ -1,0 +1,190 @@
+//! The records of `metrics.jsonl`. Scripts rely on their keys.
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// A line of `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Record {
+    /// Some steps.
+    Step(StepRecord),
+    /// An epoch and the evaluation after it.
+    Epoch(EpochRecord),
+    /// A process that trained to the end or was stopped.
+    Summary(SummaryRecord),
+}
+
+impl Record {
+    /// The epoch's record, if it is one.
+    pub fn into_epoch(self) -> Option<EpochRecord> {
+        match self {
+            Self::Epoch(epoch) => Some(epoch),
+            _ => None,
+        }
+    }
+}
+
+/// The steps since the last such record: means over them, of all ranks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// Optimizer updates since the start of the run.
+    pub step: u64,
+    /// From 1.
+    pub epoch: usize,
+    /// Mean over the samples of all ranks.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub loss: f64,
+    /// The learning rate of the last step.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub lr: f64,
+    /// Over all ranks; `None` during the first steps of a process.
+    pub images_per_s: Option<f64>,
+    /// Milliseconds a step.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub step_ms: f64,
+    /// Of these: making the batch.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub data_ms: f64,
+    /// Of these: waiting for gradients of other ranks.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub comm_exposed_ms: f64,
+    /// The Euclidean norm of the averaged gradient, of the last step.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub grad_norm: f64,
+}
+
+/// An epoch and the evaluation after it. Losses and accuracies are means over all samples of all
+/// ranks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EpochRecord {
+    /// From 1.
+    pub epoch: usize,
+    /// While training, in nats.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub train_loss: f64,
+    /// While training, a fraction.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub train_accuracy: f64,
+    /// In nats.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub test_loss: f64,
+    /// A fraction.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub test_accuracy: f64,
+    /// Of training, without the evaluation.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub seconds: f64,
+    /// Over all ranks, while training.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub images_per_s: f64,
+}
+
+/// A process of a run as a whole.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SummaryRecord {
+    /// How many ranks trained.
+    pub world_size: usize,
+    /// Images a rank takes a step.
+    pub batch_size_per_rank: usize,
+    /// Optimizer updates since the start of the run.
+    pub steps: u64,
+    /// Over all ranks, without the first 10 steps; `None` where there were no more.
+    pub images_per_s: Option<f64>,
+    /// The median, in milliseconds.
+    pub step_ms_p50: Option<f64>,
+    /// 95 % of steps take no longer, in milliseconds.
+    pub step_ms_p95: Option<f64>,
+    /// From the start of the process to the end of its first step.
+    pub seconds_to_first_step: Option<f64>,
+    /// The most memory that a process of this run used.
+    pub peak_memory_bytes: u64,
+    /// A fraction; `None` before the first evaluation.
+    pub best_test_accuracy: Option<f64>,
+}
+
+/// JSON has no NaN and no infinity: they are written as `null`.
+fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in crate::metrics) fn step(step: u64, epoch: usize) -> Record {
+        Record::Step(StepRecord {
+            step,
+            epoch,
+            loss: 2.3,
+            lr: 0.001,
+            images_per_s: None,
+            step_ms: 12.5,
+            data_ms: 0.5,
+            comm_exposed_ms: 1.25,
+            grad_norm: 3.0,
+        })
+    }
+
+    pub(in crate::metrics) fn epoch(epoch: usize, test_accuracy: f64) -> EpochRecord {
+        EpochRecord {
+            epoch,
+            train_loss: 1.5,
+            train_accuracy: 0.45,
+            test_loss: 1.4,
+            test_accuracy,
+            seconds: 60.0,
+            images_per_s: 800.0,
+        }
+    }
+
+    pub(in crate::metrics) fn summary() -> Record {
+        Record::Summary(SummaryRecord {
+            world_size: 2,
+            batch_size_per_rank: 64,
+            steps: 20,
+            images_per_s: Some(800.0),
+            step_ms_p50: Some(12.0),
+            step_ms_p95: Some(15.0),
+            seconds_to_first_step: Some(1.5),
+            peak_memory_bytes: 1 << 30,
+            best_test_accuracy: Some(0.5),
+        })
+    }
+
+    #[test]
+    fn records_have_the_documented_keys_in_their_order() {
+        let lines = [
+            (
+                step(10, 1),
+                r#"{"kind":"step","step":10,"epoch":1,"loss":2.3,"lr":0.001,"images_per_s":null,"#
+                    .to_string()
+                    + r#""step_ms":12.5,"data_ms":0.5,"comm_exposed_ms":1.25,"grad_norm":3.0}"#,
+            ),
+            (
+                Record::Epoch(epoch(1, 0.5)),
+                r#"{"kind":"epoch","epoch":1,"train_loss":1.5,"train_accuracy":0.45,"test_loss":1.4"#
+                    .to_string()
+                    + r#","test_accuracy":0.5,"seconds":60.0,"images_per_s":800.0}"#,
+            ),
+            (
+                summary(),
+                r#"{"kind":"summary","world_size":2,"batch_size_per_rank":64,"steps":20,"#
+                    .to_string()
+                    + r#""images_per_s":800.0,"step_ms_p50":12.0,"step_ms_p95":15.0,"#
+                    + r#""seconds_to_first_step":1.5,"peak_memory_bytes":1073741824,"#
+                    + r#""best_test_accuracy":0.5}"#,
+            ),
+        ];
+        for (record, line) in lines {
+            assert_eq!(serde_json::to_string(&record).unwrap(), line);
+            assert_eq!(serde_json::from_str::<Record>(&line).unwrap(), record);
+        }
+    }
+
+    #[test]
+    fn a_loss_that_is_no_number_can_be_read_back() {
+        let line = serde_json::to_string(&Record::Epoch(epoch(1, f64::NAN))).unwrap();
+        let read: Record = serde_json::from_str(&line).unwrap();
+        assert!(read.into_epoch().unwrap().test_accuracy.is_nan());
+    }
+}

@@ -1,0 +1,164 @@
+//! Writing `metrics.jsonl`: whole lines, appended, also across resumes.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use job::files::write_atomically;
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::reader::{complete_lines, read_bytes};
+use super::{MetricsError, Record};
+
+/// Appends records. A line is written with one call, so a reader sees all of it or none.
+#[derive(Debug)]
+pub struct Writer {
+    path: PathBuf,
+    file: File,
+}
+
+/// A record as it is written.
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(flatten)]
+    record: &'a Record,
+    /// When it was written, in UTC, RFC 3339.
+    time: String,
+}
+
+impl Writer {
+    /// Opens the file at `path` to go on after optimizer step `step` and epoch `epochs_completed`,
+    /// 0 and 0 at the start of a run.
+    ///
+    /// What it holds from after that is dropped, since it will be written again; so is a last line
+    /// whose writer was killed. Summaries stay.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written.
+    pub fn resume(path: &Path, step: u64, epochs_completed: usize) -> Result<Self, MetricsError> {
+        let wrong = |source| MetricsError::Write { path: path.to_path_buf(), source };
+        let before = read_bytes(path)?;
+        let kept = truncate_after(&before, step, epochs_completed);
+        if kept != before {
+            write_atomically(path, &kept).map_err(wrong)?;
+        }
+        let file = File::options().append(true).create(true).open(path).map_err(wrong)?;
+        Ok(Self { path: path.to_path_buf(), file })
+    }
+
+    /// Appends a record. Epochs and summaries are on the disk when this returns.
+    ///
+    /// # Errors
+    /// When it cannot be written; then nothing of it is in the file.
+    pub fn write(&mut self, record: &Record) -> Result<(), MetricsError> {
+        self.append(record)
+            .map_err(|source| MetricsError::Write { path: self.path.clone(), source })
+    }
+
+    fn append(&mut self, record: &Record) -> io::Result<()> {
+        let time = OffsetDateTime::now_utc().truncate_to_millisecond();
+        let time = time.format(&Rfc3339).map_err(io::Error::other)?;
+        let mut line = serde_json::to_vec(&Line { record, time })?;
+        line.push(b'\n');
+        let length = self.file.metadata()?.len();
+        if let Err(error) = self.file.write_all(&line) {
+            let _ = self.file.set_len(length); // a full disk may have taken half a line
+            return Err(error);
+        }
+        match record {
+            Record::Step(_) => Ok(()),
+            Record::Epoch(_) | Record::Summary(_) => self.file.sync_data(),
+        }
+    }
+}
+
+/// The lines of `text` that a run has not yet to write again when it goes on after `step` and
+/// `epochs_completed`.
+fn truncate_after(text: &[u8], step: u64, epochs_completed: usize) -> Vec<u8> {
+    let is_kept = |line: &&[u8]| match serde_json::from_slice(line) {
+        Ok(Record::Step(record)) => record.step <= step,
+        Ok(Record::Epoch(record)) => record.epoch <= epochs_completed,
+        Ok(Record::Summary(_)) => true,
+        Err(error) => {
+            tracing::warn!("dropping a line of the metrics that is no record: {error}");
+            false
+        }
+    };
+    complete_lines(text).filter(is_kept).flatten().copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::metrics::read;
+    use crate::metrics::records::tests::{epoch, step, summary};
+
+    fn written(records: &[Record]) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut writer = Writer::resume(&path, 0, 0).unwrap();
+        for record in records {
+            writer.write(record).unwrap();
+        }
+        (folder, path)
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_with_the_kind_first_and_the_time_last() {
+        let records = [step(10, 1), Record::Epoch(epoch(1, 0.5)), summary()];
+        let (_folder, path) = written(&records);
+        assert_eq!(read(&path).unwrap(), records);
+        for line in fs::read_to_string(&path).unwrap().lines() {
+            assert!(line.starts_with(r#"{"kind":""#), "{line}");
+            let time = line.rsplit_once(r#","time":""#).unwrap().1.trim_end_matches("\"}");
+            OffsetDateTime::parse(time, &Rfc3339).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_resume_appends_to_what_was_before_it() {
+        let (_folder, path) = written(&[step(10, 1), Record::Epoch(epoch(1, 0.5))]);
+        let before = fs::read(&path).unwrap();
+        Writer::resume(&path, 10, 1).unwrap().write(&step(20, 2)).unwrap();
+        assert!(fs::read(&path).unwrap().starts_with(&before));
+        assert_eq!(read(&path).unwrap()[2..], [step(20, 2)]);
+    }
+
+    #[test]
+    fn what_will_be_written_again_is_dropped_and_summaries_stay() {
+        let (_folder, path) = written(&[
+            step(10, 1),
+            Record::Epoch(epoch(1, 0.5)),
+            step(20, 2),
+            summary(),
+            step(30, 2),
+            Record::Epoch(epoch(2, 0.6)),
+        ]);
+        Writer::resume(&path, 20, 1).unwrap();
+        let kept = [step(10, 1), Record::Epoch(epoch(1, 0.5)), step(20, 2), summary()];
+        assert_eq!(read(&path).unwrap(), kept);
+        Writer::resume(&path, 0, 0).unwrap();
+        assert_eq!(read(&path).unwrap(), [summary()]);
+    }
+
+    #[test]
+    fn half_a_line_is_cut_off_before_more_is_appended() {
+        let (_folder, path) = written(&[step(10, 1)]);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes.extend_from_slice(br#"{"kind":"step","st"#);
+        fs::write(&path, bytes).unwrap();
+        Writer::resume(&path, 10, 0).unwrap().write(&step(20, 1)).unwrap();
+        assert_eq!(read(&path).unwrap(), [step(10, 1), step(20, 1)]);
+    }
+
+    #[test]
+    fn a_folder_that_is_gone_is_named() {
+        let path = Path::new("/nonexistent/metrics.jsonl");
+        let error = Writer::resume(path, 0, 0).unwrap_err().to_string();
+        assert!(error.starts_with("cannot write /nonexistent/metrics.jsonl: "), "{error}");
+    }
+}
