@@ -146,6 +146,11 @@ impl RunDir {
     /// [`RunDirError`], and then a run that was there is untouched.
     pub fn open(root: &Path, config: &Config, resume: &Resume) -> Result<Self, RunDirError> {
         let wrong = |path: &Path, source| RunDirError::Write { path: path.to_path_buf(), source };
+        if let Resume::From(from) = resume
+            && !from.is_dir()
+        {
+            return Err(RunDirError::NoSource { from: from.clone() });
+        }
         fs::create_dir_all(root).map_err(|source| wrong(root, source))?;
         let lock = lock(root)?;
         let run_dir = Self { root: root.to_path_buf(), _lock: Some(lock) };
@@ -166,11 +171,6 @@ impl RunDir {
 
     fn check(&self, config: &Config, resume: &Resume) -> Result<(), RunDirError> {
         let root = self.root.clone();
-        if let Resume::From(from) = resume
-            && !from.is_dir()
-        {
-            return Err(RunDirError::NoSource { from: from.clone() });
-        }
         if !self.holds_run() {
             return Ok(());
         }
@@ -347,6 +347,7 @@ mod tests {
         let missing = Resume::From(folder.path().join("missing"));
         let error = RunDir::open(&folder.path().join("b"), &config(3), &missing).unwrap_err();
         assert!(matches!(error, RunDirError::NoSource { .. }), "{error}");
+        assert!(!folder.path().join("b").exists());
     }
 
     #[test]

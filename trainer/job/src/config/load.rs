@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use marked_yaml::types::MarkedScalarNode;
 use marked_yaml::{LoadError, LoaderOptions, Node};
 use serde_yaml::{Mapping, Value};
 
@@ -97,12 +98,25 @@ fn marks(path: &Path, text: &str) -> Result<Option<Node>, ConfigError> {
             let first = twice.prev_key.span().start().map_or(0, |mark| mark.line());
             Err(ConfigError::Key {
                 place: Place::in_file(path, at),
-                key: twice.key.as_str().to_string(),
+                key: path_of(text, &twice.prev_key).unwrap_or(twice.key.as_str().to_string()),
                 problem: format!("given twice, first in line {first}; keep one"),
             })
         }
         Err(_) => Ok(None),
     }
+}
+
+/// The dotted path of a key of `text`, which may be given again.
+fn path_of(text: &str, key: &MarkedScalarNode) -> Option<String> {
+    fn search(node: &Node, key: &MarkedScalarNode) -> Option<String> {
+        node.as_mapping()?.iter().find_map(|(name, value)| {
+            if name.span() == key.span() {
+                return Some(name.as_str().to_string());
+            }
+            search(value, key).map(|rest| format!("{}.{rest}", name.as_str()))
+        })
+    }
+    search(&marked_yaml::parse_yaml(0, text).ok()?, key)
 }
 
 /// What was given and where, to say where something wrong came from.
@@ -159,7 +173,9 @@ impl Given<'_> {
     }
 
     fn deserialize(&self, mut root: Mapping) -> Result<Config, ConfigError> {
-        root.retain(|_, value| !value.is_null());
+        let known = schema();
+        let is_section = |key: &Value| known.get(key).is_some_and(Value::is_mapping);
+        root.retain(|key, value| !(value.is_null() && is_section(key)));
         serde_path_to_error::deserialize(Value::Mapping(root)).map_err(|error| {
             let path = error.path().to_string();
             self.wrong(&path, in_plain_words(&error.into_inner().to_string()))

@@ -145,6 +145,13 @@ fn a_wrong_type_says_what_is_expected() {
 }
 
 #[test]
+fn only_a_section_or_an_optional_key_may_be_null() {
+    assert!(problem("precision: null\n", &[]).starts_with("run.yaml:1:12: precision: expected"));
+    assert!(problem("", &["train.seed=null"]).contains("expected a whole number"));
+    assert_eq!(load_text("train:\ndata: {train_images: ~}", &[]).unwrap(), Config::default());
+}
+
+#[test]
 fn a_value_out_of_range_says_the_range() {
     let cases = [
         (
@@ -229,7 +236,11 @@ fn a_value_out_of_range_says_the_range() {
 fn a_repeated_key_names_both_lines() {
     assert_eq!(
         problem("train:\n  epochs: 2\n  seed: 1\n  epochs: 3\n", &[]),
-        "run.yaml:4:3: epochs: given twice, first in line 2; keep one"
+        "run.yaml:4:3: train.epochs: given twice, first in line 2; keep one"
+    );
+    assert_eq!(
+        problem("data:\ntrain: {epochs: 2}\ndata:\n", &[]),
+        "run.yaml:3:1: data: given twice, first in line 1; keep one"
     );
 }
 

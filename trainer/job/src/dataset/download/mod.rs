@@ -17,6 +17,7 @@ use ureq::http::{Response, StatusCode, header};
 use ureq::{Agent, Body};
 
 use super::DataError;
+use super::cifar10::FOLDER;
 use progress::Progress;
 
 /// An archive on a server.
@@ -45,6 +46,11 @@ const FRUITLESS_TRIES: usize = 3;
 
 /// Downloads and unpacks `remote` into a folder below `root`, and says which.
 pub(super) fn fetch(remote: Remote<'_>, root: &Path) -> Result<PathBuf, DataError> {
+    let folder = root.join(FOLDER);
+    if fs::read_dir(&folder).is_ok_and(|mut entries| entries.next().is_some()) {
+        let problem = "is in the way of the download, and none of CIFAR-10's files is in it";
+        return Err(DataError::BadFile { file: folder, problem: problem.to_string() });
+    }
     let name = remote.url.rsplit('/').next().unwrap_or("archive");
     let archive = root.join(name);
     if !archive.exists() {

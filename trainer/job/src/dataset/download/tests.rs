@@ -6,7 +6,6 @@ use std::thread;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use super::super::cifar10::FOLDER;
 use super::super::cifar10::tests::write_all;
 use super::*;
 
@@ -269,12 +268,13 @@ fn an_archive_becomes_a_folder_and_nothing_else_is_left() {
 #[test]
 fn an_archive_that_is_already_there_is_not_downloaded() {
     let root = tempfile::tempdir().unwrap();
-    fs::write(root.path().join("some-archive.tar.gz"), ARCHIVE.as_slice()).unwrap();
+    let archive = root.path().join("some-archive.tar.gz");
     let from = remote("http://127.0.0.1:1/some-archive.tar.gz", &ARCHIVE_MD5);
-    fetch(from, root.path()).unwrap();
-    fs::write(root.path().join("some-archive.tar.gz"), "no archive").unwrap();
+    fs::write(&archive, "no archive").unwrap();
     let error = fetch(from, root.path()).unwrap_err().to_string();
     assert!(error.contains("some-archive.tar.gz: its MD5 is "), "{error}");
+    fs::write(&archive, ARCHIVE.as_slice()).unwrap();
+    fetch(from, root.path()).unwrap();
 }
 
 #[test]
@@ -292,4 +292,17 @@ fn an_archive_without_the_files_is_named_and_leaves_no_folder() {
         assert!(!root.path().join(FOLDER).exists());
         assert!(!root.path().join(format!(".{FOLDER}.tmp")).exists());
     }
+}
+
+#[test]
+fn a_folder_in_the_way_is_named_and_left_alone() {
+    let root = tempfile::tempdir().unwrap();
+    let note = root.path().join(FOLDER).join("note.txt");
+    fs::create_dir(note.parent().unwrap()).unwrap();
+    fs::write(&note, "mine").unwrap();
+    let server = Server::start(Arc::clone(&ARCHIVE), &[Reply::Range]);
+    let error = fetch(remote(&server.url, &ARCHIVE_MD5), root.path()).unwrap_err().to_string();
+    assert!(error.contains(&format!("{FOLDER}: is in the way of the download")), "{error}");
+    assert_eq!(fs::read_to_string(&note).unwrap(), "mine");
+    assert_eq!(server.requests(), []);
 }

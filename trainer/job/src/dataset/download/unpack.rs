@@ -30,8 +30,6 @@ pub(super) fn unpack(archive: &Path, root: &Path) -> Result<PathBuf, DataError> 
             Found::Absent => Err(bad(archive, "it has none of CIFAR-10's files".to_string())),
         })
         .and_then(|()| {
-            // Only its notes can be there: a folder with images is not downloaded again.
-            remove_if_there(&folder)?;
             files::sync_folder(&temporary)
                 .and_then(|()| fs::rename(&temporary, &folder))
                 .and_then(|()| files::sync_folder(root))
