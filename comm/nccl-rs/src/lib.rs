@@ -1,1 +1,20 @@
-//! A thin binding to NCCL, opened at run time.
+//! A thin binding to NCCL and to the little of CUDA that its use needs, opened at run time: one
+//! binary serves machines with and without a GPU.
+//!
+//! - [`sys`]: the C functions as they are, in a table filled by `dlopen`;
+//! - [`Nccl`] and [`Comm`]: results with NCCL's own words, and communicators that are aborted when
+//!   dropped;
+//! - [`cuda`]: devices, streams, events and staging memory of the CUDA runtime.
+//!
+//! Does not read the environment, but NCCL does (`NCCL_DEBUG` and others).
+
+mod comm;
+pub mod cuda;
+mod error;
+mod library;
+pub mod sys;
+
+pub use comm::{Calls, Comm, State};
+pub use error::{Error, Result};
+pub use library::{Nccl, Version};
+pub use sys::{DataType, RedOp, UniqueId};

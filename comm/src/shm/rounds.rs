@@ -64,9 +64,8 @@ impl Rounds {
         join_timeout: Duration,
         timeout: Duration,
     ) -> Result<Self> {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         // Where every core has a rank, a spinning one takes time from the one it waits for.
-        let spins = if cores > segment.world_size() { 2000 } else { 20 };
+        let spins = if online_cores() > segment.world_size() { 2000 } else { 20 };
         segment.slots()[rank].pid.store(std::process::id(), Release);
         let posted = AtomicU64::new(0);
         let mut rounds =
@@ -253,6 +252,12 @@ impl Liveness {
             }
         }
     }
+}
+
+/// Of the machine: a pinned rank is not the only one that has cores.
+fn online_cores() -> usize {
+    // SAFETY: plain call.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }).unwrap_or(1)
 }
 
 fn low(round: u64) -> u32 {

@@ -1,0 +1,10 @@
+//! Lets binaries find libmpi by rpath.
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    for dir in std::env::var("DEP_LOCKSTEP_COMM_MPI_LIBDIR").unwrap_or_default().split(':') {
+        if !dir.is_empty() {
+            println!("cargo::rustc-link-arg-bins=-Wl,-rpath,{dir}");
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Rounds in which every backend runs once, so that what disturbs the machine disturbs all alike.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use comm::{BufferMut, Communicator, Element, ReduceOp, SharedMemory};
+
+use crate::Args;
+use crate::ranks::Group;
+
+/// How one backend fared at one size.
+pub struct Series {
+    /// The backend, and how it was used.
+    pub name: &'static str,
+    /// The buffer's length.
+    pub bytes: usize,
+    /// Of each round, the time of the slowest rank.
+    pub seconds: Vec<f64>,
+}
+
+/// Elements that may be all zero bits, summed or otherwise.
+pub trait Zero: Element {
+    /// The zero.
+    const ZERO: Self;
+    /// Sums `buffer` by the MPI library's own blocking call.
+    #[cfg(feature = "mpi")]
+    fn raw_mpi(send: &[Self], receive: &mut [Self]) -> bool;
+}
+
+macro_rules! zero {
+    ($type:ty, $zero:expr, $raw:expr) => {
+        impl Zero for $type {
+            const ZERO: Self = $zero;
+            #[cfg(feature = "mpi")]
+            fn raw_mpi(send: &[Self], receive: &mut [Self]) -> bool {
+                $raw(send, receive)
+            }
+        }
+    };
+}
+
+zero!(f32, 0.0, raw_sum);
+zero!(f64, 0.0, raw_sum);
+zero!(i64, 0, raw_sum);
+// MPI has no such type.
+zero!(half::bf16, half::bf16::ZERO, |_: &[Self], _: &mut [Self]| false);
+
+#[cfg(feature = "mpi")]
+fn raw_sum<T: mpi::datatype::Equivalence>(send: &[T], receive: &mut [T]) -> bool {
+    use mpi::traits::CommunicatorCollectives as _;
+    let world = mpi::topology::SimpleCommunicator::world();
+    world.all_reduce_into(send, receive, mpi::collective::SystemOperation::sum());
+    true
+}
+
+/// One way to reduce a buffer.
+type Way<'a> = (&'static str, Box<dyn FnMut() -> Result<bool> + 'a>);
+
+/// Measures all sizes. Collective; all ranks get the same times.
+pub fn measure<T: Zero>(group: &Group, args: &Args) -> Result<Vec<Series>> {
+    let longest = args.bytes.iter().copied().max().unwrap_or(0);
+    let shared = group.shm.alloc_shared(longest)?.context("one rank has nothing to measure")?;
+    let mut all = Vec::new();
+    for &bytes in &args.bytes {
+        all.extend(measure_size::<T>(group, args, bytes / size_of::<T>(), &shared)?);
+    }
+    Ok(all)
+}
+
+fn measure_size<T: Zero>(
+    group: &Group,
+    args: &Args,
+    len: usize,
+    shared: &SharedMemory,
+) -> Result<Vec<Series>> {
+    // SAFETY: the memory is long enough for the longest size and aligned to a page, and only the
+    // collective below uses it.
+    let in_segment =
+        unsafe { std::slice::from_raw_parts_mut(shared.ptr.cast::<T>().as_ptr(), len) };
+    let [mut staged, mut over_mpi] = [(); 2].map(|()| vec![T::ZERO; len]);
+    #[cfg(feature = "mpi")]
+    let (send, mut receive) = (vec![T::ZERO; len], vec![T::ZERO; len]);
+    let shm = &*group.shm;
+    let mut ways: Vec<Way<'_>> = vec![
+        ("shm in place", Box::new(|| sum(shm, in_segment))),
+        ("shm staged", Box::new(|| sum(shm, &mut staged))),
+    ];
+    if let Some(mpi) = &group.mpi {
+        ways.push(("mpi backend", Box::new(|| sum(&**mpi, &mut over_mpi))));
+    }
+    #[cfg(feature = "mpi")]
+    if group.mpi.is_some() {
+        ways.push(("MPI_Allreduce", Box::new(|| Ok(T::raw_mpi(&send, &mut receive)))));
+    }
+    let bytes = len * size_of::<T>();
+    let mut series: Vec<_> =
+        ways.iter().map(|(name, _)| Series { name, bytes, seconds: Vec::new() }).collect();
+    for round in 0..args.warmup + args.rounds {
+        for ((_, way), series) in ways.iter_mut().zip(&mut series) {
+            shm.barrier()?;
+            let start = Instant::now();
+            let ran = way()?;
+            let mut slowest = [start.elapsed().as_secs_f64()];
+            shm.all_reduce(BufferMut::host(&mut slowest), ReduceOp::Max)?;
+            if ran && round >= args.warmup {
+                series.seconds.push(slowest[0]);
+            }
+        }
+    }
+    series.retain(|series| !series.seconds.is_empty());
+    Ok(series)
+}
+
+fn sum<T: Element>(comm: &dyn Communicator, buffer: &mut [T]) -> Result<bool> {
+    comm.all_reduce(BufferMut::host(buffer), ReduceOp::Sum)?;
+    Ok(true)
+}

@@ -1,0 +1,124 @@
+//! How the ranks of the measurement come about.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use comm::bootstrap::{Backend, Store, connect};
+use comm::env::{StartedBy, World};
+use comm::{CommError, Communicator};
+
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Where ranks that this program has started leave values for each other.
+const STORE_DIR: &str = "LOCKSTEP_BENCH_STORE";
+
+/// The communicators of one rank.
+pub struct Group {
+    /// Shared memory.
+    pub shm: Arc<dyn Communicator>,
+    /// MPI, where `mpirun` has started this rank.
+    pub mpi: Option<Arc<dyn Communicator>>,
+}
+
+impl Group {
+    /// Whether this rank reports.
+    pub fn is_first(&self) -> bool {
+        self.shm.rank() == 0
+    }
+
+    /// Ends all communicators. Collective.
+    pub fn finalize(&self) -> Result<()> {
+        self.shm.finalize()?;
+        if let Some(mpi) = &self.mpi {
+            mpi.finalize()?;
+        }
+        Ok(())
+    }
+}
+
+/// Connects a rank. In a process that nobody has started as one, starts `world_size` of them, waits
+/// for them, and gives `None`.
+pub fn connect_or_start(world_size: usize) -> Result<Option<Group>> {
+    let world = World::from_env()?;
+    match world.started_by {
+        StartedBy::Nobody => start(world_size).map(|()| None),
+        StartedBy::Launcher => {
+            let dir = std::env::var_os(STORE_DIR).context("started by hand as a rank")?;
+            let shm = connect(Backend::Shm, world, Some(&FileStore(dir.into())), TIMEOUT)?;
+            Ok(Some(Group { shm, mpi: None }))
+        }
+        StartedBy::Mpirun | StartedBy::Srun => with_mpi(world).map(Some),
+    }
+}
+
+#[cfg(feature = "mpi")]
+fn with_mpi(world: World) -> Result<Group> {
+    let mpi = connect(Backend::Mpi, world, None, TIMEOUT)?;
+    let store = comm::mpi::Session::get()?.store();
+    let shm = connect(Backend::Shm, world, Some(&store), TIMEOUT)?;
+    Ok(Group { shm, mpi: Some(mpi) })
+}
+
+#[cfg(not(feature = "mpi"))]
+fn with_mpi(_: World) -> Result<Group> {
+    anyhow::bail!("this build has no MPI: build with --features mpi, or start it without mpirun")
+}
+
+fn start(world_size: usize) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let ranks: Vec<_> = (0..world_size)
+        .map(|rank| {
+            let world = World {
+                rank,
+                world_size,
+                local_rank: rank,
+                local_world_size: world_size,
+                started_by: StartedBy::Launcher,
+            };
+            Command::new(std::env::current_exe()?)
+                .args(std::env::args_os().skip(1))
+                .envs(world.to_env())
+                .env(STORE_DIR, dir.path())
+                .spawn()
+        })
+        .collect::<Result<_, _>>()?;
+    for (rank, mut process) in ranks.into_iter().enumerate() {
+        let status = process.wait()?;
+        ensure!(status.success(), "rank {rank}: {status}");
+    }
+    Ok(())
+}
+
+/// A file a value, for processes of one machine.
+struct FileStore(PathBuf);
+
+impl FileStore {
+    fn path(&self, key: &str) -> PathBuf {
+        self.0.join(key.replace('/', "_"))
+    }
+}
+
+impl Store for FileStore {
+    fn put(&self, key: &str, value: &str) -> Result<(), CommError> {
+        let path = self.path(key);
+        let partial = path.with_extension("partial");
+        fs::write(&partial, value)
+            .and_then(|()| fs::rename(&partial, &path))
+            .map_err(|error| CommError::Control(format!("{}: {error}", path.display())))
+    }
+
+    fn get(&self, key: &str, timeout: Duration) -> Result<String, CommError> {
+        let start = Instant::now();
+        while start.elapsed() < timeout {
+            if let Ok(value) = fs::read_to_string(self.path(key)) {
+                return Ok(value);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Err(CommError::Control(format!("nobody published {key}")))
+    }
+}

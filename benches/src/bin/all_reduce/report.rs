@@ -1,0 +1,132 @@
+//! What is printed and kept.
+
+use std::fmt;
+
+use anyhow::Result;
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::measure::Series;
+use crate::ranks::Group;
+use crate::{Args, Element};
+
+/// A measurement with what is needed to repeat it.
+#[derive(Serialize)]
+pub struct Report {
+    date: String,
+    cpu: String,
+    cores: usize,
+    kernel: String,
+    mpi: Option<String>,
+    world_size: usize,
+    dtype: String,
+    records: Vec<Record>,
+}
+
+#[derive(Serialize)]
+struct Record {
+    backend: &'static str,
+    bytes: usize,
+    median_ms: f64,
+    min_ms: f64,
+    max_ms: f64,
+    /// Bytes of the buffer by time.
+    algorithm_gb_per_s: f64,
+    /// What each rank must at least receive and send, by time: comparable over numbers of ranks.
+    bus_gb_per_s: f64,
+    rounds_ms: Vec<f64>,
+}
+
+impl Report {
+    /// Sums up what was measured.
+    pub fn new(group: &Group, args: &Args, series: Vec<Series>) -> Result<Self> {
+        let world_size = group.shm.world_size();
+        let dtype = match args.dtype {
+            Element::F32 => "f32",
+            Element::F64 => "f64",
+            Element::Bf16 => "bf16",
+            Element::I64 => "i64",
+        };
+        Ok(Self {
+            date: OffsetDateTime::now_utc().format(&Rfc3339)?,
+            cpu: first_value("/proc/cpuinfo", "model name"),
+            cores: std::thread::available_parallelism()?.get(),
+            kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
+            mpi: group.mpi.is_some().then(mpi_version),
+            world_size,
+            dtype: dtype.to_owned(),
+            records: series.into_iter().map(|series| Record::new(series, world_size)).collect(),
+        })
+    }
+}
+
+impl Record {
+    fn new(series: Series, world_size: usize) -> Self {
+        let rounds_ms: Vec<_> = series.seconds.iter().map(|seconds| seconds * 1e3).collect();
+        let mut sorted = rounds_ms.clone();
+        sorted.sort_by(f64::total_cmp);
+        let median_ms = sorted[sorted.len() / 2];
+        let algorithm_gb_per_s = series.bytes as f64 / median_ms / 1e6;
+        let ranks = world_size as f64;
+        Self {
+            backend: series.name,
+            bytes: series.bytes,
+            median_ms,
+            min_ms: sorted[0],
+            max_ms: sorted[sorted.len() - 1],
+            algorithm_gb_per_s,
+            bus_gb_per_s: algorithm_gb_per_s * 2.0 * (ranks - 1.0) / ranks,
+            rounds_ms,
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { date, cpu, cores, kernel, world_size, dtype, .. } = self;
+        writeln!(f, "all_reduce (sum) of {dtype}, {world_size} ranks, {date}")?;
+        writeln!(f, "{cores} cores of {cpu}, Linux {kernel}")?;
+        if let Some(mpi) = &self.mpi {
+            writeln!(f, "{mpi}")?;
+        }
+        writeln!(
+            f,
+            "{:>10}  {:<14} {:>10} {:>10} {:>10} {:>10} {:>10}",
+            "bytes", "backend", "median ms", "min ms", "max ms", "alg GB/s", "bus GB/s"
+        )?;
+        for record in &self.records {
+            writeln!(
+                f,
+                "{:>10}  {:<14} {:>10.4} {:>10.4} {:>10.4} {:>10.2} {:>10.2}",
+                record.bytes,
+                record.backend,
+                record.median_ms,
+                record.min_ms,
+                record.max_ms,
+                record.algorithm_gb_per_s,
+                record.bus_gb_per_s
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(feature = "mpi")]
+fn mpi_version() -> String {
+    let version = mpi::environment::library_version().unwrap_or_default();
+    version.split(',').next().unwrap_or_default().trim_end_matches('\0').to_owned()
+}
+
+#[cfg(not(feature = "mpi"))]
+fn mpi_version() -> String {
+    String::new()
+}
+
+fn first_value(path: &str, key: &str) -> String {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(key));
+    line.and_then(|rest| rest.split_once(':'))
+        .map_or("unknown", |(_, value)| value.trim())
+        .to_owned()
+}

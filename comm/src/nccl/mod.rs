@@ -1,0 +1,313 @@
+//! Collectives between GPUs, one rank a GPU, over NCCL, which is opened at run time.
+//!
+//! Collectives run on a stream of the communicator's own. Events order it with the buffer's stream:
+//! a collective begins when what was queued on the buffer's stream before is done, and
+//! [`Work::wait`] makes what is queued there afterwards wait for the result. The host waits for
+//! nothing, but where a buffer lies on the host: that is staged, and `wait` waits for it.
+//!
+//! A watchdog looks after what is under way: an error that NCCL reports, or a passed deadline, ends
+//! the communicator, so that no kernel waits for ever. NCCL cannot say which rank is late, and an
+//! abort does not reach the others' processes: they fail at their own deadline, or when the launcher
+//! stops them. Maxima and minima of NaN are NCCL's affair.
+//!
+//! This backend has been compiled and its libraries loaded, but it has not been run on a GPU yet.
+//!
+//! Does not read the environment, but NCCL does.
+
+mod collectives;
+mod host;
+mod watchdog;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nccl_rs::cuda::{Cuda, Event, Stream};
+use nccl_rs::{Comm, Nccl as Library, UniqueId};
+
+use crate::bootstrap::Store;
+use crate::communicator::{Pending, check_request};
+use crate::env::World;
+use crate::{Collective, CommError, Communicator, Place, RawBuffer, Result, Work};
+use host::HostWork;
+use watchdog::{Flight, Watched};
+
+const BACKEND: &str = "nccl";
+
+/// Where rank 0 publishes the id of the group.
+const ID_KEY: &str = "comm/nccl";
+
+/// A rank of a group of GPUs.
+pub struct Nccl {
+    shared: Arc<Shared>,
+    watchdog: Option<JoinHandle<()>>,
+    /// Held while a collective is queued, so that events and collectives alternate properly.
+    launching: Mutex<()>,
+    /// MPI, where the id came that way, which ends with the group.
+    #[cfg(feature = "mpi")]
+    session: Option<&'static crate::mpi::Session>,
+}
+
+/// What the watchdog, the communicator and its works have in common.
+struct Shared {
+    cuda: Cuda,
+    comm: Comm,
+    stream: Stream,
+    device: usize,
+    rank: usize,
+    world_size: usize,
+    timeout: Duration,
+    watched: Watched,
+}
+
+/// Connects this rank, on CUDA device `device`. Collective.
+///
+/// # Errors
+/// [`CommError::Connect`] where there is no such GPU, no NCCL, or a peer does not come.
+pub fn connect(
+    world: World,
+    device: usize,
+    store: Option<&dyn Store>,
+    timeout: Duration,
+) -> Result<Arc<dyn Communicator>> {
+    let deadline = Instant::now() + timeout;
+    let cuda = Cuda::open().map_err(failed)?;
+    let devices = cuda.device_count().map_err(failed)?;
+    if device >= devices {
+        return Err(failed(format!("device {device} was asked for, and {devices} are visible")));
+    }
+    let library = Library::open().map_err(failed)?;
+    let id = exchange_id(&library, world, store, timeout)?;
+    let _guard = cuda.use_device(device).map_err(failed)?;
+    let stream = cuda.stream().map_err(failed)?;
+    let World { rank, world_size, .. } = world;
+    let comm = Comm::init_rank(&library, id, rank, world_size).map_err(failed)?;
+    let left = deadline.saturating_duration_since(Instant::now());
+    comm.settle("connecting all ranks", left).map_err(failed)?;
+    if let Ok(version) = library.version() {
+        tracing::debug!(%version, rank, world_size, device, "NCCL connected");
+    }
+    let watched = Watched::default();
+    let shared = Shared { cuda, comm, stream, device, rank, world_size, timeout, watched };
+    Nccl::new(shared, store.is_none()).map(|nccl| Arc::new(nccl) as Arc<dyn Communicator>)
+}
+
+fn failed(reason: impl ToString) -> CommError {
+    CommError::Connect { backend: BACKEND, reason: reason.to_string() }
+}
+
+fn exchange_id(
+    library: &Library,
+    world: World,
+    store: Option<&dyn Store>,
+    timeout: Duration,
+) -> Result<UniqueId> {
+    match store {
+        Some(store) => exchange_id_over(library, world, store, timeout),
+        #[cfg(feature = "mpi")]
+        None => exchange_id_over(library, world, &crate::mpi::Session::get()?.store(), timeout),
+        #[cfg(not(feature = "mpi"))]
+        None => Err(failed(
+            "ranks need a way to exchange NCCL's id: start them by launcher, or build with \
+             --features mpi and start them by mpirun",
+        )),
+    }
+}
+
+fn exchange_id_over(
+    library: &Library,
+    world: World,
+    store: &dyn Store,
+    timeout: Duration,
+) -> Result<UniqueId> {
+    if world.rank == 0 {
+        let id = library.unique_id().map_err(failed)?;
+        store.put(ID_KEY, &to_hex(&id))?;
+        return Ok(id);
+    }
+    let text = store.get(ID_KEY, timeout)?;
+    from_hex(&text).ok_or_else(|| failed(format!("{text:?} in the store is not NCCL's id")))
+}
+
+fn to_hex(id: &UniqueId) -> String {
+    id.internal.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn from_hex(text: &str) -> Option<UniqueId> {
+    let mut internal = [0; 128];
+    if text.len() != 2 * internal.len() || !text.is_ascii() {
+        return None;
+    }
+    for (i, byte) in internal.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
+    }
+    Some(UniqueId { internal })
+}
+
+impl Nccl {
+    #[cfg_attr(not(feature = "mpi"), allow(unused_variables))]
+    fn new(shared: Shared, over_mpi: bool) -> Result<Self> {
+        let shared = Arc::new(shared);
+        let watching = Arc::clone(&shared);
+        let watchdog = std::thread::Builder::new()
+            .name("nccl watchdog".into())
+            .spawn(move || watching.watch())
+            .map_err(|error| failed(format!("cannot start the watchdog: {error}")))?;
+        Ok(Self {
+            shared,
+            watchdog: Some(watchdog),
+            launching: Mutex::default(),
+            #[cfg(feature = "mpi")]
+            session: if over_mpi { Some(crate::mpi::Session::get()?) } else { None },
+        })
+    }
+
+    fn launching(&self) -> MutexGuard<'_, ()> {
+        self.launching.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Communicator for Nccl {
+    fn rank(&self) -> usize {
+        self.shared.rank
+    }
+
+    fn world_size(&self) -> usize {
+        self.shared.world_size
+    }
+
+    fn backend(&self) -> &'static str {
+        BACKEND
+    }
+
+    unsafe fn start(&self, collective: Collective, buffer: RawBuffer) -> Result<Work> {
+        let shared = &self.shared;
+        check_request(BACKEND, collective, &buffer, shared.world_size)?;
+        let _launching = self.launching();
+        let sequence = shared.watched.next_sequence()?;
+        match buffer.place {
+            Place::Cuda { device, stream } if device == shared.device => {
+                let result = shared.queue_after(stream, collective, &buffer);
+                let done = shared.watch_flight(collective.name(), sequence, result)?;
+                Ok(Work::new(DeviceWork { shared: Arc::clone(shared), done, stream, sequence }))
+            }
+            Place::Cuda { device, .. } => {
+                let what = format!("reach device {device}: it works on device {}", shared.device);
+                Err(CommError::Unsupported { backend: BACKEND, what })
+            }
+            Place::Host => HostWork::start(shared, collective, buffer, sequence).map(Work::new),
+        }
+    }
+
+    fn abort(&self, reason: &str) {
+        let error = CommError::Aborted { by: self.rank(), reason: reason.to_owned() };
+        self.shared.fail(error);
+    }
+
+    fn finalize(&self) -> Result<()> {
+        let shared = &self.shared;
+        let _launching = self.launching();
+        if shared.watched.is_finalized() {
+            return Ok(());
+        }
+        let sequence = shared.watched.next_sequence()?;
+        shared.watched.wait_until_idle()?;
+        let ended = shared.comm.finalize(shared.timeout);
+        ended.map_err(|error| shared.error("finalize", sequence, &error))?;
+        let what = "run a collective after finalize".to_owned();
+        shared.watched.set_finalized(CommError::Unsupported { backend: BACKEND, what });
+        #[cfg(feature = "mpi")]
+        if let Some(session) = self.session {
+            session.finalize();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Nccl {
+    fn drop(&mut self) {
+        if !self.shared.watched.is_finalized() {
+            self.abort("the communicator was dropped before its end");
+        }
+        self.shared.watched.leave();
+        if let Some(watchdog) = self.watchdog.take() {
+            // It does not panic, and nothing could be done about it here.
+            let _ = watchdog.join();
+        }
+    }
+}
+
+impl Shared {
+    /// Queues a collective behind the work on `stream`.
+    fn queue_after(
+        &self,
+        stream: *mut std::ffi::c_void,
+        collective: Collective,
+        buffer: &RawBuffer,
+    ) -> nccl_rs::Result<Event> {
+        let _guard = self.cuda.use_device(self.device)?;
+        // SAFETY: the caller of `start` gives a stream of this device.
+        let ready = unsafe { self.cuda.record(stream) }?;
+        // SAFETY: the communicator's own stream.
+        unsafe { self.cuda.wait_on_stream(self.stream.handle(), &ready) }?;
+        self.queue(collective, buffer)?;
+        // SAFETY: as above.
+        unsafe { self.cuda.record(self.stream.handle()) }
+    }
+
+    /// Hands a queued collective to the watchdog.
+    fn watch_flight(
+        &self,
+        op: &'static str,
+        sequence: u64,
+        queued: nccl_rs::Result<Event>,
+    ) -> Result<Arc<Event>> {
+        match queued {
+            Ok(done) => {
+                let done = Arc::new(done);
+                self.watched.add(Flight { op, sequence, done: Arc::clone(&done) });
+                Ok(done)
+            }
+            Err(error) => Err(self.fail(self.error(op, sequence, &error))),
+        }
+    }
+
+    fn error(&self, op: &'static str, sequence: u64, error: &nccl_rs::Error) -> CommError {
+        let (rank, world_size, reason) = (self.rank, self.world_size, error.to_string());
+        CommError::Collective { op, sequence, rank, world_size, reason }
+    }
+}
+
+/// A collective on device memory.
+struct DeviceWork {
+    shared: Arc<Shared>,
+    done: Arc<Event>,
+    stream: *mut std::ffi::c_void,
+    sequence: u64,
+}
+
+// SAFETY: CUDA's streams may be used from any thread.
+unsafe impl Send for DeviceWork {}
+
+impl Pending for DeviceWork {
+    fn wait(&mut self) -> Result<()> {
+        self.shared.watched.outcome(self.sequence)?;
+        // SAFETY: the caller of `start` gave the stream, which lives as long as the buffer is used.
+        unsafe { self.shared.cuda.wait_on_stream(self.stream, &self.done) }
+            .map_err(|error| self.shared.error("wait", self.sequence, &error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_survives_the_store() {
+        let id = UniqueId { internal: std::array::from_fn(|i| (i * 7 % 256) as u8) };
+        assert!(from_hex(&to_hex(&id)) == Some(id));
+        assert!(from_hex("00").is_none());
+        assert!(from_hex(&"x".repeat(256)).is_none());
+        assert!(from_hex(&"é".repeat(128)).is_none());
+    }
+}
