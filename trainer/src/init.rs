@@ -1,11 +1,13 @@
 //! Initial weights: PyTorch's own default for each layer.
 
 use job::network::Role;
-use tch::{Kind, Tensor};
+use job::rng::{self, Purpose, Stream};
+use tch::Tensor;
 
 use crate::flat::Flat;
 
-/// Fills `flat` with initial weights that depend on `seed` only, not on the device.
+/// Fills `flat` with initial weights that depend on `seed` only: not on the device, and not on how
+/// libtorch draws random numbers.
 ///
 /// Convolution and linear weights: uniform in `±1/sqrt(fan_in)`, which is what
 /// `kaiming_uniform_(a=sqrt(5))` comes to; linear biases the same. Batch norm: scale 1, shift 0,
@@ -13,16 +15,14 @@ use crate::flat::Flat;
 ///
 /// Source: `reset_parameters` of `torch.nn.Conv2d`, `Linear` and `BatchNorm2d`.
 pub fn initialize(flat: &mut Flat, seed: u64) {
-    tch::manual_seed(seed as i64);
     tch::no_grad(|| {
-        for (spec, view) in flat.views() {
+        for (place, (spec, view)) in flat.views().enumerate() {
             let mut view = view.shallow_clone();
             match spec.role {
                 Role::Weight { fan_in } | Role::Bias { fan_in } => {
-                    let bound = 1.0 / (fan_in as f64).sqrt();
-                    let shape = view.size();
-                    let values = Tensor::empty(shape, (Kind::Float, tch::Device::Cpu));
-                    view.copy_(&values.uniform(-bound, bound));
+                    let bound = 1.0 / (fan_in as f32).sqrt();
+                    let values = uniform(seed, place as u32, spec.len(), bound);
+                    view.copy_(&Tensor::from_slice(&values).view(view.size().as_slice()));
                 }
                 Role::NormWeight | Role::RunningVar => {
                     let _ = view.fill_(1.0);
@@ -34,4 +34,66 @@ pub fn initialize(flat: &mut Flat, seed: u64) {
         }
     });
     flat.batches_tracked = 0;
+}
+
+/// `len` numbers, uniform in `±bound`.
+fn uniform(seed: u64, place: u32, len: usize, bound: f32) -> Vec<f32> {
+    let stream = Stream::new(Purpose::Weights, 0);
+    let blocks = (0..len.div_ceil(4)).flat_map(|draw| rng::block(seed, stream, place, draw as u32));
+    // The upper 24 bits, which f32 holds exactly.
+    let unit = |bits: u32| (bits >> 8) as f32 / (1u32 << 24) as f32;
+    blocks.take(len).map(|bits| bound * (2.0 * unit(bits) - 1.0)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use comm::bootstrap::{Backend, connect};
+    use comm::env::World;
+    use job::config::Model;
+    use job::network::Network;
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    fn initialized(seed: u64) -> Flat {
+        let network = Network::new(&Model::default(), [3, 32, 32], 10);
+        let alone = connect(Backend::Shm, World::SINGLE, None, Duration::from_secs(1)).unwrap();
+        let mut flat = Flat::new(network.tensors(), Device::Cpu, &*alone).unwrap();
+        initialize(&mut flat, seed);
+        flat
+    }
+
+    #[test]
+    fn weights_have_the_moments_of_pytorchs_distribution() {
+        let flat = initialized(0);
+        for (spec, view) in flat.views() {
+            let values = view.detach().to_kind(Kind::Double);
+            let (mean, count) = (values.mean(Kind::Double).double_value(&[]), spec.len() as f64);
+            let largest = values.abs().max().double_value(&[]);
+            match spec.role {
+                Role::Weight { fan_in } | Role::Bias { fan_in } => {
+                    // PyTorch: bound = gain(leaky_relu, sqrt(5)) * sqrt(3 / fan_in).
+                    let bound = (2.0 / (1.0 + 5.0_f64)).sqrt() * (3.0 / fan_in as f64).sqrt();
+                    let deviation = bound / 3.0_f64.sqrt();
+                    assert!(largest <= bound * 1.000_001, "{}: {largest} > {bound}", spec.name);
+                    assert!(largest > 0.7 * bound, "{}: {largest} of {bound}", spec.name);
+                    assert!(mean.abs() < 4.0 * deviation / count.sqrt(), "{}: {mean}", spec.name);
+                    if count > 1000.0 {
+                        let found = values.std(true).double_value(&[]);
+                        assert!((found / deviation - 1.0).abs() < 0.05, "{}: {found}", spec.name);
+                    }
+                }
+                Role::NormWeight | Role::RunningVar => assert_eq!((mean, largest), (1.0, 1.0)),
+                _ => assert_eq!((mean, largest), (0.0, 0.0)),
+            }
+        }
+    }
+
+    #[test]
+    fn weights_depend_on_the_seed_only() {
+        assert_eq!(initialized(3).parameters, initialized(3).parameters);
+        assert_ne!(initialized(3).parameters, initialized(4).parameters);
+    }
 }

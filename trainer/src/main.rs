@@ -1,7 +1,8 @@
 //! Starts one rank and turns how it ended into an exit code.
 
+use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use clap::Parser;
 use comm::env::{CONTROL_SOCKET, World};
@@ -13,6 +14,7 @@ use trainer::{Result, TrainError, log, setup};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    wait_passively();
     let (world, link) = match connect() {
         Ok(connected) => connected,
         Err(error) => {
@@ -38,4 +40,19 @@ fn connect() -> Result<(World, Link)> {
     let world = World::from_env()?;
     let socket = std::env::var_os(CONTROL_SOCKET).map(std::path::PathBuf::from);
     Ok((world, Link::connect(socket.as_deref(), world.rank)?))
+}
+
+/// Starts this program anew with OpenMP threads that sleep while they wait, unless the launcher or
+/// the user has chosen. OpenMP reads that as the program is loaded, so it cannot be set later; threads
+/// that spin slow a machine down that has other work.
+fn wait_passively() {
+    const POLICY: &str = "OMP_WAIT_POLICY";
+    if std::env::var_os(POLICY).is_some() {
+        return;
+    }
+    if let Ok(program) = std::env::current_exe() {
+        // Returns only if it fails, and then the program goes on as it is.
+        let _ =
+            Command::new(program).args(std::env::args_os().skip(1)).env(POLICY, "passive").exec();
+    }
 }

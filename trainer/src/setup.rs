@@ -19,7 +19,7 @@ use crate::data::{Augmenter, Images};
 use crate::flat::Flat;
 use crate::grad_sync::GradSync;
 use crate::link::Link;
-use crate::model::ResNet;
+use crate::model::{Mode, ResNet};
 use crate::optim::Optimizer;
 use crate::recorder::Recorder;
 use crate::run::Run;
@@ -53,7 +53,8 @@ pub fn build(cli: Cli, world: World, link: &Link) -> Result<Run<'_>> {
     let mut flat = Flat::new(network.tensors(), device, &*communicator)?;
     init::initialize(&mut flat, config.train.seed);
     let model = ResNet::new(&network, &flat);
-    let mut replica = Replica { flat, model, device, precision: config.precision };
+    let mut replica =
+        Replica { flat, model, device, precision: config.precision, norm_mode: Mode::Train };
     let mut optimizer = Optimizer::new(&config.optimizer, &replica.flat);
     let start = State::start(world.world_size, data_hash);
     let state = resume(&cli.resume, &run_dir, &mut replica.flat, &mut optimizer, start, world)?;

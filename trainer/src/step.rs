@@ -24,6 +24,8 @@ pub struct Replica {
     pub device: Device,
     /// What the layers compute in.
     pub precision: Precision,
+    /// What batch norm does in training steps: [`Mode::Eval`] freezes its statistics.
+    pub norm_mode: Mode,
 }
 
 impl Replica {
@@ -36,6 +38,11 @@ impl Replica {
             Precision::Fp32 => body(&self.model),
             Precision::Bf16 => torch_ext::autocast_bf16(self.device, || body(&self.model))?,
         })
+    }
+
+    /// A single image has no variance over a 1x1 map: it takes the running statistics.
+    fn mode_for(&self, images: usize) -> Mode {
+        if images > 1 { self.norm_mode } else { Mode::Eval }
     }
 }
 
@@ -142,7 +149,7 @@ pub fn train_step(
     let StepParts { optimizer, grad_sync, communicator, counter } = parts;
     let _ = replica.flat.grads.zero_();
     if let Some(batch) = batch {
-        let mode = batch_mode(batch.labels.numel());
+        let mode = replica.mode_for(batch.labels.numel());
         let (logits, loss_sum) = replica.in_precision(|model| {
             let logits = model.forward(&batch.images, mode);
             let loss = cross_entropy_sum(&logits, &batch.labels);
@@ -168,9 +175,4 @@ pub fn cross_entropy_sum(logits: &Tensor, labels: &Tensor) -> Tensor {
         -100,
         0.0,
     )
-}
-
-/// A single image has no variance over a 1x1 map: it takes the running statistics.
-fn batch_mode(images: usize) -> Mode {
-    if images > 1 { Mode::Train } else { Mode::Eval }
 }

@@ -1,5 +1,7 @@
 //! The networks against PyTorch's own numbers, which `reference/make.py` regenerates.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 
 use comm::bootstrap::{Backend, connect};

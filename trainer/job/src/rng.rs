@@ -17,6 +17,8 @@ pub enum Purpose {
     SyntheticTrain = 3,
     /// Synthetic test images.
     SyntheticTest = 4,
+    /// Initial weights; the sample is the tensor's place in the state dict.
+    Weights = 5,
 }
 
 /// A stream of numbers: a purpose, and for purposes that repeat, an epoch.

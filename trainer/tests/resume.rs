@@ -1,0 +1,186 @@
+//! A run that was cut off goes on as if nothing had happened.
+//!
+//! The trainer is the real program; the test is its launcher, so it knows exactly what the trainer is
+//! doing when it kills it.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use comm::control::{Phase, ToLauncher, read_frame};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const CONFIG: &str = "
+data: {dataset: synthetic, train_images: 72, test_images: 20, augment: [crop, flip, cutout]}
+train: {epochs: 3, batch_size_per_rank: 16}
+metrics: {log_every: 1}
+precision: fp32
+";
+/// Four whole batches and one of 8.
+const STEPS_PER_EPOCH: u64 = 5;
+
+struct Job {
+    folder: TempDir,
+}
+
+impl Job {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("config.yaml"), CONFIG).unwrap();
+        Self { folder }
+    }
+
+    fn run_dir(&self) -> PathBuf {
+        self.folder.path().join("run")
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_trainer"));
+        command
+            .arg(self.folder.path().join("config.yaml"))
+            .arg("--run-dir")
+            .arg(self.run_dir())
+            .args(["--device", "cpu"])
+            .env("OMP_NUM_THREADS", "1")
+            .env("OMP_WAIT_POLICY", "passive")
+            .stderr(Stdio::null());
+        command
+    }
+
+    /// Runs to the end.
+    fn finish(&self) {
+        let output = self.command().stderr(Stdio::piped()).output().unwrap();
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{:?}: {log}", output.status);
+    }
+
+    /// Starts it, and hands the trainer and each of its messages to `act` until that says so.
+    fn watch(&self, mut act: impl FnMut(&Child, &ToLauncher) -> bool) -> std::process::ExitStatus {
+        let socket = self.folder.path().join("control");
+        let _ = fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket).unwrap();
+        // The launcher prepares the run directory.
+        let config = job::config::load(&self.folder.path().join("config.yaml"), &[]).unwrap();
+        drop(job::run_dir::RunDir::open(&self.run_dir(), &config, &job::run_dir::Resume::Auto));
+        let mut trainer = self.command().env("LOCKSTEP_CONTROL", &socket).spawn().unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        while let Some(message) = read_frame::<ToLauncher>(&mut stream).unwrap() {
+            if act(&trainer, &message) {
+                break;
+            }
+        }
+        trainer.wait().unwrap()
+    }
+
+    fn bytes(&self, file: &str) -> Vec<u8> {
+        fs::read(self.run_dir().join("checkpoints/latest").join(file)).unwrap()
+    }
+
+    /// `metrics.jsonl` without what depends on the clock.
+    fn records(&self) -> Vec<Value> {
+        let text = fs::read_to_string(self.run_dir().join("metrics.jsonl")).unwrap();
+        let records = text.lines().map(|line| {
+            let mut record: Value = serde_json::from_str(line).unwrap();
+            let timed =
+                ["time", "seconds", "images_per_s", "step_ms", "data_ms", "comm_exposed_ms"];
+            for key in timed {
+                record.as_object_mut().unwrap().remove(key);
+            }
+            record
+        });
+        records.filter(|record| record["kind"] != "summary").collect()
+    }
+
+    fn checkpoints(&self) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.run_dir().join("checkpoints")) else {
+            return Vec::new();
+        };
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+}
+
+fn send(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
+}
+
+fn uninterrupted() -> Job {
+    let job = Job::new();
+    job.finish();
+    job
+}
+
+fn assert_same(cut: &Job, whole: &Job) {
+    for file in ["model.safetensors", "optimizer.safetensors"] {
+        assert!(cut.bytes(file) == whole.bytes(file), "{file} differs");
+    }
+    assert_eq!(cut.records(), whole.records());
+    assert_eq!(cut.records().len() as u64, 3 * STEPS_PER_EPOCH + 3);
+}
+
+#[test]
+fn a_run_stopped_within_an_epoch_goes_on_bit_for_bit() {
+    let cut = Job::new();
+    let status = cut.watch(|trainer, message| {
+        let stop = matches!(message, ToLauncher::Progress { epoch: 2, step: 1.., .. });
+        if stop {
+            send(trainer, Signal::TERM);
+        }
+        stop
+    });
+    assert_eq!(status.code(), Some(8), "stopped by a signal after saving");
+    assert!(
+        cut.checkpoints().iter().any(|name| name.starts_with("step-")),
+        "{:?}",
+        cut.checkpoints()
+    );
+    cut.finish();
+    assert_same(&cut, &uninterrupted());
+}
+
+#[test]
+fn a_run_killed_within_an_epoch_goes_on_bit_for_bit() {
+    let cut = Job::new();
+    let status = cut.watch(|trainer, message| {
+        let kill = matches!(message, ToLauncher::Progress { epoch: 2, step: 1.., .. });
+        if kill {
+            send(trainer, Signal::KILL);
+        }
+        kill
+    });
+    assert_eq!(status.code(), None, "killed");
+    cut.finish();
+    assert_same(&cut, &uninterrupted());
+}
+
+#[test]
+fn a_run_killed_within_a_save_goes_on_bit_for_bit() {
+    let cut = Job::new();
+    let partial = |checkpoints: &Path| {
+        let entries = fs::read_dir(checkpoints).into_iter().flatten().flatten();
+        entries
+            .map(|entry| entry.file_name().into_string().unwrap())
+            .find(|n| n.starts_with(".saving"))
+    };
+    let folder = cut.run_dir().join("checkpoints");
+    let mut caught = None;
+    cut.watch(|trainer, message| {
+        if !matches!(message, ToLauncher::State { phase: Phase::Saving, epoch: 3.., .. }) {
+            return false;
+        }
+        while caught.is_none() && !folder.join("epoch-0002").exists() {
+            caught = partial(&folder);
+            std::hint::spin_loop();
+        }
+        send(trainer, Signal::KILL);
+        true
+    });
+    assert_eq!(caught.as_deref(), Some(".saving-epoch-0002"));
+    cut.finish();
+    assert_same(&cut, &uninterrupted());
+    assert_eq!(partial(&folder), None, "what was cut off is cleaned up");
+}
