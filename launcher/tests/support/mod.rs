@@ -50,6 +50,15 @@ impl Sandbox {
         sandbox
     }
 
+    /// With the real trainer.
+    pub fn with_trainer() -> Self {
+        let built = Path::new(env!("CARGO_BIN_EXE_launcher")).with_file_name("trainer");
+        assert!(built.exists(), "{}: `cargo build -p trainer` makes it", built.display());
+        let sandbox = Self::empty();
+        fs::copy(built, sandbox.path("bin/trainer")).unwrap();
+        sandbox
+    }
+
     /// With a shell script for a trainer.
     pub fn with_script(script: &str) -> Self {
         let sandbox = Self::empty();

@@ -1,0 +1,270 @@
+//! The launcher with the real trainer: two ranks on the CPU, on synthetic images.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use support::{Ended, Running, Sandbox, eventually, is_running, run};
+
+const CONFIG: &str = "
+data: {dataset: synthetic, train_images: 200, test_images: 50, augment: [crop, flip]}
+train: {epochs: 3, batch_size_per_rank: 16}
+metrics: {log_every: 1}
+";
+/// 200 images in global batches of 32.
+const STEPS_PER_EPOCH: usize = 7;
+
+const RUN: [&str; 5] = ["--cpu", "2", "--run-dir", "run", "c.yaml"];
+
+fn sandbox() -> Sandbox {
+    let sandbox = Sandbox::with_trainer();
+    sandbox.write_config(CONFIG);
+    sandbox
+}
+
+fn records(sandbox: &Sandbox) -> Vec<Value> {
+    let text = fs::read_to_string(sandbox.path("run/metrics.jsonl")).unwrap_or_default();
+    // The last line may be half written while the trainer runs.
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+fn of_kind(sandbox: &Sandbox, kind: &str) -> Vec<Value> {
+    records(sandbox).into_iter().filter(|record| record["kind"] == kind).collect()
+}
+
+fn weights(sandbox: &Sandbox) -> Vec<u8> {
+    fs::read(sandbox.path("run/checkpoints/latest/model.safetensors")).unwrap()
+}
+
+fn rank_pid(sandbox: &Sandbox, rank: usize) -> i32 {
+    let events = sandbox.events();
+    let spawned = |event: &&Value| event["event"] == "spawned" && event["rank"] == rank;
+    events.iter().rev().find(spawned).unwrap()["pid"].as_i64().unwrap() as i32
+}
+
+/// Starts the run and waits until it is in its second epoch.
+fn start_and_train(sandbox: &Sandbox) -> Running {
+    let running = Running::start(sandbox.launcher(&RUN));
+    eventually("the second epoch", || {
+        of_kind(sandbox, "step").last().is_some_and(|record| record["epoch"] == 2)
+    });
+    running
+}
+
+fn finish(sandbox: &Sandbox) -> Ended {
+    let ended = run(sandbox.launcher(&RUN));
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert_eq!(of_kind(sandbox, "step").len(), 3 * STEPS_PER_EPOCH);
+    assert_eq!(of_kind(sandbox, "epoch").len(), 3);
+    ended
+}
+
+fn assert_like_uninterrupted(cut: &Sandbox) {
+    finish(cut);
+    let whole = sandbox();
+    finish(&whole);
+    assert!(weights(cut) == weights(&whole), "the weights differ");
+    let epochs = |sandbox| {
+        let results = of_kind(sandbox, "epoch").into_iter().map(|record| {
+            ["train_loss", "train_accuracy", "test_loss", "test_accuracy"]
+                .map(|key| record[key].clone())
+        });
+        results.collect::<Vec<_>>()
+    };
+    assert_eq!(epochs(cut), epochs(&whole));
+}
+
+#[test]
+fn a_run_leaves_what_the_contract_says() {
+    let sandbox = sandbox();
+    finish(&sandbox);
+    for file in [
+        "config.yaml",
+        "metrics.jsonl",
+        "events.jsonl",
+        "curves.svg",
+        "curves.png",
+        "logs/rank-0.log",
+        "logs/rank-1.log",
+        "checkpoints/latest/model.safetensors",
+        "checkpoints/best/model.safetensors",
+        "checkpoints/epoch-0003/optimizer.safetensors",
+        "checkpoints/epoch-0003/state.json",
+        "checkpoints/epoch-0003/manifest.json",
+    ] {
+        assert!(sandbox.path("run").join(file).exists(), "{file} is missing");
+    }
+    let summary = of_kind(&sandbox, "summary").remove(0);
+    assert_eq!((&summary["world_size"], &summary["steps"]), (&2.into(), &21.into()));
+    assert!(summary["images_per_s"].as_f64().unwrap() > 0.0, "{summary}");
+    assert!(summary["peak_memory_bytes"].as_u64().unwrap() > 50 << 20, "{summary}");
+    let losses: Vec<_> = of_kind(&sandbox, "epoch")
+        .iter()
+        .map(|record| record["train_loss"].as_f64().unwrap())
+        .collect();
+    assert!(losses[2] < losses[0], "it learns nothing: {losses:?}");
+    // Done is done: the same command has nothing left to do.
+    let again = run(sandbox.launcher(&RUN));
+    assert_eq!(again.code, Some(0), "{}", again.stderr);
+    assert!(again.stderr.contains("complete"), "{}", again.stderr);
+}
+
+#[test]
+fn a_run_stopped_by_sigterm_saves_and_the_same_command_goes_on() {
+    let sandbox = sandbox();
+    let running = start_and_train(&sandbox);
+    running.signal(Signal::TERM);
+    let ended = running.end();
+    assert_eq!(ended.code, Some(8), "{}", ended.stderr);
+    assert_like_uninterrupted(&sandbox);
+}
+
+#[test]
+fn a_killed_rank_is_named_and_the_run_can_be_resumed() {
+    let sandbox = sandbox();
+    let running = start_and_train(&sandbox);
+    let (survivor, victim) = (rank_pid(&sandbox, 0), rank_pid(&sandbox, 1));
+    kill_process(Pid::from_raw(victim).unwrap(), Signal::KILL).unwrap();
+    let ended = running.end();
+    assert_eq!(ended.code, Some(4), "{}", ended.stderr);
+    assert!(ended.stderr.contains("rank 1"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("SIGKILL"), "{}", ended.stderr);
+    assert!(!is_running(survivor), "rank 0 was left behind");
+    assert_like_uninterrupted(&sandbox);
+}
+
+#[test]
+fn ranks_whose_launcher_is_killed_save_and_end() {
+    let sandbox = sandbox();
+    let mut running = start_and_train(&sandbox);
+    let ranks = [rank_pid(&sandbox, 0), rank_pid(&sandbox, 1)];
+    running.signal(Signal::KILL);
+    running.child.wait().unwrap();
+    eventually("the end of both ranks", || !ranks.iter().any(|pid| is_running(*pid)));
+    let log = fs::read_to_string(sandbox.path("run/logs/rank-0.log")).unwrap();
+    let saved = fs::read_dir(sandbox.path("run/checkpoints")).unwrap();
+    let names: Vec<_> = saved.map(|entry| entry.unwrap().file_name()).collect();
+    let within_epoch = |name: &std::ffi::OsString| name.to_string_lossy().starts_with("step-");
+    assert!(names.iter().any(within_epoch), "{names:?}: {log}");
+    assert_like_uninterrupted(&sandbox);
+}
+
+#[test]
+fn a_run_resumed_on_another_number_of_ranks_sees_every_sample_once_an_epoch() {
+    let sandbox = sandbox();
+    let running = start_and_train(&sandbox);
+    running.signal(Signal::TERM);
+    assert_eq!(running.end().code, Some(8));
+    let one = run(sandbox.launcher(&["--cpu", "1", "--run-dir", "run", "c.yaml"]));
+    assert_eq!(one.code, Some(0), "{}", one.stderr);
+    assert!(one.stderr.contains("written by 2 ranks"), "{}", one.stderr);
+    let state = fs::read(sandbox.path("run/checkpoints/latest/state.json")).unwrap();
+    let state: Value = serde_json::from_slice(&state).unwrap();
+    assert_eq!(state["epochs_completed"], 3);
+    let accuracy = of_kind(&sandbox, "epoch")[1]["train_accuracy"].as_f64().unwrap();
+    let hits = accuracy * 200.0;
+    assert!((hits - hits.round()).abs() < 1e-6, "{accuracy} is not a fraction of 200 images");
+}
+
+#[test]
+fn a_truncated_data_file_ends_with_3_and_is_named() {
+    let sandbox = sandbox();
+    sandbox.write_config("data: {dataset: cifar10, download: false}\n");
+    let folder = sandbox.path("cifar-10-batches-bin");
+    fs::create_dir(&folder).unwrap();
+    for index in 1..=5 {
+        write_records(&folder.join(format!("data_batch_{index}.bin")), 10_000);
+    }
+    write_records(&folder.join("test_batch.bin"), 9_999);
+    let mut command = sandbox.launcher(&RUN);
+    command.env("CIFAR10_DIR", &folder);
+    let ended = run(command);
+    assert_eq!(ended.code, Some(3), "{}", ended.stderr);
+    for text in ["test_batch.bin", "CIFAR10_DIR"] {
+        assert!(ended.stderr.contains(text), "no {text}: {}", ended.stderr);
+    }
+}
+
+fn write_records(path: &Path, count: usize) {
+    fs::write(path, vec![1u8; count * 3073]).unwrap();
+}
+
+#[test]
+fn a_full_disk_ends_the_run_and_it_can_be_resumed() {
+    let sandbox = sandbox();
+    let disk = sandbox.path("run");
+    fs::create_dir(&disk).unwrap();
+    // Room for one checkpoint of 134 MB, not for two.
+    let Some(mounted) = Tmpfs::mount(&disk, "220m") else {
+        println!("skipped: mounting a small disk needs root");
+        return;
+    };
+    let ended = run(sandbox.launcher(&RUN));
+    assert_eq!(ended.code, Some(4), "{}", ended.stderr);
+    assert!(ended.stderr.contains("No space left on device"), "{}", ended.stderr);
+    assert!(sandbox.path("run/checkpoints/latest/manifest.json").exists());
+    assert!(!sandbox.path("run/checkpoints/.saving-epoch-0002").exists());
+    mounted.grow("1g");
+    finish(&sandbox);
+}
+
+struct Tmpfs<'a>(&'a Path);
+
+impl<'a> Tmpfs<'a> {
+    fn mount(path: &'a Path, size: &str) -> Option<Self> {
+        let options = format!("size={size}");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(path);
+        mount.output().is_ok_and(|output| output.status.success()).then_some(Self(path))
+    }
+
+    fn grow(&self, size: &str) {
+        let options = format!("remount,size={size}");
+        assert!(
+            Command::new("mount").args(["-o", &options]).arg(self.0).status().unwrap().success()
+        );
+    }
+}
+
+impl Drop for Tmpfs<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0).status();
+    }
+}
+
+#[test]
+fn every_configuration_in_configs_takes_one_step() {
+    let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
+    let mut count = 0;
+    for entry in fs::read_dir(configs).unwrap() {
+        let path = entry.unwrap().path();
+        let sandbox = Sandbox::with_trainer();
+        let ended = run(sandbox.launcher(&[
+            "--cpu",
+            "2",
+            "--set",
+            "data.dataset=synthetic",
+            "--set",
+            "data.train_images=64",
+            "--set",
+            "data.test_images=20",
+            "--set",
+            "train.batch_size_per_rank=4",
+            "--set",
+            "train.max_steps=1",
+            "--run-dir",
+            "run",
+            path.to_str().unwrap(),
+        ]));
+        assert_eq!(ended.code, Some(0), "{}: {}", path.display(), ended.stderr);
+        assert_eq!(of_kind(&sandbox, "summary")[0]["steps"], 1, "{}", path.display());
+        count += 1;
+    }
+    assert!(count >= 3, "only {count} configurations");
+}
