@@ -38,7 +38,8 @@ pub enum Backend {
 
 /// Connects this process with its peers. Collective: every rank calls it with the same backend.
 ///
-/// `store`: needed by `shm` and `nccl` for more than one rank, unless MPI started the job.
+/// `store`: needed by `shm` for more than one rank, and by `nccl` unless MPI started the job. Each
+/// store serves one group of a backend, since the keys are fixed.
 /// `timeout`: of every wait, here and in the collectives that follow.
 ///
 /// # Errors

@@ -125,7 +125,8 @@ fn exchange_id_over(
         store.put(ID_KEY, &to_hex(&id))?;
         return Ok(id);
     }
-    let text = store.get(ID_KEY, timeout)?;
+    let absent = |error: CommError| failed(format!("rank 0 has published no id: {error}"));
+    let text = store.get(ID_KEY, timeout).map_err(absent)?;
     from_hex(&text).ok_or_else(|| failed(format!("{text:?} in the store is not NCCL's id")))
 }
 

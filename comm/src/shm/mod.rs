@@ -1,8 +1,8 @@
 //! Collectives between processes of one machine, through memory that they share.
 //!
-//! The ranks of a group map one segment ([`segment`]). It holds a slot a rank, in which the rank says
+//! The ranks of a group map one segment (`segment`). It holds a slot a rank, in which the rank says
 //! what it has called and how far it is, and places for staging data. Ranks wait for each other by
-//! rounds ([`rounds`]), asleep on a futex; every 50 ms a sleeping rank looks whether its peers'
+//! rounds (`rounds`), asleep on a futex; every 50 ms a sleeping rank looks whether its peers'
 //! processes live and whether its deadline has passed. A deadline is for one wait, so a collective
 //! that makes progress may take longer.
 //!
@@ -95,7 +95,8 @@ fn publish(world_size: usize, store: &dyn Store, key: &str) -> Result<(File, Seg
 }
 
 fn attach(world_size: usize, store: &dyn Store, key: &str, timeout: Duration) -> Result<Segment> {
-    let text = store.get(key, timeout)?;
+    let absent = |error: CommError| failed(format!("rank 0 has published no segment: {error}"));
+    let text = store.get(key, timeout).map_err(absent)?;
     let (locator, nonce) = parse(&text)
         .ok_or_else(|| failed(format!("{key:?} in the store is {text:?}, not a segment")))?;
     memory::open(locator, Segment::size_bytes(world_size))

@@ -1,6 +1,7 @@
 //! What is printed and kept.
 
 use std::fmt;
+use std::process::Command;
 
 use anyhow::Result;
 use serde::Serialize;
@@ -18,6 +19,8 @@ pub struct Report {
     cpu: String,
     cores: usize,
     kernel: String,
+    commit: String,
+    warmup_rounds: usize,
     mpi: Option<String>,
     world_size: usize,
     dtype: String,
@@ -50,9 +53,12 @@ impl Report {
         };
         Ok(Self {
             date: OffsetDateTime::now_utc().format(&Rfc3339)?,
-            cpu: first_value("/proc/cpuinfo", "model name"),
-            cores: std::thread::available_parallelism()?.get(),
+            cpu: cpuinfo("model name").next().unwrap_or_default(),
+            // Not those that mpirun has pinned this rank to.
+            cores: cpuinfo("processor").count(),
             kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
+            commit: commit(),
+            warmup_rounds: args.warmup,
             mpi: group.mpi.is_some().then(mpi_version),
             world_size,
             dtype: dtype.to_owned(),
@@ -84,8 +90,8 @@ impl Record {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { date, cpu, cores, kernel, world_size, dtype, .. } = self;
-        writeln!(f, "all_reduce (sum) of {dtype}, {world_size} ranks, {date}")?;
+        let Self { date, commit, cpu, cores, kernel, world_size, dtype, .. } = self;
+        writeln!(f, "all_reduce (sum) of {dtype}, {world_size} ranks, {date}, {commit}")?;
         writeln!(f, "{cores} cores of {cpu}, Linux {kernel}")?;
         if let Some(mpi) = &self.mpi {
             writeln!(f, "{mpi}")?;
@@ -123,10 +129,16 @@ fn mpi_version() -> String {
     String::new()
 }
 
-fn first_value(path: &str, key: &str) -> String {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix(key));
-    line.and_then(|rest| rest.split_once(':'))
-        .map_or("unknown", |(_, value)| value.trim())
-        .to_owned()
+/// All values of a key in `/proc/cpuinfo`.
+fn cpuinfo(key: &str) -> impl Iterator<Item = String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let value = |line: &str| Some(line.strip_prefix(key)?.split_once(':')?.1.trim().to_owned());
+    text.lines().filter_map(value).collect::<Vec<_>>().into_iter()
+}
+
+/// Of the sources, where this runs in their repository; empty elsewhere.
+fn commit() -> String {
+    let output = Command::new("git").args(["describe", "--always", "--dirty"]).output();
+    let text = output.map(|output| output.stdout).unwrap_or_default();
+    String::from_utf8_lossy(&text).trim().to_owned()
 }
