@@ -1,10 +1,11 @@
 //! Lets binaries find libtorch, and MPI where it is asked for, by rpath.
 
 fn main() {
-    for variable in ["DEP_TORCH_EXT_LIB", "DEP_COMM_MPI_LIB"] {
-        println!("cargo:rerun-if-env-changed={variable}");
-        if let Ok(lib) = std::env::var(variable) {
-            println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
+    for variable in ["DEP_TORCH_EXT_LIB", "DEP_LOCKSTEP_COMM_MPI_LIBDIR"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+        let folders = std::env::var(variable).unwrap_or_default();
+        for folder in folders.split(':').filter(|folder| !folder.is_empty()) {
+            println!("cargo::rustc-link-arg=-Wl,-rpath,{folder}");
         }
     }
 }
