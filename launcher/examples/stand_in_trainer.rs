@@ -42,6 +42,12 @@ impl StandIn {
         println!("stand-in {rank} of {}: {}", self.world.world_size, args[1..].join(" "));
         self.meet_the_others()?;
         self.state(Phase::Training, 1)?;
+        // From here on no rank but the first needs the launcher.
+        self.client.put(&format!("trains-{rank}"), "yes")?;
+        if rank == 0 {
+            self.wait_for_all("trains")?;
+            eprintln!("all ranks train");
+        }
         match std::env::var(format!("STAND_IN_{rank}")).unwrap_or_default().as_str() {
             "" => self.train(3),
             "forever" => self.train(u64::MAX),
@@ -57,14 +63,17 @@ impl StandIn {
     /// Through the launcher's store, so that no rank acts before all are there.
     fn meet_the_others(&self) -> Result<()> {
         self.client.put(&format!("here-{}", self.world.rank), "yes")?;
+        self.wait_for_all("here")
+    }
+
+    fn wait_for_all(&self, place: &str) -> Result<()> {
         for rank in 0..self.world.world_size {
-            self.client.get(&format!("here-{rank}"), TIMEOUT)?;
+            self.client.get(&format!("{place}-{rank}"), TIMEOUT)?;
         }
         Ok(())
     }
 
     fn train(&self, steps: u64) -> Result<ExitCode> {
-        eprintln!("stand-in {} trains", self.world.rank);
         for step in 1..=steps {
             if let Some(reason) = self.stop.reason() {
                 self.mark("saved", &reason)?;
@@ -82,7 +91,6 @@ impl StandIn {
     }
 
     fn ignore_stop(&self) -> Result<ExitCode> {
-        eprintln!("stand-in {} trains", self.world.rank);
         while self.stop.reason().is_none() {
             std::thread::sleep(Duration::from_millis(5));
         }

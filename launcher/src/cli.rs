@@ -37,7 +37,7 @@ pub struct Cli {
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
     pub overrides: Vec<String>,
 
-    /// Where the run is kept [default: runs/<config name>-<UTC time>]
+    /// Where the run is kept [default: runs/CONFIG-TIME, in UTC]
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
 

@@ -53,7 +53,7 @@ impl Progress {
                 ProgressBar::with_draw_target(Some(total_steps), ProgressDrawTarget::hidden());
             bar.with_style(
                 // On a template that does not parse, the default one.
-                ProgressStyle::with_template("{bar:20} {wide_msg}")
+                ProgressStyle::with_template("{bar:8} {wide_msg}")
                     .unwrap_or_else(|_| ProgressStyle::default_bar()),
             )
         });
@@ -70,7 +70,7 @@ impl Progress {
                 self.console.set_bar(Some(bar.clone()));
             }
             bar.set_position(done);
-            bar.set_message(describe(update, left));
+            bar.set_message(describe_briefly(update, left));
             return;
         }
         if self.line_at.is_some_and(|at| now < at + LINE_EVERY) {
@@ -106,6 +106,17 @@ fn describe(update: &Update, left: Option<Duration>) -> String {
     format!(
         "epoch {epoch}/{epochs}  step {step}/{steps}  loss {loss:.4}  accuracy {:.1} %  {} images/s  \
          ETA {left}",
+        accuracy * 100.0,
+        thousands(images_per_s.max(0.0).round() as u64)
+    )
+}
+
+/// What fits beside the bar on a terminal of 80 columns.
+fn describe_briefly(update: &Update, left: Option<Duration>) -> String {
+    let Update { epoch, epochs, step, steps, loss, accuracy, images_per_s } = *update;
+    let left = left.map_or_else(|| "-".to_owned(), clock);
+    format!(
+        "epoch {epoch}/{epochs} step {step}/{steps} loss {loss:.3} acc {:.1}% {} images/s ETA {left}",
         accuracy * 100.0,
         thousands(images_per_s.max(0.0).round() as u64)
     )
@@ -167,6 +178,12 @@ mod tests {
             describe(&update, Some(Duration::from_secs(3723))),
             "epoch 2/20  step 30/391  loss 1.2346  accuracy 50.0 %  12,346 images/s  ETA 1:02:03"
         );
+        let brief = describe_briefly(&update, Some(Duration::from_secs(3723)));
+        assert_eq!(
+            brief,
+            "epoch 2/20 step 30/391 loss 1.235 acc 50.0% 12,346 images/s ETA 1:02:03"
+        );
+        assert!(brief.len() + 9 <= 80, "a bar of 8 and a space come before it");
         assert_eq!(update.done_steps(), 421);
         assert_eq!(clock(Duration::from_secs(65)), "1:05");
     }

@@ -95,7 +95,7 @@ fn what_a_rank_says_of_its_failure_is_told_and_its_code_is_the_launchers() {
 fn sigterm_saves_a_checkpoint_on_all_ranks_and_ends_with_8() {
     let sandbox = Sandbox::with_stand_in();
     let mut launcher = Running::start(sandbox.two_ranks(["forever", "forever"]));
-    launcher.wait_for("stand-in 0 trains");
+    launcher.wait_for("all ranks train");
     launcher.signal(Signal::TERM);
     launcher.wait_for("SIGTERM: saving a checkpoint");
     // As Slurm and srun do; a checkpoint that is being saved must survive it.
@@ -112,7 +112,7 @@ fn sigterm_saves_a_checkpoint_on_all_ranks_and_ends_with_8() {
 fn signals_that_slurm_sends_to_every_process_stop_the_job_as_one() {
     let sandbox = Sandbox::with_stand_in();
     let mut launcher = Running::start(sandbox.two_ranks(["forever", "forever"]));
-    launcher.wait_for("stand-in 0 trains");
+    launcher.wait_for("all ranks train");
     for pid in sandbox.pids() {
         kill_process(Pid::from_raw(pid).unwrap(), Signal::USR1).unwrap();
     }
@@ -125,7 +125,7 @@ fn signals_that_slurm_sends_to_every_process_stop_the_job_as_one() {
 fn a_second_ctrl_c_stops_at_once() {
     let sandbox = Sandbox::with_stand_in();
     let mut launcher = Running::start(sandbox.two_ranks(["ignore-stop", "ignore-stop"]));
-    launcher.wait_for("stand-in 0 trains");
+    launcher.wait_for("all ranks train");
     launcher.signal(Signal::INT);
     launcher.wait_for("stand-in 0 does not stop");
     launcher.signal(Signal::INT);
@@ -139,7 +139,7 @@ fn a_second_ctrl_c_stops_at_once() {
 fn ranks_save_and_end_by_themselves_when_the_launcher_is_killed() {
     let sandbox = Sandbox::with_stand_in();
     let mut launcher = Running::start(sandbox.two_ranks(["forever", "forever"]));
-    launcher.wait_for("stand-in 0 trains");
+    launcher.wait_for("all ranks train");
     launcher.signal(Signal::KILL);
     launcher.child.wait().unwrap();
     let saved = ["saved-0", "saved-1"].map(|name| sandbox.path("run").join(name));

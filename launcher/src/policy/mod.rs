@@ -155,7 +155,7 @@ pub struct Report {
 pub struct Limits {
     /// From asking all ranks to stop until those that did not are killed.
     pub stop: Duration,
-    /// A rank that trains, evaluates or saves and says nothing for so long hangs.
+    /// A rank that takes steps and says nothing for so long hangs.
     pub silence: Duration,
 }
 
@@ -306,8 +306,9 @@ impl Job {
     fn silence_deadline(&self) -> Option<Duration> {
         let heard = |rank: usize| {
             let report = self.ranks[rank].report?;
-            let beats = [Phase::Training, Phase::Evaluating, Phase::Saving];
-            beats.contains(&report.phase).then_some(report.at + self.limits.silence)
+            // Only a step says something again before it is done, and how long the other phases
+            // take depends on the data and the disk.
+            (report.phase == Phase::Training).then_some(report.at + self.limits.silence)
         };
         self.alive().filter_map(heard).min()
     }

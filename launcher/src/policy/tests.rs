@@ -274,11 +274,13 @@ fn a_rank_that_falls_silent_in_training_hangs() {
 }
 
 #[test]
-fn a_rank_that_reads_data_may_be_silent() {
-    let mut job = Job::new(1, LIMITS);
-    replay(&mut job, &[report(0, Phase::LoadingData, 1000)]);
-    assert_eq!(job.deadline(), None);
-    assert_eq!(replay(&mut job, &[tick(1_000_000)]).0, Decision::Wait);
+fn a_rank_that_takes_no_steps_may_be_silent() {
+    for phase in [Phase::LoadingData, Phase::Preparing, Phase::Evaluating, Phase::Saving] {
+        let mut job = Job::new(1, LIMITS);
+        replay(&mut job, &[report(0, phase, 1000)]);
+        assert_eq!(job.deadline(), None);
+        assert_eq!(replay(&mut job, &[tick(1_000_000)]).0, Decision::Wait);
+    }
 }
 
 #[test]

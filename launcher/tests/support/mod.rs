@@ -5,16 +5,16 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-/// Nothing here takes so long unless it hangs.
-const DEADLINE: Duration = Duration::from_secs(60);
+/// Nothing here is silent for so long unless it hangs.
+const DEADLINE: Duration = Duration::from_secs(300);
 
 /// A directory with `bin/launcher`, perhaps `bin/trainer`, and `c.yaml`.
 pub struct Sandbox {
@@ -31,10 +31,11 @@ pub struct Ended {
 impl Sandbox {
     /// With no trainer.
     pub fn empty() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        // Beside the programs, on the same file system.
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         fs::create_dir(folder.path().join("bin")).unwrap();
         let sandbox = Self { folder };
-        fs::copy(env!("CARGO_BIN_EXE_launcher"), sandbox.path("bin/launcher")).unwrap();
+        sandbox.link(Path::new(env!("CARGO_BIN_EXE_launcher")), "bin/launcher");
         sandbox.write_config("data: {dataset: synthetic}\ntrain: {epochs: 1}\n");
         sandbox
     }
@@ -46,7 +47,7 @@ impl Sandbox {
             .join("stand_in_trainer");
         assert!(built.exists(), "{}: `cargo test -p launcher` builds it", built.display());
         let sandbox = Self::empty();
-        fs::copy(built, sandbox.path("bin/trainer")).unwrap();
+        sandbox.link(&built, "bin/trainer");
         sandbox
     }
 
@@ -55,17 +56,25 @@ impl Sandbox {
         let built = Path::new(env!("CARGO_BIN_EXE_launcher")).with_file_name("trainer");
         assert!(built.exists(), "{}: `cargo build -p trainer` makes it", built.display());
         let sandbox = Self::empty();
-        fs::copy(built, sandbox.path("bin/trainer")).unwrap();
+        sandbox.link(&built, "bin/trainer");
         sandbox
     }
 
     /// With a shell script for a trainer.
     pub fn with_script(script: &str) -> Self {
         let sandbox = Self::empty();
-        let path = sandbox.path("bin/trainer");
-        fs::write(&path, script).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        // By another process, for the reason that `link` gives.
+        let write = r#"printf %s "$1" >"$0" && chmod 755 "$0""#;
+        let mut shell = Command::new("sh");
+        shell.args(["-c", write]).arg(sandbox.path("bin/trainer")).arg(script);
+        assert!(shell.status().unwrap().success());
         sandbox
+    }
+
+    /// A program is linked, not copied: a process that another test starts meanwhile would hold the
+    /// copy open for writing, and such a file cannot be executed.
+    fn link(&self, program: &Path, name: &str) {
+        fs::hard_link(program, self.path(name)).unwrap();
     }
 
     pub fn write_config(&self, yaml: &str) {
@@ -116,56 +125,65 @@ impl Sandbox {
 }
 
 /// Waits for the end of `command`.
-pub fn run(mut command: Command) -> Ended {
-    end(command.spawn().unwrap(), String::new())
+pub fn run(command: Command) -> Ended {
+    Running::start(command).end()
 }
 
-/// Waits for the end of `child`, of whose standard error `stderr` was read before.
-pub fn end(mut child: Child, mut stderr: String) -> Ended {
-    let mut stdout = String::new();
-    if let Some(mut pipe) = child.stderr.take() {
-        pipe.read_to_string(&mut stderr).unwrap();
-    }
-    child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
-    let status: ExitStatus = child.wait().unwrap();
-    Ended { code: status.code(), stdout, stderr }
-}
-
-/// A launcher whose standard error is read line by line.
+/// A launcher whose standard error is read line by line. It is killed when this is dropped.
 pub struct Running {
     pub child: Child,
-    lines: BufReader<std::process::ChildStderr>,
+    lines: Receiver<String>,
     seen: String,
 }
 
 impl Running {
     pub fn start(mut command: Command) -> Self {
         let mut child = command.spawn().unwrap();
-        let lines = BufReader::new(child.stderr.take().unwrap());
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                let _ = sender.send(line);
+            }
+        });
         Self { child, lines, seen: String::new() }
     }
 
     /// Reads until a line contains `text`.
     pub fn wait_for(&mut self, text: &str) {
-        loop {
-            let start = self.seen.len();
-            let count = self.lines.read_line(&mut self.seen).unwrap();
-            assert_ne!(count, 0, "no line has {text:?}:\n{}", self.seen);
-            if self.seen[start..].contains(text) {
+        while let Ok(line) = self.lines.recv_timeout(DEADLINE) {
+            self.seen += &format!("{line}\n");
+            if line.contains(text) {
                 return;
             }
         }
+        panic!("no line has {text:?}:\n{}", self.seen);
     }
 
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
+    /// Reads to the end.
     pub fn end(mut self) -> Ended {
-        let mut seen = self.seen;
-        self.lines.read_to_string(&mut seen).unwrap();
-        self.child.stderr = None;
-        end(self.child, seen)
+        loop {
+            match self.lines.recv_timeout(DEADLINE) {
+                Ok(line) => self.seen += &format!("{line}\n"),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => panic!("it does not end:\n{}", self.seen),
+            }
+        }
+        let mut stdout = String::new();
+        self.child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
+        let code = self.child.wait().unwrap().code();
+        Ended { code, stdout, stderr: std::mem::take(&mut self.seen) }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
