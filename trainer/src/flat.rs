@@ -2,26 +2,33 @@
 //!
 //! A tensor of the network is a view into its buffer. So a bucket of gradients is a slice, an
 //! optimizer step is one call, and a broadcast is one call. Convolution weights lie in channels-last
-//! order, in which libtorch's convolutions are fastest; [`Flat::state_dict`] gives the usual order.
+//! order, in which libtorch's convolutions are fastest; files have the usual order.
+//!
+//! Taps of a kernel that never see a pixel ([`job::network::Taps`]) are kept apart: they are neither
+//! convolved, communicated nor stepped. Weight decay changes them all the same, and files show them,
+//! so nobody who reads a checkpoint can tell.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
 use comm::Communicator;
-use job::network::{Role, TensorSpec};
+use job::network::{Role, Taps, TensorSpec};
 use tch::{Device, Kind, Tensor};
 
 use crate::{Result, TrainError};
 
 /// A network's numbers.
 pub struct Flat {
-    /// `[parameters]` f32, on the device.
+    /// `[live]` f32, on the device: the parameters that see pixels.
     pub parameters: Tensor,
-    /// `[parameters]` f32: where backward adds gradients. In memory that the communicator can
+    /// `[live]` f32: where backward adds gradients. In memory that the communicator can
     /// reduce without a copy, where it has such memory.
     pub grads: Tensor,
     /// `[buffers]` f32: running means and variances.
     pub buffers: Tensor,
+    /// `[dead]` f32, on the CPU: in full, the kernels some of whose taps never see a pixel. Only
+    /// those taps count.
+    pub dead: Tensor,
     /// Training batches that batch norm has seen.
     pub batches_tracked: i64,
     entries: Vec<Entry>,
@@ -32,6 +39,8 @@ struct Entry {
     spec: TensorSpec,
     /// In `parameters` or `buffers`, by the role.
     range: Range<usize>,
+    /// In `dead`; empty where all taps live.
+    dead: Range<usize>,
     /// The tensor that layers use; none for the counter of batches.
     view: Option<Tensor>,
 }
@@ -46,60 +55,68 @@ impl Flat {
         device: Device,
         communicator: &dyn Communicator,
     ) -> Result<Self> {
-        let count = |wanted: fn(&TensorSpec) -> bool| -> usize {
-            tensors.iter().filter(|spec| wanted(spec)).map(TensorSpec::len).sum()
+        let entries = lay_out(tensors);
+        let end = |wanted: fn(&Entry) -> bool, range: fn(&Entry) -> usize| {
+            entries.iter().filter(|entry| wanted(entry)).map(range).max().unwrap_or(0)
         };
-        let parameter_count = count(|spec| spec.role.is_parameter());
-        let buffer_count = count(|spec| matches!(spec.role, Role::RunningMean | Role::RunningVar));
-        let zeros = |len: usize| Tensor::f_zeros([len as i64], (Kind::Float, device));
+        let live = end(|entry| entry.spec.role.is_parameter(), |entry| entry.range.end);
+        let statistics = end(|entry| !entry.spec.role.is_parameter(), |entry| entry.range.end);
+        let dead = end(|_| true, |entry| entry.dead.end);
+        let zeros = |len: usize, device| Tensor::f_zeros([len as i64], (Kind::Float, device));
 
         let mut flat = Self {
-            parameters: zeros(parameter_count)?,
-            grads: shared_grads(parameter_count, device, communicator)?,
-            buffers: zeros(buffer_count)?,
+            parameters: zeros(live, device)?,
+            grads: shared_grads(live, device, communicator)?,
+            buffers: zeros(statistics, device)?,
+            dead: zeros(dead, Device::Cpu)?,
             batches_tracked: 0,
-            entries: Vec::with_capacity(tensors.len()),
             by_name: HashMap::new(),
+            entries: Vec::new(),
         };
-        let (mut next_parameter, mut next_buffer) = (0, 0);
-        for spec in tensors {
-            let next =
-                if spec.role.is_parameter() { &mut next_parameter } else { &mut next_buffer };
-            let range = match spec.role {
-                Role::BatchesTracked => 0..0,
-                _ => *next..*next + spec.len(),
-            };
-            *next = (*next).max(range.end);
-            flat.push(spec, range)?;
+        for (index, mut entry) in entries.into_iter().enumerate() {
+            entry.view = flat.view_of(&entry)?;
+            flat.by_name.insert(entry.spec.name.clone(), index);
+            flat.entries.push(entry);
         }
         Ok(flat)
     }
 
-    fn push(&mut self, spec: TensorSpec, range: Range<usize>) -> Result<()> {
-        let view = match spec.role {
+    fn view_of(&self, Entry { spec, range, .. }: &Entry) -> Result<Option<Tensor>> {
+        Ok(match spec.role {
             Role::BatchesTracked => None,
-            Role::RunningMean | Role::RunningVar => Some(view(&self.buffers, &range, &spec.shape)),
+            Role::RunningMean | Role::RunningVar => Some(view(&self.buffers, range, &spec.shape)),
             _ => {
-                let parameter =
-                    view(&self.parameters, &range, &spec.shape).detach().set_requires_grad(true);
-                torch_ext::set_grad(&parameter, &view(&self.grads, &range, &spec.shape))?;
+                let shape = spec.live_shape();
+                let parameter = view(&self.parameters, range, &shape);
+                let parameter = parameter.detach().set_requires_grad(true);
+                torch_ext::set_grad(&parameter, &view(&self.grads, range, &shape))?;
                 Some(parameter)
             }
-        };
-        self.by_name.insert(spec.name.clone(), self.entries.len());
-        self.entries.push(Entry { spec, range, view });
-        Ok(())
+        })
     }
 
-    /// The tensor of this name, as a layer uses it.
+    /// The padding with which the live part of a kernel does what the whole one would do with half
+    /// its size.
+    pub fn padding(&self, name: &str) -> usize {
+        let spec = &self.entry(name).spec;
+        spec.shape[2] / 2 - spec.live.as_ref().map_or(0, |taps| taps.rows.start)
+    }
+
+    fn entry(&self, name: &str) -> &Entry {
+        match self.by_name.get(name) {
+            Some(&index) => &self.entries[index],
+            None => panic!("the network has no tensor {name}"),
+        }
+    }
+
+    /// The tensor of this name, as a layer uses it: of a kernel, the live part.
     ///
     /// # Panics
     /// When the network has no such tensor: its description and its layers disagree.
     pub fn tensor(&self, name: &str) -> Tensor {
-        let entry = self.by_name.get(name).map(|&index| &self.entries[index]);
-        match entry.and_then(|entry| entry.view.as_ref()) {
+        match &self.entry(name).view {
             Some(view) => view.shallow_clone(),
-            None => panic!("the network has no tensor {name}"),
+            None => panic!("{name} is a counter"),
         }
     }
 
@@ -112,17 +129,19 @@ impl Flat {
         self.entries.iter().filter(|entry| entry.spec.role.is_parameter())
     }
 
-    /// Description and view of every tensor but the counters of batches.
-    pub fn views(&self) -> impl Iterator<Item = (&TensorSpec, &Tensor)> {
-        self.entries.iter().filter_map(|entry| Some((&entry.spec, entry.view.as_ref()?)))
+    /// Description of every tensor of the state dict, in its order.
+    pub fn specs(&self) -> impl Iterator<Item = &TensorSpec> {
+        self.entries.iter().map(|entry| &entry.spec)
     }
 
     /// The whole state dict on the CPU, in the usual order of elements: PyTorch's keys and shapes.
     pub fn state_dict(&self) -> Vec<(String, Tensor)> {
         let entries = self.entries.iter().map(|entry| {
-            let tensor = match &entry.view {
-                Some(view) => to_file_order(view),
-                None => Tensor::from(self.batches_tracked),
+            let source =
+                if entry.spec.role.is_parameter() { &self.parameters } else { &self.buffers };
+            let tensor = match entry.spec.role {
+                Role::BatchesTracked => Tensor::from(self.batches_tracked),
+                _ => entry.assemble(source, Some(&self.dead)),
             };
             (entry.spec.name.clone(), tensor)
         });
@@ -141,57 +160,130 @@ impl Flat {
         let mut problems = Vec::new();
         for entry in &self.entries {
             let name = &entry.spec.name;
-            let wanted: Vec<i64> = entry.spec.shape.iter().map(|&size| size as i64).collect();
+            let target =
+                if entry.spec.role.is_parameter() { &self.parameters } else { &self.buffers };
             match given.remove(name) {
                 None => problems.push(format!("{name} is missing")),
-                Some(tensor) if tensor.size() != wanted => {
-                    problems.push(format!("{name} is {:?} instead of {wanted:?}", tensor.size()));
+                Some(tensor) if tensor.size() != entry.size() => {
+                    let (found, wanted) = (tensor.size(), entry.size());
+                    problems.push(format!("{name} is {found:?} instead of {wanted:?}"));
                 }
-                Some(tensor) => match &entry.view {
-                    Some(view) => tch::no_grad(|| view.shallow_clone().copy_(&tensor)),
-                    None => self.batches_tracked = tensor.int64_value(&[]),
-                },
+                Some(tensor) if entry.spec.role == Role::BatchesTracked => {
+                    self.batches_tracked = tensor.int64_value(&[]);
+                }
+                Some(tensor) => entry.scatter(&tensor, target, &self.dead),
             }
         }
         problems.extend(given.into_keys().map(|name| format!("{name} is unknown")));
         if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) }
     }
 
-    /// A buffer laid out like the parameters, by parameter: name and contiguous CPU tensor.
-    ///
-    /// `flat`: `[parameters]`, such as an optimizer's state.
-    pub fn split(&self, flat: &Tensor) -> Vec<(String, Tensor)> {
-        let named = self.parameters_of().map(|entry| {
-            let part = view(flat, &entry.range, &entry.spec.shape);
-            (entry.spec.name.clone(), to_file_order(&part))
-        });
+    /// Of a pair of buffers laid out like `parameters` and `dead`, the tensor of each parameter, on
+    /// the CPU. Without `dead`, dead taps are zero.
+    pub fn assemble(&self, live: &Tensor, dead: Option<&Tensor>) -> Vec<(String, Tensor)> {
+        let named =
+            self.parameters_of().map(|entry| (entry.spec.name.clone(), entry.assemble(live, dead)));
         named.collect()
     }
 
-    /// The opposite of [`Self::split`]: fills `flat` with `tensor(name)` for every parameter.
+    /// The opposite of [`Self::assemble`]: fills the buffers with `tensor(name)` of each parameter.
     ///
     /// # Errors
-    /// Names the first parameter whose tensor is missing or of another shape.
-    pub fn join(
+    /// Names the first parameter whose tensor is missing or of another shape, or is not zero in dead
+    /// taps where there is no `dead` to keep them.
+    pub fn scatter(
         &self,
-        flat: &Tensor,
+        live: &Tensor,
+        dead: Option<&Tensor>,
         mut tensor: impl FnMut(&str) -> Option<Tensor>,
     ) -> std::result::Result<(), String> {
-        for Entry { spec, range, .. } in self.parameters_of() {
-            let mut part = view(flat, range, &spec.shape);
-            let given = tensor(&spec.name).ok_or_else(|| format!("{} is missing", spec.name))?;
-            if given.size() != part.size() {
-                return Err(format!("{} is {:?}", spec.name, given.size()));
+        for entry in self.parameters_of() {
+            let name = &entry.spec.name;
+            let given = tensor(name).ok_or_else(|| format!("{name} is missing"))?;
+            if given.size() != entry.size() {
+                return Err(format!("{name} is {:?}", given.size()));
             }
-            tch::no_grad(|| part.copy_(&given));
+            match dead {
+                Some(dead) => entry.scatter(&given, live, dead),
+                None if entry.dead_taps_are_zero(&given) => entry.scatter_live(&given, live),
+                None => return Err(format!("{name} is not zero where no pixel is ever seen")),
+            }
         }
         Ok(())
     }
 }
 
-fn to_file_order(view: &Tensor) -> Tensor {
-    // `copy` makes it independent of the buffer, which the next step overwrites.
-    tch::no_grad(|| view.detach().to_device(Device::Cpu).contiguous().copy())
+impl Entry {
+    fn size(&self) -> Vec<i64> {
+        self.spec.shape.iter().map(|&size| size as i64).collect()
+    }
+
+    fn has_dead_taps(&self) -> bool {
+        !self.dead.is_empty()
+    }
+
+    /// A contiguous CPU tensor of its own, in the usual order of elements.
+    fn assemble(&self, live: &Tensor, dead: Option<&Tensor>) -> Tensor {
+        tch::no_grad(|| {
+            let live = view(live, &self.range, &self.spec.live_shape()).to_device(Device::Cpu);
+            if !self.has_dead_taps() {
+                return live.contiguous().copy();
+            }
+            let full = match dead {
+                Some(dead) => view(dead, &self.dead, &self.spec.shape).contiguous().copy(),
+                None => Tensor::zeros(self.size(), (Kind::Float, Device::Cpu)),
+            };
+            self.live_part(&full).copy_(&live);
+            full
+        })
+    }
+
+    /// Puts a tensor where [`Self::assemble`] finds it.
+    fn scatter(&self, full: &Tensor, live: &Tensor, dead: &Tensor) {
+        self.scatter_live(full, live);
+        if self.has_dead_taps() {
+            tch::no_grad(|| view(dead, &self.dead, &self.spec.shape).copy_(full));
+        }
+    }
+
+    fn scatter_live(&self, full: &Tensor, live: &Tensor) {
+        let mut target = view(live, &self.range, &self.spec.live_shape());
+        tch::no_grad(|| target.copy_(&self.live_part(full)));
+    }
+
+    fn dead_taps_are_zero(&self, full: &Tensor) -> bool {
+        let rest = full.copy();
+        let _ = self.live_part(&rest).zero_();
+        rest.count_nonzero(None::<i64>).int64_value(&[]) == 0
+    }
+
+    fn live_part(&self, full: &Tensor) -> Tensor {
+        match &self.spec.live {
+            None => full.shallow_clone(),
+            Some(Taps { rows, columns }) => full
+                .narrow(2, rows.start as i64, rows.len() as i64)
+                .narrow(3, columns.start as i64, columns.len() as i64),
+        }
+    }
+}
+
+/// Gives every tensor its place.
+fn lay_out(tensors: Vec<TensorSpec>) -> Vec<Entry> {
+    let (mut parameters, mut buffers, mut dead) = (0, 0, 0);
+    let take = |next: &mut usize, len: usize| {
+        *next += len;
+        *next - len..*next
+    };
+    let entries = tensors.into_iter().map(|spec| {
+        let range = match spec.role {
+            Role::BatchesTracked => 0..0,
+            Role::RunningMean | Role::RunningVar => take(&mut buffers, spec.len()),
+            _ => take(&mut parameters, spec.live_len()),
+        };
+        let dead_len = if spec.live.is_some() { spec.len() } else { 0 };
+        Entry { range, dead: take(&mut dead, dead_len), view: None, spec }
+    });
+    entries.collect()
 }
 
 /// The part `range` of a flat buffer with a shape; a convolution's weight in channels-last order.

@@ -2,7 +2,7 @@
 
 use job::network::Role;
 use job::rng::{self, Purpose, Stream};
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 use crate::flat::Flat;
 
@@ -15,25 +15,23 @@ use crate::flat::Flat;
 ///
 /// Source: `reset_parameters` of `torch.nn.Conv2d`, `Linear` and `BatchNorm2d`.
 pub fn initialize(flat: &mut Flat, seed: u64) {
-    tch::no_grad(|| {
-        for (place, (spec, view)) in flat.views().enumerate() {
-            let mut view = view.shallow_clone();
-            match spec.role {
-                Role::Weight { fan_in } | Role::Bias { fan_in } => {
-                    let bound = 1.0 / (fan_in as f32).sqrt();
-                    let values = uniform(seed, place as u32, spec.len(), bound);
-                    view.copy_(&Tensor::from_slice(&values).view(view.size().as_slice()));
-                }
-                Role::NormWeight | Role::RunningVar => {
-                    let _ = view.fill_(1.0);
-                }
-                Role::NormBias | Role::RunningMean | Role::BatchesTracked => {
-                    let _ = view.fill_(0.0);
-                }
+    let tensors = flat.specs().enumerate().map(|(place, spec)| {
+        let size: Vec<_> = spec.shape.iter().map(|&size| size as i64).collect();
+        let tensor = match spec.role {
+            Role::Weight { fan_in } | Role::Bias { fan_in } => {
+                let bound = 1.0 / (fan_in as f32).sqrt();
+                let values = uniform(seed, place as u32, spec.len(), bound);
+                Tensor::from_slice(&values).view(size.as_slice())
             }
-        }
+            Role::NormWeight | Role::RunningVar => Tensor::ones(size, (Kind::Float, Device::Cpu)),
+            Role::NormBias | Role::RunningMean => Tensor::zeros(size, (Kind::Float, Device::Cpu)),
+            Role::BatchesTracked => Tensor::from(0i64),
+        };
+        (spec.name.clone(), tensor)
     });
-    flat.batches_tracked = 0;
+    let tensors = tensors.collect();
+    let loaded = flat.load_state_dict(tensors);
+    assert!(loaded.is_ok(), "tensors made from their own description: {loaded:?}");
 }
 
 /// `len` numbers, uniform in `±bound`.
@@ -49,18 +47,16 @@ fn uniform(seed: u64, place: u32, len: usize, bound: f32) -> Vec<f32> {
 mod tests {
     use std::time::Duration;
 
+    use super::*;
     use comm::bootstrap::{Backend, connect};
     use comm::env::World;
     use job::config::Model;
     use job::network::Network;
-    use tch::{Device, Kind};
-
-    use super::*;
 
     fn initialized(seed: u64) -> Flat {
         let network = Network::new(&Model::default(), [3, 32, 32], 10);
         let alone = connect(Backend::Shm, World::SINGLE, None, Duration::from_secs(1)).unwrap();
-        let mut flat = Flat::new(network.tensors(), Device::Cpu, &*alone).unwrap();
+        let mut flat = Flat::new(network.tensors(true), Device::Cpu, &*alone).unwrap();
         initialize(&mut flat, seed);
         flat
     }
@@ -68,8 +64,8 @@ mod tests {
     #[test]
     fn weights_have_the_moments_of_pytorchs_distribution() {
         let flat = initialized(0);
-        for (spec, view) in flat.views() {
-            let values = view.detach().to_kind(Kind::Double);
+        for (spec, (_, tensor)) in flat.specs().zip(flat.state_dict()) {
+            let values = tensor.to_kind(Kind::Double);
             let (mean, count) = (values.mean(Kind::Double).double_value(&[]), spec.len() as f64);
             let largest = values.abs().max().double_value(&[]);
             match spec.role {

@@ -1,8 +1,11 @@
 //! How a gradient becomes an update: one fused call over flat storage.
+//!
+//! Taps that never see a pixel are not stepped. What weight decay does to them is noted down, and
+//! made up for by [`Optimizer::settle`] before anybody looks at them.
 
 use job::config::{self, OptimizerName};
 use tch::{Kind, Tensor};
-use torch_ext::{AdamW, Sgd};
+use torch_ext::{AdamW, Sgd, SgdStep, replay_adamw, replay_sgd};
 
 use crate::Result;
 use crate::flat::Flat;
@@ -15,8 +18,31 @@ pub struct Optimizer {
 }
 
 enum Rule {
-    AdamW { rule: AdamW, exp_avg: Tensor, exp_avg_sq: Tensor },
-    Sgd { rule: Sgd, momentum: Tensor },
+    AdamW {
+        rule: AdamW,
+        exp_avg: Tensor,
+        exp_avg_sq: Tensor,
+        /// What dead taps are still to be multiplied by.
+        owed: Vec<f32>,
+    },
+    Sgd {
+        rule: Sgd,
+        momentum: Tensor,
+        /// Of dead taps.
+        dead_momentum: Tensor,
+        /// Steps that dead taps have still to take.
+        owed: Vec<SgdStep>,
+    },
+}
+
+/// One kind of state, laid out like the parameters.
+pub struct StateBuffer<'a> {
+    /// PyTorch's name.
+    pub name: &'static str,
+    /// `[live]` f32.
+    pub live: &'a Tensor,
+    /// `[dead]` f32; `None` where it is zero for ever.
+    pub dead: Option<&'a Tensor>,
 }
 
 impl Optimizer {
@@ -33,9 +59,12 @@ impl Optimizer {
                 },
                 exp_avg: zeros(),
                 exp_avg_sq: zeros(),
+                owed: Vec::new(),
             },
             OptimizerName::Sgd => {
                 let momentum = config.momentum.unwrap_or(0.0);
+                let has_momentum = momentum > 0.0;
+                let none = Tensor::new;
                 Rule::Sgd {
                     rule: Sgd {
                         lr: config.lr,
@@ -43,7 +72,9 @@ impl Optimizer {
                         weight_decay: config.weight_decay,
                         nesterov: config.nesterov.unwrap_or(false),
                     },
-                    momentum: if momentum > 0.0 { zeros() } else { Tensor::new() },
+                    momentum: if has_momentum { zeros() } else { none() },
+                    dead_momentum: if has_momentum { flat.dead.zeros_like() } else { none() },
+                    owed: Vec::new(),
                 }
             }
         };
@@ -61,31 +92,49 @@ impl Optimizer {
     /// When libtorch refuses.
     pub fn step(&mut self, flat: &Flat, lr: f64) -> Result<()> {
         let Flat { parameters, grads, .. } = flat;
-        match &self.rule {
-            Rule::AdamW { rule, exp_avg, exp_avg_sq } => {
-                let step = Tensor::full(
-                    [0i64; 0],
-                    (self.steps + 1) as f64,
-                    (Kind::Float, parameters.device()),
-                );
+        let is_first = self.steps == 0;
+        match &mut self.rule {
+            Rule::AdamW { rule, exp_avg, exp_avg_sq, owed } => {
+                let count = (self.steps + 1) as f64;
+                let step = Tensor::full([0i64; 0], count, (Kind::Float, parameters.device()));
                 AdamW { lr, ..*rule }.step(parameters, grads, exp_avg, exp_avg_sq, &step)?;
+                owed.push((1.0 - lr * rule.weight_decay) as f32);
             }
-            Rule::Sgd { rule, momentum } => {
-                Sgd { lr, ..*rule }.step(parameters, grads, momentum, self.steps == 0)?;
+            Rule::Sgd { rule, momentum, owed, .. } => {
+                Sgd { lr, ..*rule }.step(parameters, grads, momentum, is_first)?;
+                owed.push(SgdStep {
+                    lr: lr as f32,
+                    momentum: rule.momentum as f32,
+                    weight_decay: rule.weight_decay as f32,
+                    nesterov: rule.nesterov,
+                    is_first,
+                });
             }
         }
         self.steps += 1;
         Ok(())
     }
 
-    /// The state, each `[parameters]` f32, by PyTorch's names.
-    pub fn state(&self) -> Vec<(&'static str, &Tensor)> {
-        match &self.rule {
-            Rule::AdamW { exp_avg, exp_avg_sq, .. } => {
-                vec![("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)]
+    /// Lets the dead taps of `flat` take the steps that they have not taken yet.
+    pub fn settle(&mut self, flat: &mut Flat) {
+        match &mut self.rule {
+            Rule::AdamW { owed, .. } => replay_adamw(&mut flat.dead, &std::mem::take(owed)),
+            Rule::Sgd { dead_momentum, owed, .. } => {
+                replay_sgd(&mut flat.dead, dead_momentum, &std::mem::take(owed));
             }
-            Rule::Sgd { rule, momentum } if rule.momentum > 0.0 => {
-                vec![("momentum_buffer", momentum)]
+        }
+    }
+
+    /// The state.
+    pub fn state(&self) -> Vec<StateBuffer<'_>> {
+        match &self.rule {
+            Rule::AdamW { exp_avg, exp_avg_sq, .. } => vec![
+                StateBuffer { name: "exp_avg", live: exp_avg, dead: None },
+                StateBuffer { name: "exp_avg_sq", live: exp_avg_sq, dead: None },
+            ],
+            Rule::Sgd { rule, momentum, dead_momentum, .. } if rule.momentum > 0.0 => {
+                let name = "momentum_buffer";
+                vec![StateBuffer { name, live: momentum, dead: Some(dead_momentum) }]
             }
             Rule::Sgd { .. } => Vec::new(),
         }

@@ -263,6 +263,7 @@ impl Run<'_> {
     /// Rank 0 writes a checkpoint, and removes those that are not needed any more.
     fn save(&mut self, is_best: bool) -> Result<()> {
         self.link.state(Phase::Saving, self.state.epoch(), self.state.step);
+        self.optimizer.settle(&mut self.replica.flat);
         if self.world.rank != 0 {
             return Ok(());
         }

@@ -50,7 +50,8 @@ pub fn build(cli: Cli, world: World, link: &Link) -> Result<Run<'_>> {
 
     link.state(Phase::Preparing, 0, 0);
     let network = Network::new(&config.model, data_set.train.shape, data_set.classes.len());
-    let mut flat = Flat::new(network.tensors(), device, &*communicator)?;
+    let tensors = network.tensors(config.performance.live_taps);
+    let mut flat = Flat::new(tensors, device, &*communicator)?;
     init::initialize(&mut flat, config.train.seed);
     let model = ResNet::new(&network, &flat);
     let mut replica =
@@ -171,7 +172,8 @@ fn share(
     state: State,
 ) -> Result<State> {
     let mut tensors = vec![flat.parameters.shallow_clone(), flat.buffers.shallow_clone()];
-    tensors.extend(optimizer.state().into_iter().map(|(_, values)| values.shallow_clone()));
+    // Dead taps are rank 0's own business: only files show them, and it writes those.
+    tensors.extend(optimizer.state().iter().map(|state| state.live.shallow_clone()));
     for tensor in &mut tensors {
         torch_ext::collective::broadcast(communicator, tensor, 0)?;
     }

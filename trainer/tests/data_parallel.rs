@@ -72,7 +72,7 @@ fn train(world: World, board: &Board, optimizer: &config::Optimizer) -> Outcome 
     let communicator = connect(Backend::Shm, world, Some(board), TIMEOUT).unwrap();
     let data_set = data();
     let network = Network::new(&Model::default(), data_set.train.shape, data_set.classes.len());
-    let mut flat = Flat::new(network.tensors(), Device::Cpu, &*communicator).unwrap();
+    let mut flat = Flat::new(network.tensors(true), Device::Cpu, &*communicator).unwrap();
     initialize(&mut flat, 0);
     let model = ResNet::new(&network, &flat);
     let mut replica = Replica {

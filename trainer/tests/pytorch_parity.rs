@@ -107,7 +107,7 @@ fn check(reference: &Reference) {
             .unwrap();
     let network = Network::new(&model, [3, 32, 32], 10);
     let alone = connect(Backend::Shm, World::SINGLE, None, std::time::Duration::from_secs(1));
-    let mut flat = Flat::new(network.tensors(), Device::Cpu, &*alone.unwrap()).unwrap();
+    let mut flat = Flat::new(network.tensors(true), Device::Cpu, &*alone.unwrap()).unwrap();
     fill(&mut flat);
     let network = ResNet::new(&network, &flat);
     let batch = reference.batch as i64;
@@ -132,7 +132,7 @@ fn check(reference: &Reference) {
     let loss = logits.cross_entropy_loss(&labels, None::<&Tensor>, Reduction::Mean, -100, 0.0);
     close("loss", &values(&loss), &[reference.loss]);
     loss.backward();
-    let gradients: BTreeMap<_, _> = flat.split(&flat.grads).into_iter().collect();
+    let gradients: BTreeMap<_, _> = flat.assemble(&flat.grads, None).into_iter().collect();
     assert_eq!(gradients.len(), reference.gradients.len());
     for (name, gradient) in &gradients {
         compare(&format!("gradient of {name}"), gradient, &reference.gradients[name]);

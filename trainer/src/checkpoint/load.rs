@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 use super::manifest::Manifest;
 use super::{CheckpointError, MANIFEST, MODEL, OPTIMIZER, Result, STATE, State, io_error};
 use crate::flat::Flat;
-use crate::optim::Optimizer;
+use crate::optim::{Optimizer, StateBuffer};
 
 /// A checkpoint whose files are what was written.
 #[derive(Debug)]
@@ -102,8 +102,8 @@ pub fn load_optimizer(checkpoint: &Path, flat: &Flat, optimizer: &mut Optimizer)
     let mut tensors: HashMap<_, _> =
         read_tensors(&checkpoint.join(OPTIMIZER))?.into_iter().collect();
     let does_not_fit = |reason| CheckpointError::DoesNotFit { path: checkpoint.to_owned(), reason };
-    for (kind, values) in optimizer.state() {
-        flat.join(values, |name| tensors.remove(&format!("{kind}.{name}")))
+    for StateBuffer { name: kind, live, dead } in optimizer.state() {
+        flat.scatter(live, dead, |name| tensors.remove(&format!("{kind}.{name}")))
             .map_err(|reason| does_not_fit(format!("the optimizer's {kind}: {reason}")))?;
     }
     let steps = tensors

@@ -8,10 +8,11 @@ use tch::Tensor;
 use super::manifest::Manifest;
 use super::{MANIFEST, MODEL, OPTIMIZER, Result, STATE, State, TEMPORARY, io_error};
 use crate::flat::Flat;
-use crate::optim::Optimizer;
+use crate::optim::{Optimizer, StateBuffer};
 
 /// Writes a checkpoint into `checkpoints` and returns its folder. Until it is complete and on disk,
-/// nothing that was there before is touched.
+/// nothing that was there before is touched. The optimizer has settled, so that `flat` shows what
+/// dead taps are now.
 ///
 /// # Errors
 /// [`super::CheckpointError::Io`], for example when the disk is full; what was written is removed.
@@ -41,8 +42,8 @@ fn write_files(folder: &Path, flat: &Flat, optimizer: &Optimizer, state: &State)
     write_tensors(&folder.join(MODEL), &flat.state_dict())?;
 
     let mut tensors = vec![("step".to_owned(), Tensor::from(optimizer.steps() as i64))];
-    for (kind, values) in optimizer.state() {
-        let named = flat.split(values).into_iter();
+    for StateBuffer { name: kind, live, dead } in optimizer.state() {
+        let named = flat.assemble(live, dead).into_iter();
         tensors.extend(named.map(|(name, tensor)| (format!("{kind}.{name}"), tensor)));
     }
     write_tensors(&folder.join(OPTIMIZER), &tensors)?;

@@ -15,9 +15,9 @@ pub struct Conv {
 impl Conv {
     /// A square kernel of any size, padded so that stride 1 keeps height and width.
     pub fn new(flat: &Flat, name: &str, stride: usize) -> Self {
-        let weight = flat.tensor(&format!("{name}.weight"));
-        let padding = weight.size()[2] / 2;
-        Self { weight, stride: stride as i64, padding }
+        let name = format!("{name}.weight");
+        let padding = flat.padding(&name) as i64;
+        Self { weight: flat.tensor(&name), stride: stride as i64, padding }
     }
 
     /// `[N, C, H, W]` to `[N, C', H', W']`.

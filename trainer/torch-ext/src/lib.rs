@@ -10,9 +10,11 @@ use tch::Tensor;
 mod autocast;
 pub mod collective;
 mod memory;
+mod replay;
 
 pub use autocast::autocast_bf16;
 pub use memory::{peak_rss_bytes, tensor_in_shared_memory};
+pub use replay::{SgdStep, replay_adamw, replay_sgd};
 
 /// libtorch's own message.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -34,7 +34,9 @@ pub fn differences_in_training(old: &Config, new: &Config) -> Vec<Difference> {
     let shapes_training = |path: &str| match path {
         "data.root" | "data.download" => false,
         "train.epochs" | "train.max_steps" => !constant,
-        _ => !["checkpoint.", "metrics.", "comm."].iter().any(|section| path.starts_with(section)),
+        _ => !["checkpoint.", "metrics.", "comm.", "performance."]
+            .iter()
+            .any(|section| path.starts_with(section)),
     };
     let (old, new) = (flat(old), flat(new));
     let paths: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();

@@ -42,6 +42,8 @@ pub struct Config {
     pub metrics: Metrics,
     /// How ranks talk.
     pub comm: Comm,
+    /// What makes a step faster without changing what it computes.
+    pub performance: Performance,
 }
 
 /// The network.
@@ -303,6 +305,21 @@ pub struct Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         Self { log_every: 10 }
+    }
+}
+
+/// What makes a step faster without changing what it computes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Performance {
+    /// Whether taps of a kernel that never see a pixel at this image size are left out: neither
+    /// convolved, communicated nor stepped. Files show them all the same.
+    pub live_taps: bool,
+}
+
+impl Default for Performance {
+    fn default() -> Self {
+        Self { live_taps: true }
     }
 }
 

@@ -3,7 +3,12 @@
 //! The trainer builds its layers from this, so a shape is written once. Names and order are those
 //! of the PyTorch module's state dict.
 
+mod taps;
+
 use crate::config::{Model, ModelName, Stem};
+
+pub use taps::Taps;
+use taps::output_size;
 
 /// A residual network of basic blocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +46,8 @@ pub struct TensorSpec {
     pub shape: Vec<usize>,
     /// What it is for.
     pub role: Role,
+    /// The taps of a convolution's kernel that ever see a pixel; `None` when all do.
+    pub live: Option<Taps>,
 }
 
 impl TensorSpec {
@@ -52,6 +59,21 @@ impl TensorSpec {
     /// Whether it has no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The shape of the part that is trained.
+    pub fn live_shape(&self) -> Vec<usize> {
+        let mut shape = self.shape.clone();
+        if let Some(Taps { rows, columns }) = &self.live {
+            shape[2] = rows.len();
+            shape[3] = columns.len();
+        }
+        shape
+    }
+
+    /// Elements of the part that is trained.
+    pub fn live_len(&self) -> usize {
+        self.live_shape().iter().product()
     }
 }
 
@@ -115,28 +137,66 @@ impl Network {
         Self { stem: model.stem, image, classes, blocks }
     }
 
-    /// Every tensor of the state dict, in its order.
-    pub fn tensors(&self) -> Vec<TensorSpec> {
+    /// Every tensor of the state dict, in its order. `live_taps`: whether to tell taps that see
+    /// pixels from those that do not.
+    pub fn tensors(&self, live_taps: bool) -> Vec<TensorSpec> {
+        let mut tensors = self.tensors_with_taps();
+        if !live_taps {
+            tensors.iter_mut().for_each(|tensor| tensor.live = None);
+        }
+        tensors
+    }
+
+    fn tensors_with_taps(&self) -> Vec<TensorSpec> {
         let mut tensors = Vec::new();
-        conv(&mut tensors, "conv1", STEM_CHANNELS, self.image[0], 3);
+        let mut map = [self.image[1], self.image[2]];
+        let stem_stride = self.stem_stride();
+        conv(
+            &mut tensors,
+            "conv1",
+            [STEM_CHANNELS, self.image[0]],
+            Kernel::three(stem_stride),
+            map,
+        );
         batch_norm(&mut tensors, "bn1", STEM_CHANNELS);
+        map = self.map_after_stem();
         for Block { name, in_channels, out_channels, stride } in &self.blocks {
-            conv(&mut tensors, &format!("{name}.conv1"), *out_channels, *in_channels, 3);
+            let (widening, keeping) = ([*out_channels, *in_channels], [*out_channels; 2]);
+            let shrunk = Kernel::three(*stride).output(map);
+            conv(&mut tensors, &format!("{name}.conv1"), widening, Kernel::three(*stride), map);
             batch_norm(&mut tensors, &format!("{name}.bn1"), *out_channels);
-            conv(&mut tensors, &format!("{name}.conv2"), *out_channels, *out_channels, 3);
+            conv(&mut tensors, &format!("{name}.conv2"), keeping, Kernel::three(1), shrunk);
             batch_norm(&mut tensors, &format!("{name}.bn2"), *out_channels);
             if *stride != 1 {
-                conv(&mut tensors, &format!("{name}.shortcut.0"), *out_channels, *in_channels, 1);
+                let kernel = Kernel { size: 1, stride: *stride };
+                conv(&mut tensors, &format!("{name}.shortcut.0"), widening, kernel, map);
                 batch_norm(&mut tensors, &format!("{name}.shortcut.1"), *out_channels);
             }
+            map = shrunk;
         }
         let fan_in = self.features();
         let mut linear = |suffix, shape, role| {
-            tensors.push(TensorSpec { name: format!("linear.{suffix}"), shape, role });
+            let name = format!("linear.{suffix}");
+            tensors.push(TensorSpec { name, shape, role, live: None });
         };
         linear("weight", vec![self.classes, fan_in], Role::Weight { fan_in });
         linear("bias", vec![self.classes], Role::Bias { fan_in });
         tensors
+    }
+
+    fn stem_stride(&self) -> usize {
+        match self.stem {
+            Stem::Notes => 2,
+            Stem::Cifar => 1,
+        }
+    }
+
+    fn map_after_stem(&self) -> [usize; 2] {
+        let map = Kernel::three(self.stem_stride()).output([self.image[1], self.image[2]]);
+        match self.stem {
+            Stem::Notes => Kernel::three(2).output(map),
+            Stem::Cifar => map,
+        }
     }
 
     /// Channels that reach the linear layer.
@@ -144,42 +204,68 @@ impl Network {
         self.blocks.last().map_or(STEM_CHANNELS, |block| block.out_channels)
     }
 
-    /// Trained numbers.
+    /// Numbers that PyTorch's module counts as parameters.
     pub fn parameter_count(&self) -> usize {
-        self.tensors().iter().filter(|tensor| tensor.role.is_parameter()).map(TensorSpec::len).sum()
+        self.parameters().map(|tensor| tensor.len()).sum()
+    }
+
+    /// Those of them that ever see a pixel of an image of this size.
+    pub fn live_parameter_count(&self) -> usize {
+        self.parameters().map(|tensor| tensor.live_len()).sum()
+    }
+
+    fn parameters(&self) -> impl Iterator<Item = TensorSpec> {
+        self.tensors_with_taps().into_iter().filter(|tensor| tensor.role.is_parameter())
     }
 
     /// Numbers that one image leaves in memory for the backward pass: the output of every
-    /// convolution, of its batch norm, and the pool's input.
+    /// convolution, of its batch norm, and the pool's output.
     pub fn activations_per_image(&self) -> usize {
-        let [_, height, width] = self.image;
-        let area = |height: usize, width: usize| height * width;
-        let halve = |size: usize| size.div_ceil(2);
-        let (mut height, mut width) = match self.stem {
-            Stem::Notes => (halve(height), halve(width)),
-            Stem::Cifar => (height, width),
-        };
-        let mut total = 2 * STEM_CHANNELS * area(height, width);
+        let area = |[height, width]: [usize; 2]| height * width;
+        let image = [self.image[1], self.image[2]];
+        let mut map = self.map_after_stem();
+        let mut total = 2 * STEM_CHANNELS * area(Kernel::three(self.stem_stride()).output(image));
         if self.stem == Stem::Notes {
-            (height, width) = (halve(height), halve(width));
-            total += STEM_CHANNELS * area(height, width);
+            total += STEM_CHANNELS * area(map);
         }
         for block in &self.blocks {
-            if block.stride == 2 {
-                (height, width) = (halve(height), halve(width));
-            }
+            map = Kernel::three(block.stride).output(map);
             let convolutions = if block.stride == 1 { 2 } else { 3 };
-            total += 2 * convolutions * block.out_channels * area(height, width);
+            total += 2 * convolutions * block.out_channels * area(map);
         }
         total
     }
 }
 
-fn conv(tensors: &mut Vec<TensorSpec>, name: &str, out: usize, inputs: usize, kernel: usize) {
+/// A square kernel, padded by half its size.
+#[derive(Debug, Clone, Copy)]
+struct Kernel {
+    size: usize,
+    stride: usize,
+}
+
+impl Kernel {
+    const fn three(stride: usize) -> Self {
+        Self { size: 3, stride }
+    }
+
+    fn output(self, map: [usize; 2]) -> [usize; 2] {
+        map.map(|size| output_size(size, self.size, self.stride, self.size / 2))
+    }
+}
+
+fn conv(
+    tensors: &mut Vec<TensorSpec>,
+    name: &str,
+    [out, inputs]: [usize; 2],
+    Kernel { size, stride }: Kernel,
+    map: [usize; 2],
+) {
     tensors.push(TensorSpec {
         name: format!("{name}.weight"),
-        shape: vec![out, inputs, kernel, kernel],
-        role: Role::Weight { fan_in: inputs * kernel * kernel },
+        shape: vec![out, inputs, size, size],
+        role: Role::Weight { fan_in: inputs * size * size },
+        live: Taps::of(map, size, stride, size / 2),
     });
 }
 
@@ -195,6 +281,7 @@ fn batch_norm(tensors: &mut Vec<TensorSpec>, name: &str, channels: usize) {
         name: format!("{name}.{suffix}"),
         shape,
         role,
+        live: None,
     }));
 }
 
@@ -215,9 +302,22 @@ mod tests {
     }
 
     #[test]
+    fn most_parameters_never_see_a_pixel_behind_the_notes_stem() {
+        let dead = |name, stem| {
+            let network = network(name, stem);
+            network.parameter_count() - network.live_parameter_count()
+        };
+        // layer4 is at 1x1: three kernels keep 1 of 9 taps, the one of stride 2 keeps 4 of 9.
+        let first = 512 * 256 * 5;
+        assert_eq!(dead(ModelName::Resnet18, Stem::Notes), first + 3 * 512 * 512 * 8);
+        assert_eq!(dead(ModelName::Resnet34, Stem::Notes), first + 5 * 512 * 512 * 8);
+        assert_eq!(dead(ModelName::Resnet18, Stem::Cifar), 0);
+    }
+
+    #[test]
     fn shortcuts_are_only_where_the_stride_is_not_1() {
         let names: Vec<_> = network(ModelName::Resnet34, Stem::Notes)
-            .tensors()
+            .tensors(true)
             .into_iter()
             .map(|tensor| tensor.name)
             .filter(|name| name.ends_with("shortcut.0.weight"))
