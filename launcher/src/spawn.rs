@@ -7,6 +7,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, PipeReader};
+use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -82,22 +83,26 @@ pub fn spawn(spec: &Spec<'_>, rank: &RankPlan) -> io::Result<(Child, PipeReader)
         .stdout(writer.try_clone()?)
         .stderr(writer)
         .process_group(0);
-    // SAFETY: `ignore_stop_signals` does nothing but what may be done between fork and exec.
-    unsafe { command.pre_exec(ignore_stop_signals) };
+    // SAFETY: `block_stop_signals` does nothing but what may be done between fork and exec.
+    unsafe { command.pre_exec(block_stop_signals) };
     let child = pinned_to(&rank.cpus, || command.spawn())?;
     Ok((child, reader))
 }
 
-/// Trainers are asked to stop over their control connection, but Slurm signals every process of a
-/// step: one that has not yet installed handlers of its own must not die of it.
-fn ignore_stop_signals() -> io::Result<()> {
-    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGUSR1, libc::SIGHUP] {
-        // SAFETY: `signal` is async-signal-safe, and SIG_IGN runs no code.
-        if unsafe { libc::signal(signal, libc::SIG_IGN) } == libc::SIG_ERR {
-            return Err(io::Error::last_os_error());
+/// A trainer is asked to stop over its control connection, and only there. Slurm signals every process
+/// of a step, so a trainer would be asked twice, which it takes for impatience, or die before it has
+/// installed its handlers.
+fn block_stop_signals() -> io::Result<()> {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: these functions are async-signal-safe; the first initialises what the others use.
+    let blocked = unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGUSR1, libc::SIGHUP] {
+            libc::sigaddset(set.as_mut_ptr(), signal);
         }
-    }
-    Ok(())
+        libc::sigprocmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut())
+    };
+    if blocked == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Runs `start` with this thread pinned to `cpus`, which a process started there inherits before its
