@@ -30,7 +30,7 @@ const BEYOND_COMM_TIMEOUT: Duration = Duration::from_secs(60);
 /// # Errors
 /// [`LaunchError`] when the job cannot be started.
 pub async fn launch(cli: &Cli, console: &Console) -> Result<ExitCode, LaunchError> {
-    let config = config::load(&cli.config, &cli.overrides)?;
+    let mut config = config::load(&cli.config, &cli.overrides)?;
     cli.check_nodes()?;
     slurm::check_step(|name| std::env::var(name).ok())?;
     let request = cli.request();
@@ -38,7 +38,8 @@ pub async fn launch(cli: &Cli, console: &Console) -> Result<ExitCode, LaunchErro
         Request::Cpu { .. } => 0,
         Request::AllGpus | Request::Gpus { .. } => gpus::visible().await,
     };
-    let plan = Plan::new(&config, request, visible_gpus, &Topology::detect())?;
+    let topology = Topology::detect();
+    let mut plan = Plan::new(&config, request, visible_gpus, &topology)?;
     let run_dir = cli
         .run_dir
         .clone()
@@ -57,6 +58,9 @@ pub async fn launch(cli: &Cli, console: &Console) -> Result<ExitCode, LaunchErro
     let trainer = spawn::find_trainer(&launcher, std::env::var_os("PATH"))?;
     if let Source::Synthetic { because: Some(reason) } = prepare_data(&config.data)? {
         tracing::warn!("training on SYNTHETIC images, not on CIFAR-10: {reason}");
+        // Decided once, for all ranks, and for those who go on with this run.
+        config.data.dataset = Dataset::Synthetic;
+        plan = Plan::new(&config, request, visible_gpus, &topology)?;
     }
     let run_dir = RunDir::open(&run_dir, &config, &cli.resume)?;
     supervise(cli, console, &config, &plan, &trainer, &run_dir).await

@@ -40,6 +40,7 @@ pub fn open(kind: DeviceKind, world: World) -> Result<Device> {
             world.rank, world.local_rank
         )));
     }
+    torch_ext::set_cuda_device(world.local_rank)?;
     Ok(Device::Cuda(world.local_rank))
 }
 

@@ -42,7 +42,7 @@ pub enum TrainError {
          checkpoint is from before; a lower optimizer.lr or precision: fp32 may help"
     )]
     NotFinite {
-        /// `training loss` or `norm of the gradient`.
+        /// `training loss`, `test loss` or `norm of the weights`.
         what: &'static str,
         /// NaN or infinity.
         value: f64,

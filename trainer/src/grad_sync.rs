@@ -6,7 +6,7 @@ use comm::{Communicator, ReduceOp};
 use crate::Result;
 use crate::flat::Flat;
 
-/// Adds up gradients, bucket by bucket, in the order in which backward fills them.
+/// Adds up gradients, bucket by bucket, after backward has filled them.
 pub struct GradSync {
     plan: BucketPlan,
 }

@@ -106,8 +106,9 @@ fn stop_on_signals(stop: StopFlag) -> Result<()> {
         for signal in &mut signals {
             let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
             if stop.reason().is_some() {
-                // The second one: whoever sends it does not want to wait.
-                std::process::exit(128 + signal);
+                // The second one: whoever sends it does not want to wait. Other threads still compute,
+                // so nothing is torn down under them.
+                signal_hook::low_level::exit(128 + signal);
             }
             stop.request(name);
         }

@@ -16,6 +16,8 @@ pub fn start(world: World, has_own_file: bool) {
         .with_env_filter(filter)
         .with_target(false)
         .with_ansi(false)
+        // It would report a closed standard error there, and panic; the run goes on to save.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     if std::env::var(FORMAT).is_ok_and(|format| format == "json") {
         builder.json().with_current_span(false).init();

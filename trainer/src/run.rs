@@ -160,12 +160,7 @@ impl Run<'_> {
             None => self.train.batch(indices),
         });
         let data = started.elapsed();
-        let lr = learning_rate(
-            &self.config.optimizer,
-            &self.config.schedule,
-            self.state.step,
-            self.total_steps(),
-        );
+        let lr = self.learning_rate();
         let parts = StepParts {
             optimizer: &mut self.optimizer,
             grad_sync: &self.grad_sync,
@@ -209,6 +204,12 @@ impl Run<'_> {
         Err(TrainError::NotFinite { what, value, step, epoch: self.state.epoch(), lr })
     }
 
+    /// Of the next step.
+    fn learning_rate(&self) -> f64 {
+        let Config { optimizer, schedule, .. } = &self.config;
+        learning_rate(optimizer, schedule, self.state.step, self.total_steps())
+    }
+
     fn total_steps(&self) -> u64 {
         let by_epochs = self.steps_per_epoch() as u64 * self.config.train.epochs as u64;
         self.config.train.max_steps.map_or(by_epochs, |max_steps| max_steps.min(by_epochs))
@@ -241,6 +242,7 @@ impl Run<'_> {
         let epoch = self.state.epoch();
         self.link.state(Phase::Evaluating, epoch, self.state.step);
         let test = eval::evaluate(&mut self.replica, &self.test, &*self.communicator)?;
+        self.check_finite("test loss", test.loss_sum, self.learning_rate())?;
         self.recorder.epoch(&self.state, test)?;
 
         let is_best = self.state.best_test_accuracy.is_none_or(|(best, _)| test.accuracy() > best);
@@ -263,6 +265,9 @@ impl Run<'_> {
     /// Rank 0 writes a checkpoint, and removes those that are not needed any more.
     fn save(&mut self, is_best: bool) -> Result<()> {
         self.link.state(Phase::Saving, self.state.epoch(), self.state.step);
+        // The weights are the same on every rank, so all of them stop here, or none.
+        let norm = self.replica.flat.parameters.norm().double_value(&[]);
+        self.check_finite("norm of the weights", norm, self.learning_rate())?;
         self.optimizer.settle(&mut self.replica.flat);
         if self.world.rank != 0 {
             return Ok(());

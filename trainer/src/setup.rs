@@ -7,7 +7,7 @@ use comm::Communicator;
 use comm::control::Phase;
 use comm::env::World;
 use job::config::{self, Config};
-use job::dataset::{self, DataSet};
+use job::dataset::{self, DataSet, Source};
 use job::network::Network;
 use job::run_dir::{Resume, RunDir};
 use tch::{Device, Kind, Tensor};
@@ -105,6 +105,9 @@ fn open_run_dir(cli: &Cli, config: &Config, world: World, link: &Link) -> Result
 fn load_data(config: &Config) -> Result<DataSet> {
     let named = std::env::var_os(dataset::CIFAR10_DIR).map(PathBuf::from);
     let source = dataset::prepare(&config.data, named.as_deref())?;
+    if let Source::Synthetic { because: Some(reason) } = &source {
+        warn!("training on SYNTHETIC images, not on CIFAR-10: {reason}");
+    }
     Ok(dataset::load(&source, &config.data, config.train.seed)?)
 }
 
@@ -137,6 +140,8 @@ fn resume(
         return Ok(start);
     }
     let own = checkpoint::find(&run_dir.checkpoints_dir())?;
+    // Another run's best checkpoint is not in this directory.
+    let is_own = own.is_some();
     let found = match (own, resume) {
         (Some(own), Resume::Auto | Resume::From(_)) => Some(own),
         (None, Resume::From(folder)) => Some(checkpoint::find(folder)?.ok_or_else(|| {
@@ -161,7 +166,8 @@ fn resume(
             found.state.world_size, world.world_size
         );
     }
-    Ok(State { world_size: world.world_size, ..found.state })
+    let best_test_accuracy = found.state.best_test_accuracy.filter(|_| is_own);
+    Ok(State { world_size: world.world_size, best_test_accuracy, ..found.state })
 }
 
 /// Gives every rank what rank 0 has: weights, running statistics, optimizer, place in the run.

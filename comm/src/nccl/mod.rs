@@ -293,6 +293,9 @@ unsafe impl Send for DeviceWork {}
 impl Pending for DeviceWork {
     fn wait(&mut self) -> Result<()> {
         self.shared.watched.outcome(self.sequence)?;
+        let failed = |error| self.shared.error("wait", self.sequence, &error);
+        // The null stream is the current device's.
+        let _guard = self.shared.cuda.use_device(self.shared.device).map_err(failed)?;
         // SAFETY: the caller of `start` gave the stream, which lives as long as the buffer is used.
         unsafe { self.shared.cuda.wait_on_stream(self.stream, &self.done) }
             .map_err(|error| self.shared.error("wait", self.sequence, &error))

@@ -153,6 +153,10 @@ impl RunDir {
         }
         fs::create_dir_all(root).map_err(|source| wrong(root, source))?;
         let lock = lock(root)?;
+        // Ranks inherit the lock: while one of them runs on after its launcher was killed, nobody
+        // else may write here.
+        rustix::io::fcntl_setfd(&lock, rustix::io::FdFlags::empty())
+            .map_err(|source| wrong(root, source.into()))?;
         let run_dir = Self { root: root.to_path_buf(), _lock: Some(lock) };
         run_dir.check(config, resume)?;
         for folder in [run_dir.checkpoints_dir(), run_dir.logs_dir()] {

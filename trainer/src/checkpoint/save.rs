@@ -56,6 +56,9 @@ fn put_in_place(temporary: &Path, complete: &Path) -> Result<()> {
     // A checkpoint of the same name is from before a resume: it stays until the new one is whole.
     let replaced = complete.with_extension("replaced");
     if complete.exists() {
+        if replaced.exists() {
+            fs::remove_dir_all(&replaced).map_err(io_error("remove", &replaced))?;
+        }
         fs::rename(complete, &replaced).map_err(io_error("rename", complete))?;
     }
     fs::rename(temporary, complete).map_err(io_error("rename", temporary))?;

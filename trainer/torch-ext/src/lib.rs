@@ -53,6 +53,7 @@ unsafe extern "C" {
         is_first_step: bool,
     ) -> *mut c_char;
     fn torch_ext_load_cuda(path: *const c_char) -> *mut c_char;
+    fn torch_ext_set_cuda_device(device: c_int) -> *mut c_char;
     fn torch_ext_cuda_stream(device: c_int, stream: *mut *mut c_void) -> *mut c_char;
     fn torch_ext_cuda_peak_bytes(device: c_int, bytes: *mut i64) -> *mut c_char;
 }
@@ -193,6 +194,15 @@ fn load(path: &str) -> Result<()> {
     let path = CString::new(path).map_err(|error| TorchError(error.to_string()))?;
     // SAFETY: a NUL-terminated string that outlives the call.
     unsafe { check(torch_ext_load_cuda(path.as_ptr())) }
+}
+
+/// Makes `device` the current one of this thread. A stream's null handle means the current device's.
+///
+/// # Errors
+/// When the GPU library is not loaded or there is no such device.
+pub fn set_cuda_device(device: usize) -> Result<()> {
+    // SAFETY: no pointer is passed.
+    unsafe { check(torch_ext_set_cuda_device(device as c_int)) }
 }
 
 /// The `cudaStream_t` on which libtorch works on `device`.

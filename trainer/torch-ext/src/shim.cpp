@@ -99,6 +99,13 @@ char* torch_ext_load_cuda(const char* path) {
     return strdup(dlerror());
 }
 
+// Makes the device this thread's current one.
+char* torch_ext_set_cuda_device(int device) {
+    return guarded([&] {
+        c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA)->setDevice(cuda(device));
+    });
+}
+
 // The cudaStream_t that libtorch currently uses on the device.
 char* torch_ext_cuda_stream(int device, void** stream) {
     return guarded([&] {
