@@ -17,7 +17,7 @@ pub struct Cli {
     /// Override one configuration key; repeatable: --set train.epochs=2
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Where the run's files go; default: runs/<config name>-<UTC time>.
+    /// Where the run's files go; default: runs/CONFIG-TIME, in UTC.
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
     /// Go on from the run directory's newest good checkpoint (auto), never, or from DIR's.

@@ -2,7 +2,7 @@
 //!
 //! One is a folder with `model.safetensors`, `optimizer.safetensors`, `state.json`, and
 //! `manifest.json`, which holds the hash of each of the others and is written last. [`save`] writes
-//! into a temporary folder that is renamed when it is complete and on disk; [`load`] reads only what
+//! into a temporary folder that is renamed when it is complete and on disk; `load` reads only what
 //! its manifest vouches for. Nothing here can execute what it reads.
 
 mod load;
