@@ -8,6 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::{Ended, Running, Sandbox, eventually, is_running, run};
@@ -147,6 +148,12 @@ fn ranks_whose_launcher_is_killed_save_and_end() {
     running.signal(Signal::KILL);
     running.child.wait().unwrap();
     eventually("the end of both ranks", || !ranks.iter().any(|pid| is_running(*pid)));
+    // They had inherited the run directory's lock, which the kernel frees after their last thread.
+    let lock = fs::File::open(sandbox.path("run/.lock")).unwrap();
+    eventually("the release of the lock", || {
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok()
+    });
+    drop(lock);
     let log = fs::read_to_string(sandbox.path("run/logs/rank-0.log")).unwrap();
     let saved = fs::read_dir(sandbox.path("run/checkpoints")).unwrap();
     let names: Vec<_> = saved.map(|entry| entry.unwrap().file_name()).collect();
