@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
+use std::process::Command;
+use std::time::Duration;
 
 use comm::bootstrap::{Backend, connect};
 use comm::env::World;
@@ -10,8 +12,10 @@ use job::config::Model;
 use job::network::Network;
 use serde::Deserialize;
 use tch::{Device, Kind, Reduction, Tensor};
+use trainer::checkpoint::{self, State};
 use trainer::flat::Flat;
 use trainer::model::{Mode, ResNet};
+use trainer::optim::Optimizer;
 
 const TOLERANCE: f64 = 1e-4;
 
@@ -106,7 +110,7 @@ fn check(reference: &Reference) {
         serde_json::from_value(serde_json::json!({"name": reference.name, "stem": reference.stem}))
             .unwrap();
     let network = Network::new(&model, [3, 32, 32], 10);
-    let alone = connect(Backend::Shm, World::SINGLE, None, std::time::Duration::from_secs(1));
+    let alone = connect(Backend::Shm, World::SINGLE, None, Duration::from_secs(1));
     let mut flat = Flat::new(network.tensors(true), Device::Cpu, &*alone.unwrap()).unwrap();
     fill(&mut flat);
     let network = ResNet::new(&network, &flat);
@@ -153,4 +157,38 @@ fn logits_loss_and_every_gradient_are_those_of_pytorch() {
     for reference in &references {
         check(reference);
     }
+}
+
+/// The Python named by `PYTHON`, or the one that `make setup` made.
+fn python() -> std::path::PathBuf {
+    let own = concat!(env!("CARGO_MANIFEST_DIR"), "/../.deps/venv/bin/python");
+    std::env::var_os("PYTHON").map_or_else(|| own.into(), Into::into)
+}
+
+#[test]
+fn a_checkpoint_loads_into_the_pytorch_module_strictly() {
+    let python = python();
+    let imports = Command::new(&python).args(["-c", "import torch, numpy"]).output();
+    if !imports.is_ok_and(|output| output.status.success()) {
+        println!("skipped: {} cannot import torch and numpy; set PYTHON", python.display());
+        return;
+    }
+    let network = Network::new(&Model::default(), [3, 32, 32], 10);
+    let alone = connect(Backend::Shm, World::SINGLE, None, Duration::from_secs(1)).unwrap();
+    let mut flat = Flat::new(network.tensors(true), Device::Cpu, &*alone).unwrap();
+    fill(&mut flat);
+    let optimizer = Optimizer::new(&job::config::Optimizer::default(), &flat);
+    let folder = tempfile::tempdir().unwrap();
+    let state = State::start(1, String::new());
+    let saved = checkpoint::save(folder.path(), &flat, &optimizer, &state).unwrap();
+
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/load.py");
+    let mut load = Command::new(python);
+    load.arg(script).arg(saved.join("model.safetensors")).args(["resnet18", "notes"]);
+    let output = load.env("PYTHONDONTWRITEBYTECODE", "1").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let theirs: Vec<f64> = serde_json::from_slice(&output.stdout).unwrap();
+    let images = noise(2 * 3 * 32 * 32, 2.5).view([2, 3, 32, 32]).to_kind(Kind::Float);
+    let logits = tch::no_grad(|| ResNet::new(&network, &flat).forward(&images, Mode::Eval));
+    close("logits of the loaded checkpoint", &values(&logits), &theirs);
 }
