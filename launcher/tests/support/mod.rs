@@ -85,10 +85,13 @@ impl Sandbox {
         self.folder.path().join(name)
     }
 
-    /// `launcher ARGS` in this directory, sure to see no GPU.
+    /// `launcher ARGS` in this directory, sure to see no GPU, and to ignore no signal: a shell
+    /// starts what runs in the background with SIGINT ignored, and the launcher respects that.
     pub fn launcher(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(self.path("bin/launcher"));
+        let mut command = Command::new("env");
         command
+            .arg("--default-signal")
+            .arg(self.path("bin/launcher"))
             .args(args)
             .current_dir(self.folder.path())
             .env("PATH", "/usr/bin:/bin")
