@@ -1,15 +1,17 @@
 # Each target does its own set-up: nothing but Rust, a C++ compiler and Python 3 with venv is needed.
 
 CONFIG ?= configs/quickstart.yaml
-# On a machine without a GPU: one rank a core, two at most for the quickstart.
+# On a machine without a GPU: two ranks on the CPU.
 RANKS  ?= $(shell [ -e /dev/nvidiactl ] || echo --cpu 2)
 
-.PHONY: train test bench setup lint
+.PHONY: train test setup lint
 
 train: setup
 	cargo build --release --locked -p launcher -p trainer
 	target/release/launcher $(RANKS) $(CONFIG)
 
+# Tests of NCCL find the wheels' libraries, where a machine with a GPU has them.
+test: export LD_LIBRARY_PATH := $(subst $() ,:,$(strip $(LD_LIBRARY_PATH) $(wildcard $(CURDIR)/.deps/venv/lib/python3*/site-packages/nvidia/*/lib)))
 test: setup
 	cargo build --release --locked --features mpi -p trainer
 	cargo test --release --locked --workspace --features mpi

@@ -27,7 +27,7 @@ if [ -n "${LIBTORCH:-}" ]; then
     found=$(libtorch_version "$LIBTORCH")
     [ "$found" = "$torch" ] ||
         die "LIBTORCH=$LIBTORCH holds libtorch ${found:-of unknown version}, wanted is $torch; unset LIBTORCH to have it installed"
-elif command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; then
+elif [ -e /dev/nvidiactl ]; then
     kind=cuda
 fi
 

@@ -167,6 +167,15 @@ pub trait Communicator: Send + Sync {
         Ok(None)
     }
 
+    /// Whether all collectives that were started so far are good. For collectives on device memory,
+    /// whose [`Work`] ends before they do: ask after the device was waited for.
+    ///
+    /// # Errors
+    /// Whatever made one of them fail.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Makes every rank's present and future collectives fail with
     /// [`crate::CommError::Aborted`]. Returns at once; may be called from any thread.
     fn abort(&self, reason: &str);

@@ -51,10 +51,19 @@ fn has_nvidia_device() -> bool {
 /// Limits libtorch to this rank's share of the cores, where the launcher has not done so.
 pub fn limit_threads(world: World) {
     let limit = std::env::var("OMP_NUM_THREADS").ok().and_then(|text| text.parse::<i32>().ok());
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let share = i32::try_from(cores / world.local_world_size).unwrap_or(i32::MAX);
+    // `mpirun` and `srun` may have bound each rank to cores of its own: then those are its share.
+    let allowed = std::thread::available_parallelism().map_or(1, usize::from);
+    let online = cores_online();
+    let share = if allowed < online { allowed } else { allowed / world.local_world_size };
+    let share = i32::try_from(share).unwrap_or(i32::MAX);
     tch::set_num_threads(limit.unwrap_or(share).max(1));
     tch::set_num_interop_threads(1);
+}
+
+/// Cores of the machine, whoever may use them.
+fn cores_online() -> usize {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    text.lines().filter(|line| line.starts_with("processor")).count()
 }
 
 /// The backend that `choice` means here.

@@ -21,6 +21,9 @@ use crate::schedule::learning_rate;
 use crate::step::{Counter, Replica, StepParts, Tally, train_step};
 use crate::{Result, TrainError, eval};
 
+/// Steps on a GPU after which ranks ask each other whether to stop, at the latest.
+const STOP_CHECK_STEPS: u64 = 10;
+
 /// How a run ended well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -184,8 +187,13 @@ impl Run<'_> {
     fn exchange(&mut self, lr: f64) -> Result<bool> {
         let is_last = self.state.samples_into_epoch == self.train.len() || self.is_at_max_steps();
         // Reading the counts waits for the device: cheap on the CPU, and not for every step on a GPU.
-        let every = if self.replica.device.is_cuda() { self.config.metrics.log_every } else { 1 };
-        if !is_last && !self.state.step.is_multiple_of(every) {
+        // A record needs them, and somebody who wants to stop does not want to wait.
+        let every = match self.replica.device.is_cuda() {
+            true => self.config.metrics.log_every.min(STOP_CHECK_STEPS),
+            false => 1,
+        };
+        let is_record = self.state.step.is_multiple_of(self.config.metrics.log_every);
+        if !is_last && !is_record && !self.state.step.is_multiple_of(every) {
             return Ok(false);
         }
         let wants_to_stop = self.link.stop_reason().is_some();
@@ -207,12 +215,19 @@ impl Run<'_> {
     /// Of the next step.
     fn learning_rate(&self) -> f64 {
         let Config { optimizer, schedule, .. } = &self.config;
-        learning_rate(optimizer, schedule, self.state.step, self.total_steps())
+        learning_rate(optimizer, schedule, self.state.step, self.progress())
     }
 
-    fn total_steps(&self) -> u64 {
-        let by_epochs = self.steps_per_epoch() as u64 * self.config.train.epochs as u64;
-        self.config.train.max_steps.map_or(by_epochs, |max_steps| max_steps.min(by_epochs))
+    /// How much of the run is done, a fraction.
+    fn progress(&self) -> f64 {
+        let within_epoch = self.state.samples_into_epoch as f64 / self.train.len() as f64;
+        let epochs = self.state.epochs_completed as f64 + within_epoch;
+        let by_epochs = epochs / self.config.train.epochs as f64;
+        let by_steps = |max_steps| self.state.step as f64 / max_steps as f64;
+        self.config
+            .train
+            .max_steps
+            .map_or(by_epochs, |max_steps| by_epochs.max(by_steps(max_steps)))
     }
 
     fn steps_per_epoch(&self) -> usize {

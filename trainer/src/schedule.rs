@@ -2,25 +2,16 @@
 
 use job::config::{Optimizer, Schedule, ScheduleName};
 
-/// The learning rate of step `step` (from 0) of `total_steps`.
-pub fn learning_rate(
-    optimizer: &Optimizer,
-    schedule: &Schedule,
-    step: u64,
-    total_steps: u64,
-) -> f64 {
-    let warmup = schedule.warmup_steps;
-    if step < warmup {
-        return optimizer.lr * (step + 1) as f64 / (warmup + 1) as f64;
-    }
-    match schedule.name {
-        ScheduleName::Constant => optimizer.lr,
-        ScheduleName::Cosine => {
-            let length = total_steps.saturating_sub(warmup).max(1);
-            let progress = ((step - warmup) as f64 / length as f64).min(1.0);
-            optimizer.lr * (1.0 + (std::f64::consts::PI * progress).cos()) / 2.0
-        }
-    }
+/// The learning rate of step `step` (from 0), before which `progress` of the run, a fraction, is
+/// done. The shape follows the progress, so that it goes on where it was when a run is resumed on
+/// another number of ranks, whose steps are longer or shorter.
+pub fn learning_rate(optimizer: &Optimizer, schedule: &Schedule, step: u64, progress: f64) -> f64 {
+    let warmup = (step + 1) as f64 / (schedule.warmup_steps + 1) as f64;
+    let shape = match schedule.name {
+        ScheduleName::Constant => 1.0,
+        ScheduleName::Cosine => (1.0 + (std::f64::consts::PI * progress.min(1.0)).cos()) / 2.0,
+    };
+    optimizer.lr * warmup.min(1.0) * shape
 }
 
 #[cfg(test)]
@@ -31,7 +22,9 @@ mod tests {
         let optimizer = Optimizer { lr: 1.0, ..Optimizer::default() };
         let schedule = Schedule { name, warmup_steps };
         (0..total_steps)
-            .map(|step| learning_rate(&optimizer, &schedule, step, total_steps))
+            .map(|step| {
+                learning_rate(&optimizer, &schedule, step, step as f64 / total_steps as f64)
+            })
             .collect()
     }
 

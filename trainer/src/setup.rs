@@ -1,6 +1,6 @@
 //! From a command line to a run that is ready for its first step.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use comm::Communicator;
@@ -58,7 +58,8 @@ pub fn build(cli: Cli, world: World, link: &Link) -> Result<Run<'_>> {
         Replica { flat, model, device, precision: config.precision, norm_mode: Mode::Train };
     let mut optimizer = Optimizer::new(&config.optimizer, &replica.flat);
     let start = State::start(world.world_size, data_hash);
-    let state = resume(&cli.resume, &run_dir, &mut replica.flat, &mut optimizer, start, world)?;
+    let state =
+        resume(&cli.resume, &config, &run_dir, &mut replica.flat, &mut optimizer, start, world)?;
     let state = share(&*communicator, &mut replica.flat, &mut optimizer, state)?;
 
     let recorder = Recorder::open(&config, &run_dir, &state, world, started)?;
@@ -130,6 +131,7 @@ fn agree(communicator: &dyn Communicator, device: Device, what: &str, mine: &str
 /// On rank 0, loads the checkpoint to go on from, if there is one, and says where it was.
 fn resume(
     resume: &Resume,
+    config: &Config,
     run_dir: &RunDir,
     flat: &mut Flat,
     optimizer: &mut Optimizer,
@@ -157,6 +159,9 @@ fn resume(
         let reason = "it was trained on other images".to_owned();
         return Err(CheckpointError::DoesNotFit { path: found.path, reason }.into());
     }
+    if !is_own {
+        warn_of_differences(config, &found.path);
+    }
     checkpoint::load_model(&found.path, flat)?;
     checkpoint::load_optimizer(&found.path, flat, optimizer)?;
     info!("going on from {} at step {}", found.path.display(), found.state.step);
@@ -168,6 +173,15 @@ fn resume(
     }
     let best_test_accuracy = found.state.best_test_accuracy.filter(|_| is_own);
     Ok(State { world_size: world.world_size, best_test_accuracy, ..found.state })
+}
+
+/// Says what shapes training otherwise than in the run that a checkpoint is taken from.
+fn warn_of_differences(config: &Config, checkpoint: &Path) {
+    let Some(run) = checkpoint.parent().and_then(Path::parent) else { return };
+    let theirs = config::load(&RunDir::at(run).config_path(), &[]);
+    for difference in theirs.iter().flat_map(|old| config::differences_in_training(old, config)) {
+        warn!("the run that this one goes on from had another configuration: {difference}");
+    }
 }
 
 /// Gives every rank what rank 0 has: weights, running statistics, optimizer, place in the run.

@@ -91,8 +91,9 @@ impl Counter {
     /// Adds a batch: logits `[N, classes]`, and the sum of its losses.
     pub fn add(&mut self, logits: &Tensor, labels: &Tensor, loss_sum: &Tensor) {
         let hits = logits.argmax(-1, false).eq_tensor(labels).sum(Kind::Double);
-        let images = Tensor::from(labels.numel() as f64).to_device(self.sums.device());
-        let zero = images.zeros_like();
+        let number =
+            |value: f64| Tensor::full([0i64; 0], value, (Kind::Double, self.sums.device()));
+        let (images, zero) = (number(labels.numel() as f64), number(0.0));
         let added =
             Tensor::stack(&[loss_sum.detach().to_kind(Kind::Double), hits, images, zero], 0);
         self.sums += added;
@@ -113,6 +114,8 @@ impl Counter {
         }
         torch_ext::collective::all_reduce(communicator, &mut self.sums, ReduceOp::Sum)?;
         let sums = Vec::<f64>::try_from(&self.sums)?;
+        // On a device, an aborted collective ends too, and leaves what was there.
+        communicator.check()?;
         let _ = self.sums.zero_();
         let tally = Tally { loss_sum: sums[0], hits: sums[1], images: sums[2] };
         Ok((tally, sums[3] > 0.0))

@@ -200,6 +200,10 @@ impl Communicator for Nccl {
         }
     }
 
+    fn check(&self) -> Result<()> {
+        self.shared.watched.outcome(u64::MAX)
+    }
+
     fn abort(&self, reason: &str) {
         let error = CommError::Aborted { by: self.rank(), reason: reason.to_owned() };
         self.shared.fail(error);
@@ -293,12 +297,11 @@ unsafe impl Send for DeviceWork {}
 impl Pending for DeviceWork {
     fn wait(&mut self) -> Result<()> {
         self.shared.watched.outcome(self.sequence)?;
-        let failed = |error| self.shared.error("wait", self.sequence, &error);
+        let failed = |error: nccl_rs::Error| self.shared.error("wait", self.sequence, &error);
         // The null stream is the current device's.
         let _guard = self.shared.cuda.use_device(self.shared.device).map_err(failed)?;
         // SAFETY: the caller of `start` gave the stream, which lives as long as the buffer is used.
-        unsafe { self.shared.cuda.wait_on_stream(self.stream, &self.done) }
-            .map_err(|error| self.shared.error("wait", self.sequence, &error))
+        unsafe { self.shared.cuda.wait_on_stream(self.stream, &self.done) }.map_err(failed)
     }
 }
 

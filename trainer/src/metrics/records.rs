@@ -10,7 +10,7 @@ pub enum Record {
     Step(StepRecord),
     /// An epoch and the evaluation after it.
     Epoch(EpochRecord),
-    /// A process that trained to the end or was stopped.
+    /// A process that trained to the end.
     Summary(SummaryRecord),
 }
 
@@ -94,9 +94,9 @@ pub struct SummaryRecord {
     pub step_ms_p50: Option<f64>,
     /// 95 % of steps take no longer, in milliseconds.
     pub step_ms_p95: Option<f64>,
-    /// From the start of the process to the end of its first step.
+    /// From reading the configuration to the end of the first step.
     pub seconds_to_first_step: Option<f64>,
-    /// The most memory that a process of this run used.
+    /// The most memory that rank 0 used: on the CPU all of it, on a GPU what libtorch reserved.
     pub peak_memory_bytes: u64,
     /// A fraction; `None` before the first evaluation.
     pub best_test_accuracy: Option<f64>,
