@@ -1,0 +1,182 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Parser, ValueEnum};
+
+use crate::plan::Device;
+
+/// Measures training at several rank counts, beside PyTorch DDP in the same rounds.
+#[derive(Debug, Parser)]
+#[command(group = ArgGroup::new("ranks").required(true).args(["cpu", "gpus"]))]
+pub struct Args {
+    /// Rank counts on the CPU
+    #[arg(long, value_name = "N,N", value_delimiter = ',')]
+    pub cpu: Vec<usize>,
+
+    /// Rank counts on GPUs, one rank each
+    #[arg(long, value_name = "N,N", value_delimiter = ',')]
+    pub gpus: Vec<usize>,
+
+    /// Configurations to measure
+    #[arg(long, value_name = "FILE,FILE", value_delimiter = ',', required = true)]
+    pub configs: Vec<PathBuf>,
+
+    /// Weak scaling: images a rank takes a step [default: the configuration's]
+    #[arg(long, value_name = "N,N", value_delimiter = ',')]
+    pub batch_per_rank: Vec<usize>,
+
+    /// Strong scaling: images that all ranks together take a step
+    #[arg(long, value_name = "N,N", value_delimiter = ',')]
+    pub global_batch: Vec<usize>,
+
+    /// Timed steps of a run; 10 more come before them
+    #[arg(long, default_value_t = 60)]
+    pub steps: u64,
+
+    /// Rounds; everything runs once a round
+    #[arg(long, default_value_t = 5)]
+    pub repeats: usize,
+
+    /// What PyTorch runs as
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Mode::Plain, Mode::Tuned])]
+    pub peers: Vec<Mode>,
+
+    /// Measure ours only
+    #[arg(long, conflicts_with = "peers")]
+    pub no_peers: bool,
+
+    /// The Python that has PyTorch
+    #[arg(long, value_name = "PATH", default_value = "python3")]
+    pub python: PathBuf,
+
+    /// The program that the peers run
+    #[arg(long, value_name = "FILE",
+          default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/torch_ddp.py"),
+          hide_default_value = true)]
+    pub peer_script: PathBuf,
+
+    /// Folder with CIFAR-10's .bin files, or its parent [default: made-up images, for all]
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+
+    /// Override a configuration key in all runs of ours; repeatable
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+
+    /// Run ours once more a round with other keys, such as all-taps:performance.live_taps=false;
+    /// repeatable
+    #[arg(long = "variant", value_name = "NAME:KEY=VALUE,KEY=VALUE", value_parser = variant)]
+    pub variants: Vec<Variant>,
+
+    /// A run that takes longer has failed
+    #[arg(long, default_value_t = 600)]
+    pub timeout_seconds: u64,
+
+    /// Rest before each run
+    #[arg(long, default_value_t = 1)]
+    pub pause_seconds: u64,
+
+    /// Folder for results.json and table.md
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+}
+
+impl Args {
+    /// How many ranks to measure, one after the other.
+    pub fn rank_counts(&self) -> &[usize] {
+        if self.gpus.is_empty() { &self.cpu } else { &self.gpus }
+    }
+
+    /// What they compute on.
+    pub const fn device(&self) -> Device {
+        if self.gpus.is_empty() { Device::Cpu } else { Device::Gpu }
+    }
+}
+
+/// A way to run PyTorch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// As a user moves the notes' script to DDP.
+    Plain,
+    /// As someone writes it who knows PyTorch well.
+    Tuned,
+    /// Tuned, with ranks that do not communicate.
+    None,
+}
+
+impl Mode {
+    /// As on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Tuned => "tuned",
+            Self::None => "none",
+        }
+    }
+}
+
+/// Ours with other keys.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Variant {
+    /// What the table calls it; empty for ours as it is.
+    pub name: String,
+    /// Each `key=value`.
+    pub overrides: Vec<String>,
+}
+
+/// Parses `name:key=value,key=value`. A comma inside a bracket does not separate.
+fn variant(text: &str) -> Result<Variant, String> {
+    let wanted = || "wants a name, a colon, and key=value, such as fp32:precision=fp32".to_owned();
+    let (name, keys) = text.split_once(':').ok_or_else(wanted)?;
+    let mut overrides = vec![String::new()];
+    let mut depth = 0;
+    for c in keys.chars() {
+        match c {
+            '[' | '{' => depth += 1,
+            ']' | '}' => depth -= 1,
+            _ => {}
+        }
+        match overrides.last_mut() {
+            Some(last) if c != ',' || depth > 0 => last.push(c),
+            _ => overrides.push(String::new()),
+        }
+    }
+    let is_pair = |text: &String| text.split_once('=').is_some_and(|(key, _)| !key.is_empty());
+    if name.is_empty() || !overrides.iter().all(is_pair) {
+        return Err(wanted());
+    }
+    Ok(Variant { name: name.to_owned(), overrides })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_variant_is_a_name_and_keys() {
+        let parsed = variant("slow:precision=fp32,data.augment=[crop,flip]").unwrap();
+        assert_eq!(parsed.name, "slow");
+        assert_eq!(parsed.overrides, ["precision=fp32", "data.augment=[crop,flip]"]);
+        for bad in ["slow", ":a=b", "slow:", "slow:a", "slow:a=b,"] {
+            assert!(variant(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ranks_are_on_the_cpu_or_on_gpus() {
+        let parse = |extra: &[&str]| {
+            Args::try_parse_from([&["scaling", "--configs", "c", "--out", "o"], extra].concat())
+        };
+        assert_eq!(parse(&["--cpu", "1,2"]).unwrap().cpu, [1, 2]);
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["--cpu", "1", "--gpus", "1"]).is_err());
+    }
+}

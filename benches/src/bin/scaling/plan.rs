@@ -1,0 +1,242 @@
+//! What runs, from the command line and the configurations.
+
+use std::path::{Path, PathBuf};
+
+use job::config::{self, Config, ModelName, OptimizerName, Stem};
+
+use crate::cli::{Args, Mode, Variant};
+use crate::error::{BenchError, Result};
+
+/// What ranks compute on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// Cores.
+    Cpu,
+    /// A GPU a rank.
+    Gpu,
+}
+
+/// Everything that runs once a round.
+pub struct Plan {
+    /// In order.
+    pub cases: Vec<Case>,
+}
+
+/// One configuration with one batch, at several rank counts.
+pub struct Case {
+    /// What tables call it.
+    pub name: String,
+    /// Its configuration.
+    pub config: PathBuf,
+    /// Its network.
+    pub network: PeerNetwork,
+    /// Rank counts, in the order of the command line.
+    pub cells: Vec<Cell>,
+    /// Who runs.
+    pub contestants: Vec<Contestant>,
+    /// Why no peer does, where the configuration is not one for them.
+    pub without_peers: Option<String>,
+}
+
+/// A network as peers name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerNetwork {
+    /// `--model`.
+    pub model: &'static str,
+    /// `--stem`.
+    pub stem: &'static str,
+}
+
+/// One size of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cell {
+    /// How many ranks.
+    pub ranks: usize,
+    /// Images that each takes a step.
+    pub batch_per_rank: usize,
+}
+
+/// Who trains.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Contestant {
+    /// We do.
+    Ours(Variant),
+    /// PyTorch does.
+    Peer(Mode),
+}
+
+impl Contestant {
+    /// What tables call it.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Ours(variant) if variant.name.is_empty() => "Lockstep".to_owned(),
+            Self::Ours(variant) => format!("Lockstep, {}", variant.name),
+            Self::Peer(mode) => format!("PyTorch DDP, {}", mode.name()),
+        }
+    }
+
+    /// Whether it is PyTorch.
+    pub const fn is_peer(&self) -> bool {
+        matches!(self, Self::Peer(_))
+    }
+}
+
+impl Plan {
+    /// Reads the configurations.
+    ///
+    /// # Errors
+    /// When one is wrong, or a batch cannot be shared.
+    pub fn new(args: &Args) -> Result<Self> {
+        let mut cases = Vec::new();
+        for path in &args.configs {
+            let config = config::load(path, &args.overrides)?;
+            for variant in &args.variants {
+                config::load(path, &[&args.overrides[..], &variant.overrides].concat())?;
+            }
+            let batches = batches(args, config.train.batch_size_per_rank);
+            for batch in batches {
+                cases.push(Case::new(args, path, &config, batch)?);
+            }
+        }
+        Ok(Self { cases })
+    }
+
+    /// Whether PyTorch runs at all.
+    pub fn has_peers(&self) -> bool {
+        self.cases.iter().flat_map(|case| &case.contestants).any(Contestant::is_peer)
+    }
+}
+
+/// How the batch depends on how many ranks there are.
+#[derive(Debug, Clone, Copy)]
+enum Batch {
+    /// Weak scaling.
+    PerRank(usize),
+    /// Strong scaling.
+    Global(usize),
+}
+
+fn batches(args: &Args, configured: usize) -> Vec<Batch> {
+    let weak = args.batch_per_rank.iter().map(|size| Batch::PerRank(*size));
+    let batches: Vec<Batch> =
+        weak.chain(args.global_batch.iter().map(|size| Batch::Global(*size))).collect();
+    if batches.is_empty() { vec![Batch::PerRank(configured)] } else { batches }
+}
+
+impl Case {
+    fn new(args: &Args, path: &Path, config: &Config, batch: Batch) -> Result<Self> {
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let name = match batch {
+            Batch::PerRank(size) => format!("{stem}, weak scaling, batch {size} a rank"),
+            Batch::Global(size) => format!("{stem}, strong scaling, global batch {size}"),
+        };
+        let cells = args.rank_counts().iter().map(|ranks| cell(*ranks, batch));
+        let without_peers = why_without_peers(config);
+        let ours = std::iter::once(Variant::default()).chain(args.variants.iter().cloned());
+        let peers = args.peers.iter().filter(|_| !args.no_peers && without_peers.is_none());
+        Ok(Self {
+            name,
+            config: path.to_owned(),
+            network: PeerNetwork::of(config),
+            cells: cells.collect::<Result<_>>()?,
+            contestants: ours
+                .map(Contestant::Ours)
+                .chain(peers.map(|mode| Contestant::Peer(*mode)))
+                .collect(),
+            without_peers,
+        })
+    }
+}
+
+impl PeerNetwork {
+    const fn of(config: &Config) -> Self {
+        let model = match config.model.name {
+            ModelName::Resnet18 => "resnet18",
+            ModelName::Resnet34 => "resnet34",
+        };
+        let stem = match config.model.stem {
+            Stem::Notes => "notes",
+            Stem::Cifar => "cifar",
+        };
+        Self { model, stem }
+    }
+}
+
+const fn cell(ranks: usize, batch: Batch) -> Result<Cell> {
+    match batch {
+        _ if ranks == 0 => Err(BenchError::NoRanks),
+        Batch::PerRank(batch_per_rank) => Ok(Cell { ranks, batch_per_rank }),
+        Batch::Global(global_batch) if !global_batch.is_multiple_of(ranks) => {
+            Err(BenchError::Uneven { global_batch, ranks })
+        }
+        Batch::Global(global_batch) => Ok(Cell { ranks, batch_per_rank: global_batch / ranks }),
+    }
+}
+
+/// The peers know AdamW without augmentation only; something else would be another job.
+fn why_without_peers(config: &Config) -> Option<String> {
+    if config.optimizer.name != OptimizerName::Adamw {
+        return Some("the peers know AdamW only".to_owned());
+    }
+    (!config.data.augment.is_empty()).then(|| "the peers do not augment images".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn plan(yaml: &str, extra: &[&str]) -> Result<Plan> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("job.yaml");
+        std::fs::write(&path, yaml).unwrap();
+        let required =
+            ["scaling", "--cpu", "1,2", "--out", "o", "--configs", path.to_str().unwrap()];
+        Plan::new(&Args::parse_from([&required, extra].concat()))
+    }
+
+    fn batches_of(case: &Case) -> Vec<(usize, usize)> {
+        case.cells.iter().map(|cell| (cell.ranks, cell.batch_per_rank)).collect()
+    }
+
+    #[test]
+    fn weak_scaling_keeps_the_batch_of_a_rank_and_strong_scaling_that_of_all() {
+        let plan = plan("", &["--batch-per-rank", "64", "--global-batch", "128"]).unwrap();
+        assert_eq!(plan.cases[0].name, "job, weak scaling, batch 64 a rank");
+        assert_eq!(batches_of(&plan.cases[0]), [(1, 64), (2, 64)]);
+        assert_eq!(plan.cases[1].name, "job, strong scaling, global batch 128");
+        assert_eq!(batches_of(&plan.cases[1]), [(1, 128), (2, 64)]);
+    }
+
+    #[test]
+    fn the_configuration_says_the_batch_where_the_command_line_does_not() {
+        let plan = plan("train: {batch_size_per_rank: 32}", &[]).unwrap();
+        assert_eq!(batches_of(&plan.cases[0]), [(1, 32), (2, 32)]);
+    }
+
+    #[test]
+    fn a_batch_that_ranks_cannot_share_is_refused() {
+        let error = plan("", &["--global-batch", "63"]).err().unwrap().to_string();
+        assert_eq!(error, "a global batch of 63 cannot be shared by 2 ranks");
+    }
+
+    #[test]
+    fn everybody_runs_side_by_side() {
+        let plan = plan("", &["--variant", "fp32:precision=fp32", "--peers", "tuned"]).unwrap();
+        let names: Vec<_> = plan.cases[0].contestants.iter().map(Contestant::name).collect();
+        assert_eq!(names, ["Lockstep", "Lockstep, fp32", "PyTorch DDP, tuned"]);
+    }
+
+    #[test]
+    fn a_job_that_peers_do_not_know_runs_without_them() {
+        let plan = plan("data: {augment: [flip]}", &[]).unwrap();
+        assert!(!plan.has_peers());
+        assert!(plan.cases[0].without_peers.as_deref().unwrap().contains("augment"));
+    }
+
+    #[test]
+    fn a_variant_that_is_no_configuration_is_refused_before_anything_runs() {
+        assert!(plan("", &["--variant", "x:precision=fp7"]).is_err());
+    }
+}

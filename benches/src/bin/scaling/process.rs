@@ -1,0 +1,112 @@
+//! Running a program to its end, or to its deadline.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use time::OffsetDateTime;
+
+use crate::error::{BenchError, Result};
+
+/// Between looks at a program: rare enough not to disturb it.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// What a program gets between being asked to stop and being killed.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// Lines of a failed program's output that are shown.
+const LINES_SHOWN: usize = 20;
+
+/// Runs `command` with its output in `folder`, and says when it was started.
+///
+/// It stays in this process's group: Ctrl-C reaches it.
+///
+/// # Errors
+/// [`BenchError`] when it cannot be started, fails, or takes more than `limit_seconds`; with the
+/// last that it wrote.
+pub fn run(command: &mut Command, folder: &Path, limit_seconds: u64) -> Result<OffsetDateTime> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = folder.join("output");
+    let file = |source| BenchError::File { path: output.clone(), source };
+    let writer = File::create(&output).map_err(file)?;
+    command.stdin(Stdio::null()).stderr(writer.try_clone().map_err(file)?).stdout(writer);
+    let started = OffsetDateTime::now_utc();
+    let mut child =
+        command.spawn().map_err(|source| BenchError::Start { program: program.clone(), source })?;
+    let ended = wait(&mut child, Duration::from_secs(limit_seconds));
+    let ended = match ended.map_err(file)? {
+        Some(ended) => Some(ended),
+        None => {
+            stop(&mut child).map_err(file)?;
+            None
+        }
+    };
+    let output = || last_lines(&fs::read_to_string(&output).unwrap_or_default());
+    match ended {
+        Some(status) if status.success() => Ok(started),
+        Some(status) => Err(BenchError::Ended { program, status, output: output() }),
+        None => Err(BenchError::TimedOut { program, seconds: limit_seconds, output: output() }),
+    }
+}
+
+/// How `child` ended; `None` if it did not within `limit`.
+fn wait(child: &mut Child, limit: Duration) -> std::io::Result<Option<ExitStatus>> {
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if start.elapsed() >= limit {
+            return Ok(None);
+        }
+        sleep(LOOK_EVERY);
+    }
+}
+
+/// Launchers stop their ranks when they are asked to, and could not if they were killed.
+fn stop(child: &mut Child) -> std::io::Result<()> {
+    if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        kill_process(pid, Signal::TERM)?;
+    }
+    if wait(child, GRACE)?.is_none() {
+        child.kill()?;
+        child.wait()?;
+    }
+    Ok(())
+}
+
+fn last_lines(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str, limit_seconds: u64) -> Result<OffsetDateTime> {
+        let folder = tempfile::tempdir().unwrap();
+        run(Command::new("sh").args(["-c", script]), folder.path(), limit_seconds)
+    }
+
+    #[test]
+    fn a_failure_is_told_with_what_was_written() {
+        let error = shell("echo one; echo two >&2; exit 3", 60).unwrap_err().to_string();
+        assert_eq!(error, "sh ended with exit status: 3: one\ntwo");
+    }
+
+    #[test]
+    fn a_program_that_takes_too_long_is_stopped() {
+        let error = shell("echo begun; exec sleep 600", 0).unwrap_err().to_string();
+        assert!(error.starts_with("sh was stopped after 0 s"), "{error}");
+    }
+
+    #[test]
+    fn only_the_last_lines_are_shown() {
+        let text: String = (0..100).map(|n| format!("{n}\n")).collect();
+        assert!(last_lines(&text).starts_with("80\n"));
+    }
+}
