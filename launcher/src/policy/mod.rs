@@ -253,7 +253,7 @@ impl Job {
             }
             (Event::Signal(signal), _) => self.ask_to_stop(signal.name().to_owned(), now),
             (Event::Exited { rank, exit: Exit::Code(8), .. }, _) if !stopping => {
-                self.ask_to_stop(format!("rank {rank} was asked to stop"), now)
+                self.ask_to_stop(format!("a request to rank {rank}"), now)
             }
             (_, Stage::Stopping { until }) if now >= until => {
                 self.overdue = self.alive().collect();

@@ -235,7 +235,7 @@ fn a_rank_that_was_signalled_by_itself_stops_all() {
     let mut job = Job::new(2, LIMITS);
     let (decision, reason) = replay(&mut job, &[exited(1, Exit::Code(8), 50)]);
     assert_eq!(decision, Decision::AskToStop);
-    assert_eq!(reason, "rank 1 was asked to stop");
+    assert_eq!(reason, "a request to rank 1");
 }
 
 #[test]
