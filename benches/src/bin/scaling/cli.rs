@@ -77,6 +77,11 @@ pub struct Args {
     #[arg(long, default_value_t = 1)]
     pub pause_seconds: u64,
 
+    /// Wait until others use less than this share of the machine, and run again what they disturbed;
+    /// such runs stay in results.json but out of the table
+    #[arg(long, value_name = "SHARE")]
+    pub max_others: Option<f64>,
+
     /// Folder for results.json and table.md
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,

@@ -30,6 +30,7 @@ use ours::Ours;
 use peer::Peer;
 use plan::Plan;
 use record::Report;
+use rounds::Runner;
 
 fn main() -> Result<()> {
     let args = Args::parse();
@@ -38,7 +39,8 @@ fn main() -> Result<()> {
     let peer = Peer::find(&args, plan.has_peers());
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
     let mut report = Report::new(&args, peer.versions());
-    rounds::run(&args, &plan, &ours, &peer, &mut report, |report| write(&args.out, &plan, report))?;
+    let runner = Runner { args: &args, ours: &ours, peer: &peer };
+    runner.run(&plan, &mut report, |report| write(&args.out, &plan, report))?;
     print!("{}", table::render(&plan, &report));
     ensure!(report.has_results(), "nothing was measured");
     Ok(())

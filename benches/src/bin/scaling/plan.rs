@@ -56,6 +56,17 @@ pub struct Cell {
     pub batch_per_rank: usize,
 }
 
+/// One of what a round consists of.
+#[derive(Clone, Copy)]
+pub struct Run<'a> {
+    /// Which job.
+    pub case: &'a Case,
+    /// Of which size.
+    pub cell: Cell,
+    /// By whom.
+    pub contestant: &'a Contestant,
+}
+
 /// Who trains.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Contestant {
@@ -101,9 +112,18 @@ impl Plan {
         Ok(Self { cases })
     }
 
+    /// What a round consists of, in order.
+    pub fn runs(&self) -> impl Iterator<Item = Run<'_>> {
+        self.cases.iter().flat_map(|case| {
+            case.cells.iter().flat_map(move |&cell| {
+                case.contestants.iter().map(move |contestant| Run { case, cell, contestant })
+            })
+        })
+    }
+
     /// Whether PyTorch runs at all.
     pub fn has_peers(&self) -> bool {
-        self.cases.iter().flat_map(|case| &case.contestants).any(Contestant::is_peer)
+        self.runs().any(|run| run.contestant.is_peer())
     }
 }
 

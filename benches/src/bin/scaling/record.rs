@@ -6,6 +6,7 @@ use serde_json::Value;
 use crate::cli::Args;
 use crate::load::Load;
 use crate::machine::{Machine, Versions, now};
+use crate::plan::Run;
 use crate::stats::Series;
 
 /// All runs, with what is needed to repeat them.
@@ -40,6 +41,8 @@ pub struct Record {
     pub started: String,
     /// Who else used the processors meanwhile.
     pub load: Load,
+    /// Whether it ran again because others disturbed it: tables leave it out.
+    pub disturbed: bool,
     /// What came of it.
     #[serde(flatten)]
     pub outcome: Outcome,
@@ -85,12 +88,21 @@ impl Report {
         }
     }
 
+    /// Whether `run` has failed before.
+    pub fn has_failed(&self, run: Run<'_>) -> bool {
+        let name = run.contestant.name();
+        self.records.iter().any(|record| {
+            let is_it = record.case == run.case.name && record.ranks == run.cell.ranks;
+            is_it && record.contestant == name && record.measured().is_none()
+        })
+    }
+
     /// Whether any run ended well.
     pub fn has_results(&self) -> bool {
         self.records.iter().any(|record| record.measured().is_some())
     }
 
-    /// Runs of `contestant` that ended well.
+    /// Runs of `contestant` that ended well, undisturbed.
     pub fn measured<'a>(
         &'a self,
         case: &'a str,
@@ -100,7 +112,8 @@ impl Report {
         self.records
             .iter()
             .filter(move |record| {
-                record.case == case && record.ranks == ranks && record.contestant == contestant
+                let is_its = record.case == case && record.ranks == ranks;
+                is_its && record.contestant == contestant && !record.disturbed
             })
             .filter_map(|record| Some((record.round, record.measured()?)))
     }

@@ -123,14 +123,18 @@ fn shown(ratio: Ratio) -> String {
 /// What speaks against the numbers.
 fn notes(report: &Report) -> String {
     let mut text = String::new();
-    let loud = report.records.iter().filter(|run| run.load.others.max(run.load.steal) > LOUD);
-    let count = loud.count();
+    let (disturbed, used): (Vec<_>, Vec<_>) = report.records.iter().partition(|run| run.disturbed);
+    if !disturbed.is_empty() {
+        let count = disturbed.len();
+        let _ = writeln!(text, "\n{count} runs that others disturbed ran again and are left out.");
+    }
+    let count = used.iter().filter(|run| run.load.others.max(run.load.steal) > LOUD).count();
     if count > 0 {
         let _ = writeln!(
             text,
             "\n**Not a quiet machine**: during {count} of {} runs others, or the host, used more \
              than {:.0} % of it.",
-            report.records.len(),
+            used.len(),
             LOUD * 100.0
         );
     }

@@ -35,6 +35,7 @@ fn run(round: usize, ranks: usize, contestant: &str, images_per_s: f64) -> Recor
         contestant: contestant.to_owned(),
         started: String::new(),
         load: Load { others: 0.0, steal: 0.0 },
+        disturbed: false,
         outcome: Outcome::Measured(measured),
     }
 }
@@ -58,6 +59,18 @@ fn rates_ratios_and_efficiency_are_shown() {
         assert!(text.contains(line), "{line}\n{text}");
     }
     assert!(!text.contains("quiet"));
+}
+
+#[test]
+fn a_disturbed_run_is_mentioned_but_not_counted() {
+    let (plan, mut report) = plan_and_report(&["--no-peers"]);
+    let mut disturbed = run(1, 1, "Lockstep", 10.0);
+    disturbed.disturbed = true;
+    disturbed.load.others = 0.5;
+    report.records.extend([disturbed, run(1, 1, "Lockstep", 100.0)]);
+    let text = render(&plan, &report);
+    assert!(text.contains("| Lockstep | 100 | 100..100 | 1 |"), "{text}");
+    assert!(text.contains("1 runs that others disturbed") && !text.contains("quiet"), "{text}");
 }
 
 #[test]
