@@ -1,6 +1,7 @@
 //! All parameters, all gradients and all running statistics: one buffer each.
 //!
-//! A tensor of the network is a view into its buffer. So a bucket of gradients is a slice, an
+//! A tensor of the network is a view into its buffer. Parameters lie in the order in which backward
+//! makes their gradients: the last layer first. So a bucket of gradients is a slice, an
 //! optimizer step is one call, and a broadcast is one call. Convolution weights lie in channels-last
 //! order, in which libtorch's convolutions are fastest; files have the usual order.
 //!
@@ -120,9 +121,11 @@ impl Flat {
         }
     }
 
-    /// Elements of each parameter, in the order of the flat buffer.
-    pub fn parameter_lens(&self) -> Vec<usize> {
-        self.parameters_of().map(|entry| entry.range.len()).collect()
+    /// The parameters as layers use them, in the order of the flat buffer.
+    pub fn parameters_in_flat_order(&self) -> impl Iterator<Item = &Tensor> {
+        let mut parameters: Vec<_> = self.parameters_of().collect();
+        parameters.sort_by_key(|entry| entry.range.start);
+        parameters.into_iter().filter_map(|entry| entry.view.as_ref())
     }
 
     fn parameters_of(&self) -> impl Iterator<Item = &Entry> {
@@ -274,7 +277,8 @@ fn lay_out(tensors: Vec<TensorSpec>) -> Vec<Entry> {
         *next += len;
         *next - len..*next
     };
-    let entries = tensors.into_iter().map(|spec| {
+    // From the last to the first, and then turned round: files keep the state dict's order.
+    let entries = tensors.into_iter().rev().map(|spec| {
         let range = match spec.role {
             Role::BatchesTracked => 0..0,
             Role::RunningMean | Role::RunningVar => take(&mut buffers, spec.len()),
@@ -283,7 +287,9 @@ fn lay_out(tensors: Vec<TensorSpec>) -> Vec<Entry> {
         let dead_len = if spec.live.is_some() { spec.len() } else { 0 };
         Entry { range, dead: take(&mut dead, dead_len), view: None, spec }
     });
-    entries.collect()
+    let mut entries: Vec<_> = entries.collect();
+    entries.reverse();
+    entries
 }
 
 /// The part `range` of a flat buffer with a shape; a convolution's weight in channels-last order.

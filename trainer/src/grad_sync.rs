@@ -1,39 +1,142 @@
 //! Gradients of all ranks become their sum.
+//!
+//! Backward fills the flat gradient buffer from its start to its end. With overlap, a hook on each
+//! parameter counts down its bucket, and a full bucket's all-reduce starts while backward goes on.
+//! Buckets start in the same order on every rank, whatever the order in which they fill.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use comm::bucket::{BucketCaps, BucketPlan};
 use comm::{Communicator, ReduceOp};
+use tch::Tensor;
+use torch_ext::collective::{TensorWork, all_reduce, start_all_reduce};
 
 use crate::Result;
 use crate::flat::Flat;
 
-/// Adds up gradients, bucket by bucket, after backward has filled them.
+/// Adds up gradients, bucket by bucket.
 pub struct GradSync {
-    plan: BucketPlan,
+    shared: Arc<Shared>,
+    /// Parameters in each bucket.
+    lens: Vec<usize>,
+    overlap: bool,
+}
+
+struct Shared {
+    communicator: Arc<dyn Communicator>,
+    /// Parameters of each bucket whose gradient is still to come.
+    missing: Vec<AtomicUsize>,
+    flight: Mutex<Flight>,
+}
+
+/// All-reduces under way.
+struct Flight {
+    /// Each bucket's slice of the gradient buffer.
+    buckets: Vec<Tensor>,
+    /// The bucket that starts next; as many as there are while nobody expects gradients.
+    next: usize,
+    works: Vec<comm::Result<TensorWork>>,
 }
 
 impl GradSync {
-    /// Buckets of at most `bucket_cap_mib` over the parameters of `flat`.
-    pub fn new(flat: &Flat, bucket_cap_mib: usize) -> Self {
+    /// Buckets of at most `bucket_cap_mib` over the parameters of `flat`. `overlap`: whether they
+    /// are reduced while backward goes on.
+    ///
+    /// # Errors
+    /// When libtorch refuses a hook.
+    pub fn new(
+        flat: &Flat,
+        communicator: Arc<dyn Communicator>,
+        bucket_cap_mib: usize,
+        overlap: bool,
+    ) -> Result<Self> {
         let cap_bytes = bucket_cap_mib << 20;
         let caps = BucketCaps { cap_bytes, first_cap_bytes: cap_bytes };
-        Self { plan: BucketPlan::new(&flat.parameter_lens(), size_of::<f32>(), caps) }
+        let parameters: Vec<_> = flat.parameters_in_flat_order().collect();
+        let sizes: Vec<_> = parameters.iter().map(|parameter| parameter.numel()).collect();
+        let plan = BucketPlan::new(&sizes, size_of::<f32>(), caps);
+        let slice = |range: &std::ops::Range<usize>| {
+            flat.grads.narrow(0, range.start as i64, range.len() as i64)
+        };
+        let buckets: Vec<_> = plan.buckets().iter().map(|b| slice(&b.elements)).collect();
+        let overlap = overlap && communicator.world_size() > 1;
+        let shared = Arc::new(Shared {
+            communicator,
+            missing: buckets.iter().map(|_| AtomicUsize::new(0)).collect(),
+            flight: Mutex::new(Flight { next: buckets.len(), buckets, works: Vec::new() }),
+        });
+        if overlap {
+            for (place, parameter) in parameters.iter().enumerate() {
+                let (shared, bucket) = (Arc::clone(&shared), plan.bucket_of(place).unwrap_or(0));
+                torch_ext::on_gradient(parameter, move || shared.ready(bucket))?;
+            }
+        }
+        let lens = plan.buckets().iter().map(|bucket| bucket.parameters.len()).collect();
+        Ok(Self { shared, lens, overlap })
     }
 
-    /// Sums the gradients of all ranks, in place. Every rank has scaled its loss by the size of
-    /// the global batch, so that the sum is the gradient of its mean also where ranks have
-    /// different numbers of images.
+    /// Expects the gradients of the backward that follows.
+    pub fn begin(&self) {
+        if self.overlap {
+            for (missing, len) in self.shared.missing.iter().zip(&self.lens) {
+                missing.store(*len, Ordering::Relaxed);
+            }
+            self.shared.lock().next = 0;
+        }
+    }
+
+    /// Waits until the gradients of all ranks are summed, in place. Every rank has scaled its loss by
+    /// the size of the global batch, so that the sum is the gradient of its mean also where ranks
+    /// have different numbers of images. Buckets that did not fill, because a parameter had no part
+    /// in the loss or the rank no images, are summed as they are.
     ///
     /// # Errors
     /// When a peer is gone or late; the error names it.
-    pub fn all_reduce(&self, flat: &Flat, communicator: &dyn Communicator) -> Result<()> {
-        if communicator.world_size() == 1 {
+    pub fn finish(&self) -> Result<()> {
+        let shared = &self.shared;
+        if shared.communicator.world_size() == 1 {
             return Ok(());
         }
-        for bucket in self.plan.buckets() {
-            let range = &bucket.elements;
-            let mut bucket = flat.grads.narrow(0, range.start as i64, range.len() as i64);
-            torch_ext::collective::all_reduce(communicator, &mut bucket, ReduceOp::Sum)?;
+        let mut flight = shared.lock();
+        if !self.overlap {
+            for bucket in &mut flight.buckets {
+                all_reduce(&*shared.communicator, bucket, ReduceOp::Sum)?;
+            }
+            return Ok(());
+        }
+        while flight.next < flight.buckets.len() {
+            shared.start_next(&mut flight);
+        }
+        for work in std::mem::take(&mut flight.works) {
+            work?.wait()?;
         }
         Ok(())
+    }
+}
+
+impl Shared {
+    /// A parameter of `bucket` has its gradient.
+    fn ready(&self, bucket: usize) {
+        let before = self.missing[bucket].fetch_sub(1, Ordering::AcqRel);
+        if before != 1 {
+            return;
+        }
+        let mut flight = self.lock();
+        while flight.next < self.missing.len()
+            && self.missing[flight.next].load(Ordering::Acquire) == 0
+        {
+            self.start_next(&mut flight);
+        }
+    }
+
+    fn start_next(&self, flight: &mut Flight) {
+        let bucket = flight.buckets[flight.next].shallow_clone();
+        flight.works.push(start_all_reduce(&*self.communicator, bucket, ReduceOp::Sum));
+        flight.next += 1;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Flight> {
+        self.flight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

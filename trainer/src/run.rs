@@ -167,7 +167,6 @@ impl Run<'_> {
         let parts = StepParts {
             optimizer: &mut self.optimizer,
             grad_sync: &self.grad_sync,
-            communicator: &*self.communicator,
             counter: &mut self.counter,
         };
         let comm_exposed =

@@ -1,12 +1,14 @@
 //! From a command line to a run that is ready for its first step.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use comm::Communicator;
+use comm::bootstrap::Backend;
 use comm::control::Phase;
 use comm::env::World;
-use job::config::{self, Config};
+use job::config::{self, Config, Overlap};
 use job::dataset::{self, DataSet, Source};
 use job::network::Network;
 use job::run_dir::{Resume, RunDir};
@@ -62,6 +64,12 @@ pub fn build(cli: Cli, world: World, link: &Link) -> Result<Run<'_>> {
         resume(&cli.resume, &config, &run_dir, &mut replica.flat, &mut optimizer, start, world)?;
     let state = share(&*communicator, &mut replica.flat, &mut optimizer, state)?;
 
+    let grad_sync = GradSync::new(
+        &replica.flat,
+        Arc::clone(&communicator),
+        config.comm.bucket_cap_mib,
+        overlaps(config.comm.overlap, backend),
+    )?;
     let recorder = Recorder::open(&config, &run_dir, &state, world, started)?;
     info!(
         "{} ranks on {}, {} parameters, {} training and {} test images of {}, global batch {}",
@@ -74,7 +82,7 @@ pub fn build(cli: Cli, world: World, link: &Link) -> Result<Run<'_>> {
         config.train.batch_size_per_rank * world.world_size,
     );
     Ok(Run {
-        grad_sync: GradSync::new(&replica.flat, config.comm.bucket_cap_mib),
+        grad_sync,
         counter: Counter::new(device),
         augmenter: Augmenter::new(&config.data.augment, config.train.seed),
         train: Images::new(&data_set.train, &data_set, device),
@@ -181,6 +189,16 @@ fn warn_of_differences(config: &Config, checkpoint: &Path) {
     let theirs = config::load(&RunDir::at(run).config_path(), &[]);
     for difference in theirs.iter().flat_map(|old| config::differences_in_training(old, config)) {
         warn!("the run that this one goes on from had another configuration: {difference}");
+    }
+}
+
+/// Whether gradients are reduced while backward goes on. Between CPU ranks that share memory that
+/// takes from backward the time that it saves, see docs/overlap.md.
+fn overlaps(choice: Overlap, backend: Backend) -> bool {
+    match choice {
+        Overlap::Auto => backend != Backend::Shm,
+        Overlap::On => true,
+        Overlap::Off => false,
     }
 }
 

@@ -126,10 +126,8 @@ impl Counter {
 pub struct StepParts<'a> {
     /// Takes the step.
     pub optimizer: &'a mut Optimizer,
-    /// Averages gradients.
+    /// Sums gradients over ranks.
     pub grad_sync: &'a GradSync,
-    /// The other ranks.
-    pub communicator: &'a dyn Communicator,
     /// Counts loss and hits.
     pub counter: &'a mut Counter,
 }
@@ -149,8 +147,9 @@ pub fn train_step(
     global_batch_size: usize,
     lr: f64,
 ) -> Result<Duration> {
-    let StepParts { optimizer, grad_sync, communicator, counter } = parts;
+    let StepParts { optimizer, grad_sync, counter } = parts;
     let _ = replica.flat.grads.zero_();
+    grad_sync.begin();
     if let Some(batch) = batch {
         let mode = replica.mode_for(batch.labels.numel());
         let (logits, loss_sum) = replica.in_precision(|model| {
@@ -163,7 +162,7 @@ pub fn train_step(
     }
     replica.flat.batches_tracked += 1;
     let started = Instant::now();
-    grad_sync.all_reduce(&replica.flat, communicator)?;
+    grad_sync.finish()?;
     let waited = started.elapsed();
     optimizer.step(&replica.flat, lr)?;
     Ok(waited)

@@ -12,7 +12,7 @@ use job::config::{self, Augment, Model, OptimizerName, Precision};
 use job::dataset::{self, DataSet, Source};
 use job::network::Network;
 use job::shard;
-use tch::Device;
+use tch::{Device, Kind, Tensor};
 use trainer::data::{Augmenter, Images};
 use trainer::eval::evaluate;
 use trainer::flat::Flat;
@@ -68,7 +68,21 @@ fn data() -> DataSet {
     dataset::load(&Source::Synthetic { because: None }, &config, 0).unwrap()
 }
 
-fn train(world: World, board: &Board, optimizer: &config::Optimizer) -> Outcome {
+/// How gradients are communicated, which must not matter.
+#[derive(Debug, Clone, Copy)]
+struct Communication {
+    bucket_cap_mib: usize,
+    overlap: bool,
+}
+
+const PLAIN: Communication = Communication { bucket_cap_mib: 4, overlap: false };
+
+fn train(
+    world: World,
+    board: &Board,
+    optimizer: &config::Optimizer,
+    Communication { bucket_cap_mib, overlap }: Communication,
+) -> Outcome {
     let communicator = connect(Backend::Shm, world, Some(board), TIMEOUT).unwrap();
     let data_set = data();
     let network = Network::new(&Model::default(), data_set.train.shape, data_set.classes.len());
@@ -84,7 +98,8 @@ fn train(world: World, board: &Board, optimizer: &config::Optimizer) -> Outcome 
         norm_mode: Mode::Eval,
     };
     let mut optimizer_state = Optimizer::new(optimizer, &replica.flat);
-    let grad_sync = GradSync::new(&replica.flat, 4);
+    let grad_sync =
+        GradSync::new(&replica.flat, communicator.clone(), bucket_cap_mib, overlap).unwrap();
     let mut counter = Counter::new(Device::Cpu);
     let images = Images::new(&data_set.train, &data_set, Device::Cpu);
     let augmenter = Augmenter::new(&[Augment::Crop, Augment::Flip], 0).unwrap();
@@ -100,7 +115,6 @@ fn train(world: World, board: &Board, optimizer: &config::Optimizer) -> Outcome 
         let parts = StepParts {
             optimizer: &mut optimizer_state,
             grad_sync: &grad_sync,
-            communicator: &*communicator,
             counter: &mut counter,
         };
         train_step(&mut replica, parts, local.as_ref(), batch.global.len(), optimizer.lr).unwrap();
@@ -116,12 +130,25 @@ fn train(world: World, board: &Board, optimizer: &config::Optimizer) -> Outcome 
     Outcome { losses, weights, test }
 }
 
-fn train_on(world_size: usize, optimizer: &config::Optimizer) -> Vec<Outcome> {
+fn train_on(
+    world_size: usize,
+    optimizer: &config::Optimizer,
+    communication: Communication,
+) -> Vec<Outcome> {
+    let optimizer = optimizer.clone();
+    on_ranks(world_size, move |world, board| train(world, board, &optimizer, communication))
+}
+
+/// Runs `body` on ranks that are threads.
+fn on_ranks<T: Send + 'static>(
+    world_size: usize,
+    body: impl Fn(World, &Board) -> T + Send + Sync + 'static,
+) -> Vec<T> {
     tch::set_num_threads(1);
-    let board = Arc::new(Board::default());
+    let (board, body) = (Arc::new(Board::default()), Arc::new(body));
     let ranks: Vec<_> = (0..world_size)
         .map(|rank| {
-            let (board, optimizer) = (Arc::clone(&board), optimizer.clone());
+            let (board, body) = (Arc::clone(&board), Arc::clone(&body));
             let world = World {
                 rank,
                 world_size,
@@ -129,7 +156,7 @@ fn train_on(world_size: usize, optimizer: &config::Optimizer) -> Vec<Outcome> {
                 local_world_size: world_size,
                 started_by: StartedBy::Launcher,
             };
-            std::thread::spawn(move || train(world, &board, &optimizer))
+            std::thread::spawn(move || body(world, &board))
         })
         .collect();
     ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
@@ -142,11 +169,11 @@ fn assert_close(what: &str, one: f64, other: f64) {
 }
 
 fn assert_ranks_equal_one(optimizer: &config::Optimizer) {
-    let one = train_on(1, optimizer).remove(0);
+    let one = train_on(1, optimizer, PLAIN).remove(0);
     assert_eq!(one.losses.len(), STEPS);
     assert!(one.losses[STEPS - 1] < one.losses[0], "it learns nothing: {:?}", one.losses);
     for world_size in [2, 3, 4] {
-        let ranks = train_on(world_size, optimizer);
+        let ranks = train_on(world_size, optimizer, PLAIN);
         for other in &ranks[1..] {
             assert!(*other == ranks[0], "ranks of {world_size} differ from each other");
         }
@@ -163,11 +190,49 @@ fn assert_ranks_equal_one(optimizer: &config::Optimizer) {
 
 #[test]
 fn several_ranks_equal_one_at_the_same_global_batch() {
-    assert_ranks_equal_one(&config::Optimizer {
+    assert_ranks_equal_one(&sgd());
+}
+
+fn sgd() -> config::Optimizer {
+    config::Optimizer {
         name: OptimizerName::Sgd,
         lr: 0.02,
         momentum: Some(0.9),
         nesterov: Some(true),
         ..config::Optimizer::default()
+    }
+}
+
+#[test]
+fn overlap_and_bucket_size_change_no_bit() {
+    for world_size in [2, 3] {
+        let plain = train_on(world_size, &sgd(), PLAIN).remove(0);
+        for (bucket_cap_mib, overlap) in [(4, true), (1, true), (64, true), (1, false)] {
+            let communication = Communication { bucket_cap_mib, overlap };
+            let other = train_on(world_size, &sgd(), communication).remove(0);
+            assert!(other == plain, "{communication:?} on {world_size} ranks changes the result");
+        }
+    }
+}
+
+#[test]
+fn a_rank_without_images_does_not_hold_up_the_others() {
+    let sums = on_ranks(2, |world, board| {
+        let communicator = connect(Backend::Shm, world, Some(board), TIMEOUT).unwrap();
+        let network = Network::new(&Model::default(), [3, 32, 32], 10);
+        let tensors = network.tensors(true);
+        let mut flat = Flat::new(tensors, Device::Cpu, &*communicator).unwrap();
+        initialize(&mut flat, 0);
+        let sync = GradSync::new(&flat, communicator.clone(), 1, true).unwrap();
+        sync.begin();
+        if world.rank == 0 {
+            let images = Tensor::ones([2, 3, 32, 32], (Kind::Float, Device::Cpu));
+            ResNet::new(&network, &flat).forward(&images, Mode::Eval).sum(Kind::Float).backward();
+        }
+        sync.finish().unwrap();
+        let norm = flat.grads.norm().double_value(&[]);
+        communicator.finalize().unwrap();
+        norm
     });
+    assert!(sums[0] > 0.0 && sums[0] == sums[1], "{sums:?}");
 }

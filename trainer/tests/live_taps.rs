@@ -65,16 +65,12 @@ fn train(live_taps: bool, config: &config::Optimizer) -> Trained {
     let alone = connect(Backend::Shm, World::SINGLE, None, Duration::from_secs(1)).unwrap();
     let data_set = data();
     let images = Images::new(&data_set.train, &data_set, Device::Cpu);
-    let grad_sync = GradSync::new(&replica.flat, 25);
+    let grad_sync = GradSync::new(&replica.flat, alone.clone(), 25, false).unwrap();
     let mut counter = Counter::new(Device::Cpu);
     let losses = (0..STEPS).map(|step| {
         let indices: Vec<u32> = (step * BATCH..(step + 1) * BATCH).map(|i| i as u32).collect();
-        let parts = StepParts {
-            optimizer: &mut optimizer,
-            grad_sync: &grad_sync,
-            communicator: &*alone,
-            counter: &mut counter,
-        };
+        let parts =
+            StepParts { optimizer: &mut optimizer, grad_sync: &grad_sync, counter: &mut counter };
         let batch = images.batch(&indices);
         train_step(&mut replica, parts, Some(&batch), BATCH, config.lr).unwrap();
         counter.exchange(&*alone, false).unwrap().0.loss()

@@ -22,6 +22,44 @@ pub fn all_reduce(
     communicator.all_reduce(buffer(tensor)?, op)
 }
 
+/// A reduction under way. Dropping it waits for it.
+#[must_use = "a collective is complete only after `wait`"]
+pub struct TensorWork {
+    work: comm::Work,
+    /// Keeps the memory alive that the collective reads and writes, also when this is forgotten.
+    _tensor: Tensor,
+}
+
+impl TensorWork {
+    /// Waits for the end: on the CPU until the result is there, on a device until work queued later
+    /// will see it.
+    ///
+    /// # Errors
+    /// See [`Communicator::all_reduce`].
+    pub fn wait(self) -> comm::Result<()> {
+        self.work.wait()
+    }
+}
+
+/// Starts to reduce a contiguous tensor over all ranks, in place. Until the end nobody else may use
+/// its elements.
+///
+/// # Errors
+/// When the communicator has failed.
+///
+/// # Panics
+/// As [`all_reduce`].
+pub fn start_all_reduce(
+    communicator: &dyn Communicator,
+    mut tensor: Tensor,
+    op: ReduceOp,
+) -> comm::Result<TensorWork> {
+    let raw = buffer(&mut tensor)?.raw();
+    // SAFETY: the tensor keeps its memory for as long as the work exists, and dropping that waits.
+    let work = unsafe { communicator.start(comm::Collective::AllReduce(op), raw) }?;
+    Ok(TensorWork { work, _tensor: tensor })
+}
+
 /// Copies a contiguous tensor of `root` to every rank.
 ///
 /// # Errors

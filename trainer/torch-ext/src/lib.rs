@@ -9,10 +9,12 @@ use tch::Tensor;
 
 mod autocast;
 pub mod collective;
+mod hooks;
 mod memory;
 mod replay;
 
 pub use autocast::autocast_bf16;
+pub use hooks::on_gradient;
 pub use memory::{peak_rss_bytes, tensor_in_shared_memory};
 pub use replay::{SgdStep, replay_adamw, replay_sgd};
 

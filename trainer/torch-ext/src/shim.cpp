@@ -8,6 +8,8 @@
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <dlfcn.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
 
 #include <cstring>
 #include <exception>
@@ -28,6 +30,18 @@ char* guarded(F&& body) {
     }
 }
 
+// Tells its owner that backward has added to a gradient.
+struct GradientHook : torch::autograd::PostAccumulateGradHook {
+    void* context;
+    void (*call)(void*);
+    void (*release)(void*);
+
+    GradientHook(void* context, void (*call)(void*), void (*release)(void*))
+        : context(context), call(call), release(release) {}
+    ~GradientHook() override { release(context); }
+    void operator()(const torch::autograd::Variable&) override { call(context); }
+};
+
 c10::Device cuda(int index) {
     return c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index));
 }
@@ -40,6 +54,16 @@ void torch_ext_free(char* message) { free(message); }
 
 char* torch_ext_set_grad(at::Tensor* parameter, const at::Tensor* grad) {
     return guarded([&] { parameter->mutable_grad() = *grad; });
+}
+
+char* torch_ext_on_gradient(at::Tensor* parameter, void* context, void (*call)(void*),
+                            void (*release)(void*)) {
+    return guarded([&] {
+        auto hook = std::make_unique<GradientHook>(context, call, release);
+        TORCH_CHECK(parameter->is_leaf() && parameter->requires_grad(),
+                    "only a leaf that requires a gradient has one");
+        torch::autograd::impl::set_post_acc_grad_hooks(*parameter, std::move(hook));
+    });
 }
 
 char* torch_ext_fused_adamw(at::Tensor* parameters, const at::Tensor* grads, at::Tensor* exp_avg,

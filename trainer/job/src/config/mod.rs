@@ -331,14 +331,33 @@ pub struct Comm {
     pub backend: CommBackend,
     /// Gradients are averaged in portions of at most so many MiB.
     pub bucket_cap_mib: usize,
+    /// Whether a portion is averaged while backward makes the next.
+    pub overlap: Overlap,
     /// How long a rank waits for others before it names them and gives up.
     pub timeout_seconds: u64,
 }
 
 impl Default for Comm {
     fn default() -> Self {
-        Self { backend: CommBackend::Auto, bucket_cap_mib: 25, timeout_seconds: 120 }
+        Self {
+            backend: CommBackend::Auto,
+            bucket_cap_mib: 25,
+            overlap: Overlap::Auto,
+            timeout_seconds: 120,
+        }
     }
+}
+
+/// Whether gradients are averaged while backward goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Overlap {
+    /// Where it is faster: not between CPU ranks that share memory.
+    Auto,
+    /// Yes.
+    On,
+    /// No: after backward.
+    Off,
 }
 
 /// Over what ranks talk.
