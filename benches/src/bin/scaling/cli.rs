@@ -39,7 +39,7 @@ pub struct Args {
     pub repeats: usize,
 
     /// What PyTorch runs as
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Mode::Plain, Mode::Tuned])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Mode::Plain, Mode::Tuned, Mode::TunedFp32])]
     pub peers: Vec<Mode>,
 
     /// Measure ours only
@@ -106,6 +106,8 @@ pub enum Mode {
     Plain,
     /// As someone writes it who knows PyTorch well.
     Tuned,
+    /// Tuned in fp32: on a CPU and small images it may be faster.
+    TunedFp32,
     /// Tuned, with ranks that do not communicate.
     None,
 }
@@ -116,6 +118,7 @@ impl Mode {
         match self {
             Self::Plain => "plain",
             Self::Tuned => "tuned",
+            Self::TunedFp32 => "tuned-fp32",
             Self::None => "none",
         }
     }
