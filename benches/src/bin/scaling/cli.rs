@@ -30,8 +30,8 @@ pub struct Args {
     #[arg(long, value_name = "N,N", value_delimiter = ',')]
     pub global_batch: Vec<usize>,
 
-    /// Timed steps of a run; 10 more come before them
-    #[arg(long, default_value_t = 60)]
+    /// Timed steps of a run, a multiple of 10; 10 more come before them
+    #[arg(long, default_value_t = 60, value_parser = whole_records)]
     pub steps: u64,
 
     /// Rounds; everything runs once a round
@@ -157,6 +157,15 @@ fn variant(text: &str) -> Result<Variant, String> {
     Ok(Variant { name: name.to_owned(), overrides })
 }
 
+/// Time is read off the trainer's records, one every ten steps.
+fn whole_records(text: &str) -> Result<u64, String> {
+    let steps: u64 = text.parse().map_err(|error| format!("{error}"))?;
+    if steps > 0 && steps.is_multiple_of(10) {
+        return Ok(steps);
+    }
+    Err("must be a multiple of 10, and not 0".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -185,6 +194,7 @@ mod tests {
         };
         assert_eq!(parse(&["--cpu", "1,2"]).unwrap().cpu, [1, 2]);
         assert!(parse(&[]).is_err());
+        assert!(parse(&["--cpu", "1", "--steps", "5"]).is_err());
         assert!(parse(&["--cpu", "1", "--gpus", "1"]).is_err());
     }
 }
