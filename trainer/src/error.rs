@@ -59,6 +59,9 @@ pub enum TrainError {
     /// libtorch refused.
     #[error("libtorch: {0}")]
     Torch(String),
+    /// A bug of this program.
+    #[error("panic: {0}")]
+    Panic(String),
 }
 
 impl TrainError {
@@ -74,9 +77,11 @@ impl TrainError {
             }
             Self::NotFinite { .. } => ExitCode::NotFinite,
             Self::Torch(message) if is_out_of_memory(message) => ExitCode::OutOfMemory,
-            Self::Comm(_) | Self::Checkpoint(_) | Self::Metrics(_) | Self::Torch(_) => {
-                ExitCode::RankFailed
-            }
+            Self::Comm(_)
+            | Self::Checkpoint(_)
+            | Self::Metrics(_)
+            | Self::Torch(_)
+            | Self::Panic(_) => ExitCode::RankFailed,
         }
     }
 
@@ -89,7 +94,8 @@ impl TrainError {
             .unwrap_or("a panic without a message");
         // The rest of a libtorch message is a C++ backtrace.
         let end = text.find("\\nException raised from").unwrap_or(text.len());
-        Self::Torch(text[..end].to_owned())
+        let message = text[..end].to_owned();
+        if text.contains("Torch(") { Self::Torch(message) } else { Self::Panic(message) }
     }
 }
 
@@ -123,6 +129,10 @@ mod tests {
         let error = TrainError::from_panic(&*payload);
         assert_eq!(error.exit_code(), ExitCode::OutOfMemory);
         assert!(!error.to_string().contains("Exception raised"), "{error}");
-        assert_eq!(TrainError::from_panic(&"shape").exit_code(), ExitCode::RankFailed);
+        let bug = TrainError::from_panic(&"index out of bounds");
+        assert_eq!(
+            (bug.exit_code(), bug.to_string()),
+            (ExitCode::RankFailed, "panic: index out of bounds".to_owned())
+        );
     }
 }

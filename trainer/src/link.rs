@@ -65,7 +65,7 @@ impl Link {
             last.state.is_none_or(|(before, at)| before != phase || at.elapsed() > STATE_INTERVAL);
         if is_due {
             last.state = Some((phase, Instant::now()));
-            self.send(&ToLauncher::State { phase, epoch, step });
+            self.send_now_or_never(&ToLauncher::State { phase, epoch, step });
         }
     }
 
@@ -79,21 +79,22 @@ impl Link {
     pub fn progress(&self, message: &ToLauncher) {
         let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         last.progress = Some(Instant::now());
-        self.send(message);
+        self.send_now_or_never(message);
     }
 
     /// Says why the rank is about to end.
     pub fn failed(&self, error: &TrainError) {
-        self.send(&ToLauncher::Failed {
-            exit_code: error.exit_code() as u8,
-            message: error.to_string(),
-        });
+        if let Some(client) = &self.client {
+            let (exit_code, message) = (error.exit_code() as u8, error.to_string());
+            // Without a launcher there is nobody to tell.
+            let _ = client.send(&ToLauncher::Failed { exit_code, message });
+        }
     }
 
-    fn send(&self, message: &ToLauncher) {
+    fn send_now_or_never(&self, message: &ToLauncher) {
         if let Some(client) = &self.client {
             // A launcher that is gone has set the stop flag.
-            let _ = client.send(message);
+            let _ = client.send_now_or_never(message);
         }
     }
 }

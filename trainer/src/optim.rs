@@ -98,7 +98,9 @@ impl Optimizer {
                 let count = (self.steps + 1) as f64;
                 let step = Tensor::full([0i64; 0], count, (Kind::Float, parameters.device()));
                 AdamW { lr, ..*rule }.step(parameters, grads, exp_avg, exp_avg_sq, &step)?;
-                owed.push((1.0 - lr * rule.weight_decay) as f32);
+                if rule.weight_decay > 0.0 {
+                    owed.push((1.0 - lr * rule.weight_decay) as f32);
+                }
             }
             Rule::Sgd { rule, momentum, owed, .. } => {
                 Sgd { lr, ..*rule }.step(parameters, grads, momentum, is_first)?;

@@ -41,6 +41,8 @@ pub struct Recorder {
     window: Window,
     /// Of this process, after the warm-up.
     total: Throughput,
+    /// The part of it in this epoch.
+    epoch: Throughput,
     step_ms: Vec<f64>,
 }
 
@@ -97,6 +99,7 @@ impl Recorder {
             steps_taken: 0,
             window: Window::default(),
             total: Throughput::default(),
+            epoch: Throughput::default(),
             step_ms: Vec::new(),
         })
     }
@@ -127,6 +130,7 @@ impl Recorder {
         if self.steps_taken > WARMUP_STEPS {
             self.window.throughput.add(images, times.total);
             self.total.add(images, times.total);
+            self.epoch.add(images, times.total);
             self.step_ms.push(milliseconds(times.total));
         }
         if state.step.is_multiple_of(self.log_every) {
@@ -163,9 +167,9 @@ impl Recorder {
     /// # Errors
     /// When they cannot be written.
     pub fn epoch(&mut self, state: &State, test: Tally) -> Result<()> {
+        let images_per_s = std::mem::take(&mut self.epoch).images_per_s();
         let Some(writer) = &mut self.writer else { return Ok(()) };
         let train = state.epoch_tally;
-        let images_per_s = train.images / state.epoch_seconds;
         let record = EpochRecord {
             epoch: state.epoch(),
             train_loss: train.loss(),
@@ -177,7 +181,7 @@ impl Recorder {
         };
         info!(
             "epoch {}/{}: train loss {:.4}, accuracy {:.4}; test loss {:.4}, accuracy {:.4}; \
-             {:.1} s, {images_per_s:.0} images/s",
+             {:.1} s, {:.0} images/s",
             record.epoch,
             self.epochs,
             record.train_loss,
@@ -185,6 +189,7 @@ impl Recorder {
             record.test_loss,
             record.test_accuracy,
             record.seconds,
+            train.images / state.epoch_seconds,
         );
         writer.write(&Record::Epoch(record))?;
         draw_curves(&self.run_dir)?;

@@ -70,6 +70,11 @@ pub fn build(cli: Cli, world: World, link: &Link) -> Result<Run<'_>> {
         config.comm.bucket_cap_mib,
         overlaps(config.comm.overlap, backend),
     )?;
+    if config.train.batch_size_per_rank == 1 {
+        warn!(
+            "one image a rank: batch norm has nothing to normalise over and uses running statistics"
+        );
+    }
     let recorder = Recorder::open(&config, &run_dir, &state, world, started)?;
     info!(
         "{} ranks on {}, {} parameters, {} training and {} test images of {}, global batch {}",

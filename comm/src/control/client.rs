@@ -6,6 +6,8 @@ use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use super::{PROTOCOL, ToLauncher, ToTrainer, read_frame, write_frame};
 use crate::bootstrap::Store;
 use crate::{CommError, Result};
@@ -76,6 +78,23 @@ impl ControlClient {
         Ok(client)
     }
 
+    /// Sends one message, unless that would have to wait: what is only of interest now must not hold
+    /// up a rank whose launcher is suspended.
+    ///
+    /// # Errors
+    /// [`CommError::Control`] when the launcher is gone.
+    pub fn send_now_or_never(&self, message: &ToLauncher) -> Result<()> {
+        let mut stream = lock(&self.stream);
+        // The kernel says that a stream has room while a good part of its buffer is free, which is
+        // far more than a frame.
+        let mut fds = [PollFd::new(&*stream, PollFlags::OUT)];
+        match poll(&mut fds, Some(&Timespec::default())) {
+            Ok(0) => Ok(()),
+            _ => write_frame(&mut *stream, message)
+                .map_err(|error| CommError::Control(error.to_string())),
+        }
+    }
+
     /// Sends one message.
     ///
     /// # Errors
@@ -135,4 +154,28 @@ fn read_messages(mut stream: UnixStream, inbox: &Inbox, stop: &StopFlag) {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+    use crate::control::Phase;
+
+    #[test]
+    fn a_launcher_that_does_not_read_holds_nobody_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("control");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let client = ControlClient::connect(&socket, 0, StopFlag::default()).unwrap();
+        let (unread, _) = listener.accept().unwrap();
+        let message = ToLauncher::State { phase: Phase::Training, epoch: 1, step: 1 };
+        // Far more than any socket buffer takes: a blocking send would never return.
+        for _ in 0..200_000 {
+            client.send_now_or_never(&message).unwrap();
+        }
+        drop(unread);
+        assert!(client.send_now_or_never(&message).is_err());
+    }
 }

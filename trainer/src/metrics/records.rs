@@ -74,9 +74,9 @@ pub struct EpochRecord {
     /// Of training, without the evaluation.
     #[serde(deserialize_with = "null_is_nan")]
     pub seconds: f64,
-    /// Over all ranks, while training.
-    #[serde(deserialize_with = "null_is_nan")]
-    pub images_per_s: f64,
+    /// Over all ranks, while training, without the first 10 steps of a process; `None` where there
+    /// were no more.
+    pub images_per_s: Option<f64>,
 }
 
 /// A process of a run as a whole.
@@ -133,7 +133,7 @@ pub(super) mod tests {
             test_loss: 1.4,
             test_accuracy,
             seconds: 60.0,
-            images_per_s: 800.0,
+            images_per_s: Some(800.0),
         }
     }
 

@@ -263,7 +263,7 @@ impl Default for Schedule {
 pub enum ScheduleName {
     /// Always `optimizer.lr`.
     Constant,
-    /// Half a cosine from `optimizer.lr` to 0 at the last step.
+    /// Half a cosine from `optimizer.lr` to 0 at the end of the run.
     Cosine,
 }
 
