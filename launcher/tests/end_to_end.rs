@@ -17,6 +17,8 @@ const CONFIG: &str = "
 data: {dataset: synthetic, train_images: 200, test_images: 50, augment: [crop, flip]}
 train: {epochs: 3, batch_size_per_rank: 16}
 metrics: {log_every: 1}
+# Two runs of one configuration must give the same weights, bit for bit.
+performance: {convolution: matmul}
 ";
 /// 200 images in global batches of 32.
 const STEPS_PER_EPOCH: usize = 7;

@@ -7,6 +7,7 @@
 
 pub mod checkpoint;
 pub mod cli;
+pub mod convolutions;
 pub mod data;
 pub mod device;
 mod error;

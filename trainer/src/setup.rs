@@ -1,6 +1,7 @@
 //! From a command line to a run that is ready for its first step.
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,7 @@ use crate::optim::Optimizer;
 use crate::recorder::Recorder;
 use crate::run::Run;
 use crate::step::{Counter, Replica};
-use crate::{Result, TrainError, device, init};
+use crate::{Result, TrainError, convolutions, device, init};
 
 /// Connects to the other ranks, reads the data, builds the network, and finds where to go on.
 ///
@@ -56,13 +57,29 @@ pub fn build(cli: Cli, world: World, link: &Link) -> Result<Run<'_>> {
     let mut flat = Flat::new(tensors, device, &*communicator)?;
     init::initialize(&mut flat, config.train.seed);
     let model = ResNet::new(&network, &flat);
-    let mut replica =
-        Replica { flat, model, device, precision: config.precision, norm_mode: Mode::Train };
+    let mut replica = Replica {
+        flat,
+        model,
+        device,
+        precision: config.precision,
+        convolutions: Rc::default(),
+        norm_mode: Mode::Train,
+    };
     let mut optimizer = Optimizer::new(&config.optimizer, &replica.flat);
     let start = State::start(world.world_size, data_hash);
     let state =
         resume(&cli.resume, &config, &run_dir, &mut replica.flat, &mut optimizer, start, world)?;
-    let state = share(&*communicator, &mut replica.flat, &mut optimizer, state)?;
+    let mut state = share(&*communicator, &mut replica.flat, &mut optimizer, state)?;
+    if device == Device::Cpu {
+        state.convolutions = convolutions::choose(
+            &replica,
+            config.performance.convolution,
+            data_set.train.shape,
+            config.train.batch_size_per_rank,
+            std::mem::take(&mut state.convolutions),
+            &*communicator,
+        )?;
+    }
 
     let grad_sync = GradSync::new(
         &replica.flat,
@@ -184,8 +201,12 @@ fn resume(
             found.state.world_size, world.world_size
         );
     }
-    let best_test_accuracy = found.state.best_test_accuracy.filter(|_| is_own);
-    Ok(State { world_size: world.world_size, best_test_accuracy, ..found.state })
+    let mut state = State { world_size: world.world_size, ..found.state };
+    if !is_own {
+        state.best_test_accuracy = None;
+        state.convolutions.clear();
+    }
+    Ok(state)
 }
 
 /// Says what shapes training otherwise than in the run that a checkpoint is taken from.

@@ -1,11 +1,13 @@
 //! One optimizer step, and what it counts.
 
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use comm::{Communicator, ReduceOp};
 use job::config::Precision;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Reduction, Tensor};
+use torch_ext::ConvTable;
 
 use crate::Result;
 use crate::data::Batch;
@@ -24,6 +26,8 @@ pub struct Replica {
     pub device: Device,
     /// What the layers compute in.
     pub precision: Precision,
+    /// How its convolutions are computed.
+    pub convolutions: Rc<ConvTable>,
     /// What batch norm does in training steps: [`Mode::Eval`] freezes its statistics.
     pub norm_mode: Mode,
 }
@@ -34,9 +38,11 @@ impl Replica {
     /// # Errors
     /// When libtorch refuses.
     pub fn in_precision<T>(&self, body: impl FnOnce(&ResNet) -> T) -> Result<T> {
-        Ok(match self.precision {
-            Precision::Fp32 => body(&self.model),
-            Precision::Bf16 => torch_ext::autocast_bf16(self.device, || body(&self.model))?,
+        self.convolutions.in_use(|| {
+            Ok(match self.precision {
+                Precision::Fp32 => body(&self.model),
+                Precision::Bf16 => torch_ext::autocast_bf16(self.device, || body(&self.model))?,
+            })
         })
     }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -94,6 +95,7 @@ fn train(
         model,
         device: Device::Cpu,
         precision: Precision::Fp32,
+        convolutions: Rc::default(),
         // Statistics of a batch depend on who holds which part of it; frozen ones do not.
         norm_mode: Mode::Eval,
     };

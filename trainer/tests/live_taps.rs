@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use comm::bootstrap::{Backend, connect};
@@ -45,6 +46,7 @@ fn untrained(live_taps: bool, optimizer: &config::Optimizer) -> (Replica, Optimi
         model,
         device: Device::Cpu,
         precision: Precision::Fp32,
+        convolutions: Rc::default(),
         norm_mode: Mode::Train,
     };
     (replica, optimizer)

@@ -20,6 +20,8 @@ data: {dataset: synthetic, train_images: 72, test_images: 20, augment: [crop, fl
 train: {epochs: 3, batch_size_per_rank: 16}
 metrics: {log_every: 1}
 precision: fp32
+# The uninterrupted run must give the same weights, bit for bit.
+performance: {convolution: matmul}
 ";
 /// Four whole batches and one of 8.
 const STEPS_PER_EPOCH: u64 = 5;

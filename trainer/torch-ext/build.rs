@@ -5,8 +5,13 @@ use std::path::{Path, PathBuf};
 /// The libtorch that `tch` is made for.
 const WANTED: &str = "2.11.0";
 
+/// The shim.
+const SOURCES: [&str; 2] = ["src/conv.cpp", "src/shim.cpp"];
+
 fn main() {
-    println!("cargo:rerun-if-changed=src/shim.cpp");
+    for source in SOURCES.iter().chain(&["src/shim.h"]) {
+        println!("cargo:rerun-if-changed={source}");
+    }
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     let libtorch = std::env::var_os("LIBTORCH").map(PathBuf::from).unwrap_or_default();
     let Ok(libtorch) = libtorch.canonicalize() else {
@@ -23,7 +28,7 @@ fn main() {
         .std("c++17")
         .flag("-isystem")
         .flag(libtorch.join("include"))
-        .file("src/shim.cpp")
+        .files(SOURCES)
         .compile("torch_ext");
     let lib = libtorch.join("lib");
     println!("cargo:rustc-link-search=native={}", lib.display());

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::convolutions::ConvChoice;
 use crate::step::Tally;
 
 /// Where a run is: all that the loop knows besides tensors.
@@ -24,6 +25,9 @@ pub struct State {
     pub world_size: usize,
     /// Hash of the data set.
     pub data_hash: String,
+    /// How convolutions are computed, where that was chosen.
+    #[serde(default)]
+    pub convolutions: Vec<ConvChoice>,
 }
 
 impl State {
@@ -38,6 +42,7 @@ impl State {
             best_test_accuracy: None,
             world_size,
             data_hash,
+            convolutions: Vec::new(),
         }
     }
 

@@ -22,8 +22,10 @@ impl Conv {
 
     /// `[N, C, H, W]` to `[N, C', H', W']`.
     pub fn forward(&self, input: &Tensor) -> Tensor {
-        let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
-        input.conv2d(&self.weight, None::<&Tensor>, stride, padding, [1, 1], 1)
+        match torch_ext::conv2d(input, &self.weight, self.stride, self.padding, 1) {
+            Ok(output) => output,
+            Err(error) => panic!("{error}"),
+        }
     }
 }
 

@@ -9,11 +9,13 @@ use tch::Tensor;
 
 mod autocast;
 pub mod collective;
+mod conv;
 mod hooks;
 mod memory;
 mod replay;
 
 pub use autocast::autocast_bf16;
+pub use conv::{ConvMethod, ConvMethods, ConvShape, ConvTable, PassSeconds, conv2d};
 pub use hooks::on_gradient;
 pub use memory::{peak_rss_bytes, tensor_in_shared_memory};
 pub use replay::{SgdStep, replay_adamw, replay_sgd};

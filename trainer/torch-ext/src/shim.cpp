@@ -2,6 +2,8 @@
 // with torch_ext_free. No CUDA header is needed: streams and statistics come through libtorch_cpu's
 // device-agnostic interface.
 
+#include "shim.h"
+
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/Functions.h>
 #include <ATen/autocast_mode.h>
@@ -11,24 +13,7 @@
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
 
-#include <cstring>
-#include <exception>
-
 namespace {
-
-// Runs `body`; an exception becomes a message. c10::Error's own what() carries a C++ backtrace,
-// which helps nobody here.
-template <typename F>
-char* guarded(F&& body) {
-    try {
-        body();
-        return nullptr;
-    } catch (const c10::Error& error) {
-        return strdup(error.what_without_backtrace());
-    } catch (const std::exception& error) {
-        return strdup(error.what());
-    }
-}
 
 // Tells its owner that backward has added to a gradient.
 struct GradientHook : torch::autograd::PostAccumulateGradHook {

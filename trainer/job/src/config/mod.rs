@@ -315,11 +315,26 @@ pub struct Performance {
     /// Whether taps of a kernel that never see a pixel at this image size are left out: neither
     /// convolved, communicated nor stepped. Files show them all the same.
     pub live_taps: bool,
+    /// How convolutions are computed on the CPU.
+    pub convolution: Convolution,
+}
+
+/// How convolutions are computed on the CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Convolution {
+    /// Each pass of each as was faster when measured before the first step. Results of two runs can
+    /// differ by rounding.
+    Auto,
+    /// All by libtorch's convolution.
+    Library,
+    /// All as matrix products over unfolded input.
+    Matmul,
 }
 
 impl Default for Performance {
     fn default() -> Self {
-        Self { live_taps: true }
+        Self { live_taps: true, convolution: Convolution::Auto }
     }
 }
 

@@ -1,0 +1,101 @@
+//! Which way each convolution is computed on the CPU: measured before the first step.
+//!
+//! Both ways add the same products in another order, so a choice changes results by rounding only.
+//! It is agreed by all ranks and kept in checkpoints: a run that goes on computes as before.
+
+use comm::{Communicator, ReduceOp};
+use job::config::{Convolution, Precision};
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+use torch_ext::{ConvMethod, ConvMethods, ConvShape, PassSeconds};
+use tracing::{debug, info};
+
+use crate::Result;
+use crate::model::Mode;
+use crate::step::Replica;
+
+/// How the convolutions of one shape are computed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConvChoice {
+    /// Which ones.
+    pub shape: ConvShape,
+    /// How.
+    pub methods: ConvMethods,
+}
+
+/// Chooses for every convolution of `replica`, with `images` images of shape `[C, H, W]`, what
+/// `known` does not say already, and returns all choices. Collective.
+///
+/// # Errors
+/// When a peer is gone or late, or libtorch refuses.
+pub fn choose(
+    replica: &Replica,
+    convolution: Convolution,
+    image: [usize; 3],
+    images: usize,
+    mut known: Vec<ConvChoice>,
+    communicator: &dyn Communicator,
+) -> Result<Vec<ConvChoice>> {
+    let fixed = match convolution {
+        Convolution::Library => return Ok(Vec::new()),
+        Convolution::Matmul => Some(ConvMethod::Matmul),
+        Convolution::Auto => None,
+    };
+    let table = &replica.convolutions;
+    for ConvChoice { shape, methods } in &known {
+        table.set(*shape, *methods);
+    }
+    let unknown = shapes_without_choice(replica, image)?;
+    let methods = match fixed {
+        Some(method) => vec![[method; 3]; unknown.len()],
+        None => measure(&unknown, replica.precision, images, communicator)?,
+    };
+    for (shape, methods) in unknown.into_iter().zip(methods) {
+        table.set(shape, methods);
+        known.push(ConvChoice { shape, methods });
+    }
+    let passes = known.iter().flat_map(|choice| choice.methods);
+    let products = passes.filter(|method| *method == ConvMethod::Matmul).count();
+    info!("{products} of {} passes of convolutions are matrix products", 3 * known.len());
+    Ok(known)
+}
+
+/// Runs two images through the network: one alone might be taken for a special case.
+fn shapes_without_choice(replica: &Replica, image: [usize; 3]) -> Result<Vec<ConvShape>> {
+    let [channels, height, width] = image.map(|size| size as i64);
+    let images = Tensor::zeros([2, channels, height, width], (Kind::Float, replica.device));
+    let _ = replica.in_precision(|model| tch::no_grad(|| model.forward(&images, Mode::Eval)))?;
+    Ok(replica.convolutions.take_unknown())
+}
+
+/// The faster methods by the sum of all ranks' times, measured at the same time as they will train.
+fn measure(
+    shapes: &[ConvShape],
+    precision: Precision,
+    images: usize,
+    communicator: &dyn Communicator,
+) -> Result<Vec<ConvMethods>> {
+    let mut seconds = Vec::with_capacity(shapes.len() * 6);
+    for shape in shapes {
+        let passes = shape.time(images, precision == Precision::Bf16)?;
+        seconds.extend(passes.iter().flat_map(|pass| [pass.library, pass.matmul]));
+    }
+    if seconds.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut sums = Tensor::from_slice(&seconds);
+    torch_ext::collective::all_reduce(communicator, &mut sums, ReduceOp::Sum)?;
+    let sums = Vec::<f64>::try_from(&sums)?;
+    let pass = |pair: &[f64]| PassSeconds { library: pair[0], matmul: pair[1] }.faster();
+    for (shape, six) in shapes.iter().zip(sums.chunks(6)) {
+        let ms = |seconds: &f64| seconds * 1e3 / communicator.world_size() as f64;
+        let [f, f_matmul, i, i_matmul, w, w_matmul] = std::array::from_fn(|at| ms(&six[at]));
+        debug!(
+            "{shape}: library and matmul take, in ms: forward {f:.2} {f_matmul:.2}, gradient of \
+             the input {i:.2} {i_matmul:.2}, of the weight {w:.2} {w_matmul:.2}"
+        );
+    }
+    let methods = sums.chunks(6).map(|six| std::array::from_fn(|i| pass(&six[2 * i..2 * i + 2])));
+    Ok(methods.collect())
+}

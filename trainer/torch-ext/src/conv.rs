@@ -1,0 +1,333 @@
+//! Convolution on the CPU, each of whose passes is computed in whichever way is faster there.
+//!
+//! libtorch's own convolutions are slow on small maps, above all the gradient of the weights. There
+//! the same sums as one matrix product over unfolded input (im2col) are up to 40 times faster; on
+//! large maps unfolding costs more than it saves. So ways are chosen by shape and by pass.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::c_char;
+use std::fmt;
+use std::rc::Rc;
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Tensor};
+
+use crate::{CTensor, Result, TorchError, check, ptr};
+
+unsafe extern "C" {
+    fn torch_ext_conv2d(
+        input: *const CTensor,
+        weight: *const CTensor,
+        stride: i64,
+        padding: i64,
+        unfolds: *const bool,
+        out: *mut *mut CTensor,
+    ) -> *mut c_char;
+    fn torch_ext_time_conv2d(
+        input_size: *const i64,
+        weight_size: *const i64,
+        stride: i64,
+        padding: i64,
+        is_bf16: bool,
+        seconds: *mut f64,
+    ) -> *mut c_char;
+}
+
+/// A convolution without bias, dilation or groups, but for the number of images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ConvShape {
+    /// Channels, height and width of an image.
+    pub input: [i64; 3],
+    /// `[C', C, K, L]`.
+    pub weight: [i64; 4],
+    /// In both directions.
+    pub stride: i64,
+    /// On all sides.
+    pub padding: i64,
+}
+
+/// How one pass is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ConvMethod {
+    /// libtorch's convolution.
+    #[default]
+    Library,
+    /// A matrix product over unfolded input.
+    Matmul,
+}
+
+/// How forward, the gradient of the input and the gradient of the weight are computed.
+pub type ConvMethods = [ConvMethod; 3];
+
+/// What a pass takes by each method, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct PassSeconds {
+    /// [`ConvMethod::Library`].
+    pub library: f64,
+    /// [`ConvMethod::Matmul`].
+    pub matmul: f64,
+}
+
+impl PassSeconds {
+    /// The method that takes less.
+    pub fn faster(self) -> ConvMethod {
+        if self.matmul < self.library { ConvMethod::Matmul } else { ConvMethod::Library }
+    }
+}
+
+impl fmt::Display for ConvShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { input: [c, h, w], weight: [outputs, _, rows, columns], stride, padding } = self;
+        write!(f, "{c} x {h} x {w} to {outputs} channels, kernel {rows} x {columns}")?;
+        write!(f, ", stride {stride}, padding {padding}")
+    }
+}
+
+impl ConvShape {
+    /// Times forward, the gradient of the input and the gradient of the weight, on `images` images
+    /// in bf16 or fp32.
+    ///
+    /// # Errors
+    /// When the shape is none, or memory is short.
+    pub fn time(&self, images: usize, bf16: bool) -> Result<[PassSeconds; 3]> {
+        let [channels, height, width] = self.input;
+        let input = [images as i64, channels, height, width];
+        let mut seconds = [0.0; 6];
+        // SAFETY: sizes are arrays of 4, and `seconds` has room for the six answers.
+        unsafe {
+            check(torch_ext_time_conv2d(
+                input.as_ptr(),
+                self.weight.as_ptr(),
+                self.stride,
+                self.padding,
+                bf16,
+                seconds.as_mut_ptr(),
+            ))
+        }?;
+        let (library, matmul) = seconds.split_at(3);
+        Ok(std::array::from_fn(|pass| PassSeconds { library: library[pass], matmul: matmul[pass] }))
+    }
+}
+
+/// How each convolution of a network is computed, by its shape.
+///
+/// Choosing is somebody else's: a table starts empty and notes the shapes that it is asked for, which
+/// are computed by the library meanwhile.
+#[derive(Debug, Default)]
+pub struct ConvTable {
+    methods: RefCell<HashMap<ConvShape, ConvMethods>>,
+    unknown: RefCell<Vec<ConvShape>>,
+}
+
+thread_local! {
+    static IN_USE: RefCell<Option<Rc<ConvTable>>> = const { RefCell::new(None) };
+}
+
+/// Restores the table that was in use before, also after a panic.
+struct Restore(Option<Rc<ConvTable>>);
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        IN_USE.set(self.0.take());
+    }
+}
+
+impl ConvTable {
+    /// Every [`conv2d`] that `body` calls on this thread, and its backward, follows this table.
+    pub fn in_use<T>(self: &Rc<Self>, body: impl FnOnce() -> T) -> T {
+        let _restore = Restore(IN_USE.replace(Some(Rc::clone(self))));
+        body()
+    }
+
+    /// From now on computes convolutions of this shape so.
+    pub fn set(&self, shape: ConvShape, methods: ConvMethods) {
+        self.methods.borrow_mut().insert(shape, methods);
+    }
+
+    /// Shapes that were asked for and are not in the table, each once, in order; forgets them.
+    pub fn take_unknown(&self) -> Vec<ConvShape> {
+        self.unknown.take()
+    }
+
+    fn get(&self, shape: ConvShape) -> ConvMethods {
+        let known = self.methods.borrow().get(&shape).copied();
+        known.unwrap_or_else(|| {
+            let mut unknown = self.unknown.borrow_mut();
+            if !unknown.contains(&shape) {
+                unknown.push(shape);
+            }
+            ConvMethods::default()
+        })
+    }
+}
+
+/// `input` `[N, C, H, W]` convolved with `weight` `[C', C, K, L]`: `[N, C', H', W']`, channels-last on
+/// the CPU. Under autocast in its dtype. A convolution without groups on the CPU follows the
+/// [`ConvTable`] in use.
+///
+/// # Errors
+/// When the shapes do not fit.
+pub fn conv2d(
+    input: &Tensor,
+    weight: &Tensor,
+    stride: i64,
+    padding: i64,
+    groups: i64,
+) -> Result<Tensor> {
+    let from_tch = |error: tch::TchError| TorchError(error.to_string());
+    let table = IN_USE.with_borrow(Clone::clone);
+    let Some(table) = table.filter(|_| groups == 1 && input.device() == Device::Cpu) else {
+        let (strides, paddings) = ([stride; 2], [padding; 2]);
+        return input
+            .f_conv2d(weight, None::<&Tensor>, strides, paddings, [1, 1], groups)
+            .map_err(from_tch);
+    };
+    let (_, channels, height, width) = input.size4().map_err(from_tch)?;
+    let (outputs, inputs, rows, columns) = weight.size4().map_err(from_tch)?;
+    let shape = ConvShape {
+        input: [channels, height, width],
+        weight: [outputs, inputs, rows, columns],
+        stride,
+        padding,
+    };
+    let unfolds = table.get(shape).map(|method| method == ConvMethod::Matmul);
+    let mut output = std::ptr::null_mut();
+    // SAFETY: live tensors, three flags, and a valid place for the answer.
+    unsafe {
+        check(torch_ext_conv2d(
+            ptr(input),
+            ptr(weight),
+            stride,
+            padding,
+            unfolds.as_ptr(),
+            &raw mut output,
+        ))
+    }?;
+    // SAFETY: the shim made a tensor on the heap and gave it to us.
+    Ok(unsafe { Tensor::from_ptr(output.cast()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Kind, Tensor};
+
+    use super::*;
+    use crate::autocast_bf16;
+
+    /// `[N, C, H, W]`, `[C', C, K, L]`, stride, padding.
+    const CASES: [([i64; 4], [i64; 4], i64, i64); 8] = [
+        ([3, 8, 4, 4], [16, 8, 3, 3], 1, 1),
+        ([3, 8, 5, 7], [4, 8, 3, 3], 2, 1),
+        ([2, 3, 9, 9], [5, 3, 7, 7], 2, 3),
+        ([2, 8, 4, 4], [4, 8, 1, 1], 1, 0),
+        ([2, 8, 5, 5], [4, 8, 1, 1], 2, 0),
+        ([2, 8, 2, 2], [4, 8, 2, 2], 2, 0),
+        ([2, 8, 6, 5], [4, 8, 2, 3], 2, 0),
+        ([2, 8, 1, 1], [4, 8, 3, 3], 1, 1),
+    ];
+
+    fn random(size: &[i64]) -> Tensor {
+        Tensor::randn(size, (Kind::Float, Device::Cpu))
+    }
+
+    /// Output, gradient of the input, gradient of the weight.
+    fn passes(
+        input: &Tensor,
+        weight: &Tensor,
+        output: impl FnOnce(&Tensor, &Tensor) -> Tensor,
+    ) -> [Tensor; 3] {
+        let input = input.detach().copy().set_requires_grad(true);
+        let weight = weight.detach().copy().set_requires_grad(true);
+        let output = output(&input, &weight);
+        // A gradient that differs from element to element.
+        let len = output.numel() as i64;
+        let grad = Tensor::arange(len, (Kind::Float, Device::Cpu)).sin().view_as(&output);
+        (&output * grad).sum(Kind::Float).backward();
+        [output.detach(), input.grad(), weight.grad()]
+    }
+
+    fn relative_error(found: &Tensor, wanted: &Tensor) -> f64 {
+        let difference = (found.to_kind(Kind::Float) - wanted).norm().double_value(&[]);
+        difference / wanted.norm().double_value(&[])
+    }
+
+    fn largest_error(methods: ConvMethods, bf16: bool) -> f64 {
+        tch::manual_seed(0);
+        let mut largest: f64 = 0.0;
+        for (input, weight, stride, padding) in CASES {
+            let [channels, height, width] = [input[1], input[2], input[3]];
+            let shape = ConvShape { input: [channels, height, width], weight, stride, padding };
+            let table = Rc::new(ConvTable::default());
+            table.set(shape, methods);
+            let (input, weight) = (random(&input), random(&weight));
+            let convolve = |x: &Tensor, w: &Tensor| {
+                let run = || table.in_use(|| conv2d(x, w, stride, padding, 1).unwrap());
+                if bf16 { autocast_bf16(Device::Cpu, run).unwrap() } else { run() }
+            };
+            let found = passes(&input, &weight, convolve);
+            assert!(table.take_unknown().is_empty(), "{shape:?} is another shape");
+            let wanted = passes(&input, &weight, |x, w| conv2d(x, w, stride, padding, 1).unwrap());
+            for (found, wanted) in found.iter().zip(&wanted) {
+                assert_eq!(found.size(), wanted.size());
+                largest = largest.max(relative_error(found, wanted));
+            }
+        }
+        largest
+    }
+
+    #[test]
+    fn matrix_products_give_what_the_library_gives() {
+        let error = largest_error([ConvMethod::Matmul; 3], false);
+        assert!(error < 1e-6, "{error}");
+    }
+
+    #[test]
+    fn in_bf16_both_round_alike() {
+        let library = largest_error([ConvMethod::Library; 3], true);
+        let matmul = largest_error([ConvMethod::Matmul; 3], true);
+        assert!(matmul < 1.1 * library && library < 0.01, "{matmul} {library}");
+    }
+
+    #[test]
+    fn each_pass_has_its_own_method() {
+        for pass in 0..3 {
+            let mut methods = ConvMethods::default();
+            methods[pass] = ConvMethod::Matmul;
+            let error = largest_error(methods, false);
+            assert!(error < 1e-6, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_table_notes_what_it_does_not_know_once() {
+        let table = Rc::new(ConvTable::default());
+        let (input, weight) = (random(&[1, 2, 4, 4]), random(&[3, 2, 3, 3]));
+        table.in_use(|| {
+            for _ in 0..2 {
+                let _ = conv2d(&input, &weight, 1, 1, 1).unwrap();
+            }
+        });
+        let shape = ConvShape { input: [2, 4, 4], weight: [3, 2, 3, 3], stride: 1, padding: 1 };
+        assert_eq!(table.take_unknown(), [shape]);
+        assert_eq!(table.take_unknown(), []);
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_an_error() {
+        let table = Rc::new(ConvTable::default());
+        let (input, weight) = (random(&[1, 2, 4, 4]), random(&[3, 5, 3, 3]));
+        assert!(table.in_use(|| conv2d(&input, &weight, 1, 1, 1)).is_err());
+        assert!(conv2d(&input, &weight, 1, 1, 1).is_err());
+    }
+
+    #[test]
+    fn every_pass_is_timed() {
+        let shape = ConvShape { input: [8, 4, 4], weight: [8, 8, 3, 3], stride: 1, padding: 1 };
+        let times = shape.time(4, true).unwrap();
+        assert!(times.iter().all(|time| time.library > 0.0 && time.matmul > 0.0), "{times:?}");
+        let slow = PassSeconds { library: 2.0, matmul: 1.0 };
+        assert_eq!(slow.faster(), ConvMethod::Matmul);
+    }
+}
