@@ -9,8 +9,10 @@ use std::fs;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use comm::control::{Phase, ToLauncher, read_frame};
+use job::run_dir::{Resume, RunDir};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -25,6 +27,15 @@ performance: {convolution: matmul}
 ";
 /// Four whole batches and one of 8.
 const STEPS_PER_EPOCH: u64 = 5;
+
+/// A child inherits the lock of whatever run directory is open while it is made, and these tests run
+/// in one process.
+static SPAWNING: Mutex<()> = Mutex::new(());
+
+fn spawn(command: &mut Command) -> Child {
+    let _lock = SPAWNING.lock().unwrap_or_else(PoisonError::into_inner);
+    command.spawn().unwrap()
+}
 
 struct Job {
     folder: TempDir,
@@ -56,7 +67,7 @@ impl Job {
 
     /// Runs to the end.
     fn finish(&self) {
-        let output = self.command().stderr(Stdio::piped()).output().unwrap();
+        let output = spawn(self.command().stderr(Stdio::piped())).wait_with_output().unwrap();
         let log = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{:?}: {log}", output.status);
     }
@@ -68,8 +79,11 @@ impl Job {
         let listener = UnixListener::bind(&socket).unwrap();
         // The launcher prepares the run directory.
         let config = job::config::load(&self.folder.path().join("config.yaml"), &[]).unwrap();
-        drop(job::run_dir::RunDir::open(&self.run_dir(), &config, &job::run_dir::Resume::Auto));
-        let mut trainer = self.command().env("LOCKSTEP_CONTROL", &socket).spawn().unwrap();
+        {
+            let _lock = SPAWNING.lock().unwrap_or_else(PoisonError::into_inner);
+            RunDir::open(&self.run_dir(), &config, &Resume::Auto).unwrap();
+        }
+        let mut trainer = spawn(self.command().env("LOCKSTEP_CONTROL", &socket));
         let (mut stream, _) = listener.accept().unwrap();
         while let Some(message) = read_frame::<ToLauncher>(&mut stream).unwrap() {
             if act(&trainer, &message) {
