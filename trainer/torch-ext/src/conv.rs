@@ -228,8 +228,10 @@ mod tests {
         ([2, 8, 1, 1], [4, 8, 3, 3], 1, 1),
     ];
 
-    fn random(size: &[i64]) -> Tensor {
-        Tensor::randn(size, (Kind::Float, Device::Cpu))
+    /// Between -1 and 1. Not libtorch's random numbers: tests share their generator.
+    fn numbers(size: &[i64], phase: f64) -> Tensor {
+        let len = size.iter().product::<i64>();
+        (Tensor::arange(len, (Kind::Float, Device::Cpu)) * (1.7 + phase)).sin().view(size)
     }
 
     /// Output, gradient of the input, gradient of the weight.
@@ -242,8 +244,7 @@ mod tests {
         let weight = weight.detach().copy().set_requires_grad(true);
         let output = output(&input, &weight);
         // A gradient that differs from element to element.
-        let len = output.numel() as i64;
-        let grad = Tensor::arange(len, (Kind::Float, Device::Cpu)).sin().view_as(&output);
+        let grad = numbers(&output.size(), 2.0);
         (&output * grad).sum(Kind::Float).backward();
         [output.detach(), input.grad(), weight.grad()]
     }
@@ -254,14 +255,13 @@ mod tests {
     }
 
     fn largest_error(methods: ConvMethods, bf16: bool) -> f64 {
-        tch::manual_seed(0);
         let mut largest: f64 = 0.0;
         for (input, weight, stride, padding) in CASES {
             let [channels, height, width] = [input[1], input[2], input[3]];
             let shape = ConvShape { input: [channels, height, width], weight, stride, padding };
             let table = Rc::new(ConvTable::default());
             table.set(shape, methods);
-            let (input, weight) = (random(&input), random(&weight));
+            let (input, weight) = (numbers(&input, 0.0), numbers(&weight, 1.0));
             let convolve = |x: &Tensor, w: &Tensor| {
                 let run = || table.in_use(|| conv2d(x, w, stride, padding, 1).unwrap());
                 if bf16 { autocast_bf16(Device::Cpu, run).unwrap() } else { run() }
@@ -287,7 +287,7 @@ mod tests {
     fn in_bf16_both_round_alike() {
         let library = largest_error([ConvMethod::Library; 3], true);
         let matmul = largest_error([ConvMethod::Matmul; 3], true);
-        assert!(matmul < 1.1 * library && library < 0.01, "{matmul} {library}");
+        assert!(matmul < 1.1 * library && library < 0.02, "{matmul} {library}");
     }
 
     #[test]
@@ -303,7 +303,7 @@ mod tests {
     #[test]
     fn a_table_notes_what_it_does_not_know_once() {
         let table = Rc::new(ConvTable::default());
-        let (input, weight) = (random(&[1, 2, 4, 4]), random(&[3, 2, 3, 3]));
+        let (input, weight) = (numbers(&[1, 2, 4, 4], 0.0), numbers(&[3, 2, 3, 3], 1.0));
         table.in_use(|| {
             for _ in 0..2 {
                 let _ = conv2d(&input, &weight, 1, 1, 1).unwrap();
@@ -317,7 +317,7 @@ mod tests {
     #[test]
     fn shapes_that_do_not_fit_are_an_error() {
         let table = Rc::new(ConvTable::default());
-        let (input, weight) = (random(&[1, 2, 4, 4]), random(&[3, 5, 3, 3]));
+        let (input, weight) = (numbers(&[1, 2, 4, 4], 0.0), numbers(&[3, 5, 3, 3], 1.0));
         assert!(table.in_use(|| conv2d(&input, &weight, 1, 1, 1)).is_err());
         assert!(conv2d(&input, &weight, 1, 1, 1).is_err());
     }
