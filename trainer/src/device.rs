@@ -72,7 +72,7 @@ fn cores_online() -> usize {
 /// [`TrainError::Setup`] when it does not work on `device`.
 pub fn backend(choice: CommBackend, device: Device, world: World) -> Result<Backend> {
     match (choice, device) {
-        (CommBackend::Nccl | CommBackend::Auto, Device::Cuda(device)) => {
+        (CommBackend::Nccl | CommBackend::Auto | CommBackend::None, Device::Cuda(device)) => {
             Ok(Backend::Nccl { device })
         }
         (CommBackend::Nccl, _) => {
@@ -83,7 +83,7 @@ pub fn backend(choice: CommBackend, device: Device, world: World) -> Result<Back
         )),
         (CommBackend::Shm, _) => Ok(Backend::Shm),
         (CommBackend::Mpi, _) => Ok(Backend::Mpi),
-        (CommBackend::Auto, _) => Ok(match world.started_by {
+        (CommBackend::Auto | CommBackend::None, _) => Ok(match world.started_by {
             StartedBy::Mpirun | StartedBy::Srun => Backend::Mpi,
             StartedBy::Launcher | StartedBy::Nobody => Backend::Shm,
         }),

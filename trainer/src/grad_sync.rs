@@ -15,12 +15,32 @@ use torch_ext::collective::{TensorWork, all_reduce, start_all_reduce};
 use crate::Result;
 use crate::flat::Flat;
 
+/// How gradients are communicated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// When each bucket is reduced.
+    pub timing: Timing,
+    /// A bucket is at most so long, unless it is a single parameter.
+    pub bucket_cap_mib: usize,
+}
+
+/// When gradients are reduced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Timing {
+    /// As soon as backward has made all of a bucket.
+    Overlapped,
+    /// When backward has ended.
+    AfterBackward,
+    /// Never: replicas diverge. For measuring what communication costs.
+    Never,
+}
+
 /// Adds up gradients, bucket by bucket.
 pub struct GradSync {
     shared: Arc<Shared>,
     /// Parameters in each bucket.
     lens: Vec<usize>,
-    overlap: bool,
+    timing: Timing,
 }
 
 struct Shared {
@@ -40,17 +60,17 @@ struct Flight {
 }
 
 impl GradSync {
-    /// Buckets of at most `bucket_cap_mib` over the parameters of `flat`. `overlap`: whether they
-    /// are reduced while backward goes on.
+    /// Buckets over the parameters of `flat`.
     ///
     /// # Errors
     /// When libtorch refuses a hook.
     pub fn new(
         flat: &Flat,
         communicator: Arc<dyn Communicator>,
-        bucket_cap_mib: usize,
-        overlap: bool,
+        Options { timing, bucket_cap_mib }: Options,
     ) -> Result<Self> {
+        // Alone, a rank has nobody to wait for.
+        let timing = if communicator.world_size() == 1 { Timing::Never } else { timing };
         let cap_bytes = bucket_cap_mib << 20;
         let caps = BucketCaps { cap_bytes, first_cap_bytes: cap_bytes };
         let parameters: Vec<_> = flat.parameters_in_flat_order().collect();
@@ -60,25 +80,24 @@ impl GradSync {
             flat.grads.narrow(0, range.start as i64, range.len() as i64)
         };
         let buckets: Vec<_> = plan.buckets().iter().map(|b| slice(&b.elements)).collect();
-        let overlap = overlap && communicator.world_size() > 1;
         let shared = Arc::new(Shared {
             communicator,
             missing: buckets.iter().map(|_| AtomicUsize::new(0)).collect(),
             flight: Mutex::new(Flight { next: buckets.len(), buckets, works: Vec::new() }),
         });
-        if overlap {
+        if timing == Timing::Overlapped {
             for (place, parameter) in parameters.iter().enumerate() {
                 let (shared, bucket) = (Arc::clone(&shared), plan.bucket_of(place).unwrap_or(0));
                 torch_ext::on_gradient(parameter, move || shared.ready(bucket))?;
             }
         }
         let lens = plan.buckets().iter().map(|bucket| bucket.parameters.len()).collect();
-        Ok(Self { shared, lens, overlap })
+        Ok(Self { shared, lens, timing })
     }
 
     /// Expects the gradients of the backward that follows.
     pub fn begin(&self) {
-        if self.overlap {
+        if self.timing == Timing::Overlapped {
             for (missing, len) in self.shared.missing.iter().zip(&self.lens) {
                 missing.store(*len, Ordering::Relaxed);
             }
@@ -95,21 +114,22 @@ impl GradSync {
     /// When a peer is gone or late; the error names it.
     pub fn finish(&self) -> Result<()> {
         let shared = &self.shared;
-        if shared.communicator.world_size() == 1 {
-            return Ok(());
-        }
         let mut flight = shared.lock();
-        if !self.overlap {
-            for bucket in &mut flight.buckets {
-                all_reduce(&*shared.communicator, bucket, ReduceOp::Sum)?;
+        match self.timing {
+            Timing::Never => {}
+            Timing::AfterBackward => {
+                for bucket in &mut flight.buckets {
+                    all_reduce(&*shared.communicator, bucket, ReduceOp::Sum)?;
+                }
             }
-            return Ok(());
-        }
-        while flight.next < flight.buckets.len() {
-            shared.start_next(&mut flight);
-        }
-        for work in std::mem::take(&mut flight.works) {
-            work?.wait()?;
+            Timing::Overlapped => {
+                while flight.next < flight.buckets.len() {
+                    shared.start_next(&mut flight);
+                }
+                for work in std::mem::take(&mut flight.works) {
+                    work?.wait()?;
+                }
+            }
         }
         Ok(())
     }

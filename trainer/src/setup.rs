@@ -9,7 +9,7 @@ use comm::Communicator;
 use comm::bootstrap::Backend;
 use comm::control::Phase;
 use comm::env::World;
-use job::config::{self, Config, Overlap};
+use job::config::{self, CommBackend, Config, Overlap};
 use job::dataset::{self, DataSet, Source};
 use job::network::Network;
 use job::run_dir::{Resume, RunDir};
@@ -20,7 +20,7 @@ use crate::checkpoint::{self, CheckpointError, State};
 use crate::cli::Cli;
 use crate::data::{Augmenter, Images};
 use crate::flat::Flat;
-use crate::grad_sync::GradSync;
+use crate::grad_sync::{GradSync, Options, Timing};
 use crate::link::Link;
 use crate::model::{Mode, ResNet};
 use crate::optim::Optimizer;
@@ -81,12 +81,11 @@ pub fn build(cli: Cli, world: World, link: &Link) -> Result<Run<'_>> {
         )?;
     }
 
-    let grad_sync = GradSync::new(
-        &replica.flat,
-        Arc::clone(&communicator),
-        config.comm.bucket_cap_mib,
-        overlaps(config.comm.overlap, backend),
-    )?;
+    let options = Options {
+        timing: timing(&config.comm, backend),
+        bucket_cap_mib: config.comm.bucket_cap_mib,
+    };
+    let grad_sync = GradSync::new(&replica.flat, Arc::clone(&communicator), options)?;
     if config.train.batch_size_per_rank == 1 {
         warn!(
             "one image a rank: batch norm has nothing to normalise over and uses running statistics"
@@ -189,8 +188,15 @@ fn resume(
         let reason = "it was trained on other images".to_owned();
         return Err(CheckpointError::DoesNotFit { path: found.path, reason }.into());
     }
-    if !is_own {
-        warn_of_differences(config, &found.path);
+    if let Some(theirs) = config_of(&found.path) {
+        if theirs.comm.backend == CommBackend::None {
+            let reason =
+                "it is from a run with comm.backend: none, whose ranks diverged".to_owned();
+            return Err(CheckpointError::DoesNotFit { path: found.path, reason }.into());
+        }
+        if !is_own {
+            warn_of_differences(&theirs, config);
+        }
     }
     checkpoint::load_model(&found.path, flat)?;
     checkpoint::load_optimizer(&found.path, flat, optimizer)?;
@@ -209,22 +215,33 @@ fn resume(
     Ok(state)
 }
 
+/// The configuration of the run that a checkpoint is from, where it can be found.
+fn config_of(checkpoint: &Path) -> Option<Config> {
+    let run = checkpoint.parent().and_then(Path::parent)?;
+    config::load(&RunDir::at(run).config_path(), &[]).ok()
+}
+
 /// Says what shapes training otherwise than in the run that a checkpoint is taken from.
-fn warn_of_differences(config: &Config, checkpoint: &Path) {
-    let Some(run) = checkpoint.parent().and_then(Path::parent) else { return };
-    let theirs = config::load(&RunDir::at(run).config_path(), &[]);
-    for difference in theirs.iter().flat_map(|old| config::differences_in_training(old, config)) {
+fn warn_of_differences(theirs: &Config, config: &Config) {
+    for difference in config::differences_in_training(theirs, config) {
         warn!("the run that this one goes on from had another configuration: {difference}");
     }
 }
 
-/// Whether gradients are reduced while backward goes on. Between CPU ranks that share memory that
+/// When gradients are reduced. Between CPU ranks that share memory, doing so while backward goes on
 /// takes from backward the time that it saves, see docs/overlap.md.
-fn overlaps(choice: Overlap, backend: Backend) -> bool {
-    match choice {
-        Overlap::Auto => backend != Backend::Shm,
-        Overlap::On => true,
-        Overlap::Off => false,
+fn timing(config: &config::Comm, backend: Backend) -> Timing {
+    if config.backend == CommBackend::None {
+        warn!(
+            "comm.backend: none: ranks do NOT communicate gradients, so their weights DIVERGE and \
+             the result is good for nothing; this is for measuring speed only"
+        );
+        return Timing::Never;
+    }
+    match config.overlap {
+        Overlap::Auto if backend == Backend::Shm => Timing::AfterBackward,
+        Overlap::Auto | Overlap::On => Timing::Overlapped,
+        Overlap::Off => Timing::AfterBackward,
     }
 }
 

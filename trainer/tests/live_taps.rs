@@ -14,7 +14,7 @@ use tch::{Device, Tensor};
 use trainer::checkpoint::{self, State};
 use trainer::data::Images;
 use trainer::flat::Flat;
-use trainer::grad_sync::GradSync;
+use trainer::grad_sync::{GradSync, Options, Timing};
 use trainer::init::initialize;
 use trainer::model::{Mode, ResNet};
 use trainer::optim::Optimizer;
@@ -67,7 +67,8 @@ fn train(live_taps: bool, config: &config::Optimizer) -> Trained {
     let alone = connect(Backend::Shm, World::SINGLE, None, Duration::from_secs(1)).unwrap();
     let data_set = data();
     let images = Images::new(&data_set.train, &data_set, Device::Cpu);
-    let grad_sync = GradSync::new(&replica.flat, alone.clone(), 25, false).unwrap();
+    let options = Options { timing: Timing::AfterBackward, bucket_cap_mib: 25 };
+    let grad_sync = GradSync::new(&replica.flat, alone.clone(), options).unwrap();
     let mut counter = Counter::new(Device::Cpu);
     let losses = (0..STEPS).map(|step| {
         let indices: Vec<u32> = (step * BATCH..(step + 1) * BATCH).map(|i| i as u32).collect();

@@ -237,8 +237,8 @@ fn devices(
 fn backend(configured: CommBackend, device: Device) -> Result<&'static str, PlanError> {
     let wrong = |backend, problem| Err(PlanError::Backend { backend, problem });
     match (configured, device) {
-        (CommBackend::Auto | CommBackend::Shm, Device::Cpu) => Ok("shm"),
-        (CommBackend::Auto | CommBackend::Nccl, Device::Cuda) => Ok("nccl"),
+        (CommBackend::Auto | CommBackend::None | CommBackend::Shm, Device::Cpu) => Ok("shm"),
+        (CommBackend::Auto | CommBackend::None | CommBackend::Nccl, Device::Cuda) => Ok("nccl"),
         (CommBackend::Nccl, Device::Cpu) => {
             wrong("nccl", "is for GPUs; with --cpu it is shm, or auto, which picks it")
         }

@@ -6,7 +6,7 @@ use std::fmt;
 use serde_yaml::Value;
 
 use super::keys::{as_mapping, leaves};
-use super::{Config, ScheduleName};
+use super::{CommBackend, Config, ScheduleName};
 
 /// A key whose value differs between two configurations.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,13 +27,15 @@ impl fmt::Display for Difference {
 
 /// What differs and shapes training, so that a run of `old` cannot go on as `new`.
 ///
-/// Where files lie, when the run is saved, what is recorded and how ranks talk may change; under a
-/// constant learning rate also how long it trains. Ordered by path.
+/// Where files lie, when the run is saved, what is recorded and how ranks talk may change, but not
+/// whether they do; under a constant learning rate also how long it trains. Ordered by path.
 pub fn differences_in_training(old: &Config, new: &Config) -> Vec<Difference> {
     let constant = [old, new].iter().all(|config| config.schedule.name == ScheduleName::Constant);
+    let diverges = [old, new].iter().any(|config| config.comm.backend == CommBackend::None);
     let shapes_training = |path: &str| match path {
         "data.root" | "data.download" => false,
         "train.epochs" | "train.max_steps" => !constant,
+        "comm.backend" => diverges,
         _ => !["checkpoint.", "metrics.", "comm.", "performance."]
             .iter()
             .any(|section| path.starts_with(section)),

@@ -387,4 +387,6 @@ pub enum CommBackend {
     Mpi,
     /// NCCL: one rank a GPU.
     Nccl,
+    /// As `auto`, but gradients stay where they are: ranks diverge. For measuring only.
+    None,
 }

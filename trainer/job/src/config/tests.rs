@@ -336,6 +336,11 @@ fn only_what_shapes_training_counts_as_different() {
         ]
     );
 
+    let silent = with(&["comm.backend=none"]);
+    let found = differences_in_training(&silent, &with(&["comm.backend=shm"]));
+    assert_eq!(found[0].to_string(), "comm.backend: none before, shm now");
+    assert_eq!(differences_in_training(&old, &with(&["comm.backend=shm"])), []);
+
     let cosine = with(&["schedule.name=cosine"]);
     let longer = with(&["schedule.name=cosine", "train.epochs=99"]);
     let found = differences_in_training(&cosine, &longer);

@@ -1,0 +1,186 @@
+//! Training on ranks that are threads.
+
+#![allow(dead_code, clippy::unwrap_used)]
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use comm::Communicator;
+use comm::bootstrap::{Backend, Store, connect};
+use comm::env::{StartedBy, World};
+use job::config::{self, Augment, Model, OptimizerName, Precision};
+use job::dataset::{self, DataSet, Source};
+use job::network::Network;
+use job::shard;
+use tch::Device;
+use trainer::data::{Augmenter, Images};
+use trainer::eval::evaluate;
+use trainer::flat::Flat;
+use trainer::grad_sync::{GradSync, Options, Timing};
+use trainer::init::initialize;
+use trainer::model::{Mode, ResNet};
+use trainer::optim::Optimizer;
+use trainer::step::{Counter, Replica, StepParts, Tally, train_step};
+
+pub const TEST_IMAGES: usize = 37;
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Ranks that are threads find each other here.
+#[derive(Default)]
+pub struct Board {
+    values: Mutex<HashMap<String, String>>,
+    changed: Condvar,
+}
+
+impl Store for Board {
+    fn put(&self, key: &str, value: &str) -> comm::Result<()> {
+        self.values.lock().unwrap().insert(key.to_owned(), value.to_owned());
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    fn get(&self, key: &str, timeout: Duration) -> comm::Result<String> {
+        let values = self.values.lock().unwrap();
+        let missing = |values: &mut HashMap<_, _>| !values.contains_key(key);
+        let (values, _) = self.changed.wait_timeout_while(values, timeout, missing).unwrap();
+        Ok(values[key].clone())
+    }
+}
+
+/// Runs `body` on ranks that are threads.
+pub fn on_ranks<T: Send>(
+    world_size: usize,
+    body: impl Fn(Arc<dyn Communicator>) -> T + Sync,
+) -> Vec<T> {
+    tch::set_num_threads(1);
+    let (board, body) = (Board::default(), &body);
+    std::thread::scope(|scope| {
+        let ranks: Vec<_> = (0..world_size)
+            .map(|rank| {
+                let world = World {
+                    rank,
+                    world_size,
+                    local_rank: rank,
+                    local_world_size: world_size,
+                    started_by: StartedBy::Launcher,
+                };
+                let board = &board;
+                scope.spawn(move || {
+                    let communicator = connect(Backend::Shm, world, Some(board), TIMEOUT).unwrap();
+                    let result = body(Arc::clone(&communicator));
+                    communicator.finalize().unwrap();
+                    result
+                })
+            })
+            .collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
+}
+
+/// A network with its first weights.
+pub fn replica(communicator: &dyn Communicator, norm_mode: Mode) -> Replica {
+    let network = Network::new(&Model::default(), [3, 32, 32], 10);
+    let mut flat = Flat::new(network.tensors(true), Device::Cpu, communicator).unwrap();
+    initialize(&mut flat, 0);
+    let model = ResNet::new(&network, &flat);
+    Replica {
+        flat,
+        model,
+        device: Device::Cpu,
+        precision: Precision::Fp32,
+        convolutions: Rc::default(),
+        norm_mode,
+    }
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    pub losses: Vec<f64>,
+    pub weights: Vec<f32>,
+    pub test: Tally,
+}
+
+/// One epoch of training.
+#[derive(Debug, Clone)]
+pub struct Recipe {
+    pub train_images: usize,
+    pub global_batch: usize,
+    pub optimizer: config::Optimizer,
+    pub options: Options,
+    pub norm_mode: Mode,
+}
+
+impl Recipe {
+    /// Nine whole batches and one of 13, which two or three ranks cannot share evenly.
+    pub fn sgd() -> Self {
+        let global_batch = 24;
+        Self {
+            train_images: 9 * global_batch + 13,
+            global_batch,
+            optimizer: config::Optimizer {
+                name: OptimizerName::Sgd,
+                lr: 0.02,
+                momentum: Some(0.9),
+                nesterov: Some(true),
+                ..config::Optimizer::default()
+            },
+            options: Options { timing: Timing::AfterBackward, bucket_cap_mib: 4 },
+            // Statistics of a batch depend on who holds which part of it; frozen ones do not.
+            norm_mode: Mode::Eval,
+        }
+    }
+
+    fn data(&self) -> DataSet {
+        let config = config::Data {
+            train_images: Some(self.train_images),
+            test_images: Some(TEST_IMAGES),
+            ..config::Data::default()
+        };
+        dataset::load(&Source::Synthetic { because: None }, &config, 0).unwrap()
+    }
+
+    /// Trains on ranks that are threads; what each of them came to.
+    pub fn train_on(&self, world_size: usize) -> Vec<Outcome> {
+        on_ranks(world_size, |communicator| self.train(&communicator))
+    }
+
+    fn train(&self, communicator: &Arc<dyn Communicator>) -> Outcome {
+        let (rank, world_size) = (communicator.rank(), communicator.world_size());
+        let data_set = self.data();
+        let mut replica = replica(&**communicator, self.norm_mode);
+        let mut optimizer = Optimizer::new(&self.optimizer, &replica.flat);
+        let grad_sync =
+            GradSync::new(&replica.flat, Arc::clone(communicator), self.options).unwrap();
+        let mut counter = Counter::new(Device::Cpu);
+        let images = Images::new(&data_set.train, &data_set, Device::Cpu);
+        let augmenter = Augmenter::new(&[Augment::Crop, Augment::Flip], 0).unwrap();
+        let order = shard::epoch_order(images.len(), 0, 0);
+
+        let (mut losses, mut offset) = (Vec::new(), 0);
+        let per_rank = self.global_batch / world_size;
+        while let Some(batch) = shard::next_batch(images.len(), offset, per_rank, rank, world_size)
+        {
+            let indices = &order[batch.local.clone()];
+            let local =
+                (!indices.is_empty()).then(|| images.augmented_batch(indices, &augmenter, 0));
+            let parts = StepParts {
+                optimizer: &mut optimizer,
+                grad_sync: &grad_sync,
+                counter: &mut counter,
+            };
+            let (lr, size) = (self.optimizer.lr, batch.global.len());
+            train_step(&mut replica, parts, local.as_ref(), size, lr).unwrap();
+            let (tally, _) = counter.exchange(&**communicator, false).unwrap();
+            assert_eq!(tally.images as usize, size);
+            losses.push(tally.loss());
+            offset = batch.global.end;
+        }
+        let test_images = Images::new(&data_set.test, &data_set, Device::Cpu);
+        let test = evaluate(&mut replica, &test_images, &**communicator).unwrap();
+        let weights = Vec::<f32>::try_from(&replica.flat.parameters).unwrap();
+        Outcome { losses, weights, test }
+    }
+}
