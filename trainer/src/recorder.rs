@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use comm::env::World;
-use job::config::Config;
+use job::config::{self, Config};
 use job::run_dir::RunDir;
 use tracing::info;
 
@@ -32,8 +32,7 @@ pub struct Recorder {
     writer: Option<Writer>,
     run_dir: RunDir,
     world: World,
-    batch_size_per_rank: usize,
-    epochs: usize,
+    train: config::Train,
     log_every: u64,
     started: Instant,
     seconds_to_first_step: Option<f64>,
@@ -91,8 +90,7 @@ impl Recorder {
             writer: (world.rank == 0).then(open).transpose()?,
             run_dir: RunDir::at(run_dir.root()),
             world,
-            batch_size_per_rank: config.train.batch_size_per_rank,
-            epochs: config.train.epochs,
+            train: config.train.clone(),
             log_every: config.metrics.log_every,
             started,
             seconds_to_first_step: None,
@@ -183,7 +181,7 @@ impl Recorder {
             "epoch {}/{}: train loss {:.4}, accuracy {:.4}; test loss {:.4}, accuracy {:.4}; \
              {:.1} s, {:.0} images/s",
             record.epoch,
-            self.epochs,
+            self.train.epochs,
             record.train_loss,
             record.train_accuracy,
             record.test_loss,
@@ -205,7 +203,8 @@ impl Recorder {
         self.step_ms.sort_by(f64::total_cmp);
         let record = SummaryRecord {
             world_size: self.world.world_size,
-            batch_size_per_rank: self.batch_size_per_rank,
+            batch_size_per_rank: self.train.batch_size_per_rank,
+            grad_accum_steps: self.train.grad_accum_steps,
             steps: state.step,
             images_per_s: self.total.images_per_s(),
             step_ms_p50: percentile(&self.step_ms, 0.5),

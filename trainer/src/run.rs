@@ -1,7 +1,7 @@
 //! The loop, and nothing else.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use comm::Communicator;
 use comm::control::{Phase, ToLauncher};
@@ -145,7 +145,7 @@ impl Run<'_> {
         shard::next_batch(
             self.train.len(),
             self.state.samples_into_epoch,
-            self.config.train.batch_size_per_rank,
+            self.config.train.global_batch_size(1),
             self.world.rank,
             self.world.world_size,
         )
@@ -155,22 +155,29 @@ impl Run<'_> {
     fn step(&mut self, order: &[u32], batch: &Batch) -> Result<bool> {
         let started = Instant::now();
         self.link.state(Phase::Training, self.state.epoch(), self.state.step);
-        let indices = &order[batch.local.clone()];
-        let images = (!indices.is_empty()).then(|| match &self.augmenter {
-            Some(augmenter) => {
-                self.train.augmented_batch(indices, augmenter, self.state.epochs_completed)
-            }
-            None => self.train.batch(indices),
-        });
-        let data = started.elapsed();
         let lr = self.learning_rate();
+        let parts =
+            batch.microbatches(self.config.train.batch_size_per_rank, self.world.world_size);
+        let mut data = Duration::ZERO;
+        let microbatches = parts.into_iter().map(|part| {
+            let started = Instant::now();
+            let indices = &order[part.local];
+            let images = match &self.augmenter {
+                Some(augmenter) => {
+                    self.train.augmented_batch(indices, augmenter, self.state.epochs_completed)
+                }
+                None => self.train.batch(indices),
+            };
+            data += started.elapsed();
+            images
+        });
         let parts = StepParts {
             optimizer: &mut self.optimizer,
             grad_sync: &self.grad_sync,
             counter: &mut self.counter,
         };
         let comm_exposed =
-            train_step(&mut self.replica, parts, images.as_ref(), batch.global.len(), lr)?;
+            train_step(&mut self.replica, parts, microbatches, batch.global.len(), lr)?;
 
         self.state.step += 1;
         self.state.samples_into_epoch = batch.global.end;
@@ -234,7 +241,7 @@ impl Run<'_> {
     }
 
     fn global_batch_size(&self) -> usize {
-        self.config.train.batch_size_per_rank * self.world.world_size
+        self.config.train.global_batch_size(self.world.world_size)
     }
 
     fn report(&self) {

@@ -100,7 +100,7 @@ pub fn build(cli: Cli, world: World, link: &Link) -> Result<Run<'_>> {
         data_set.train.labels.len(),
         data_set.test.labels.len(),
         data_set.name,
-        config.train.batch_size_per_rank * world.world_size,
+        config.train.global_batch_size(world.world_size),
     );
     Ok(Run {
         grad_sync,

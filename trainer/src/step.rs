@@ -138,9 +138,10 @@ pub struct StepParts<'a> {
     pub counter: &'a mut Counter,
 }
 
-/// One step on this rank's part of a global batch of `global_batch_size` images. `batch` is `None`
-/// where that part is empty; the rank still takes part in the collectives. Returns how long the
-/// step waited for other ranks' gradients.
+/// One step on this rank's part of a global batch of `global_batch_size` images, which goes through
+/// the network in `microbatches`. Where all of them are empty the rank still takes part in the
+/// collectives. Gradients are added up over microbatches, and reduced over ranks as the last one makes
+/// them. Returns how long the step waited for other ranks' gradients.
 ///
 /// # Errors
 /// When a peer is gone or late, or libtorch refuses.
@@ -149,24 +150,29 @@ pub struct StepParts<'a> {
 pub fn train_step(
     replica: &mut Replica,
     parts: StepParts<'_>,
-    batch: Option<&Batch>,
+    microbatches: impl ExactSizeIterator<Item = Batch>,
     global_batch_size: usize,
     lr: f64,
 ) -> Result<Duration> {
     let StepParts { optimizer, grad_sync, counter } = parts;
     let _ = replica.flat.grads.zero_();
-    grad_sync.begin();
-    if let Some(batch) = batch {
-        let mode = replica.mode_for(batch.labels.numel());
-        let (logits, loss_sum) = replica.in_precision(|model| {
-            let logits = model.forward(&batch.images, mode);
-            let loss = cross_entropy_sum(&logits, &batch.labels);
-            (logits, loss)
-        })?;
-        (&loss_sum / global_batch_size as f64).backward();
-        counter.add(&logits, &batch.labels, &loss_sum);
+    let last = microbatches.len().saturating_sub(1);
+    for (index, batch) in microbatches.enumerate() {
+        if index == last {
+            grad_sync.begin();
+        }
+        if !batch.is_empty() {
+            let mode = replica.mode_for(batch.len());
+            let (logits, loss_sum) = replica.in_precision(|model| {
+                let logits = model.forward(&batch.images, mode);
+                let loss = cross_entropy_sum(&logits, &batch.labels);
+                (logits, loss)
+            })?;
+            (&loss_sum / global_batch_size as f64).backward();
+            counter.add(&logits, &batch.labels, &loss_sum);
+        }
+        replica.flat.batches_tracked += 1;
     }
-    replica.flat.batches_tracked += 1;
     let started = Instant::now();
     grad_sync.finish()?;
     let waited = started.elapsed();

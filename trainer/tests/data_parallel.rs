@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Recipe, TEST_IMAGES, on_ranks, replica};
+use common::{Outcome, Recipe, TEST_IMAGES, on_ranks, replica};
 use tch::{Device, Kind, Tensor};
 use trainer::grad_sync::{GradSync, Options, Timing};
 use trainer::model::Mode;
@@ -17,25 +17,42 @@ fn assert_close(what: &str, one: f64, other: f64) {
     assert!((one - other).abs() <= tolerance, "{what}: {other} instead of {one}");
 }
 
+fn assert_same_training(what: &str, one: &Outcome, other: &Outcome) {
+    assert_eq!((one.losses.len(), other.losses.len()), (STEPS, STEPS));
+    for (step, (one, other)) in one.losses.iter().zip(&other.losses).enumerate() {
+        assert_close(&format!("{what}: loss of step {step}"), *one, *other);
+    }
+    assert_eq!(other.test.images as usize, TEST_IMAGES);
+    assert_close(&format!("{what}: test loss"), one.test.loss(), other.test.loss());
+    let furthest = one.weights.iter().zip(&other.weights).map(|(a, b)| (a - b).abs());
+    let furthest = furthest.fold(0f32, f32::max);
+    assert!(furthest < 1e-4, "{what}: a weight differs by {furthest}");
+}
+
 #[test]
 fn several_ranks_equal_one_at_the_same_global_batch() {
     let one = Recipe::sgd().train_on(1).remove(0);
-    assert_eq!(one.losses.len(), STEPS);
     assert!(one.losses[STEPS - 1] < one.losses[0], "it learns nothing: {:?}", one.losses);
     for world_size in [2, 3, 4] {
         let ranks = Recipe::sgd().train_on(world_size);
         for other in &ranks[1..] {
             assert!(*other == ranks[0], "ranks of {world_size} differ from each other");
         }
-        for (step, (one, many)) in one.losses.iter().zip(&ranks[0].losses).enumerate() {
-            assert_close(&format!("loss of step {step} on {world_size} ranks"), *one, *many);
-        }
-        assert_eq!(ranks[0].test.images as usize, TEST_IMAGES);
-        assert_close("test loss", one.test.loss(), ranks[0].test.loss());
-        let furthest = one.weights.iter().zip(&ranks[0].weights).map(|(a, b)| (a - b).abs());
-        let furthest = furthest.fold(0f32, f32::max);
-        assert!(furthest < 1e-4, "a weight differs by {furthest} on {world_size} ranks");
+        assert_same_training(&format!("{world_size} ranks"), &one, &ranks[0]);
     }
+}
+
+#[test]
+fn microbatches_add_up_to_the_whole_batch() {
+    let whole = Recipe::sgd().train_on(1).remove(0);
+    let in_parts = Recipe { grad_accum_steps: 2, ..Recipe::sgd() };
+    assert_same_training("1 rank", &whole, &in_parts.train_on(1)[0]);
+    let ranks = in_parts.train_on(2);
+    assert!(ranks[0] == ranks[1], "ranks differ from each other");
+    assert_same_training("2 ranks", &whole, &ranks[0]);
+    let options = Options { timing: Timing::Overlapped, bucket_cap_mib: 1 };
+    let overlapped = Recipe { options, ..in_parts }.train_on(2).remove(0);
+    assert!(overlapped == ranks[0], "overlap changes the result");
 }
 
 #[test]

@@ -75,7 +75,7 @@ fn train(live_taps: bool, config: &config::Optimizer) -> Trained {
         let parts =
             StepParts { optimizer: &mut optimizer, grad_sync: &grad_sync, counter: &mut counter };
         let batch = images.batch(&indices);
-        train_step(&mut replica, parts, Some(&batch), BATCH, config.lr).unwrap();
+        train_step(&mut replica, parts, std::iter::once(batch), BATCH, config.lr).unwrap();
         counter.exchange(&*alone, false).unwrap().0.loss()
     });
     let losses = losses.collect();

@@ -136,8 +136,10 @@ pub struct Plan {
     pub train_images: usize,
     /// Test images.
     pub test_images: usize,
-    /// Images a rank takes a step.
+    /// Images that a rank puts through the network at once.
     pub batch_size_per_rank: usize,
+    /// Such microbatches a step.
+    pub grad_accum_steps: usize,
     /// Steps an epoch, with the last, smaller batch.
     pub steps_per_epoch: usize,
     /// Images of the last global batch of an epoch.
@@ -171,8 +173,8 @@ impl Plan {
         let backend = backend(config.comm.backend, device)?;
         let threads_per_rank = (topology.usable() / world_size).max(1);
         let (train_images, test_images) = image_counts(config);
-        let batch_size_per_rank = config.train.batch_size_per_rank;
-        let global_batch_size = batch_size_per_rank * world_size;
+        let global_batch_size = config.train.global_batch_size(world_size);
+        let images_per_rank = config.train.global_batch_size(1);
         let steps_per_epoch = shard::steps_per_epoch(train_images, global_batch_size);
         let run_steps = (steps_per_epoch * config.train.epochs) as u64;
         let network = Network::new(&config.model, IMAGE, CLASSES);
@@ -186,7 +188,7 @@ impl Plan {
                 started_by: StartedBy::Launcher,
             },
             cpus: pinned_cpus(topology, rank, world_size, threads_per_rank),
-            train_images: images_per_epoch(train_images, batch_size_per_rank, rank, world_size),
+            train_images: images_per_epoch(train_images, images_per_rank, rank, world_size),
             test_images: shard::evaluation_shard(test_images, rank, world_size),
         });
         Ok(Self {
@@ -196,7 +198,8 @@ impl Plan {
             ranks: ranks.collect(),
             train_images,
             test_images,
-            batch_size_per_rank,
+            batch_size_per_rank: config.train.batch_size_per_rank,
+            grad_accum_steps: config.train.grad_accum_steps,
             steps_per_epoch,
             last_batch_size: train_images - steps_per_epoch.saturating_sub(1) * global_batch_size,
             epochs: config.train.epochs,
@@ -214,7 +217,7 @@ impl Plan {
 
     /// Images of all ranks a step.
     pub fn global_batch_size(&self) -> usize {
-        self.batch_size_per_rank * self.world_size()
+        self.batch_size_per_rank * self.grad_accum_steps * self.world_size()
     }
 }
 

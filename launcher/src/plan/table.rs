@@ -13,8 +13,12 @@ impl fmt::Display for Plan {
         line(
             "batch",
             format!(
-                "{} per rank, {} over all ranks",
+                "{} per rank{}, {} over all ranks",
                 self.batch_size_per_rank,
+                match self.grad_accum_steps {
+                    1 => String::new(),
+                    steps => format!(", {steps} times a step"),
+                },
                 self.global_batch_size()
             ),
         )?;

@@ -31,23 +31,52 @@ pub struct Batch {
     pub local: Range<usize>,
 }
 
+/// Samples that go through the network at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Microbatch {
+    /// What this rank takes, as a range into the epoch's order; may be empty.
+    pub local: Range<usize>,
+    /// How many samples all ranks take together.
+    pub global_len: usize,
+}
+
+impl Batch {
+    /// This rank's part in portions of at most `batch_size_per_rank` samples, in order and as even as
+    /// can be. There are as many on every rank, so that ranks can meet in each.
+    pub fn microbatches(&self, batch_size_per_rank: usize, world_size: usize) -> Vec<Microbatch> {
+        let count = self.global.len().div_ceil(batch_size_per_rank * world_size);
+        let portion = |of_rank: Range<usize>, index| {
+            let part = balanced(of_rank.len(), index, count);
+            of_rank.start + part.start..of_rank.start + part.end
+        };
+        let of_rank = |rank| balanced(self.global.len(), rank, world_size);
+        let global_len =
+            |index| (0..world_size).map(|rank| portion(of_rank(rank), index).len()).sum();
+        let microbatch = |index| Microbatch {
+            local: portion(self.local.clone(), index),
+            global_len: global_len(index),
+        };
+        (0..count).map(microbatch).collect()
+    }
+}
+
 /// The global batch that starts at sample `offset` of an epoch of `len` samples; `None` at its end.
 ///
-/// Every rank takes `batch_size_per_rank` samples, in order of ranks. A last, smaller batch is
+/// Every rank takes `samples_per_rank` samples a step, in order of ranks. A last, smaller batch is
 /// divided as evenly as can be: the first ranks take one more. After a resume with another world
 /// size, go on from the old offset: no sample is left out or seen twice.
 pub fn next_batch(
     len: usize,
     offset: usize,
-    batch_size_per_rank: usize,
+    samples_per_rank: usize,
     rank: usize,
     world_size: usize,
 ) -> Option<Batch> {
-    assert!(batch_size_per_rank > 0, "a batch has at least one sample");
+    assert!(samples_per_rank > 0, "a batch has at least one sample");
     if offset >= len {
         return None;
     }
-    let size = (batch_size_per_rank * world_size).min(len - offset);
+    let size = (samples_per_rank * world_size).min(len - offset);
     let local = balanced(size, rank, world_size);
     Some(Batch { global: offset..offset + size, local: offset + local.start..offset + local.end })
 }
@@ -159,6 +188,32 @@ mod tests {
         assert_eq!(sizes(10, 4), [3, 3, 2, 2]);
         assert_eq!(sizes(2, 4), [1, 1, 0, 0]);
         assert_eq!(sizes(256, 4), [64; 4]);
+    }
+
+    #[test]
+    fn microbatches_cover_a_ranks_part_and_are_as_many_on_every_rank() {
+        let (per_rank, accum) = (8, 3);
+        for world_size in 1..=5 {
+            for len in 1..=per_rank * accum * world_size {
+                let of_rank = |rank| {
+                    let batch = next_batch(len, 0, per_rank * accum, rank, world_size).unwrap();
+                    (batch.clone(), batch.microbatches(per_rank, world_size))
+                };
+                let all: Vec<_> = (0..world_size).map(of_rank).collect();
+                let count = all[0].1.len();
+                assert!(count <= accum);
+                for (batch, microbatches) in &all {
+                    let local = microbatches.iter().flat_map(|part| part.local.clone());
+                    assert!(local.eq(batch.local.clone()));
+                    assert_eq!(microbatches.len(), count);
+                    assert!(microbatches.iter().all(|part| part.local.len() <= per_rank));
+                }
+                for index in 0..count {
+                    let together: usize = all.iter().map(|(_, m)| m[index].local.len()).sum();
+                    assert!(all.iter().all(|(_, m)| m[index].global_len == together));
+                }
+            }
+        }
     }
 
     #[test]

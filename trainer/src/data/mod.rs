@@ -29,6 +29,18 @@ pub struct Batch {
     pub labels: Tensor,
 }
 
+impl Batch {
+    /// Images in it.
+    pub fn len(&self) -> usize {
+        self.labels.numel()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 impl Images {
     /// Moves one split of `data_set` to the device.
     pub fn new(split: &job::dataset::Images, data_set: &DataSet, device: Device) -> Self {

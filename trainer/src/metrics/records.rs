@@ -86,6 +86,8 @@ pub struct SummaryRecord {
     pub world_size: usize,
     /// Images a rank takes a step.
     pub batch_size_per_rank: usize,
+    /// Microbatches a step.
+    pub grad_accum_steps: usize,
     /// Optimizer updates since the start of the run.
     pub steps: u64,
     /// Over all ranks, without the first 10 steps; `None` where there were no more.
@@ -141,6 +143,7 @@ pub(super) mod tests {
         Record::Summary(SummaryRecord {
             world_size: 2,
             batch_size_per_rank: 64,
+            grad_accum_steps: 1,
             steps: 20,
             images_per_s: Some(800.0),
             step_ms_p50: Some(12.0),
@@ -168,7 +171,7 @@ pub(super) mod tests {
             ),
             (
                 summary(),
-                r#"{"kind":"summary","world_size":2,"batch_size_per_rank":64,"steps":20,"#
+                r#"{"kind":"summary","world_size":2,"batch_size_per_rank":64,"grad_accum_steps":1,"steps":20,"#
                     .to_string()
                     + r#""images_per_s":800.0,"step_ms_p50":12.0,"step_ms_p95":15.0,"#
                     + r#""seconds_to_first_step":1.5,"peak_memory_bytes":1073741824,"#

@@ -108,6 +108,7 @@ pub struct Outcome {
 pub struct Recipe {
     pub train_images: usize,
     pub global_batch: usize,
+    pub grad_accum_steps: usize,
     pub optimizer: config::Optimizer,
     pub options: Options,
     pub norm_mode: Mode,
@@ -120,6 +121,7 @@ impl Recipe {
         Self {
             train_images: 9 * global_batch + 13,
             global_batch,
+            grad_accum_steps: 1,
             optimizer: config::Optimizer {
                 name: OptimizerName::Sgd,
                 lr: 0.02,
@@ -163,16 +165,17 @@ impl Recipe {
         let per_rank = self.global_batch / world_size;
         while let Some(batch) = shard::next_batch(images.len(), offset, per_rank, rank, world_size)
         {
-            let indices = &order[batch.local.clone()];
-            let local =
-                (!indices.is_empty()).then(|| images.augmented_batch(indices, &augmenter, 0));
+            let microbatches = batch.microbatches(per_rank / self.grad_accum_steps, world_size);
+            let made = microbatches
+                .into_iter()
+                .map(|part| images.augmented_batch(&order[part.local], &augmenter, 0));
             let parts = StepParts {
                 optimizer: &mut optimizer,
                 grad_sync: &grad_sync,
                 counter: &mut counter,
             };
             let (lr, size) = (self.optimizer.lr, batch.global.len());
-            train_step(&mut replica, parts, local.as_ref(), size, lr).unwrap();
+            train_step(&mut replica, parts, made, size, lr).unwrap();
             let (tally, _) = counter.exchange(&**communicator, false).unwrap();
             assert_eq!(tally.images as usize, size);
             losses.push(tally.loss());

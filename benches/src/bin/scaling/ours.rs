@@ -108,6 +108,7 @@ enum Line {
     Summary {
         world_size: usize,
         batch_size_per_rank: usize,
+        grad_accum_steps: usize,
         steps: u64,
         step_ms_p50: Option<f64>,
         step_ms_p95: Option<f64>,
@@ -143,6 +144,7 @@ fn from_metrics(text: &str, command_at: OffsetDateTime, steps: u64) -> Result<Me
     let Some(Line::Summary {
         world_size,
         batch_size_per_rank,
+        grad_accum_steps,
         steps: taken,
         step_ms_p50: Some(step_ms_p50),
         step_ms_p95: Some(step_ms_p95),
@@ -160,7 +162,7 @@ fn from_metrics(text: &str, command_at: OffsetDateTime, steps: u64) -> Result<Me
     else {
         return Err(problem("no record of a step"));
     };
-    let images = (to - from) as f64 * (world_size * batch_size_per_rank) as f64;
+    let images = (to - from) as f64 * (world_size * batch_size_per_rank * grad_accum_steps) as f64;
     let before_first = time - time::Duration::seconds_f64(step as f64 * step_ms / 1e3);
     Ok(Measured {
         images_per_s: images / (*to_time - *from_time).as_seconds_f64(),
@@ -183,7 +185,7 @@ mod tests {
 {"kind":"step","step":20,"epoch":1,"step_ms":100.0,"time":"2026-01-01T00:00:04.500Z"}
 {"kind":"step","step":30,"epoch":1,"step_ms":100.0,"time":"2026-01-01T00:00:05.500Z"}
 {"kind":"epoch","epoch":1,"test_accuracy":0.1,"time":"2026-01-01T00:00:06Z"}
-{"kind":"summary","world_size":2,"batch_size_per_rank":64,"steps":30,"images_per_s":1290.0,"step_ms_p50":99.0,"step_ms_p95":120.0,"seconds_to_first_step":0.9,"peak_memory_bytes":5,"best_test_accuracy":0.1,"time":"2026-01-01T00:00:07Z"}
+{"kind":"summary","world_size":2,"batch_size_per_rank":64,"grad_accum_steps":1,"steps":30,"images_per_s":1290.0,"step_ms_p50":99.0,"step_ms_p95":120.0,"seconds_to_first_step":0.9,"peak_memory_bytes":5,"best_test_accuracy":0.1,"time":"2026-01-01T00:00:07Z"}
 "#;
 
     fn read(text: &str, steps: u64) -> Result<Measured> {

@@ -79,8 +79,8 @@ fn an_unknown_key_is_named_with_its_place_and_what_was_meant() {
     );
     assert_eq!(
         problem("train: {zebra: 2}\n", &[]),
-        "run.yaml:1:9: train.zebra: unknown key; known here: epochs, batch_size_per_rank, seed, \
-         max_steps"
+        "run.yaml:1:9: train.zebra: unknown key; known here: epochs, batch_size_per_rank, \
+         grad_accum_steps, seed, max_steps"
     );
     assert_eq!(
         problem("", &["train.epoch=2"]),
@@ -108,7 +108,7 @@ fn a_wrong_type_says_what_is_expected() {
         ),
         (
             "train: 3\n",
-            "run.yaml:1:8: train: expected a section with keys epochs, batch_size_per_rank, seed, max_steps",
+            "run.yaml:1:8: train: expected a section with keys epochs, batch_size_per_rank, grad_accum_steps, seed, max_steps",
         ),
         (
             "train: {epochs: null}\n",
@@ -161,6 +161,10 @@ fn a_value_out_of_range_says_the_range() {
         (
             "train: {batch_size_per_rank: 70000}",
             "run.yaml:1:30: train.batch_size_per_rank: 70000 is out of range; expected 1 to 65536",
+        ),
+        (
+            "train: {grad_accum_steps: 0}",
+            "run.yaml:1:27: train.grad_accum_steps: 0 is out of range; expected 1 to 65536",
         ),
         (
             "train: {max_steps: 0}",

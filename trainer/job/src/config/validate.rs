@@ -28,6 +28,7 @@ pub fn validate(config: &Config) -> Result<(), Invalid> {
     let Config { train, checkpoint, metrics, comm, .. } = config;
     at_least_one("train.epochs", train.epochs as u64)?;
     within("train.batch_size_per_rank", train.batch_size_per_rank, 1..=65536)?;
+    within("train.grad_accum_steps", train.grad_accum_steps, 1..=65536)?;
     at_least_one("train.max_steps", train.max_steps.unwrap_or(1))?;
     validate_data(&config.data)?;
     validate_optimizer(&config.optimizer)?;
