@@ -19,6 +19,7 @@ mod executor;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 pub mod nccl;
+mod reduce;
 pub mod shm;
 pub mod single;
 

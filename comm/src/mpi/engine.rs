@@ -5,8 +5,6 @@ use std::ffi::{c_int, c_void};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use half::bf16;
-use half::slice::HalfFloatSliceExt;
 use mpi::ffi;
 
 use super::mail::AbortMail;
@@ -14,6 +12,7 @@ use super::ops::{Extremes, moved_type};
 use super::request::{At, Request, checked};
 use crate::communicator::chunk_range;
 use crate::executor::{Engine, Job};
+use crate::reduce;
 use crate::{Collective, CommError, DType, RawBuffer, ReduceOp, Result};
 
 /// Elements of a long buffer that one MPI call reduces.
@@ -35,8 +34,8 @@ pub(super) struct MpiEngine {
     pub(super) rank: usize,
     pub(super) world_size: usize,
     timeout: Duration,
-    /// bf16 buffers as f32, kept for the next one.
-    widened: Mutex<Vec<f32>>,
+    /// All ranks' bf16 elements of this rank's chunk, kept for the next one.
+    gathered: Mutex<Vec<u16>>,
 }
 
 // SAFETY: handles, used under MPI_THREAD_MULTIPLE; collectives run on one thread at a time.
@@ -50,7 +49,7 @@ impl MpiEngine {
         let group = duplicate_world(at)?;
         let mail = AbortMail::open(duplicate_world(at)?, at)?;
         let extremes = Extremes::new(at)?;
-        Ok(Self { group, extremes, mail, rank, world_size, timeout, widened: Mutex::default() })
+        Ok(Self { group, extremes, mail, rank, world_size, timeout, gathered: Mutex::default() })
     }
 
     pub(super) fn at(&self, op: &'static str, sequence: u64) -> At {
@@ -112,16 +111,43 @@ impl MpiEngine {
         if buffer.dtype != DType::Bf16 {
             return self.reduce_as_is(buffer, op, scatters, at);
         }
-        // Rounded once, at the end: MPI has no bf16, and an operation of ours would round each sum.
-        let mut widened = self.widened.lock().unwrap_or_else(PoisonError::into_inner);
-        widened.resize(buffer.len, 0.0);
-        // SAFETY: the caller of `start` keeps the buffer, and nobody else uses it.
-        let narrow: &mut [bf16] =
-            unsafe { std::slice::from_raw_parts_mut(buffer.ptr.cast().as_ptr(), buffer.len) };
-        narrow.convert_to_f32_slice(&mut widened);
-        let wide = crate::BufferMut::host(&mut widened[..]).raw();
-        self.reduce_as_is(&wide, op, scatters, at)?;
-        narrow.convert_from_f32_slice(&widened);
+        self.reduce_bf16(buffer, op, at)?;
+        if scatters { Ok(()) } else { self.all_gather(buffer, at) }
+    }
+
+    /// Leaves this rank's chunk reduced. MPI has no bf16, and an operation of ours would round each
+    /// sum: so elements travel as they are, and each rank reduces everybody's part of its chunk.
+    fn reduce_bf16(&self, buffer: &RawBuffer, op: ReduceOp, at: At) -> Result<()> {
+        let (counts, offsets) = self.chunks(buffer.len)?;
+        let chunk = chunk_range(buffer.len, self.rank, self.world_size);
+        let arriving = vec![count(chunk.len())?; self.world_size];
+        let places = (0..self.world_size).map(|rank| count(rank * chunk.len()));
+        let places = places.collect::<Result<Vec<_>>>()?;
+        let mut gathered = self.gathered.lock().unwrap_or_else(PoisonError::into_inner);
+        gathered.resize(self.world_size * chunk.len(), 0);
+        let (from, to) = (buffer.ptr.as_ptr(), gathered.as_mut_ptr());
+        // SAFETY: as for `broadcast`; counts and offsets outlive the request, and lie in the buffer
+        // and in `gathered`, which is locked.
+        self.complete(at, |request| unsafe {
+            let dtype = moved_type(DType::Bf16);
+            ffi::MPI_Ialltoallv(
+                from.cast(),
+                counts.as_ptr(),
+                offsets.as_ptr(),
+                dtype,
+                to.cast(),
+                arriving.as_ptr(),
+                places.as_ptr(),
+                dtype,
+                self.group,
+                request,
+            )
+        })?;
+        let source = |rank| to.wrapping_add(rank * chunk.len()).cast_const().cast::<u8>();
+        let sources: Vec<_> = (0..self.world_size).map(source).collect();
+        let target = from.wrapping_add(chunk.start * DType::Bf16.size_bytes());
+        // SAFETY: every source has a chunk's elements in `gathered`, and the target in the buffer.
+        unsafe { reduce::reduce(DType::Bf16, op, &sources, &[target], chunk.len()) };
         Ok(())
     }
 
@@ -202,7 +228,7 @@ impl MpiEngine {
                 DType::F32 => std::slice::from_raw_parts_mut(first.cast::<f32>(), range.len())
                     .iter_mut()
                     .for_each(|x| *x /= self.world_size as f32),
-                // bf16 comes here as f32, and means of integers are refused.
+                // bf16 does not come here, and means of integers are refused.
                 DType::Bf16 | DType::I64 => {}
             }
         }

@@ -2,7 +2,8 @@
 //!
 //! Every collective is a non-blocking one that is polled, so that deadlines and aborts hold while it
 //! waits. MPI does not say which rank is late, and does not notice that ranks called different
-//! collectives. When a process dies, `mpirun` ends the others. Results are bit-equal on all ranks
+//! collectives. When a process dies, `mpirun` ends the others. bf16 is exchanged as it is, and summed
+//! in f32 by each rank for its chunk. Results are bit-equal on all ranks
 //! with the algorithms of Open MPI and MPICH, which reduce each element once or in mirrored order.
 //!
 //! Does not read the environment, but MPI does.

@@ -2,12 +2,12 @@
 //! otherwise through staging pieces.
 
 use super::engine::{Entered, ShmEngine};
-use super::reduce::reduce;
 use super::region::Region;
 use super::rounds::At;
 use super::segment::{Call, DEPTH, PIECE_BYTES};
 use crate::communicator::chunk_range;
 use crate::executor::Job;
+use crate::reduce::reduce;
 use crate::{Collective, RawBuffer, Result};
 
 /// Buffers up to this length are staged whole, and every rank reduces all of them itself: one round

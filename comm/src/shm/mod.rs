@@ -17,7 +17,6 @@
 mod collectives;
 mod engine;
 mod memory;
-mod reduce;
 mod region;
 mod rounds;
 mod segment;

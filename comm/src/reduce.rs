@@ -18,7 +18,7 @@ const BLOCK: usize = 64;
 /// Every source is readable and every target writable for `len` elements of `dtype`, aligned for
 /// it, and nobody else accesses the targets or writes to the sources meanwhile. A target is one of
 /// the sources or overlaps none of them.
-pub(super) unsafe fn reduce(
+pub(crate) unsafe fn reduce(
     dtype: DType,
     op: ReduceOp,
     sources: &[*const u8],
