@@ -67,7 +67,7 @@ impl Flat {
 
         let mut flat = Self {
             parameters: zeros(live, device)?,
-            grads: shared_grads(live, device, communicator)?,
+            grads: shared_f32(live, device, communicator)?,
             buffers: zeros(statistics, device)?,
             dead: zeros(dead, Device::Cpu)?,
             batches_tracked: 0,
@@ -304,7 +304,13 @@ fn view(flat: &Tensor, range: &Range<usize>, shape: &[usize]) -> Tensor {
     }
 }
 
-fn shared_grads(len: usize, device: Device, communicator: &dyn Communicator) -> Result<Tensor> {
+/// `[len]` f32 zeros on the device, in memory that the communicator can reduce without a copy, where
+/// it has such memory. Collective.
+pub(crate) fn shared_f32(
+    len: usize,
+    device: Device,
+    communicator: &dyn Communicator,
+) -> Result<Tensor> {
     if device == Device::Cpu
         && let Some(memory) = communicator.alloc_shared(len * size_of::<f32>())?
     {

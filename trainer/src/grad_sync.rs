@@ -3,17 +3,20 @@
 //! Backward fills the flat gradient buffer from its start to its end. With overlap, a hook on each
 //! parameter counts down its bucket, and a full bucket's all-reduce starts while backward goes on.
 //! Buckets start in the same order on every rank, whatever the order in which they fill.
+//!
+//! In bf16, a bucket is rounded into a buffer of its own, and its sum widened back: half the bytes.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use comm::bucket::{BucketCaps, BucketPlan};
 use comm::{Communicator, ReduceOp};
-use tch::Tensor;
+use job::config::WireDtype;
+use tch::{Kind, Tensor};
 use torch_ext::collective::{TensorWork, all_reduce, start_all_reduce};
 
 use crate::Result;
-use crate::flat::Flat;
+use crate::flat::{Flat, shared_f32};
 
 /// How gradients are communicated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +25,8 @@ pub struct Options {
     pub timing: Timing,
     /// A bucket is at most so long, unless it is a single parameter.
     pub bucket_cap_mib: usize,
+    /// What elements are sent as.
+    pub wire_dtype: WireDtype,
 }
 
 /// When gradients are reduced.
@@ -52,22 +57,48 @@ struct Shared {
 
 /// All-reduces under way.
 struct Flight {
-    /// Each bucket's slice of the gradient buffer.
-    buckets: Vec<Tensor>,
+    buckets: Vec<Bucket>,
     /// The bucket that starts next; as many as there are while nobody expects gradients.
     next: usize,
     works: Vec<comm::Result<TensorWork>>,
+}
+
+/// A part of the gradient buffer that is reduced at once.
+struct Bucket {
+    grads: Tensor,
+    /// What is sent instead, where that is not the gradients themselves: `[len]` bf16.
+    wire: Option<Tensor>,
+}
+
+impl Bucket {
+    /// The tensor to reduce, filled from the gradients.
+    fn pack(&mut self) -> &mut Tensor {
+        match &mut self.wire {
+            None => &mut self.grads,
+            Some(wire) => {
+                wire.copy_(&self.grads);
+                wire
+            }
+        }
+    }
+
+    /// Takes over what the tensor has been reduced to.
+    fn unpack(&mut self) {
+        if let Some(wire) = &self.wire {
+            self.grads.copy_(wire);
+        }
+    }
 }
 
 impl GradSync {
     /// Buckets over the parameters of `flat`.
     ///
     /// # Errors
-    /// When libtorch refuses a hook.
+    /// When libtorch refuses a hook, or memory is short.
     pub fn new(
         flat: &Flat,
         communicator: Arc<dyn Communicator>,
-        Options { timing, bucket_cap_mib }: Options,
+        Options { timing, bucket_cap_mib, wire_dtype }: Options,
     ) -> Result<Self> {
         // Alone, a rank has nobody to wait for.
         let timing = if communicator.world_size() == 1 { Timing::Never } else { timing };
@@ -75,11 +106,18 @@ impl GradSync {
         let caps = BucketCaps { cap_bytes, first_cap_bytes: cap_bytes };
         let parameters: Vec<_> = flat.parameters_in_flat_order().collect();
         let sizes: Vec<_> = parameters.iter().map(|parameter| parameter.numel()).collect();
-        let plan = BucketPlan::new(&sizes, size_of::<f32>(), caps);
-        let slice = |range: &std::ops::Range<usize>| {
-            flat.grads.narrow(0, range.start as i64, range.len() as i64)
+        let wire = match wire_dtype {
+            WireDtype::Bf16 if timing != Timing::Never => Some(wire_bf16(flat, &*communicator)?),
+            WireDtype::Bf16 | WireDtype::Fp32 => None,
         };
-        let buckets: Vec<_> = plan.buckets().iter().map(|b| slice(&b.elements)).collect();
+        let element_bytes = if wire.is_some() { 2 } else { size_of::<f32>() };
+        let plan = BucketPlan::new(&sizes, element_bytes, caps);
+        let buckets = plan.buckets().iter().map(|bucket| {
+            let (start, len) = (bucket.elements.start as i64, bucket.elements.len() as i64);
+            let slice = |tensor: &Tensor| tensor.narrow(0, start, len);
+            Bucket { grads: slice(&flat.grads), wire: wire.as_ref().map(slice) }
+        });
+        let buckets: Vec<_> = buckets.collect();
         let shared = Arc::new(Shared {
             communicator,
             missing: buckets.iter().map(|_| AtomicUsize::new(0)).collect(),
@@ -119,15 +157,18 @@ impl GradSync {
             Timing::Never => {}
             Timing::AfterBackward => {
                 for bucket in &mut flight.buckets {
-                    all_reduce(&*shared.communicator, bucket, ReduceOp::Sum)?;
+                    all_reduce(&*shared.communicator, bucket.pack(), ReduceOp::Sum)?;
+                    bucket.unpack();
                 }
             }
             Timing::Overlapped => {
                 while flight.next < flight.buckets.len() {
                     shared.start_next(&mut flight);
                 }
-                for work in std::mem::take(&mut flight.works) {
+                let Flight { works, buckets, .. } = &mut *flight;
+                for (work, bucket) in works.drain(..).zip(buckets) {
                     work?.wait()?;
+                    bucket.unpack();
                 }
             }
         }
@@ -151,7 +192,7 @@ impl Shared {
     }
 
     fn start_next(&self, flight: &mut Flight) {
-        let bucket = flight.buckets[flight.next].shallow_clone();
+        let bucket = flight.buckets[flight.next].pack().shallow_clone();
         flight.works.push(start_all_reduce(&*self.communicator, bucket, ReduceOp::Sum));
         flight.next += 1;
     }
@@ -159,4 +200,11 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, Flight> {
         self.flight.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// `[live]` bf16 for gradients on their way, in memory that needs no further copy where there is such.
+fn wire_bf16(flat: &Flat, communicator: &dyn Communicator) -> Result<Tensor> {
+    let len = flat.grads.numel();
+    let memory = shared_f32(len.div_ceil(2), flat.grads.device(), communicator)?;
+    Ok(memory.f_view_dtype(Kind::BFloat16)?.narrow(0, 0, len as i64))
 }

@@ -4,7 +4,8 @@
 
 mod common;
 
-use common::{Outcome, Recipe, TEST_IMAGES, on_ranks, replica};
+use common::{Outcome, Recipe, TEST_IMAGES, on_ranks, options, replica};
+use job::config::WireDtype;
 use tch::{Device, Kind, Tensor};
 use trainer::grad_sync::{GradSync, Options, Timing};
 use trainer::model::Mode;
@@ -50,7 +51,7 @@ fn microbatches_add_up_to_the_whole_batch() {
     let ranks = in_parts.train_on(2);
     assert!(ranks[0] == ranks[1], "ranks differ from each other");
     assert_same_training("2 ranks", &whole, &ranks[0]);
-    let options = Options { timing: Timing::Overlapped, bucket_cap_mib: 1 };
+    let options = options(Timing::Overlapped, 1);
     let overlapped = Recipe { options, ..in_parts }.train_on(2).remove(0);
     assert!(overlapped == ranks[0], "overlap changes the result");
 }
@@ -63,7 +64,7 @@ fn overlap_and_bucket_size_change_no_bit() {
         for (bucket_cap_mib, timing) in
             [(4, Overlapped), (1, Overlapped), (64, Overlapped), (1, AfterBackward)]
         {
-            let options = Options { bucket_cap_mib, timing };
+            let options = options(timing, bucket_cap_mib);
             let other = Recipe { options, ..Recipe::sgd() }.train_on(world_size).remove(0);
             assert!(other == plain, "{options:?} on {world_size} ranks changes the result");
         }
@@ -74,7 +75,7 @@ fn overlap_and_bucket_size_change_no_bit() {
 fn a_rank_without_images_does_not_hold_up_the_others() {
     let sums = on_ranks(2, |communicator| {
         let replica = replica(&*communicator, Mode::Eval);
-        let options = Options { timing: Timing::Overlapped, bucket_cap_mib: 1 };
+        let options = options(Timing::Overlapped, 1);
         let sync = GradSync::new(&replica.flat, communicator.clone(), options).unwrap();
         sync.begin();
         if communicator.rank() == 0 {
@@ -88,8 +89,49 @@ fn a_rank_without_images_does_not_hold_up_the_others() {
 }
 
 #[test]
+fn gradients_in_bf16_are_rounded_summed_in_fp32_and_rounded_again() {
+    let ranks = on_ranks(2, |communicator| {
+        let mut replica = replica(&*communicator, Mode::Eval);
+        let mut sums = Vec::new();
+        for timing in [Timing::AfterBackward, Timing::Overlapped] {
+            let options = Options { wire_dtype: WireDtype::Bf16, ..options(timing, 1) };
+            let sync = GradSync::new(&replica.flat, communicator.clone(), options).unwrap();
+            sync.begin();
+            let len = replica.flat.grads.numel() as i64;
+            replica.flat.grads.copy_(&gradient_of(communicator.rank(), len));
+            sync.finish().unwrap();
+            sums.push(replica.flat.grads.copy());
+        }
+        sums
+    });
+    let len = ranks[0][0].numel() as i64;
+    let rounded = |tensor: &Tensor| tensor.to_kind(Kind::BFloat16).to_kind(Kind::Float);
+    let sum = rounded(&(rounded(&gradient_of(0, len)) + rounded(&gradient_of(1, len))));
+    for found in ranks.iter().flatten() {
+        assert!(found.equal(&sum), "{}", (found - &sum).abs().max().double_value(&[]));
+    }
+}
+
+/// Numbers that bf16 cannot hold.
+fn gradient_of(rank: usize, len: i64) -> Tensor {
+    (Tensor::arange(len, (Kind::Float, Device::Cpu)) * 0.37 + rank as f64).sin()
+}
+
+#[test]
+fn training_with_gradients_in_bf16_stays_near() {
+    let plain = Recipe::sgd().train_on(2).remove(0);
+    let options = Options { wire_dtype: WireDtype::Bf16, ..options(Timing::Overlapped, 1) };
+    let ranks = Recipe { options, ..Recipe::sgd() }.train_on(2);
+    assert!(ranks[0] == ranks[1], "ranks differ from each other");
+    assert!(ranks[0].losses != plain.losses, "nothing was rounded");
+    for (rounded, plain) in ranks[0].losses.iter().zip(&plain.losses) {
+        assert!((rounded - plain).abs() < 0.02 * plain, "{rounded} instead of {plain}");
+    }
+}
+
+#[test]
 fn ranks_that_do_not_communicate_diverge() {
-    let options = Options { timing: Timing::Never, bucket_cap_mib: 1 };
+    let options = options(Timing::Never, 1);
     let ranks = Recipe { options, ..Recipe::sgd() }.train_on(2);
     assert!(ranks[0].losses == ranks[1].losses, "counts are those of all ranks");
     assert!(ranks[0].weights != ranks[1].weights);

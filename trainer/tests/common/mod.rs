@@ -10,7 +10,7 @@ use std::time::Duration;
 use comm::Communicator;
 use comm::bootstrap::{Backend, Store, connect};
 use comm::env::{StartedBy, World};
-use job::config::{self, Augment, Model, OptimizerName, Precision};
+use job::config::{self, Augment, Model, OptimizerName, Precision, WireDtype};
 use job::dataset::{self, DataSet, Source};
 use job::network::Network;
 use job::shard;
@@ -95,6 +95,11 @@ pub fn replica(communicator: &dyn Communicator, norm_mode: Mode) -> Replica {
     }
 }
 
+/// Gradients are sent as they are.
+pub fn options(timing: Timing, bucket_cap_mib: usize) -> Options {
+    Options { timing, bucket_cap_mib, wire_dtype: WireDtype::Fp32 }
+}
+
 /// What a run came to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
@@ -129,7 +134,7 @@ impl Recipe {
                 nesterov: Some(true),
                 ..config::Optimizer::default()
             },
-            options: Options { timing: Timing::AfterBackward, bucket_cap_mib: 4 },
+            options: options(Timing::AfterBackward, 4),
             // Statistics of a batch depend on who holds which part of it; frozen ones do not.
             norm_mode: Mode::Eval,
         }

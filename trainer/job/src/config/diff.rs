@@ -28,7 +28,7 @@ impl fmt::Display for Difference {
 /// What differs and shapes training, so that a run of `old` cannot go on as `new`.
 ///
 /// Where files lie, when the run is saved, what is recorded and how ranks talk may change, but not
-/// whether they do; under a constant learning rate also how long it trains. Ordered by path.
+/// whether they do and how they round; under a constant learning rate also how long it trains. Ordered by path.
 pub fn differences_in_training(old: &Config, new: &Config) -> Vec<Difference> {
     let constant = [old, new].iter().all(|config| config.schedule.name == ScheduleName::Constant);
     let diverges = [old, new].iter().any(|config| config.comm.backend == CommBackend::None);
@@ -36,6 +36,7 @@ pub fn differences_in_training(old: &Config, new: &Config) -> Vec<Difference> {
         "data.root" | "data.download" => false,
         "train.epochs" | "train.max_steps" => !constant,
         "comm.backend" => diverges,
+        "comm.wire_dtype" => true,
         _ => !["checkpoint.", "metrics.", "comm.", "performance."]
             .iter()
             .any(|section| path.starts_with(section)),

@@ -355,6 +355,8 @@ pub struct Comm {
     pub backend: CommBackend,
     /// Gradients are averaged in portions of at most so many MiB.
     pub bucket_cap_mib: usize,
+    /// What gradients are sent as.
+    pub wire_dtype: WireDtype,
     /// Whether a portion is averaged while backward makes the next.
     pub overlap: Overlap,
     /// How long a rank waits for others before it names them and gives up.
@@ -366,10 +368,21 @@ impl Default for Comm {
         Self {
             backend: CommBackend::Auto,
             bucket_cap_mib: 25,
+            wire_dtype: WireDtype::Fp32,
             overlap: Overlap::Auto,
             timeout_seconds: 120,
         }
     }
+}
+
+/// What gradients are sent as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WireDtype {
+    /// As they are.
+    Fp32,
+    /// Rounded to nearest: half the bytes.
+    Bf16,
 }
 
 /// Whether gradients are averaged while backward goes on.

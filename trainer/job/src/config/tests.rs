@@ -340,6 +340,10 @@ fn only_what_shapes_training_counts_as_different() {
         ]
     );
 
+    let rounded = with(&["comm.wire_dtype=bf16"]);
+    let found = differences_in_training(&old, &rounded);
+    assert_eq!(found[0].to_string(), "comm.wire_dtype: fp32 before, bf16 now");
+
     let silent = with(&["comm.backend=none"]);
     let found = differences_in_training(&silent, &with(&["comm.backend=shm"]));
     assert_eq!(found[0].to_string(), "comm.backend: none before, shm now");
