@@ -13,6 +13,9 @@ use crate::flat::Flat;
 /// An optimizer and its state.
 pub struct Optimizer {
     rule: Rule,
+    clip_grad_norm: Option<f64>,
+    /// Of the last step's gradients before they were clipped, where they are: 0-d f32.
+    grad_norm: Option<Tensor>,
     /// Steps taken.
     steps: u64,
 }
@@ -78,7 +81,7 @@ impl Optimizer {
                 }
             }
         };
-        Self { rule, steps: 0 }
+        Self { rule, clip_grad_norm: config.clip_grad_norm, grad_norm: None, steps: 0 }
     }
 
     /// Steps taken.
@@ -86,24 +89,33 @@ impl Optimizer {
         self.steps
     }
 
-    /// Updates the parameters of `flat` from its gradients.
+    /// Updates the parameters of `flat` from its gradients, which it may change.
     ///
     /// # Errors
     /// When libtorch refuses.
     pub fn step(&mut self, flat: &Flat, lr: f64) -> Result<()> {
         let Flat { parameters, grads, .. } = flat;
         let is_first = self.steps == 0;
+        self.grad_norm = self.clip_grad_norm.map(|_| grads.norm());
+        let scale = self.grad_scale();
         match &mut self.rule {
             Rule::AdamW { rule, exp_avg, exp_avg_sq, owed } => {
                 let count = (self.steps + 1) as f64;
                 let step = Tensor::full([0i64; 0], count, (Kind::Float, parameters.device()));
-                AdamW { lr, ..*rule }.step(parameters, grads, exp_avg, exp_avg_sq, &step)?;
+                AdamW { lr, ..*rule }.step(
+                    parameters,
+                    grads,
+                    exp_avg,
+                    exp_avg_sq,
+                    &step,
+                    scale.as_ref(),
+                )?;
                 if rule.weight_decay > 0.0 {
                     owed.push((1.0 - lr * rule.weight_decay) as f32);
                 }
             }
             Rule::Sgd { rule, momentum, owed, .. } => {
-                Sgd { lr, ..*rule }.step(parameters, grads, momentum, is_first)?;
+                Sgd { lr, ..*rule }.step(parameters, grads, momentum, scale.as_ref(), is_first)?;
                 owed.push(SgdStep {
                     lr: lr as f32,
                     momentum: rule.momentum as f32,
@@ -115,6 +127,22 @@ impl Optimizer {
         }
         self.steps += 1;
         Ok(())
+    }
+
+    /// What gradients are divided by so that their norm is at most `clip_grad_norm`. Stays on the
+    /// device: nobody waits for the norm.
+    ///
+    /// Source: PyTorch's `clip_grad_norm_`, of which this is the reciprocal.
+    fn grad_scale(&self) -> Option<Tensor> {
+        let (norm, most) = (self.grad_norm.as_ref()?, self.clip_grad_norm?);
+        Some(((norm + 1e-6) / most).clamp_min(1.0))
+    }
+
+    /// The norm of the gradients that the last step took from `flat`, before they were clipped. Waits
+    /// for the device.
+    pub fn grad_norm(&self, flat: &Flat) -> f64 {
+        let computed = self.grad_norm.as_ref().map(Tensor::shallow_clone);
+        computed.unwrap_or_else(|| flat.grads.norm()).double_value(&[])
     }
 
     /// Lets the dead taps of `flat` take the steps that they have not taken yet.

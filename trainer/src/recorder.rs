@@ -9,7 +9,6 @@ use tracing::info;
 
 use crate::Result;
 use crate::checkpoint::State;
-use crate::flat::Flat;
 use crate::metrics::{EpochRecord, Record, StepRecord, SummaryRecord, Writer, draw_curves};
 use crate::step::Tally;
 
@@ -107,7 +106,8 @@ impl Recorder {
         self.window.tally.add(tally);
     }
 
-    /// Counts a step of `images` images over all ranks, and writes a record where one is due.
+    /// Counts a step of `images` images over all ranks, and writes a record where one is due, with its
+    /// `grad_norm`.
     ///
     /// # Errors
     /// When the record cannot be written.
@@ -117,7 +117,7 @@ impl Recorder {
         lr: f64,
         times: StepTimes,
         images: usize,
-        flat: &Flat,
+        grad_norm: impl FnOnce() -> f64,
     ) -> Result<()> {
         self.seconds_to_first_step.get_or_insert_with(|| self.started.elapsed().as_secs_f64());
         self.steps_taken += 1;
@@ -133,12 +133,18 @@ impl Recorder {
         }
         if state.step.is_multiple_of(self.log_every) {
             let window = std::mem::take(&mut self.window);
-            self.write_step(state, lr, &window, flat)?;
+            self.write_step(state, lr, &window, grad_norm)?;
         }
         Ok(())
     }
 
-    fn write_step(&mut self, state: &State, lr: f64, window: &Window, flat: &Flat) -> Result<()> {
+    fn write_step(
+        &mut self,
+        state: &State,
+        lr: f64,
+        window: &Window,
+        grad_norm: impl FnOnce() -> f64,
+    ) -> Result<()> {
         let Some(writer) = &mut self.writer else { return Ok(()) };
         let steps = f64::from(window.steps);
         let record = StepRecord {
@@ -150,7 +156,7 @@ impl Recorder {
             step_ms: milliseconds(window.times.total) / steps,
             data_ms: milliseconds(window.times.data) / steps,
             comm_exposed_ms: milliseconds(window.times.comm_exposed) / steps,
-            grad_norm: flat.grads.norm().double_value(&[]),
+            grad_norm: grad_norm(),
         };
         Ok(writer.write(&Record::Step(record))?)
     }

@@ -184,7 +184,8 @@ impl Run<'_> {
         let stop = self.exchange(lr)?;
         let times = StepTimes { total: started.elapsed(), data, comm_exposed };
         self.state.epoch_seconds += times.total.as_secs_f64();
-        self.recorder.step(&self.state, lr, times, batch.global.len(), &self.replica.flat)?;
+        let grad_norm = || self.optimizer.grad_norm(&self.replica.flat);
+        self.recorder.step(&self.state, lr, times, batch.global.len(), grad_norm)?;
         self.report();
         Ok(stop)
     }

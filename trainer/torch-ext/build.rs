@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 const WANTED: &str = "2.11.0";
 
 /// The shim.
-const SOURCES: [&str; 2] = ["src/conv.cpp", "src/shim.cpp"];
+const SOURCES: [&str; 3] = ["src/conv.cpp", "src/optimizers.cpp", "src/shim.cpp"];
 
 fn main() {
     for source in SOURCES.iter().chain(&["src/shim.h"]) {

@@ -99,7 +99,7 @@ mod tests {
         let rule = AdamW { lr: 0.01, betas: [0.9, 0.999], weight_decay: 0.1, eps: 1e-8 };
         for step in 1..=STEPS {
             let count = Tensor::from(step as f32);
-            rule.step(&stepped, &grads, &exp_avg, &exp_avg_sq, &count).unwrap();
+            rule.step(&stepped, &grads, &exp_avg, &exp_avg_sq, &count, None).unwrap();
         }
         replay_adamw(&mut replayed, &[(1.0 - rule.lr * rule.weight_decay) as f32; STEPS]);
         assert_eq!(furthest(&stepped, &replayed), 0.0);
@@ -114,7 +114,7 @@ mod tests {
             let rule = Sgd { lr: 0.1, momentum, weight_decay: 0.05, nesterov };
             let steps: Vec<_> = (0..STEPS)
                 .map(|step| {
-                    rule.step(&stepped, &grads, &buffer, step == 0).unwrap();
+                    rule.step(&stepped, &grads, &buffer, None, step == 0).unwrap();
                     SgdStep {
                         lr: rule.lr as f32,
                         momentum: momentum as f32,

@@ -51,28 +51,6 @@ char* torch_ext_on_gradient(at::Tensor* parameter, void* context, void (*call)(v
     });
 }
 
-char* torch_ext_fused_adamw(at::Tensor* parameters, const at::Tensor* grads, at::Tensor* exp_avg,
-                            at::Tensor* exp_avg_sq, at::Tensor* step, double lr, double beta1,
-                            double beta2, double weight_decay, double eps) {
-    return guarded([&] {
-        at::NoGradGuard no_grad;
-        at::_fused_adamw_({*parameters}, {*grads}, {*exp_avg}, {*exp_avg_sq}, {}, {*step}, lr,
-                          beta1, beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false);
-    });
-}
-
-char* torch_ext_fused_sgd(at::Tensor* parameters, const at::Tensor* grads, at::Tensor* momentum,
-                          double lr, double momentum_factor, double weight_decay, bool nesterov,
-                          bool is_first_step) {
-    return guarded([&] {
-        at::NoGradGuard no_grad;
-        std::vector<at::Tensor> buffers;
-        if (momentum_factor != 0) buffers.push_back(*momentum);
-        at::_fused_sgd_({*parameters}, {*grads}, buffers, weight_decay, momentum_factor, lr,
-                        /*dampening=*/0, nesterov, /*maximize=*/false, is_first_step);
-    });
-}
-
 // Enters autocast to bfloat16 on `device_type`; `was_enabled` receives the state to restore.
 char* torch_ext_autocast_enter(bool is_cuda, bool* was_enabled) {
     return guarded([&] {

@@ -189,6 +189,8 @@ pub struct Optimizer {
     pub lr: f64,
     /// AdamW: decoupled; SGD: added to the gradient.
     pub weight_decay: f64,
+    /// Gradients of a larger norm, over all parameters, are scaled down to it; `null`: they are not.
+    pub clip_grad_norm: Option<f64>,
     /// AdamW's, default [0.9, 0.999].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub betas: Option<[f64; 2]>,
@@ -218,6 +220,7 @@ impl Optimizer {
             name: OptimizerName::Adamw,
             lr: 0.001,
             weight_decay: 0.01,
+            clip_grad_norm: None,
             betas: None,
             eps: None,
             momentum: None,

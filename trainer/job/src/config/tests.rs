@@ -183,6 +183,10 @@ fn a_value_out_of_range_says_the_range() {
             "run.yaml:1:27: optimizer.weight_decay: -0.1 is out of range; expected a number, 0 or more",
         ),
         (
+            "optimizer: {clip_grad_norm: 0}",
+            "run.yaml:1:29: optimizer.clip_grad_norm: 0 is out of range; expected a number above 0, or null",
+        ),
+        (
             "optimizer: {betas: [0.9, 1.0]}",
             "run.yaml:1:26: optimizer.betas[1]: 1 is out of range; expected a number from 0 to below 1",
         ),

@@ -59,7 +59,8 @@ fn validate_data(data: &Data) -> Result<(), Invalid> {
 }
 
 fn validate_optimizer(optimizer: &Optimizer) -> Result<(), Invalid> {
-    let Optimizer { name, lr, weight_decay, betas, eps, momentum, nesterov } = optimizer;
+    let Optimizer { name, lr, weight_decay, clip_grad_norm, betas, eps, momentum, nesterov } =
+        optimizer;
     if !(*lr > 0.0 && *lr <= 100.0) {
         return Err(Invalid::new(
             "optimizer.lr",
@@ -71,6 +72,10 @@ fn validate_optimizer(optimizer: &Optimizer) -> Result<(), Invalid> {
             "optimizer.weight_decay",
             format!("{weight_decay} is out of range; expected a number, 0 or more"),
         ));
+    }
+    if let Some(norm) = clip_grad_norm.filter(|norm| !(norm.is_finite() && *norm > 0.0)) {
+        let problem = format!("{norm} is out of range; expected a number above 0, or null");
+        return Err(Invalid::new("optimizer.clip_grad_norm", problem));
     }
     let foreign = match name {
         OptimizerName::Adamw => {

@@ -1,0 +1,43 @@
+// Optimizer steps, each one call over flat tensors. `grad_scale`, which may be null, is a 0-d f32 tensor
+// by which gradients are divided first, in the same pass.
+
+#include "shim.h"
+
+#include <ATen/Functions.h>
+#include <ATen/core/grad_mode.h>
+
+namespace {
+
+std::optional<at::Tensor> optional(const at::Tensor* tensor) {
+    return tensor ? std::optional(*tensor) : std::nullopt;
+}
+
+}  // namespace
+
+extern "C" {
+
+char* torch_ext_fused_adamw(at::Tensor* parameters, const at::Tensor* grads, at::Tensor* exp_avg,
+                            at::Tensor* exp_avg_sq, at::Tensor* step, const at::Tensor* grad_scale,
+                            double lr, double beta1, double beta2, double weight_decay, double eps) {
+    return guarded([&] {
+        at::NoGradGuard no_grad;
+        at::_fused_adamw_({*parameters}, {*grads}, {*exp_avg}, {*exp_avg_sq}, {}, {*step}, lr, beta1,
+                          beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false,
+                          optional(grad_scale));
+    });
+}
+
+char* torch_ext_fused_sgd(at::Tensor* parameters, const at::Tensor* grads, at::Tensor* momentum,
+                          const at::Tensor* grad_scale, double lr, double momentum_factor,
+                          double weight_decay, bool nesterov, bool is_first_step) {
+    return guarded([&] {
+        at::NoGradGuard no_grad;
+        std::vector<at::Tensor> buffers;
+        if (momentum_factor != 0) buffers.push_back(*momentum);
+        at::_fused_sgd_({*parameters}, {*grads}, buffers, weight_decay, momentum_factor, lr,
+                        /*dampening=*/0, nesterov, /*maximize=*/false, is_first_step,
+                        optional(grad_scale));
+    });
+}
+
+}  // extern "C"
