@@ -18,7 +18,7 @@ use crate::link::Link;
 use crate::optim::Optimizer;
 use crate::recorder::{Recorder, StepTimes};
 use crate::schedule::learning_rate;
-use crate::step::{Counter, Replica, StepParts, Tally, train_step};
+use crate::step::{Counter, Microbatch, Replica, StepParts, Tally, train_step};
 use crate::{Result, TrainError, eval};
 
 /// Steps on a GPU after which ranks ask each other whether to stop, at the latest.
@@ -169,7 +169,7 @@ impl Run<'_> {
                 None => self.train.batch(indices),
             };
             data += started.elapsed();
-            images
+            Microbatch { batch: images, global_len: part.global_len }
         });
         let parts = StepParts {
             optimizer: &mut self.optimizer,

@@ -56,7 +56,10 @@ pub fn build(cli: Cli, world: World, link: &Link) -> Result<Run<'_>> {
     let tensors = network.tensors(config.performance.live_taps);
     let mut flat = Flat::new(tensors, device, &*communicator)?;
     init::initialize(&mut flat, config.train.seed);
-    let model = ResNet::new(&network, &flat);
+    let mut model = ResNet::new(&network, &flat);
+    if config.train.sync_batch_norm && world.world_size > 1 {
+        model.synchronize_batch_norm(&communicator);
+    }
     let mut replica = Replica {
         flat,
         model,
@@ -64,6 +67,7 @@ pub fn build(cli: Cli, world: World, link: &Link) -> Result<Run<'_>> {
         precision: config.precision,
         convolutions: Rc::default(),
         norm_mode: Mode::Train,
+        sync_batch_norm: config.train.sync_batch_norm && world.world_size > 1,
     };
     let mut optimizer = Optimizer::new(&config.optimizer, &replica.flat);
     let start = State::start(world.world_size, data_hash);
@@ -87,7 +91,7 @@ pub fn build(cli: Cli, world: World, link: &Link) -> Result<Run<'_>> {
         wire_dtype: config.comm.wire_dtype,
     };
     let grad_sync = GradSync::new(&replica.flat, Arc::clone(&communicator), options)?;
-    if config.train.batch_size_per_rank == 1 {
+    if config.train.batch_size_per_rank == 1 && !replica.sync_batch_norm {
         warn!(
             "one image a rank: batch norm has nothing to normalise over and uses running statistics"
         );

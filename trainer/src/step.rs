@@ -30,6 +30,16 @@ pub struct Replica {
     pub convolutions: Rc<ConvTable>,
     /// What batch norm does in training steps: [`Mode::Eval`] freezes its statistics.
     pub norm_mode: Mode,
+    /// Whether batch norm's statistics are those of all ranks' images.
+    pub sync_batch_norm: bool,
+}
+
+/// What goes through the network at once.
+pub struct Microbatch {
+    /// This rank's images; may be none.
+    pub batch: Batch,
+    /// Images of all ranks.
+    pub global_len: usize,
 }
 
 impl Replica {
@@ -46,9 +56,13 @@ impl Replica {
         })
     }
 
-    /// A single image has no variance over a 1x1 map: it takes the running statistics.
-    fn mode_for(&self, images: usize) -> Mode {
-        if images > 1 { self.norm_mode } else { Mode::Eval }
+    /// What batch norm does with a microbatch, or `None` where this rank has nothing to do in it. A
+    /// single image has no variance over a 1x1 map: it takes the running statistics.
+    fn mode_for(&self, microbatch: &Microbatch) -> Option<Mode> {
+        let images = microbatch.batch.len();
+        let together = if self.sync_batch_norm { microbatch.global_len } else { images };
+        let mode = if together > 1 { self.norm_mode } else { Mode::Eval };
+        (images > 0 || (self.sync_batch_norm && mode == Mode::Train)).then_some(mode)
     }
 }
 
@@ -150,19 +164,19 @@ pub struct StepParts<'a> {
 pub fn train_step(
     replica: &mut Replica,
     parts: StepParts<'_>,
-    microbatches: impl ExactSizeIterator<Item = Batch>,
+    microbatches: impl ExactSizeIterator<Item = Microbatch>,
     global_batch_size: usize,
     lr: f64,
 ) -> Result<Duration> {
     let StepParts { optimizer, grad_sync, counter } = parts;
     let _ = replica.flat.grads.zero_();
     let last = microbatches.len().saturating_sub(1);
-    for (index, batch) in microbatches.enumerate() {
+    for (index, microbatch) in microbatches.enumerate() {
         if index == last {
             grad_sync.begin();
         }
-        if !batch.is_empty() {
-            let mode = replica.mode_for(batch.len());
+        if let Some(mode) = replica.mode_for(&microbatch) {
+            let batch = &microbatch.batch;
             let (logits, loss_sum) = replica.in_precision(|model| {
                 let logits = model.forward(&batch.images, mode);
                 let loss = cross_entropy_sum(&logits, &batch.labels);

@@ -18,7 +18,7 @@ use trainer::grad_sync::{GradSync, Options, Timing};
 use trainer::init::initialize;
 use trainer::model::{Mode, ResNet};
 use trainer::optim::Optimizer;
-use trainer::step::{Counter, Replica, StepParts, train_step};
+use trainer::step::{Counter, Microbatch, Replica, StepParts, train_step};
 
 const STEPS: usize = 20;
 const BATCH: usize = 16;
@@ -48,6 +48,7 @@ fn untrained(live_taps: bool, optimizer: &config::Optimizer) -> (Replica, Optimi
         precision: Precision::Fp32,
         convolutions: Rc::default(),
         norm_mode: Mode::Train,
+        sync_batch_norm: false,
     };
     (replica, optimizer)
 }
@@ -75,7 +76,7 @@ fn train(live_taps: bool, config: &config::Optimizer) -> Trained {
         let indices: Vec<u32> = (step * BATCH..(step + 1) * BATCH).map(|i| i as u32).collect();
         let parts =
             StepParts { optimizer: &mut optimizer, grad_sync: &grad_sync, counter: &mut counter };
-        let batch = images.batch(&indices);
+        let batch = Microbatch { batch: images.batch(&indices), global_len: BATCH };
         train_step(&mut replica, parts, std::iter::once(batch), BATCH, config.lr).unwrap();
         counter.exchange(&*alone, false).unwrap().0.loss()
     });

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 const WANTED: &str = "2.11.0";
 
 /// The shim.
-const SOURCES: [&str; 3] = ["src/conv.cpp", "src/optimizers.cpp", "src/shim.cpp"];
+const SOURCES: [&str; 4] =
+    ["src/conv.cpp", "src/optimizers.cpp", "src/shim.cpp", "src/sync_norm.cpp"];
 
 fn main() {
     for source in SOURCES.iter().chain(&["src/shim.h"]) {

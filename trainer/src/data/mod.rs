@@ -78,6 +78,9 @@ impl Images {
 
     /// The images of these indices, changed as `augmenter` says for `epoch`.
     pub fn augmented_batch(&self, indices: &[u32], augmenter: &Augmenter, epoch: usize) -> Batch {
+        if indices.is_empty() {
+            return self.batch(indices);
+        }
         let index = self.index(indices);
         let draws = augmenter.draw(indices, epoch);
         let pixels = draws.move_pixels(self.pixels.index_select(0, &index));

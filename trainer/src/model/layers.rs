@@ -1,6 +1,10 @@
 //! Layers over views of flat storage.
 
+use std::sync::Arc;
+
+use comm::Communicator;
 use tch::Tensor;
+use torch_ext::NormParts;
 
 use super::Mode;
 use crate::flat::Flat;
@@ -35,6 +39,8 @@ pub struct BatchNorm {
     bias: Tensor,
     running_mean: Tensor,
     running_var: Tensor,
+    /// With whom statistics are shared.
+    peers: Option<Arc<dyn Communicator>>,
 }
 
 impl BatchNorm {
@@ -50,11 +56,31 @@ impl BatchNorm {
             bias: tensor("bias"),
             running_mean: tensor("running_mean"),
             running_var: tensor("running_var"),
+            peers: None,
         }
+    }
+
+    /// From now on, training statistics are those of all ranks' images.
+    pub fn synchronize(&mut self, peers: &Arc<dyn Communicator>) {
+        self.peers = Some(Arc::clone(peers));
     }
 
     /// Keeps the shape.
     pub fn forward(&self, input: &Tensor, mode: Mode) -> Tensor {
+        if let (Mode::Train, Some(peers)) = (mode, &self.peers) {
+            let parts = NormParts {
+                weight: &self.weight,
+                bias: &self.bias,
+                running_mean: &self.running_mean,
+                running_var: &self.running_var,
+                momentum: Self::MOMENTUM,
+                eps: Self::EPS,
+            };
+            return match torch_ext::sync_batch_norm(input, &parts, peers) {
+                Ok(output) => output,
+                Err(error) => panic!("{error}"),
+            };
+        }
         input.batch_norm(
             Some(&self.weight),
             Some(&self.bias),

@@ -3,6 +3,9 @@
 //! Source: He et al., Deep Residual Learning for Image Recognition, CVPR 2016; with the notes' stem
 //! and shortcut rule, see [`job::network`].
 
+use std::sync::Arc;
+
+use comm::Communicator;
 use job::config::Stem;
 use job::network::{Block, Network};
 use tch::Tensor;
@@ -35,6 +38,19 @@ impl ResNet {
             blocks: network.blocks.iter().map(|block| BasicBlock::new(block, flat)).collect(),
             linear_weight: flat.tensor("linear.weight"),
             linear_bias: flat.tensor("linear.bias"),
+        }
+    }
+
+    /// From now on, batch norm takes its training statistics over the images of all ranks: every rank
+    /// runs forward and backward, also without images.
+    pub fn synchronize_batch_norm(&mut self, peers: &Arc<dyn Communicator>) {
+        self.bn1.synchronize(peers);
+        for block in &mut self.blocks {
+            block.bn1.synchronize(peers);
+            block.bn2.synchronize(peers);
+            if let Some((_, bn)) = &mut block.shortcut {
+                bn.synchronize(peers);
+            }
         }
     }
 

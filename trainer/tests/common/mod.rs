@@ -13,7 +13,7 @@ use comm::env::{StartedBy, World};
 use job::config::{self, Augment, Model, OptimizerName, Precision, WireDtype};
 use job::dataset::{self, DataSet, Source};
 use job::network::Network;
-use job::shard;
+use job::shard::{self, Microbatch as Part};
 use tch::Device;
 use trainer::data::{Augmenter, Images};
 use trainer::eval::evaluate;
@@ -22,7 +22,7 @@ use trainer::grad_sync::{GradSync, Options, Timing};
 use trainer::init::initialize;
 use trainer::model::{Mode, ResNet};
 use trainer::optim::Optimizer;
-use trainer::step::{Counter, Replica, StepParts, Tally, train_step};
+use trainer::step::{Counter, Microbatch, Replica, StepParts, Tally, train_step};
 
 pub const TEST_IMAGES: usize = 37;
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -92,6 +92,7 @@ pub fn replica(communicator: &dyn Communicator, norm_mode: Mode) -> Replica {
         precision: Precision::Fp32,
         convolutions: Rc::default(),
         norm_mode,
+        sync_batch_norm: false,
     }
 }
 
@@ -117,6 +118,7 @@ pub struct Recipe {
     pub optimizer: config::Optimizer,
     pub options: Options,
     pub norm_mode: Mode,
+    pub sync_batch_norm: bool,
 }
 
 impl Recipe {
@@ -137,6 +139,7 @@ impl Recipe {
             options: options(Timing::AfterBackward, 4),
             // Statistics of a batch depend on who holds which part of it; frozen ones do not.
             norm_mode: Mode::Eval,
+            sync_batch_norm: false,
         }
     }
 
@@ -158,6 +161,10 @@ impl Recipe {
         let (rank, world_size) = (communicator.rank(), communicator.world_size());
         let data_set = self.data();
         let mut replica = replica(&**communicator, self.norm_mode);
+        if self.sync_batch_norm && world_size > 1 {
+            replica.sync_batch_norm = true;
+            replica.model.synchronize_batch_norm(communicator);
+        }
         let mut optimizer = Optimizer::new(&self.optimizer, &replica.flat);
         let grad_sync =
             GradSync::new(&replica.flat, Arc::clone(communicator), self.options).unwrap();
@@ -171,9 +178,10 @@ impl Recipe {
         while let Some(batch) = shard::next_batch(images.len(), offset, per_rank, rank, world_size)
         {
             let microbatches = batch.microbatches(per_rank / self.grad_accum_steps, world_size);
-            let made = microbatches
-                .into_iter()
-                .map(|part| images.augmented_batch(&order[part.local], &augmenter, 0));
+            let made = microbatches.into_iter().map(|Part { local, global_len }| {
+                let batch = images.augmented_batch(&order[local], &augmenter, 0);
+                Microbatch { batch, global_len }
+            });
             let parts = StepParts {
                 optimizer: &mut optimizer,
                 grad_sync: &grad_sync,

@@ -14,6 +14,7 @@ mod hooks;
 mod memory;
 mod optimizers;
 mod replay;
+mod sync_norm;
 
 pub use autocast::autocast_bf16;
 pub use conv::{ConvMethod, ConvMethods, ConvShape, ConvTable, PassSeconds, conv2d};
@@ -21,6 +22,7 @@ pub use hooks::on_gradient;
 pub use memory::{peak_rss_bytes, tensor_in_shared_memory};
 pub use optimizers::{AdamW, Sgd};
 pub use replay::{SgdStep, replay_adamw, replay_sgd};
+pub use sync_norm::{NormParts, sync_batch_norm};
 
 /// libtorch's own message.
 #[derive(Debug, Clone, thiserror::Error)]

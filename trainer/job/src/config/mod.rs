@@ -158,6 +158,8 @@ pub struct Train {
     pub batch_size_per_rank: usize,
     /// Such microbatches a step, whose gradients are added up before ranks reduce them.
     pub grad_accum_steps: usize,
+    /// Whether batch norm takes its statistics over the images of all ranks.
+    pub sync_batch_norm: bool,
     /// Of initial weights, order of samples, augmentation and synthetic images.
     pub seed: u64,
     /// Stop after so many steps, evaluate and save; `null`: after the last epoch.
@@ -166,7 +168,14 @@ pub struct Train {
 
 impl Default for Train {
     fn default() -> Self {
-        Self { epochs: 20, batch_size_per_rank: 64, grad_accum_steps: 1, seed: 0, max_steps: None }
+        Self {
+            epochs: 20,
+            batch_size_per_rank: 64,
+            grad_accum_steps: 1,
+            sync_batch_norm: false,
+            seed: 0,
+            max_steps: None,
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use super::{Config, Data, Dataset, Optimizer, OptimizerName};
+use super::{CommBackend, Config, Data, Dataset, Optimizer, OptimizerName};
 
 /// A value that is out of range or does not go with another.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +32,10 @@ pub fn validate(config: &Config) -> Result<(), Invalid> {
     at_least_one("train.max_steps", train.max_steps.unwrap_or(1))?;
     validate_data(&config.data)?;
     validate_optimizer(&config.optimizer)?;
+    if train.sync_batch_norm && comm.backend == CommBackend::None {
+        let problem = "needs ranks that communicate; comm.backend is none";
+        return Err(Invalid::new("train.sync_batch_norm", problem));
+    }
     at_least_one("checkpoint.every_epochs", checkpoint.every_epochs as u64)?;
     at_least_one("checkpoint.keep", checkpoint.keep as u64)?;
     at_least_one("metrics.log_every", metrics.log_every)?;
