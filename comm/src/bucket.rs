@@ -20,6 +20,46 @@ impl BucketCaps {
     pub const PYTORCH: Self = Self { cap_bytes: 25 << 20, first_cap_bytes: 1 << 20 };
 }
 
+/// What an all-reduce takes: a time of its own, and more with its length.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Speed {
+    /// Seconds that one takes however short it is.
+    pub latency_seconds: f64,
+    /// What a long one moves.
+    pub bytes_per_second: f64,
+}
+
+impl Speed {
+    /// The line through two measurements, each bytes and seconds, the first the shorter one. Where
+    /// noise has the longer one take less, all of its time is its length's.
+    pub fn fit([short, long]: [(usize, f64); 2]) -> Self {
+        let (more_bytes, more_seconds) = (long.0.saturating_sub(short.0), long.1 - short.1);
+        let bytes_per_second = if more_bytes > 0 && more_seconds > 0.0 {
+            more_bytes as f64 / more_seconds
+        } else {
+            long.0 as f64 / long.1
+        };
+        let latency_seconds = (short.1 - short.0 as f64 / bytes_per_second).max(0.0);
+        Self { latency_seconds, bytes_per_second }
+    }
+
+    /// How long buckets of `total_bytes` of gradients should be that are reduced while backward makes
+    /// the next.
+    ///
+    /// Nothing overlaps the last bucket, which takes its length over the bandwidth; and each of the
+    /// others adds its latency. The sum, `b / bandwidth + total / b * latency`, is least where
+    /// `b = sqrt(total * latency * bandwidth)`. At least 1 MiB, since a bucket has work of its own on
+    /// the host besides, and at most everything.
+    pub fn bucket_cap_bytes(self, total_bytes: usize) -> usize {
+        let Self { latency_seconds, bytes_per_second } = self;
+        let best = (total_bytes as f64 * latency_seconds * bytes_per_second).sqrt();
+        (best as usize).clamp(MIN_BUCKET_BYTES.min(total_bytes), total_bytes)
+    }
+}
+
+/// See [`Speed::bucket_cap_bytes`].
+const MIN_BUCKET_BYTES: usize = 1 << 20;
+
 /// One bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bucket {
@@ -129,6 +169,39 @@ mod tests {
     fn a_parameter_over_the_cap_has_its_own_bucket() {
         let expected = [(0..10, 0..1), (10..1010, 1..2), (1010..1030, 2..4)];
         assert_eq!(ranges(&[10, 1000, 10, 10]), expected);
+    }
+
+    #[test]
+    fn two_measurements_give_latency_and_bandwidth() {
+        let at = |bytes: usize| (bytes, 2e-4 + bytes as f64 / 1e9);
+        let Speed { latency_seconds, bytes_per_second } = Speed::fit([at(1 << 16), at(1 << 22)]);
+        assert!((latency_seconds - 2e-4).abs() < 1e-9, "{latency_seconds}");
+        assert!((bytes_per_second / 1e9 - 1.0).abs() < 1e-6, "{bytes_per_second}");
+        // Upside down, and all too short to tell.
+        assert_eq!(Speed::fit([(10, 3.0), (100, 2.0)]).bytes_per_second, 50.0);
+        assert_eq!(Speed::fit([(10, 1.0), (10, 1.0)]).bytes_per_second, 10.0);
+    }
+
+    #[test]
+    fn the_best_bucket_takes_the_least_beside_backward() {
+        let speed = Speed { latency_seconds: 1e-4, bytes_per_second: 1e9 };
+        let total = 45 << 20;
+        let seconds =
+            |cap: f64| cap / speed.bytes_per_second + total as f64 / cap * speed.latency_seconds;
+        let best = speed.bucket_cap_bytes(total);
+        for other in [best as f64 * 0.8, best as f64 * 1.25] {
+            assert!(seconds(best as f64) < seconds(other), "{best} is worse than {other}");
+        }
+    }
+
+    #[test]
+    fn buckets_are_neither_tiny_nor_more_than_all() {
+        let free = Speed { latency_seconds: 0.0, bytes_per_second: 1e9 };
+        assert_eq!(free.bucket_cap_bytes(45 << 20), 1 << 20);
+        assert_eq!(free.bucket_cap_bytes(1000), 1000);
+        let slow = Speed { latency_seconds: 1.0, bytes_per_second: 1e9 };
+        assert_eq!(slow.bucket_cap_bytes(45 << 20), 45 << 20);
+        assert_eq!(slow.bucket_cap_bytes(0), 0);
     }
 
     #[test]

@@ -11,11 +11,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use comm::bucket::{BucketCaps, BucketPlan};
 use comm::{Communicator, ReduceOp};
-use job::config::WireDtype;
+use job::config::{BucketCap, WireDtype};
 use tch::{Kind, Tensor};
 use torch_ext::collective::{TensorWork, all_reduce, start_all_reduce};
 
 use crate::Result;
+use crate::bucket_cap::bucket_cap_bytes;
 use crate::flat::{Flat, shared_f32};
 
 /// How gradients are communicated.
@@ -23,8 +24,8 @@ use crate::flat::{Flat, shared_f32};
 pub struct Options {
     /// When each bucket is reduced.
     pub timing: Timing,
-    /// A bucket is at most so long, unless it is a single parameter.
-    pub bucket_cap_mib: usize,
+    /// How long a bucket is at most, unless it is a single parameter.
+    pub bucket_cap: BucketCap,
     /// What elements are sent as.
     pub wire_dtype: WireDtype,
 }
@@ -91,19 +92,17 @@ impl Bucket {
 }
 
 impl GradSync {
-    /// Buckets over the parameters of `flat`.
+    /// Buckets over the parameters of `flat`. Collective: every rank gives the same options.
     ///
     /// # Errors
-    /// When libtorch refuses a hook, or memory is short.
+    /// When a peer is gone or late, libtorch refuses a hook, or memory is short.
     pub fn new(
         flat: &Flat,
         communicator: Arc<dyn Communicator>,
-        Options { timing, bucket_cap_mib, wire_dtype }: Options,
+        Options { timing, bucket_cap, wire_dtype }: Options,
     ) -> Result<Self> {
         // Alone, a rank has nobody to wait for.
         let timing = if communicator.world_size() == 1 { Timing::Never } else { timing };
-        let cap_bytes = bucket_cap_mib << 20;
-        let caps = BucketCaps { cap_bytes, first_cap_bytes: cap_bytes };
         let parameters: Vec<_> = flat.parameters_in_flat_order().collect();
         let sizes: Vec<_> = parameters.iter().map(|parameter| parameter.numel()).collect();
         let wire = match wire_dtype {
@@ -111,6 +110,9 @@ impl GradSync {
             WireDtype::Bf16 | WireDtype::Fp32 => None,
         };
         let element_bytes = if wire.is_some() { 2 } else { size_of::<f32>() };
+        let cap_bytes =
+            bucket_cap_bytes(bucket_cap, timing, &flat.grads, element_bytes, &*communicator)?;
+        let caps = BucketCaps { cap_bytes, first_cap_bytes: cap_bytes };
         let plan = BucketPlan::new(&sizes, element_bytes, caps);
         let buckets = plan.buckets().iter().map(|bucket| {
             let (start, len) = (bucket.elements.start as i64, bucket.elements.len() as i64);

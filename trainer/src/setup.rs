@@ -87,7 +87,7 @@ pub fn build(cli: Cli, world: World, link: &Link) -> Result<Run<'_>> {
 
     let options = Options {
         timing: timing(&config.comm, backend),
-        bucket_cap_mib: config.comm.bucket_cap_mib,
+        bucket_cap: config.comm.bucket_cap_mib,
         wire_dtype: config.comm.wire_dtype,
     };
     let grad_sync = GradSync::new(&replica.flat, Arc::clone(&communicator), options)?;

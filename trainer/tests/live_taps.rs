@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use comm::bootstrap::{Backend, connect};
 use comm::env::World;
-use job::config::{self, Model, OptimizerName, Precision, WireDtype};
+use job::config::{self, BucketCap, Model, OptimizerName, Precision, WireDtype};
 use job::dataset::{self, DataSet, Source};
 use job::network::Network;
 use tch::{Device, Tensor};
@@ -69,7 +69,8 @@ fn train(live_taps: bool, config: &config::Optimizer) -> Trained {
     let data_set = data();
     let images = Images::new(&data_set.train, &data_set, Device::Cpu);
     let wire_dtype = WireDtype::Fp32;
-    let options = Options { timing: Timing::AfterBackward, bucket_cap_mib: 25, wire_dtype };
+    let options =
+        Options { timing: Timing::AfterBackward, bucket_cap: BucketCap::Auto, wire_dtype };
     let grad_sync = GradSync::new(&replica.flat, alone.clone(), options).unwrap();
     let mut counter = Counter::new(Device::Cpu);
     let losses = (0..STEPS).map(|step| {

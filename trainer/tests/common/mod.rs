@@ -7,10 +7,11 @@ use std::rc::Rc;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use comm::Communicator;
 use comm::bootstrap::{Backend, Store, connect};
+use comm::communicator::Work;
 use comm::env::{StartedBy, World};
-use job::config::{self, Augment, Model, OptimizerName, Precision, WireDtype};
+use comm::{Collective, Communicator, RawBuffer};
+use job::config::{self, Augment, BucketCap, Model, OptimizerName, Precision, WireDtype};
 use job::dataset::{self, DataSet, Source};
 use job::network::Network;
 use job::shard::{self, Microbatch as Part};
@@ -79,6 +80,45 @@ pub fn on_ranks<T: Send>(
     })
 }
 
+/// Where gradients lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Memory {
+    /// Where the communicator reduces them without a copy.
+    Shared,
+    /// In memory of the rank's own.
+    Private,
+}
+
+/// A communicator without memory that it shares.
+struct WithoutSharedMemory(Arc<dyn Communicator>);
+
+impl Communicator for WithoutSharedMemory {
+    fn rank(&self) -> usize {
+        self.0.rank()
+    }
+
+    fn world_size(&self) -> usize {
+        self.0.world_size()
+    }
+
+    fn backend(&self) -> &'static str {
+        self.0.backend()
+    }
+
+    unsafe fn start(&self, collective: Collective, buffer: RawBuffer) -> comm::Result<Work> {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.start(collective, buffer) }
+    }
+
+    fn abort(&self, reason: &str) {
+        self.0.abort(reason);
+    }
+
+    fn finalize(&self) -> comm::Result<()> {
+        self.0.finalize()
+    }
+}
+
 /// A network with its first weights.
 pub fn replica(communicator: &dyn Communicator, norm_mode: Mode) -> Replica {
     let network = Network::new(&Model::default(), [3, 32, 32], 10);
@@ -98,7 +138,8 @@ pub fn replica(communicator: &dyn Communicator, norm_mode: Mode) -> Replica {
 
 /// Gradients are sent as they are.
 pub fn options(timing: Timing, bucket_cap_mib: usize) -> Options {
-    Options { timing, bucket_cap_mib, wire_dtype: WireDtype::Fp32 }
+    let bucket_cap = BucketCap::Mib(bucket_cap_mib);
+    Options { timing, bucket_cap, wire_dtype: WireDtype::Fp32 }
 }
 
 /// What a run came to.
@@ -119,6 +160,7 @@ pub struct Recipe {
     pub options: Options,
     pub norm_mode: Mode,
     pub sync_batch_norm: bool,
+    pub memory: Memory,
 }
 
 impl Recipe {
@@ -140,6 +182,7 @@ impl Recipe {
             // Statistics of a batch depend on who holds which part of it; frozen ones do not.
             norm_mode: Mode::Eval,
             sync_batch_norm: false,
+            memory: Memory::Shared,
         }
     }
 
@@ -154,7 +197,13 @@ impl Recipe {
 
     /// Trains on ranks that are threads; what each of them came to.
     pub fn train_on(&self, world_size: usize) -> Vec<Outcome> {
-        on_ranks(world_size, |communicator| self.train(&communicator))
+        on_ranks(world_size, |communicator| match self.memory {
+            Memory::Shared => self.train(&communicator),
+            Memory::Private => {
+                let private: Arc<dyn Communicator> = Arc::new(WithoutSharedMemory(communicator));
+                self.train(&private)
+            }
+        })
     }
 
     fn train(&self, communicator: &Arc<dyn Communicator>) -> Outcome {

@@ -3,6 +3,7 @@
 //! [`load`] reads a file and applies overrides; whatever is wrong is named by file, line and dotted
 //! path. Does not read the environment.
 
+mod bucket_cap;
 mod diff;
 mod error;
 mod keys;
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use bucket_cap::BucketCap;
 pub use diff::{Difference, differences_in_training};
 pub use error::{ConfigError, Place};
 pub use load::{load, to_yaml};
@@ -366,7 +368,7 @@ pub struct Comm {
     /// Over what.
     pub backend: CommBackend,
     /// Gradients are averaged in portions of at most so many MiB.
-    pub bucket_cap_mib: usize,
+    pub bucket_cap_mib: BucketCap,
     /// What gradients are sent as.
     pub wire_dtype: WireDtype,
     /// Whether a portion is averaged while backward makes the next.
@@ -379,7 +381,7 @@ impl Default for Comm {
     fn default() -> Self {
         Self {
             backend: CommBackend::Auto,
-            bucket_cap_mib: 25,
+            bucket_cap_mib: BucketCap::Auto,
             wire_dtype: WireDtype::Fp32,
             overlap: Overlap::Auto,
             timeout_seconds: 120,

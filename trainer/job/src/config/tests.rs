@@ -55,6 +55,7 @@ fn overrides_win_over_the_file_and_the_last_one_wins() {
             "train.max_steps=7",
             "optimizer.betas=[0.5, 0.9]",
             "precision=fp32",
+            "comm.bucket_cap_mib=8",
         ],
     )
     .unwrap();
@@ -63,6 +64,7 @@ fn overrides_win_over_the_file_and_the_last_one_wins() {
     assert_eq!(config.data.augment, [Augment::Flip]);
     assert_eq!(config.train.max_steps, Some(7));
     assert_eq!(config.optimizer.betas, Some([0.5, 0.9]));
+    assert_eq!(config.comm.bucket_cap_mib, BucketCap::Mib(8));
     let unset = load_text("train: {max_steps: 3}\n", &["train.max_steps=null"]).unwrap();
     assert_eq!(unset.train.max_steps, None);
 }
@@ -138,6 +140,10 @@ fn a_wrong_type_says_what_is_expected() {
     for (text, expected) in cases {
         assert_eq!(problem(text, &[]), expected);
     }
+    assert_eq!(
+        problem("comm: {bucket_cap_mib: large}\n", &[]),
+        "run.yaml:1:24: comm.bucket_cap_mib: expected auto or a whole number of MiB, found string \"large\""
+    );
     assert_eq!(
         problem("train: {epochs: 2}", &["train.epochs=two"]),
         "--set train.epochs=two: train.epochs: expected a whole number, 0 or more, found string \"two\""

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use super::{CommBackend, Config, Data, Dataset, Optimizer, OptimizerName};
+use super::{BucketCap, CommBackend, Config, Data, Dataset, Optimizer, OptimizerName};
 
 /// A value that is out of range or does not go with another.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +39,9 @@ pub fn validate(config: &Config) -> Result<(), Invalid> {
     at_least_one("checkpoint.every_epochs", checkpoint.every_epochs as u64)?;
     at_least_one("checkpoint.keep", checkpoint.keep as u64)?;
     at_least_one("metrics.log_every", metrics.log_every)?;
-    within("comm.bucket_cap_mib", comm.bucket_cap_mib, 1..=4096)?;
+    if let BucketCap::Mib(mib) = comm.bucket_cap_mib {
+        within("comm.bucket_cap_mib", mib, 1..=4096)?;
+    }
     within("comm.timeout_seconds", comm.timeout_seconds, 1..=86400)
 }
 

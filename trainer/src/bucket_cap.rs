@@ -1,0 +1,74 @@
+//! How long buckets should be, from what an all-reduce takes here.
+
+use std::time::Instant;
+
+use comm::bucket::Speed;
+use comm::{Communicator, ReduceOp};
+use job::config::BucketCap;
+use tch::{Kind, Tensor};
+use torch_ext::collective::all_reduce;
+use tracing::info;
+
+use crate::Result;
+use crate::grad_sync::Timing;
+
+/// Elements of the all-reduces that are timed.
+const LENS: [usize; 2] = [1 << 14, 1 << 20];
+/// The fastest of so many counts.
+const REPEATS: usize = 3;
+
+/// The most bytes of a bucket: as configured, or, where gradients of `element_bytes` each are reduced
+/// while backward goes on, by measurement, and where they are not, all in one. Collective: it is the
+/// same on every rank. `grads`: `[live]` f32 zeros, and so they stay.
+///
+/// # Errors
+/// When a peer is gone or late.
+pub fn bucket_cap_bytes(
+    cap: BucketCap,
+    timing: Timing,
+    grads: &Tensor,
+    element_bytes: usize,
+    communicator: &dyn Communicator,
+) -> Result<usize> {
+    match cap {
+        BucketCap::Mib(mib) => Ok(mib << 20),
+        BucketCap::Auto if timing == Timing::Overlapped && communicator.world_size() > 1 => {
+            let speed = measure(grads, communicator)?;
+            let cap = speed.bucket_cap_bytes(grads.numel() * element_bytes);
+            if communicator.rank() == 0 {
+                info!(
+                    "an all-reduce over {} takes {:.3} ms and 1 ms for each {:.2} MiB: buckets of at \
+                     most {:.1} MiB",
+                    communicator.backend(),
+                    speed.latency_seconds * 1e3,
+                    speed.bytes_per_second / 1e3 / f64::from(1 << 20),
+                    cap as f64 / f64::from(1 << 20),
+                );
+            }
+            Ok(cap)
+        }
+        BucketCap::Auto => Ok(usize::MAX),
+    }
+}
+
+fn measure(grads: &Tensor, communicator: &dyn Communicator) -> Result<Speed> {
+    let lens = LENS.map(|len| len.min(grads.numel()));
+    let mut seconds = [f64::INFINITY; 2];
+    for (len, least) in lens.iter().zip(&mut seconds) {
+        let mut part = grads.narrow(0, 0, *len as i64);
+        for _ in 0..=REPEATS {
+            communicator.barrier()?;
+            let started = Instant::now();
+            all_reduce(communicator, &mut part, ReduceOp::Sum)?;
+            // On a device, the result is there when an element can be read.
+            part.get(0).double_value(&[]);
+            *least = least.min(started.elapsed().as_secs_f64());
+        }
+    }
+    // Ranks must agree, and the slowest is the one that the others wait for.
+    let mut slowest = Tensor::from_slice(&seconds).to_kind(Kind::Double).to_device(grads.device());
+    all_reduce(communicator, &mut slowest, ReduceOp::Max)?;
+    let slowest = Vec::<f64>::try_from(&slowest)?;
+    let bytes = lens.map(|len| len * size_of::<f32>());
+    Ok(Speed::fit([(bytes[0], slowest[0]), (bytes[1], slowest[1])]))
+}

@@ -1,0 +1,75 @@
+//! What the reduction of gradients during backward relies on.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::sync::{Arc, Mutex};
+
+use comm::single::Single;
+use common::{on_ranks, options, replica};
+use job::config::{Model, ModelName, Stem};
+use job::network::Network;
+use tch::{Device, Kind, Tensor};
+use trainer::flat::Flat;
+use trainer::grad_sync::{GradSync, Timing};
+use trainer::init::initialize;
+use trainer::model::{Mode, ResNet};
+
+/// Positions in the flat order, in the order in which backward makes their gradients.
+fn order_of_gradients(network: &Network) -> Vec<usize> {
+    let mut flat = Flat::new(network.tensors(true), Device::Cpu, &Single::default()).unwrap();
+    initialize(&mut flat, 0);
+    let order = Arc::new(Mutex::new(Vec::new()));
+    for (position, parameter) in flat.parameters_in_flat_order().enumerate() {
+        let order = Arc::clone(&order);
+        torch_ext::on_gradient(parameter, move || order.lock().unwrap().push(position)).unwrap();
+    }
+    let images = Tensor::ones([2, 3, 32, 32], (Kind::Float, Device::Cpu));
+    ResNet::new(network, &flat).forward(&images, Mode::Train).sum(Kind::Float).backward();
+    let order = order.lock().unwrap();
+    order.clone()
+}
+
+#[test]
+fn backward_makes_gradients_in_the_order_in_which_they_lie() {
+    tch::set_num_threads(1);
+    for name in [ModelName::Resnet18, ModelName::Resnet34] {
+        for stem in [Stem::Notes, Stem::Cifar] {
+            let network = Network::new(&Model { name, stem }, [3, 32, 32], 10);
+            let order = order_of_gradients(&network);
+            let mut sorted = order.clone();
+            sorted.sort_unstable();
+            assert!(sorted.into_iter().eq(0..order.len()), "not each once: {order:?}");
+            for (came, &position) in order.iter().enumerate() {
+                // Weight and bias of a layer come one after the other, in either order.
+                assert!(came.abs_diff(position) <= 1, "{name:?} {stem:?}: {order:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_parameter_without_gradient_neither_hangs_nor_spoils_the_sums() {
+    let sums = on_ranks(2, |communicator| {
+        let mut replica = replica(&*communicator, Mode::Eval);
+        let options = options(Timing::Overlapped, 1);
+        let sync = GradSync::new(&replica.flat, communicator.clone(), options).unwrap();
+        let steps = (0..2).map(|_| {
+            let _ = replica.flat.grads.zero_();
+            sync.begin();
+            // Each rank uses another parameter, and nobody uses the rest.
+            let used = ["linear.bias", "conv1.weight"][communicator.rank()];
+            (replica.flat.tensor(used) * 2.0).sum(Kind::Float).backward();
+            sync.finish().unwrap();
+            replica.flat.assemble(&replica.flat.grads, None)
+        });
+        steps.collect::<Vec<_>>()
+    });
+    for (name, gradient) in sums.iter().flatten().flatten() {
+        let expected =
+            if ["linear.bias", "conv1.weight"].contains(&name.as_str()) { 2.0 } else { 0.0 };
+        let [least, most] = [gradient.min(), gradient.max()].map(|x| x.double_value(&[]));
+        assert!(least == expected && most == expected, "{name}: {least} to {most}");
+    }
+}
