@@ -2,16 +2,39 @@
 
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::{Args, Parser, Subcommand};
 use job::run_dir::Resume;
 
+use crate::commands;
 use crate::device::DeviceKind;
 
 /// Trains one rank of a data-parallel job. Usually started by `launcher`; alone it is a job of one
 /// rank, and under `mpirun` or `srun` one of many.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Cli {
+    /// What to do instead of training.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// What to train; there unless a command is.
+    #[command(flatten)]
+    pub train: Option<TrainArgs>,
+}
+
+/// What the trainer does besides training.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List the networks, with what they cost and where they are from.
+    Models(commands::models::ModelsArgs),
+    /// Print a network's layers, their shapes, parameters and multiply-adds.
+    Summary(commands::summary::SummaryArgs),
+    /// Write a checkpoint's weights under the names of another program.
+    Export(commands::export::ExportArgs),
+}
+
+/// A rank of a training job.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
     /// The configuration, a YAML file.
     pub config: PathBuf,
     /// Override one configuration key; repeatable: --set train.epochs=2
@@ -23,7 +46,21 @@ pub struct Cli {
     /// Go on from the run directory's newest good checkpoint (auto), never, or from DIR's.
     #[arg(long, value_name = "auto|never|DIR", default_value = "auto")]
     pub resume: Resume,
+    /// Start from torchvision's weights: a state dict as safetensors. Short for
+    /// --set model.from_torchvision=FILE
+    #[arg(long, value_name = "FILE")]
+    pub from_torchvision: Option<PathBuf>,
     /// Where to train.
     #[arg(long, value_enum, default_value = "auto")]
     pub device: DeviceKind,
+}
+
+impl TrainArgs {
+    /// All overrides, in the order in which they apply.
+    pub fn overrides(&self) -> Vec<String> {
+        let file = self.from_torchvision.iter();
+        let from_torchvision =
+            file.map(|file| format!("model.from_torchvision={}", file.display()));
+        self.set.iter().cloned().chain(from_torchvision).collect()
+    }
 }

@@ -18,6 +18,9 @@ pub type Result<T> = std::result::Result<T, TrainError>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
+    /// The command line asks for what cannot be.
+    #[error("{0}")]
+    Usage(String),
     /// The configuration is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -68,6 +71,7 @@ impl TrainError {
     /// The documented code for this end.
     pub fn exit_code(&self) -> ExitCode {
         match self {
+            Self::Usage(_) => ExitCode::Usage,
             Self::Config(error) => error.exit_code(),
             Self::RunDir(error) => error.exit_code(),
             Self::Data(error) => error.exit_code(),

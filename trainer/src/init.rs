@@ -1,31 +1,22 @@
-//! Initial weights: PyTorch's own default for each layer.
+//! Initial weights, from the distributions that the network's description names.
 
-use job::network::Role;
+use job::network::{Init, Role};
 use job::rng::{self, Purpose, Stream};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::flat::Flat;
 
 /// Fills `flat` with initial weights that depend on `seed` only: not on the device, and not on how
 /// libtorch draws random numbers.
-///
-/// Convolution and linear weights: uniform in `±1/sqrt(fan_in)`, which is what
-/// `kaiming_uniform_(a=sqrt(5))` comes to; linear biases the same. Batch norm: scale 1, shift 0,
-/// running mean 0, running variance 1.
-///
-/// Source: `reset_parameters` of `torch.nn.Conv2d`, `Linear` and `BatchNorm2d`.
 pub fn initialize(flat: &mut Flat, seed: u64) {
     let tensors = flat.specs().enumerate().map(|(place, spec)| {
         let size: Vec<_> = spec.shape.iter().map(|&size| size as i64).collect();
         let tensor = match spec.role {
-            Role::Weight { fan_in } | Role::Bias { fan_in } => {
-                let bound = 1.0 / (fan_in as f32).sqrt();
-                let values = uniform(seed, place as u32, spec.len(), bound);
-                Tensor::from_slice(&values).view(size.as_slice())
-            }
-            Role::NormWeight | Role::RunningVar => Tensor::ones(size, (Kind::Float, Device::Cpu)),
-            Role::NormBias | Role::RunningMean => Tensor::zeros(size, (Kind::Float, Device::Cpu)),
             Role::BatchesTracked => Tensor::from(0i64),
+            _ => {
+                let values = draw(spec.init, seed, place as u32, spec.len());
+                Tensor::from_slice(&values).to_kind(Kind::Float).view(size.as_slice())
+            }
         };
         (spec.name.clone(), tensor)
     });
@@ -34,13 +25,36 @@ pub fn initialize(flat: &mut Flat, seed: u64) {
     assert!(loaded.is_ok(), "tensors made from their own description: {loaded:?}");
 }
 
-/// `len` numbers, uniform in `±bound`.
-fn uniform(seed: u64, place: u32, len: usize, bound: f32) -> Vec<f32> {
+/// `len` numbers for the tensor at `place` in the state dict.
+fn draw(init: Init, seed: u64, place: u32, len: usize) -> Vec<f32> {
     let stream = Stream::new(Purpose::Weights, 0);
-    let blocks = (0..len.div_ceil(4)).flat_map(|draw| rng::block(seed, stream, place, draw as u32));
-    // The upper 24 bits, which f32 holds exactly.
-    let unit = |bits: u32| (bits >> 8) as f32 / (1u32 << 24) as f32;
-    blocks.take(len).map(|bits| bound * (2.0 * unit(bits) - 1.0)).collect()
+    let blocks = (0..len.div_ceil(4)).map(|draw| rng::block(seed, stream, place, draw as u32));
+    match init {
+        Init::Constant(value) => vec![value; len],
+        Init::Uniform { bound } => {
+            blocks.flatten().take(len).map(|bits| bound * (2.0 * unit(bits) - 1.0)).collect()
+        }
+        Init::Normal { deviation } => {
+            let pairs = |[a, b, c, d]: [u32; 4]| [normal_pair(a, b), normal_pair(c, d)];
+            let normals = blocks.flat_map(pairs).flatten();
+            normals.take(len).map(|value| (f64::from(deviation) * value) as f32).collect()
+        }
+    }
+}
+
+/// In `0..1`: the upper 24 bits, which f32 holds exactly.
+fn unit(bits: u32) -> f32 {
+    (bits >> 8) as f32 / (1u32 << 24) as f32
+}
+
+/// Two numbers of the standard normal distribution.
+///
+/// Source: Box and Muller, A Note on the Generation of Random Normal Deviates, 1958.
+fn normal_pair(a: u32, b: u32) -> [f64; 2] {
+    // Never 0, whose logarithm is not finite.
+    let radius = (-2.0 * ((f64::from(a) + 1.0) / 2f64.powi(32)).ln()).sqrt();
+    let (sin, cos) = (std::f64::consts::TAU * f64::from(b) / 2f64.powi(32)).sin_cos();
+    [radius * cos, radius * sin]
 }
 
 #[cfg(test)]
@@ -50,46 +64,145 @@ mod tests {
     use super::*;
     use comm::bootstrap::{Backend, connect};
     use comm::env::World;
-    use job::config::Model;
+    use job::config::{Model, Stem};
     use job::network::Network;
+    use tch::Device;
 
-    fn initialized(seed: u64) -> Flat {
-        let network = Network::new(&Model::default(), [3, 32, 32], 10);
+    fn initialized(model: &Model, seed: u64) -> Flat {
+        let network = Network::new(model, [3, 32, 32], 10);
         let alone = connect(Backend::Shm, World::SINGLE, None, Duration::from_secs(1)).unwrap();
         let mut flat = Flat::new(network.tensors(true), Device::Cpu, &*alone).unwrap();
         initialize(&mut flat, seed);
         flat
     }
 
+    fn model(name: &str, stem: Stem) -> Model {
+        Model { name: name.parse().unwrap(), stem, ..Model::default() }
+    }
+
+    /// What a source's program starts a tensor with.
+    enum Start {
+        /// `kaiming_uniform_(a=sqrt(5))`, and the bias beside it, for this fan-in.
+        Default(usize),
+        /// `kaiming_normal_` for this fan.
+        Kaiming(usize),
+        /// `normal_` with this deviation.
+        Normal(f64),
+        All(f64),
+    }
+
+    fn check(what: &str, tensor: &Tensor, start: &Start) {
+        let values = tensor.to_kind(Kind::Double);
+        let count = values.numel() as f64;
+        let mean = values.mean(Kind::Double).double_value(&[]);
+        let moment = |power: i64| {
+            (&values - mean).pow_tensor_scalar(power).mean(Kind::Double).double_value(&[])
+        };
+        let (deviation, flatness) = match start {
+            // A uniform distribution has a kurtosis of 1.8, a normal one of 3.
+            Start::Default(fan_in) => ((2.0f64 / 6.0).sqrt() / (*fan_in as f64).sqrt(), 1.8),
+            Start::Kaiming(fan) => ((2.0 / *fan as f64).sqrt(), 3.0),
+            Start::Normal(deviation) => (*deviation, 3.0),
+            Start::All(value) => {
+                let (low, high) = (values.min(), values.max());
+                assert_eq!([low.double_value(&[]), high.double_value(&[])], [*value; 2], "{what}");
+                return;
+            }
+        };
+        assert!(mean.abs() < 5.0 * deviation / count.sqrt(), "mean of {what}: {mean}");
+        let off = 5.0 / count.sqrt();
+        let found = moment(2).sqrt() / deviation;
+        assert!((found - 1.0).abs() < off, "deviation of {what}: {found} of {deviation}");
+        let found = moment(4) / moment(2).powi(2);
+        assert!((found - flatness).abs() < 5.0 * off, "kurtosis of {what}: {found}");
+    }
+
     #[test]
-    fn weights_have_the_moments_of_pytorchs_distribution() {
-        let flat = initialized(0);
-        for (spec, (_, tensor)) in flat.specs().zip(flat.state_dict()) {
-            let values = tensor.to_kind(Kind::Double);
-            let (mean, count) = (values.mean(Kind::Double).double_value(&[]), spec.len() as f64);
-            let largest = values.abs().max().double_value(&[]);
-            match spec.role {
-                Role::Weight { fan_in } | Role::Bias { fan_in } => {
-                    // PyTorch: bound = gain(leaky_relu, sqrt(5)) * sqrt(3 / fan_in).
-                    let bound = (2.0 / (1.0 + 5.0_f64)).sqrt() * (3.0 / fan_in as f64).sqrt();
-                    let deviation = bound / 3.0_f64.sqrt();
-                    assert!(largest <= bound * 1.000_001, "{}: {largest} > {bound}", spec.name);
-                    assert!(largest > 0.7 * bound, "{}: {largest} of {bound}", spec.name);
-                    assert!(mean.abs() < 4.0 * deviation / count.sqrt(), "{}: {mean}", spec.name);
-                    if count > 1000.0 {
-                        let found = values.std(true).double_value(&[]);
-                        assert!((found / deviation - 1.0).abs() < 0.05, "{}: {found}", spec.name);
-                    }
-                }
-                Role::NormWeight | Role::RunningVar => assert_eq!((mean, largest), (1.0, 1.0)),
-                _ => assert_eq!((mean, largest), (0.0, 0.0)),
+    fn weights_have_the_moments_of_each_sources_distribution() {
+        use Start::{All, Default, Kaiming, Normal};
+        let cases: [(_, _, &[(_, _)]); 7] = [
+            // The notes' module leaves PyTorch's own.
+            (
+                "resnet18",
+                Stem::Notes,
+                &[
+                    ("conv1.weight", Default(27)),
+                    ("layer2.0.conv1.weight", Default(64 * 9)),
+                    ("layer2.0.shortcut.0.weight", Default(64)),
+                    ("linear.weight", Default(512)),
+                    ("layer1.0.bn1.weight", All(1.0)),
+                    ("layer1.0.bn1.bias", All(0.0)),
+                    ("layer1.0.bn1.running_mean", All(0.0)),
+                    ("layer1.0.bn1.running_var", All(1.0)),
+                ],
+            ),
+            // torchvision/models/resnet.py: mode fan_out; the head is nn.Linear's own.
+            (
+                "resnext50_32x4d",
+                Stem::Imagenet,
+                &[
+                    ("conv1.weight", Kaiming(64 * 49)),
+                    ("layer1.0.conv2.weight", Kaiming(128 * 9)),
+                    ("layer1.0.shortcut.0.weight", Kaiming(256)),
+                    ("linear.weight", Default(2048)),
+                    ("layer1.0.bn3.weight", All(1.0)),
+                ],
+            ),
+            // The ResNet paper: variance 2 over fan-in.
+            (
+                "resnet20",
+                Stem::Cifar,
+                &[("layer2.0.conv1.weight", Kaiming(16 * 9)), ("linear.weight", Kaiming(64))],
+            ),
+            // torchvision/models/vgg.py.
+            (
+                "vgg19",
+                Stem::Cifar,
+                &[
+                    ("features.5.weight", Kaiming(128 * 9)),
+                    ("features.5.bias", All(0.0)),
+                    ("classifier.weight", Normal(0.01)),
+                    ("classifier.bias", All(0.0)),
+                ],
+            ),
+            // The Torch programs of Zagoruyko, He and Xie: fan-out, linear bias 0.
+            (
+                "wrn16_8",
+                Stem::Cifar,
+                &[
+                    ("layer1.0.conv1.weight", Kaiming(128 * 9)),
+                    ("linear.weight", Default(512)),
+                    ("linear.bias", All(0.0)),
+                ],
+            ),
+            ("preact_resnet18", Stem::Cifar, &[("layer1.0.conv1.weight", Kaiming(64 * 9))]),
+            ("plain20", Stem::Cifar, &[("layer3.0.conv1.weight", Kaiming(32 * 9))]),
+        ];
+        for (name, stem, expected) in cases {
+            let flat = initialized(&model(name, stem), 0);
+            let tensors: std::collections::HashMap<_, _> = flat.state_dict().into_iter().collect();
+            for (tensor, start) in expected {
+                check(&format!("{name}'s {tensor}"), &tensors[*tensor], start);
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_can_start_as_the_identity() {
+        let zero = Model { zero_init_residual: true, ..Model::default() };
+        let flat = initialized(&zero, 0);
+        for (name, tensor) in flat.state_dict() {
+            let zero = name.ends_with("bn2.weight");
+            if zero || name.ends_with("bn1.weight") {
+                check(&name, &tensor, &Start::All(if zero { 0.0 } else { 1.0 }));
             }
         }
     }
 
     #[test]
     fn weights_depend_on_the_seed_only() {
-        assert_eq!(initialized(3).parameters, initialized(3).parameters);
-        assert_ne!(initialized(3).parameters, initialized(4).parameters);
+        let parameters = |seed| initialized(&Model::default(), seed).parameters;
+        assert_eq!(parameters(3), parameters(3));
+        assert_ne!(parameters(3), parameters(4));
     }
 }

@@ -8,6 +8,7 @@
 mod bucket_cap;
 pub mod checkpoint;
 pub mod cli;
+pub mod commands;
 pub mod convolutions;
 pub mod data;
 pub mod device;
@@ -21,6 +22,7 @@ pub mod log;
 pub mod metrics;
 pub mod model;
 pub mod optim;
+pub mod pretrained;
 pub mod recorder;
 pub mod run;
 pub mod schedule;

@@ -1,20 +1,52 @@
 //! Starts one rank and turns how it ended into an exit code.
 
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::{Command, ExitCode};
+use std::process::{self, ExitCode};
 
 use clap::Parser;
 use comm::env::{CONTROL_SOCKET, World};
 use tracing::error;
-use trainer::cli::Cli;
+use trainer::cli::{Cli, Command, TrainArgs};
 use trainer::link::Link;
 use trainer::run::Outcome;
-use trainer::{Result, TrainError, log, setup};
+use trainer::{Result, TrainError, commands, log, setup};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     wait_passively();
+    match (cli.command, cli.train) {
+        (Some(command), _) => run(command),
+        (None, Some(args)) => train(args),
+        (None, None) => unreachable!("clap wants a command or a configuration"),
+    }
+}
+
+/// Answers on standard output.
+fn run(command: Command) -> ExitCode {
+    log::start(World::SINGLE, false);
+    let answer = match command {
+        Command::Models(args) => Ok(commands::models::models(&args)),
+        Command::Summary(args) => Ok(commands::summary::summary(&args)),
+        Command::Export(args) => {
+            commands::export::export(&args).map(|path| format!("{}\n", path.display()))
+        }
+    };
+    match answer {
+        Ok(text) => {
+            // Whoever reads may have seen enough.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            job::ExitCode::Done.into()
+        }
+        Err(failure) => {
+            eprintln!("trainer: {failure}");
+            failure.exit_code().into()
+        }
+    }
+}
+
+fn train(args: TrainArgs) -> ExitCode {
     let (world, link) = match connect() {
         Ok(connected) => connected,
         Err(error) => {
@@ -23,7 +55,7 @@ fn main() -> ExitCode {
         }
     };
     log::start(world, link.has_launcher());
-    let ended = catch_unwind(AssertUnwindSafe(|| setup::build(cli, world, &link)?.train()))
+    let ended = catch_unwind(AssertUnwindSafe(|| setup::build(args, world, &link)?.train()))
         .unwrap_or_else(|payload| Err(TrainError::from_panic(&*payload)));
     match ended {
         Ok(Outcome::Done) => job::ExitCode::Done.into(),
@@ -52,7 +84,9 @@ fn wait_passively() {
     }
     if let Ok(program) = std::env::current_exe() {
         // Returns only if it fails, and then the program goes on as it is.
-        let _ =
-            Command::new(program).args(std::env::args_os().skip(1)).env(POLICY, "passive").exec();
+        let _ = process::Command::new(program)
+            .args(std::env::args_os().skip(1))
+            .env(POLICY, "passive")
+            .exec();
     }
 }

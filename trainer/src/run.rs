@@ -15,6 +15,7 @@ use crate::checkpoint::{self, Link as CheckpointLink, State};
 use crate::data::{Augmenter, Images};
 use crate::grad_sync::GradSync;
 use crate::link::Link;
+use crate::model::Draw;
 use crate::optim::Optimizer;
 use crate::recorder::{Recorder, StepTimes};
 use crate::schedule::learning_rate;
@@ -156,6 +157,11 @@ impl Run<'_> {
         let started = Instant::now();
         self.link.state(Phase::Training, self.state.epoch(), self.state.step);
         let lr = self.learning_rate();
+        self.replica.model.set_draw(Draw {
+            seed: self.config.train.seed,
+            step: self.state.step,
+            rank: self.world.rank,
+        });
         let parts =
             batch.microbatches(self.config.train.batch_size_per_rank, self.world.world_size);
         let mut data = Duration::ZERO;

@@ -17,33 +17,33 @@ use tch::{Device, Kind, Tensor};
 use tracing::{info, warn};
 
 use crate::checkpoint::{self, CheckpointError, State};
-use crate::cli::Cli;
+use crate::cli::TrainArgs;
 use crate::data::{Augmenter, Images};
 use crate::flat::Flat;
 use crate::grad_sync::{GradSync, Options, Timing};
 use crate::link::Link;
-use crate::model::{Mode, ResNet};
+use crate::model::{Mode, Module};
 use crate::optim::Optimizer;
 use crate::recorder::Recorder;
 use crate::run::Run;
 use crate::step::{Counter, Replica};
-use crate::{Result, TrainError, convolutions, device, init};
+use crate::{Result, TrainError, convolutions, device, init, pretrained};
 
 /// Connects to the other ranks, reads the data, builds the network, and finds where to go on.
 ///
 /// # Errors
 /// Whatever is missing or does not fit.
-pub fn build(cli: Cli, world: World, link: &Link) -> Result<Run<'_>> {
+pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
     let started = Instant::now();
-    let config = config::load(&cli.config, &cli.set)?;
+    let config = config::load(&args.config, &args.overrides())?;
     device::limit_threads(world);
-    let device = device::open(cli.device, world)?;
+    let device = device::open(args.device, world)?;
 
     link.state(Phase::Connecting, 0, 0);
     let timeout = Duration::from_secs(config.comm.timeout_seconds);
     let backend = device::backend(config.comm.backend, device, world)?;
     let communicator = comm::bootstrap::connect(backend, world, link.store(), timeout)?;
-    let run_dir = open_run_dir(&cli, &config, world, link)?;
+    let run_dir = open_run_dir(&args, &config, world, link)?;
 
     link.state(Phase::LoadingData, 0, 0);
     let data_set = load_data(&config)?;
@@ -56,7 +56,10 @@ pub fn build(cli: Cli, world: World, link: &Link) -> Result<Run<'_>> {
     let tensors = network.tensors(config.performance.live_taps);
     let mut flat = Flat::new(tensors, device, &*communicator)?;
     init::initialize(&mut flat, config.train.seed);
-    let mut model = ResNet::new(&network, &flat);
+    if let Some(file) = config.model.from_torchvision.as_deref().filter(|_| world.rank == 0) {
+        pretrained::load_torchvision(file, &mut flat)?;
+    }
+    let mut model = Module::new(&network, &flat);
     if config.train.sync_batch_norm && world.world_size > 1 {
         model.synchronize_batch_norm(&communicator);
     }
@@ -72,7 +75,7 @@ pub fn build(cli: Cli, world: World, link: &Link) -> Result<Run<'_>> {
     let mut optimizer = Optimizer::new(&config.optimizer, &replica.flat);
     let start = State::start(world.world_size, data_hash);
     let state =
-        resume(&cli.resume, &config, &run_dir, &mut replica.flat, &mut optimizer, start, world)?;
+        resume(&args.resume, &config, &run_dir, &mut replica.flat, &mut optimizer, start, world)?;
     let mut state = share(&*communicator, &mut replica.flat, &mut optimizer, state)?;
     if device == Device::Cpu {
         state.convolutions = convolutions::choose(
@@ -126,11 +129,11 @@ pub fn build(cli: Cli, world: World, link: &Link) -> Result<Run<'_>> {
 }
 
 /// The launcher has prepared the run directory for its trainers; without one, rank 0 does it.
-fn open_run_dir(cli: &Cli, config: &Config, world: World, link: &Link) -> Result<RunDir> {
-    let default = || RunDir::default_path(&cli.config, time::OffsetDateTime::now_utc());
-    let root: PathBuf = cli.run_dir.clone().unwrap_or_else(default);
+fn open_run_dir(args: &TrainArgs, config: &Config, world: World, link: &Link) -> Result<RunDir> {
+    let default = || RunDir::default_path(&args.config, time::OffsetDateTime::now_utc());
+    let root: PathBuf = args.run_dir.clone().unwrap_or_else(default);
     if world.rank == 0 && !link.has_launcher() {
-        let run_dir = RunDir::open(&root, config, &cli.resume)?;
+        let run_dir = RunDir::open(&root, config, &args.resume)?;
         info!("run directory: {}", root.display());
         return Ok(run_dir);
     }

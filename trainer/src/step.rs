@@ -13,7 +13,7 @@ use crate::Result;
 use crate::data::Batch;
 use crate::flat::Flat;
 use crate::grad_sync::GradSync;
-use crate::model::{Mode, ResNet};
+use crate::model::{Mode, Module};
 use crate::optim::Optimizer;
 
 /// One rank's copy of the network.
@@ -21,7 +21,7 @@ pub struct Replica {
     /// Its numbers.
     pub flat: Flat,
     /// Its layers.
-    pub model: ResNet,
+    pub model: Module,
     /// Where both are.
     pub device: Device,
     /// What the layers compute in.
@@ -47,7 +47,7 @@ impl Replica {
     ///
     /// # Errors
     /// When libtorch refuses.
-    pub fn in_precision<T>(&self, body: impl FnOnce(&ResNet) -> T) -> Result<T> {
+    pub fn in_precision<T>(&self, body: impl FnOnce(&Module) -> T) -> Result<T> {
         self.convolutions.in_use(|| {
             Ok(match self.precision {
                 Precision::Fp32 => body(&self.model),

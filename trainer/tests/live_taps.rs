@@ -16,7 +16,7 @@ use trainer::data::Images;
 use trainer::flat::Flat;
 use trainer::grad_sync::{GradSync, Options, Timing};
 use trainer::init::initialize;
-use trainer::model::{Mode, ResNet};
+use trainer::model::{Mode, Module};
 use trainer::optim::Optimizer;
 use trainer::step::{Counter, Microbatch, Replica, StepParts, train_step};
 
@@ -40,7 +40,7 @@ fn untrained(live_taps: bool, optimizer: &config::Optimizer) -> (Replica, Optimi
     assert_eq!(flat.parameters.numel(), expected);
     initialize(&mut flat, 0);
     let optimizer = Optimizer::new(optimizer, &flat);
-    let model = ResNet::new(&network, &flat);
+    let model = Module::new(&network, &flat);
     let replica = Replica {
         flat,
         model,

@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex};
 
 use comm::single::Single;
 use common::{on_ranks, options, replica};
-use job::config::{Model, ModelName, Stem};
-use job::network::Network;
+use job::config::{Model, Stem};
+use job::network::{Network, catalogue};
 use tch::{Device, Kind, Tensor};
 use trainer::flat::Flat;
 use trainer::grad_sync::{GradSync, Timing};
 use trainer::init::initialize;
-use trainer::model::{Mode, ResNet};
+use trainer::model::{Mode, Module};
 
 /// Positions in the flat order, in the order in which backward makes their gradients.
 fn order_of_gradients(network: &Network) -> Vec<usize> {
@@ -26,7 +26,7 @@ fn order_of_gradients(network: &Network) -> Vec<usize> {
         torch_ext::on_gradient(parameter, move || order.lock().unwrap().push(position)).unwrap();
     }
     let images = Tensor::ones([2, 3, 32, 32], (Kind::Float, Device::Cpu));
-    ResNet::new(network, &flat).forward(&images, Mode::Train).sum(Kind::Float).backward();
+    Module::new(network, &flat).forward(&images, Mode::Train).sum(Kind::Float).backward();
     let order = order.lock().unwrap();
     order.clone()
 }
@@ -34,9 +34,10 @@ fn order_of_gradients(network: &Network) -> Vec<usize> {
 #[test]
 fn backward_makes_gradients_in_the_order_in_which_they_lie() {
     tch::set_num_threads(1);
-    for name in [ModelName::Resnet18, ModelName::Resnet34] {
+    for name in ["resnet18", "resnet50", "plain20", "preact_resnet18", "vgg19_bn"] {
+        let name = catalogue().find(|entry| entry.name == name).unwrap().into();
         for stem in [Stem::Notes, Stem::Cifar] {
-            let network = Network::new(&Model { name, stem }, [3, 32, 32], 10);
+            let network = Network::new(&Model { name, stem, ..Model::default() }, [3, 32, 32], 10);
             let order = order_of_gradients(&network);
             let mut sorted = order.clone();
             sorted.sort_unstable();

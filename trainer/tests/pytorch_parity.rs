@@ -14,7 +14,7 @@ use serde::Deserialize;
 use tch::{Device, Kind, Reduction, Tensor};
 use trainer::checkpoint::{self, State};
 use trainer::flat::Flat;
-use trainer::model::{Mode, ResNet};
+use trainer::model::{Mode, Module};
 use trainer::optim::Optimizer;
 
 const TOLERANCE: f64 = 1e-4;
@@ -113,7 +113,7 @@ fn check(reference: &Reference) {
     let alone = connect(Backend::Shm, World::SINGLE, None, Duration::from_secs(1));
     let mut flat = Flat::new(network.tensors(true), Device::Cpu, &*alone.unwrap()).unwrap();
     fill(&mut flat);
-    let network = ResNet::new(&network, &flat);
+    let network = Module::new(&network, &flat);
     let batch = reference.batch as i64;
     let images = noise(reference.batch * 3 * 32 * 32, 2.5).view([batch, 3, 32, 32]);
     let images = images.to_kind(Kind::Float);
@@ -189,6 +189,6 @@ fn a_checkpoint_loads_into_the_pytorch_module_strictly() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let theirs: Vec<f64> = serde_json::from_slice(&output.stdout).unwrap();
     let images = noise(2 * 3 * 32 * 32, 2.5).view([2, 3, 32, 32]).to_kind(Kind::Float);
-    let logits = tch::no_grad(|| ResNet::new(&network, &flat).forward(&images, Mode::Eval));
+    let logits = tch::no_grad(|| Module::new(&network, &flat).forward(&images, Mode::Eval));
     close("logits of the loaded checkpoint", &values(&logits), &theirs);
 }

@@ -19,6 +19,10 @@ pub enum Purpose {
     SyntheticTest = 4,
     /// Initial weights; the sample is the tensor's place in the state dict.
     Weights = 5,
+    /// Which blocks a step skips; the epoch is the step, the sample the block.
+    StochasticDepth = 6,
+    /// The seed of a step's dropout; the epoch is the step, the sample the rank.
+    Dropout = 7,
 }
 
 /// A stream of numbers: a purpose, and for purposes that repeat, an epoch.

@@ -84,13 +84,20 @@ fn read_tensors(path: &Path) -> Result<Vec<(String, Tensor)>> {
     Tensor::read_safetensors(path).map_err(io_error("read", path))
 }
 
+/// The checkpoint's model: its state dict, on the CPU.
+///
+/// # Errors
+/// [`CheckpointError::Io`].
+pub fn read_model(checkpoint: &Path) -> Result<Vec<(String, Tensor)>> {
+    read_tensors(&checkpoint.join(MODEL))
+}
+
 /// Fills `flat` from the checkpoint's model.
 ///
 /// # Errors
 /// [`CheckpointError::DoesNotFit`] when it is another network's.
 pub fn load_model(checkpoint: &Path, flat: &mut Flat) -> Result<()> {
-    let tensors = read_tensors(&checkpoint.join(MODEL))?;
-    flat.load_state_dict(tensors)
+    flat.load_state_dict(read_model(checkpoint)?)
         .map_err(|reason| CheckpointError::DoesNotFit { path: checkpoint.to_owned(), reason })
 }
 

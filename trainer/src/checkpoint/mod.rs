@@ -13,7 +13,7 @@ mod state;
 
 use std::path::{Path, PathBuf};
 
-pub use load::{Found, find, load_model, load_optimizer};
+pub use load::{Found, find, load_model, load_optimizer, read_model};
 pub use prune::prune;
 pub use save::{Link, point, save};
 pub use state::State;

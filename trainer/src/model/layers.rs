@@ -3,33 +3,47 @@
 use std::sync::Arc;
 
 use comm::Communicator;
+use job::network;
 use tch::Tensor;
 use torch_ext::NormParts;
 
 use super::Mode;
 use crate::flat::Flat;
 
-/// A convolution without bias.
+/// A convolution with a square kernel of any size.
 pub struct Conv {
     weight: Tensor,
+    bias: Option<Tensor>,
     stride: i64,
     padding: i64,
+    groups: i64,
 }
 
 impl Conv {
-    /// A square kernel of any size, padded so that stride 1 keeps height and width.
-    pub fn new(flat: &Flat, name: &str, stride: usize) -> Self {
-        let name = format!("{name}.weight");
-        let padding = flat.padding(&name) as i64;
-        Self { weight: flat.tensor(&name), stride: stride as i64, padding }
+    /// Over the tensors under its name; of the kernel, the live part.
+    pub fn new(flat: &Flat, conv: &network::Conv) -> Self {
+        let weight = format!("{}.weight", conv.name);
+        Self {
+            padding: flat.padding(&weight) as i64,
+            weight: flat.tensor(&weight),
+            bias: conv.bias.map(|_| flat.tensor(&format!("{}.bias", conv.name))),
+            stride: conv.stride as i64,
+            groups: conv.groups as i64,
+        }
     }
 
     /// `[N, C, H, W]` to `[N, C', H', W']`.
     pub fn forward(&self, input: &Tensor) -> Tensor {
-        match torch_ext::conv2d(input, &self.weight, self.stride, self.padding, 1) {
+        let (stride, padding, groups) = (self.stride, self.padding, self.groups);
+        let mut output = match torch_ext::conv2d(input, &self.weight, stride, padding, groups) {
             Ok(output) => output,
             Err(error) => panic!("{error}"),
+        };
+        if let Some(bias) = &self.bias {
+            // In place, so that a bf16 output stays one.
+            output += bias.view([1, -1, 1, 1]);
         }
+        output
     }
 }
 
@@ -92,4 +106,32 @@ impl BatchNorm {
             true,
         )
     }
+}
+
+/// A linear layer with bias.
+pub struct Linear {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Linear {
+    /// The two tensors under `name`.
+    pub fn new(flat: &Flat, name: &str) -> Self {
+        let tensor = |suffix| flat.tensor(&format!("{name}.{suffix}"));
+        Self { weight: tensor("weight"), bias: tensor("bias") }
+    }
+
+    /// `[N, inputs]` to `[N, outputs]`.
+    pub fn forward(&self, input: &Tensor) -> Tensor {
+        input.linear(&self.weight, Some(&self.bias))
+    }
+}
+
+/// Every `stride`-th pixel of `[N, C, H, W]`, with zeros before and behind the channels so that there
+/// are `channels`.
+pub fn pad_channels(input: &Tensor, stride: i64, channels: i64) -> Tensor {
+    let added = channels - input.size()[1];
+    let (before, behind) = (added / 2, added - added / 2);
+    let taken = input.slice(2, None, None, stride).slice(3, None, None, stride);
+    taken.constant_pad_nd([0, 0, 0, 0, before, behind])
 }

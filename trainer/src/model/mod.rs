@@ -1,11 +1,14 @@
-//! The networks: one file a family.
+//! A network's layers over its tensors.
+//!
+//! [`job::network`] describes what there is; here it computes.
 
 mod layers;
-mod resnet;
+mod module;
 
-pub use resnet::ResNet;
+pub use module::{Draw, Module};
 
-/// Whether batch norm uses the batch's statistics and updates the running ones.
+/// Whether batch norm uses the batch's statistics and updates the running ones, and whether dropout
+/// and stochastic depth are at work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// The batch's own.

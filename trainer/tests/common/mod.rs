@@ -21,7 +21,7 @@ use trainer::eval::evaluate;
 use trainer::flat::Flat;
 use trainer::grad_sync::{GradSync, Options, Timing};
 use trainer::init::initialize;
-use trainer::model::{Mode, ResNet};
+use trainer::model::{Mode, Module};
 use trainer::optim::Optimizer;
 use trainer::step::{Counter, Microbatch, Replica, StepParts, Tally, train_step};
 
@@ -124,7 +124,7 @@ pub fn replica(communicator: &dyn Communicator, norm_mode: Mode) -> Replica {
     let network = Network::new(&Model::default(), [3, 32, 32], 10);
     let mut flat = Flat::new(network.tensors(true), Device::Cpu, communicator).unwrap();
     initialize(&mut flat, 0);
-    let model = ResNet::new(&network, &flat);
+    let model = Module::new(&network, &flat);
     Replica {
         flat,
         model,

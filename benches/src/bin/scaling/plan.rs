@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use job::config::{self, Config, ModelName, OptimizerName, Stem};
+use job::config::{self, Config, Model, OptimizerName, Stem};
 
 use crate::cli::{Args, Mode, Variant};
 use crate::error::{BenchError, Result};
@@ -170,15 +170,7 @@ impl Case {
 
 impl PeerNetwork {
     const fn of(config: &Config) -> Self {
-        let model = match config.model.name {
-            ModelName::Resnet18 => "resnet18",
-            ModelName::Resnet34 => "resnet34",
-        };
-        let stem = match config.model.stem {
-            Stem::Notes => "notes",
-            Stem::Cifar => "cifar",
-        };
-        Self { model, stem }
+        Self { model: config.model.name.as_str(), stem: config.model.stem.as_str() }
     }
 }
 
@@ -193,10 +185,15 @@ const fn cell(ranks: usize, batch: Batch) -> Result<Cell> {
     }
 }
 
-/// The peers know AdamW without augmentation only; something else would be another job.
+/// The peers know the notes' networks, AdamW and no augmentation; something else would be another job.
 fn why_without_peers(config: &Config) -> Option<String> {
     if config.optimizer.name != OptimizerName::Adamw {
         return Some("the peers know AdamW only".to_owned());
+    }
+    let Model { name, stem, .. } = config.model;
+    let is_known = ["resnet18", "resnet34"].contains(&name.as_str()) && stem != Stem::Imagenet;
+    if !is_known || config.model != (Model { name, stem, ..Model::default() }) {
+        return Some("the peers know the notes' networks only".to_owned());
     }
     (!config.data.augment.is_empty()).then(|| "the peers do not augment images".to_owned())
 }

@@ -1,9 +1,11 @@
 //! Which keys there are, which one was meant, and where in a file a key stands.
 
+use std::path::PathBuf;
+
 use marked_yaml::{Node, types::MarkedScalarNode};
 use serde_yaml::{Mapping, Value};
 
-use super::{Config, Optimizer};
+use super::{Config, Model, Optimizer};
 
 /// A configuration in which every key that exists is set: the list of known keys.
 pub(super) fn schema() -> Mapping {
@@ -14,7 +16,9 @@ pub(super) fn schema() -> Mapping {
         nesterov: Some(false),
         ..Optimizer::default()
     };
-    let config = Config { optimizer, ..Config::default() };
+    let model =
+        Model { dropout: Some(0.0), from_torchvision: Some(PathBuf::new()), ..Model::default() };
+    let config = Config { model, optimizer, ..Config::default() };
     as_mapping(&config)
 }
 
@@ -76,7 +80,7 @@ fn names(mapping: &Mapping) -> String {
 }
 
 /// The candidate that is most like `given`, if any is alike enough to have been meant.
-pub(super) fn nearest<'a>(
+pub(crate) fn nearest<'a>(
     given: &str,
     candidates: impl Iterator<Item = &'a str>,
 ) -> Option<&'a str> {

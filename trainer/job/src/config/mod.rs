@@ -19,8 +19,11 @@ use serde::{Deserialize, Serialize};
 pub use bucket_cap::BucketCap;
 pub use diff::{Difference, differences_in_training};
 pub use error::{ConfigError, Place};
+pub(crate) use keys::nearest;
 pub use load::{load, to_yaml};
 pub use validate::{Invalid, validate};
+
+pub use crate::network::ModelName;
 
 /// Everything that describes a run, but for how many ranks and where they are.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -49,29 +52,37 @@ pub struct Config {
 }
 
 /// The network.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Model {
     /// Which one.
     pub name: ModelName,
     /// What comes before the first stage.
     pub stem: Stem,
+    /// Whether the scale of a block's last batch norm starts at 0, so that blocks start as the
+    /// identity.
+    pub zero_init_residual: bool,
+    /// The probability that a training step skips the last block; from the first block on it rises
+    /// linearly to that.
+    pub stochastic_depth: f64,
+    /// The probability that training zeroes a number, where the network's paper has dropout; `null`:
+    /// as published.
+    pub dropout: Option<f64>,
+    /// A state dict of torchvision's, as safetensors, to start from; `null`: random weights.
+    pub from_torchvision: Option<PathBuf>,
 }
 
 impl Default for Model {
     fn default() -> Self {
-        Self { name: ModelName::Resnet18, stem: Stem::Notes }
+        Self {
+            name: ModelName::default(),
+            stem: Stem::Notes,
+            zero_init_residual: false,
+            stochastic_depth: 0.0,
+            dropout: None,
+            from_torchvision: None,
+        }
     }
-}
-
-/// A network's name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ModelName {
-    /// Basic blocks, [2, 2, 2, 2].
-    Resnet18,
-    /// Basic blocks, [3, 4, 6, 3].
-    Resnet34,
 }
 
 /// What comes before the first stage.
@@ -82,6 +93,22 @@ pub enum Stem {
     Notes,
     /// 3x3 convolution of stride 1, no pool.
     Cifar,
+    /// 7x7 convolution of stride 2, then 3x3 max-pool of stride 2.
+    Imagenet,
+}
+
+impl Stem {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Notes, Self::Cifar, Self::Imagenet];
+
+    /// As in a configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Notes => "notes",
+            Self::Cifar => "cifar",
+            Self::Imagenet => "imagenet",
+        }
+    }
 }
 
 /// The images.

@@ -36,7 +36,7 @@ precision:  bf16
 checkpoint: {every_epochs: 1, keep: 3}
 ";
     let config = load_text(text, &[]).unwrap();
-    assert_eq!(config.model.name, ModelName::Resnet34);
+    assert_eq!(config.model.name.as_str(), "resnet34");
     assert_eq!(config.data.augment, [Augment::Crop, Augment::Flip]);
     assert_eq!(config.optimizer.lr, 0.1);
     assert_eq!(config.optimizer.betas, None);
@@ -126,7 +126,7 @@ fn a_wrong_type_says_what_is_expected() {
         ),
         (
             "model: {name: resnet35}\n",
-            "run.yaml:1:15: model.name: unknown value `resnet35`, expected `resnet18` or `resnet34`; did you mean `resnet34`?",
+            "run.yaml:1:15: model.name: unknown network `resnet35`; did you mean `resnet34`? `trainer models` lists them all",
         ),
         (
             "optimizer: {betas: [0.9]}\n",
@@ -207,6 +207,26 @@ fn a_value_out_of_range_says_the_range() {
         (
             "optimizer: {name: sgd, nesterov: true}",
             "run.yaml:1:34: optimizer.nesterov: needs momentum; set optimizer.momentum above 0, as in 0.9",
+        ),
+        (
+            "model: {stochastic_depth: 1}",
+            "run.yaml:1:27: model.stochastic_depth: 1 is out of range; expected a number from 0 to below 1",
+        ),
+        (
+            "model: {name: plain34, stochastic_depth: 0.5}",
+            "run.yaml:1:42: model.stochastic_depth: plain34 has no way past its blocks; remove it",
+        ),
+        (
+            "model: {name: wrn16_8, zero_init_residual: true}",
+            "run.yaml:1:44: model.zero_init_residual: no block of wrn16_8 ends with a batch norm; remove it",
+        ),
+        (
+            "model: {name: resnet50, dropout: 0.5}",
+            "run.yaml:1:34: model.dropout: resnet50 has no dropout; remove it, or take a wrn or vgg network",
+        ),
+        (
+            "model: {name: resnet56, from_torchvision: a.safetensors}",
+            "run.yaml:1:43: model.from_torchvision: torchvision has no resnet56; `trainer models` says what it has",
         ),
         (
             "data: {augment: [flip, crop, flip]}",

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use super::{BucketCap, CommBackend, Config, Data, Dataset, Optimizer, OptimizerName};
+use super::{BucketCap, CommBackend, Config, Data, Dataset, Model, Optimizer, OptimizerName};
 
 /// A value that is out of range or does not go with another.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +26,7 @@ impl Invalid {
 /// The first value that is wrong.
 pub fn validate(config: &Config) -> Result<(), Invalid> {
     let Config { train, checkpoint, metrics, comm, .. } = config;
+    validate_model(&config.model)?;
     at_least_one("train.epochs", train.epochs as u64)?;
     within("train.batch_size_per_rank", train.batch_size_per_rank, 1..=65536)?;
     within("train.grad_accum_steps", train.grad_accum_steps, 1..=65536)?;
@@ -43,6 +44,29 @@ pub fn validate(config: &Config) -> Result<(), Invalid> {
         within("comm.bucket_cap_mib", mib, 1..=4096)?;
     }
     within("comm.timeout_seconds", comm.timeout_seconds, 1..=86400)
+}
+
+fn validate_model(model: &Model) -> Result<(), Invalid> {
+    let (name, entry) = (model.name, model.name.entry());
+    below_one("model.stochastic_depth", model.stochastic_depth)?;
+    below_one("model.dropout", model.dropout.unwrap_or(0.0))?;
+    if model.stochastic_depth > 0.0 && !entry.is_residual() {
+        let problem = format!("{name} has no way past its blocks; remove it");
+        return Err(Invalid::new("model.stochastic_depth", problem));
+    }
+    if model.zero_init_residual && !entry.ends_blocks_with_norm() {
+        let problem = format!("no block of {name} ends with a batch norm; remove it");
+        return Err(Invalid::new("model.zero_init_residual", problem));
+    }
+    if model.dropout.is_some() && !entry.has_dropout() {
+        let problem = format!("{name} has no dropout; remove it, or take a wrn or vgg network");
+        return Err(Invalid::new("model.dropout", problem));
+    }
+    if model.from_torchvision.is_some() && !entry.in_torchvision {
+        let problem = format!("torchvision has no {name}; `trainer models` says what it has");
+        return Err(Invalid::new("model.from_torchvision", problem));
+    }
+    Ok(())
 }
 
 fn validate_data(data: &Data) -> Result<(), Invalid> {

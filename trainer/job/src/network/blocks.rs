@@ -1,0 +1,236 @@
+//! Stem, stages of blocks, and head: what all families but VGG are made of.
+
+use super::init::Scheme;
+use super::layer::{BatchNorm, Conv, Layer, Linear, Residual};
+use crate::config::{Model, Stem};
+
+/// A network of stages. Each stage but the first halves the map and doubles the channels.
+#[derive(Debug)]
+pub(super) struct Stages {
+    pub order: Order,
+    pub block: Block,
+    /// Blocks in each stage.
+    pub blocks: &'static [usize],
+    /// Channels after the stem.
+    pub stem: usize,
+    /// Channels within a block of the first stage: of its 3x3 convolution.
+    pub width: usize,
+    /// Channels that leave a block of the first stage.
+    pub out: usize,
+    /// Of a bottleneck's 3x3 convolution.
+    pub groups: usize,
+    pub past: Past,
+}
+
+/// Where batch norm and ReLU stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// After each convolution, and the last ReLU after the addition.
+    PostActivation,
+    /// Before each convolution, and nothing after the addition.
+    PreActivation,
+}
+
+/// A block's convolutions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Block {
+    /// 3x3, 3x3; the first has the stride.
+    Basic,
+    /// 1x1, 3x3, 1x1. The 3x3 has the stride, as in torchvision; before activation the first 1x1
+    /// has it, as in the paper's own program.
+    Bottleneck,
+}
+
+/// The way past a block. Where neither stride nor channels change it is the identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Past {
+    /// Else a 1x1 convolution. Of ResNet-18 and -34 the notes' rule, "where the stride is not 1",
+    /// names the same blocks.
+    Projection,
+    /// Else every second pixel, and zeros in the new channels: option A of the ResNet paper.
+    Padding,
+    /// There is none: a plain network.
+    Nothing,
+}
+
+/// Makes layers with a source's initial weights.
+pub(super) struct Maker<'a> {
+    pub model: &'a Model,
+    pub scheme: Scheme,
+}
+
+impl Maker<'_> {
+    pub(super) fn conv(
+        &self,
+        name: String,
+        [inputs, outputs]: [usize; 2],
+        kernel: usize,
+        stride: usize,
+        groups: usize,
+    ) -> Conv {
+        let init = self.scheme.conv([outputs, inputs / groups, kernel, kernel]);
+        Conv { name, inputs, outputs, kernel, stride, groups, init, bias: None }
+    }
+
+    pub(super) fn linear(&self, name: &str, [inputs, outputs]: [usize; 2]) -> Layer {
+        let [init, bias] = self.scheme.linear(inputs);
+        Layer::Linear(Linear { name: name.to_owned(), inputs, outputs, init, bias })
+    }
+}
+
+pub(super) fn batch_norm(name: String, channels: usize) -> Layer {
+    Layer::BatchNorm(BatchNorm { name, channels, scale: 1.0 })
+}
+
+/// A block's place in its network.
+struct Place {
+    name: String,
+    inputs: usize,
+    width: usize,
+    outputs: usize,
+    stride: usize,
+    survival: f64,
+}
+
+impl Place {
+    fn changes_shape(&self) -> bool {
+        self.stride != 1 || self.inputs != self.outputs
+    }
+}
+
+impl Stages {
+    /// From images of `channels` to logits.
+    pub(super) fn layers(&self, maker: &Maker<'_>, channels: usize, classes: usize) -> Vec<Layer> {
+        let mut layers = self.stem_layers(maker, channels);
+        let mut features = self.stem;
+        for place in self.places(maker.model.stochastic_depth) {
+            features = place.outputs;
+            layers.extend(self.block_layers(maker, &place));
+        }
+        if self.order == Order::PreActivation {
+            layers.extend([batch_norm("bn".to_owned(), features), Layer::Relu]);
+        }
+        layers.push(Layer::AveragePool { size: 1 });
+        layers.push(maker.linear("linear", [features, classes]));
+        layers
+    }
+
+    fn stem_layers(&self, maker: &Maker<'_>, channels: usize) -> Vec<Layer> {
+        let (kernel, stride) = match maker.model.stem {
+            Stem::Notes => (3, 2),
+            Stem::Cifar => (3, 1),
+            Stem::Imagenet => (7, 2),
+        };
+        let conv = maker.conv("conv1".to_owned(), [channels, self.stem], kernel, stride, 1);
+        let mut layers = vec![Layer::Conv(conv)];
+        if self.order == Order::PostActivation {
+            layers.extend([batch_norm("bn1".to_owned(), self.stem), Layer::Relu]);
+        }
+        if maker.model.stem != Stem::Cifar {
+            layers.push(Layer::MaxPool { kernel: 3, stride: 2, padding: 1 });
+        }
+        layers
+    }
+
+    /// Every block's place. The probability of skipping one in training rises linearly to
+    /// `stochastic_depth` at the last: Huang et al., Deep Networks with Stochastic Depth, ECCV 2016.
+    fn places(&self, stochastic_depth: f64) -> Vec<Place> {
+        let total: usize = self.blocks.iter().sum();
+        let mut places: Vec<Place> = Vec::with_capacity(total);
+        for (stage, count) in self.blocks.iter().enumerate() {
+            for index in 0..*count {
+                let share = (places.len() + 1) as f64 / total as f64;
+                places.push(Place {
+                    name: format!("layer{}.{index}", stage + 1),
+                    inputs: places.last().map_or(self.stem, |place| place.outputs),
+                    width: self.width << stage,
+                    outputs: self.out << stage,
+                    stride: if index == 0 && stage > 0 { 2 } else { 1 },
+                    survival: 1.0 - share * stochastic_depth,
+                });
+            }
+        }
+        places
+    }
+
+    fn block_layers(&self, maker: &Maker<'_>, place: &Place) -> Vec<Layer> {
+        let (before, body) = self.branch(maker, place);
+        if self.past == Past::Nothing {
+            return body.into_iter().chain([Layer::Relu]).collect();
+        }
+        let past = self.past_layers(maker, place);
+        let block = Layer::Residual(Residual { before, body, past, survival: place.survival });
+        match self.order {
+            Order::PostActivation => vec![block, Layer::Relu],
+            Order::PreActivation => vec![block],
+        }
+    }
+
+    fn convs(&self, maker: &Maker<'_>, place: &Place) -> Vec<Conv> {
+        let Place { name, inputs, width, outputs, stride, .. } = place;
+        let conv = |number, channels, kernel, stride, groups| {
+            maker.conv(format!("{name}.conv{number}"), channels, kernel, stride, groups)
+        };
+        let strides = match self.order {
+            Order::PostActivation => [1, *stride],
+            Order::PreActivation => [*stride, 1],
+        };
+        match self.block {
+            Block::Basic => vec![
+                conv(1, [*inputs, *width], 3, *stride, 1),
+                conv(2, [*width, *outputs], 3, 1, 1),
+            ],
+            Block::Bottleneck => vec![
+                conv(1, [*inputs, *width], 1, strides[0], 1),
+                conv(2, [*width, *width], 3, strides[1], self.groups),
+                conv(3, [*width, *outputs], 1, 1, 1),
+            ],
+        }
+    }
+
+    /// What branch and way past share, and the branch.
+    fn branch(&self, maker: &Maker<'_>, place: &Place) -> (Vec<Layer>, Vec<Layer>) {
+        let convs = self.convs(maker, place);
+        let last = convs.len();
+        let (mut before, mut body) = (Vec::new(), Vec::new());
+        for (number, conv) in (1..).zip(convs) {
+            let norm = |channels| batch_norm(format!("{}.bn{number}", place.name), channels);
+            match self.order {
+                Order::PostActivation => {
+                    let norm = norm(conv.outputs);
+                    body.extend([Layer::Conv(conv), norm]);
+                    body.extend((number < last).then_some(Layer::Relu));
+                }
+                Order::PreActivation => {
+                    let shared = number == 1 && place.changes_shape();
+                    let into = if shared { &mut before } else { &mut body };
+                    into.extend([norm(conv.inputs), Layer::Relu]);
+                    let dropout = maker.model.dropout.filter(|p| *p > 0.0 && number == last);
+                    body.extend(dropout.map(|probability| Layer::Dropout { probability }));
+                    body.push(Layer::Conv(conv));
+                }
+            }
+        }
+        if maker.model.zero_init_residual
+            && let Some(Layer::BatchNorm(norm)) = body.last_mut()
+        {
+            norm.scale = 0.0;
+        }
+        (before, body)
+    }
+
+    fn past_layers(&self, maker: &Maker<'_>, place: &Place) -> Vec<Layer> {
+        let Place { name, inputs, outputs, stride, .. } = place;
+        if !place.changes_shape() {
+            return Vec::new();
+        }
+        if self.past == Past::Padding {
+            return vec![Layer::PadChannels { stride: *stride, channels: *outputs }];
+        }
+        let conv = maker.conv(format!("{name}.shortcut.0"), [*inputs, *outputs], 1, *stride, 1);
+        let norm = batch_norm(format!("{name}.shortcut.1"), *outputs);
+        std::iter::once(Layer::Conv(conv))
+            .chain((self.order == Order::PostActivation).then_some(norm))
+            .collect()
+    }
+}

@@ -1,0 +1,195 @@
+//! All networks by name.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::blocks::{Maker, Order, Past, Stages};
+use super::families::{self, vgg};
+use super::init::Scheme;
+use super::layer::Layer;
+use crate::config::{Model, Stem, nearest};
+
+/// A network: a line of its family's table.
+#[derive(Debug)]
+pub struct Entry {
+    /// Torchvision's name where it has the network.
+    pub name: &'static str,
+    /// Where it was published.
+    pub source: &'static str,
+    /// What it was published for.
+    pub home: Home,
+    /// Whether torchvision has it.
+    pub in_torchvision: bool,
+    pub(super) scheme: Scheme,
+    pub(super) architecture: Architecture,
+}
+
+/// What a network was published for: its stem, images and classes there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Home {
+    /// 224x224, 1000 classes.
+    Imagenet,
+    /// 32x32, 10 classes.
+    Cifar,
+}
+
+impl Home {
+    /// The stem.
+    pub const fn stem(self) -> Stem {
+        match self {
+            Self::Imagenet => Stem::Imagenet,
+            Self::Cifar => Stem::Cifar,
+        }
+    }
+
+    /// Height and width of an image.
+    pub const fn image(self) -> usize {
+        match self {
+            Self::Imagenet => 224,
+            Self::Cifar => 32,
+        }
+    }
+
+    /// Classes.
+    pub const fn classes(self) -> usize {
+        match self {
+            Self::Imagenet => 1000,
+            Self::Cifar => 10,
+        }
+    }
+}
+
+/// What a line of a table says.
+#[derive(Debug)]
+pub(super) enum Architecture {
+    Stages(Stages),
+    Vgg(vgg::Vgg),
+}
+
+impl Entry {
+    pub(super) fn layers(&self, model: &Model, image: [usize; 3], classes: usize) -> Vec<Layer> {
+        // Torchvision has one stem; behind the others, weights start as in the notes' module.
+        let scheme = match self.scheme {
+            Scheme::Torchvision if model.stem != Stem::Imagenet => Scheme::Default,
+            scheme => scheme,
+        };
+        let maker = Maker { model, scheme };
+        match &self.architecture {
+            Architecture::Stages(stages) => stages.layers(&maker, image[0], classes),
+            Architecture::Vgg(vgg) => vgg.layers(&maker, image, classes),
+        }
+    }
+
+    /// Whether it has ways past its blocks, and so can skip blocks.
+    pub fn is_residual(&self) -> bool {
+        matches!(&self.architecture, Architecture::Stages(stages) if stages.past != Past::Nothing)
+    }
+
+    /// Whether its blocks end with a batch norm whose scale can start at 0.
+    pub fn ends_blocks_with_norm(&self) -> bool {
+        let post = |stages: &Stages| stages.order == Order::PostActivation;
+        self.is_residual()
+            && matches!(&self.architecture, Architecture::Stages(stages) if post(stages))
+    }
+
+    /// Whether its paper has dropout.
+    pub fn has_dropout(&self) -> bool {
+        match &self.architecture {
+            Architecture::Vgg(_) => true,
+            Architecture::Stages(_) => self.name.starts_with("wrn"),
+        }
+    }
+}
+
+/// All of them, family by family.
+pub fn catalogue() -> impl Iterator<Item = &'static Entry> {
+    families::ALL.iter().copied().flatten()
+}
+
+/// The name of a network that is in the catalogue.
+#[derive(Clone, Copy)]
+pub struct ModelName(&'static Entry);
+
+impl ModelName {
+    /// Its line.
+    pub const fn entry(self) -> &'static Entry {
+        self.0
+    }
+
+    /// As in a configuration.
+    pub const fn as_str(self) -> &'static str {
+        self.0.name
+    }
+}
+
+impl From<&'static Entry> for ModelName {
+    fn from(entry: &'static Entry) -> Self {
+        Self(entry)
+    }
+}
+
+impl Default for ModelName {
+    /// The first: `resnet18`.
+    fn default() -> Self {
+        Self(&families::ALL[0][0])
+    }
+}
+
+impl PartialEq for ModelName {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.name == other.0.name
+    }
+}
+
+impl Eq for ModelName {}
+
+impl fmt::Debug for ModelName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.name)
+    }
+}
+
+impl fmt::Display for ModelName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.name)
+    }
+}
+
+impl FromStr for ModelName {
+    type Err = UnknownModel;
+
+    fn from_str(name: &str) -> Result<Self, UnknownModel> {
+        let found = catalogue().find(|entry| entry.name == name);
+        found.map(Self).ok_or_else(|| UnknownModel(name.to_owned()))
+    }
+}
+
+/// There is no network of this name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnknownModel(String);
+
+impl fmt::Display for UnknownModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Of those that are equally alike, `nearest` takes the last: that of the first family.
+        let names: Vec<_> = catalogue().map(|entry| entry.name).collect();
+        let near = nearest(&self.0, names.into_iter().rev());
+        let hint = near.map(|near| format!(" did you mean `{near}`?")).unwrap_or_default();
+        write!(f, "unknown network `{}`;{hint} `trainer models` lists them all", self.0)
+    }
+}
+
+impl std::error::Error for UnknownModel {}
+
+impl Serialize for ModelName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.0.name)
+    }
+}
+
+impl<'de> Deserialize<'de> for ModelName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}

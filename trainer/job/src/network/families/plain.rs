@@ -1,0 +1,30 @@
+//! Plain networks: those of the ResNet paper without the ways past the blocks.
+
+use super::super::blocks::{Past, Stages};
+use super::super::catalogue::{Architecture, Entry, Home};
+use super::super::init::Scheme;
+use super::resnet;
+
+const fn plain(name: &'static str, home: Home, blocks: &'static [usize]) -> Entry {
+    let (stages, scheme) = match home {
+        Home::Imagenet => (resnet::BASIC, Scheme::Torchvision),
+        Home::Cifar => (resnet::CIFAR, Scheme::FanIn),
+    };
+    Entry {
+        name,
+        source: "He et al., CVPR 2016",
+        home,
+        in_torchvision: false,
+        scheme,
+        architecture: Architecture::Stages(Stages { blocks, past: Past::Nothing, ..stages }),
+    }
+}
+
+pub(super) const NETWORKS: &[Entry] = &[
+    plain("plain18", Home::Imagenet, &[2, 2, 2, 2]),
+    plain("plain34", Home::Imagenet, &[3, 4, 6, 3]),
+    plain("plain20", Home::Cifar, &[3; 3]),
+    plain("plain32", Home::Cifar, &[5; 3]),
+    plain("plain44", Home::Cifar, &[7; 3]),
+    plain("plain56", Home::Cifar, &[9; 3]),
+];

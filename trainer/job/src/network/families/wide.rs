@@ -1,0 +1,48 @@
+//! Wide residual networks: Zagoruyko and Komodakis, BMVC 2016; and torchvision's wide ResNets.
+
+use super::super::blocks::{Block, Order, Past, Stages};
+use super::super::catalogue::{Architecture, Entry, Home};
+use super::super::init::Scheme;
+use super::resnet::BOTTLENECK;
+
+const SOURCE: &str = "Zagoruyko & Komodakis, BMVC 2016";
+
+/// WRN-`6 * blocks + 4`-`factor`.
+const fn cifar(name: &'static str, blocks: &'static [usize], factor: usize) -> Entry {
+    let stages = Stages {
+        order: Order::PreActivation,
+        block: Block::Basic,
+        blocks,
+        stem: 16,
+        width: 16 * factor,
+        out: 16 * factor,
+        groups: 1,
+        past: Past::Projection,
+    };
+    Entry {
+        name,
+        source: SOURCE,
+        home: Home::Cifar,
+        in_torchvision: false,
+        scheme: Scheme::FanOut,
+        architecture: Architecture::Stages(stages),
+    }
+}
+
+const fn imagenet(name: &'static str, blocks: &'static [usize]) -> Entry {
+    Entry {
+        name,
+        source: SOURCE,
+        home: Home::Imagenet,
+        in_torchvision: true,
+        scheme: Scheme::Torchvision,
+        architecture: Architecture::Stages(Stages { blocks, width: 128, ..BOTTLENECK }),
+    }
+}
+
+pub(super) const NETWORKS: &[Entry] = &[
+    cifar("wrn16_8", &[2; 3], 8),
+    cifar("wrn28_10", &[4; 3], 10),
+    imagenet("wide_resnet50_2", &[3, 4, 6, 3]),
+    imagenet("wide_resnet101_2", &[3, 4, 23, 3]),
+];

@@ -1,0 +1,22 @@
+//! How tensors are called elsewhere.
+//!
+//! The notes' module says `shortcut` and `linear` where torchvision says `downsample` and `fc`; all
+//! other names are the same.
+
+/// Ours and torchvision's.
+const PAIRS: [(&str, &str); 2] = [("shortcut", "downsample"), ("linear", "fc")];
+
+/// Torchvision's name of a tensor of ours.
+pub fn to_torchvision(name: &str) -> String {
+    translate(name, |part| PAIRS.iter().find(|(ours, _)| *ours == part).map(|(_, theirs)| *theirs))
+}
+
+/// Our name of a tensor of torchvision's.
+pub fn from_torchvision(name: &str) -> String {
+    translate(name, |part| PAIRS.iter().find(|(_, theirs)| *theirs == part).map(|(ours, _)| *ours))
+}
+
+fn translate(name: &str, other: impl Fn(&str) -> Option<&'static str>) -> String {
+    let parts: Vec<&str> = name.split('.').map(|part| other(part).unwrap_or(part)).collect();
+    parts.join(".")
+}

@@ -1,0 +1,120 @@
+//! The tensors of a state dict.
+
+use super::init::Init;
+use super::layer::{BatchNorm, Conv, Layer, Linear, Shape};
+use super::taps::Taps;
+
+/// A tensor of the state dict.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TensorSpec {
+    /// Its key.
+    pub name: String,
+    /// Its shape; empty for a number.
+    pub shape: Vec<usize>,
+    /// What it is for.
+    pub role: Role,
+    /// How it starts.
+    pub init: Init,
+    /// The taps of a convolution's kernel that ever see a pixel; `None` when all do.
+    pub live: Option<Taps>,
+}
+
+impl TensorSpec {
+    /// Its number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether it has no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The shape of the part that is trained.
+    pub fn live_shape(&self) -> Vec<usize> {
+        let mut shape = self.shape.clone();
+        if let Some(Taps { rows, columns }) = &self.live {
+            shape[2] = rows.len();
+            shape[3] = columns.len();
+        }
+        shape
+    }
+
+    /// Elements of the part that is trained.
+    pub fn live_len(&self) -> usize {
+        self.live_shape().iter().product()
+    }
+}
+
+/// What a tensor is for, which decides whether it is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// A convolution's or linear layer's weight.
+    Weight,
+    /// A convolution's or linear layer's bias.
+    Bias,
+    /// A batch norm's scale.
+    NormWeight,
+    /// A batch norm's shift.
+    NormBias,
+    /// A batch norm's running mean: not trained.
+    RunningMean,
+    /// A batch norm's running variance: not trained.
+    RunningVar,
+    /// How many batches a batch norm has seen: not trained, i64.
+    BatchesTracked,
+}
+
+impl Role {
+    /// Whether an optimizer changes it.
+    pub const fn is_parameter(self) -> bool {
+        matches!(self, Self::Weight | Self::Bias | Self::NormWeight | Self::NormBias)
+    }
+}
+
+/// Those of a layer whose input has this shape.
+pub(super) fn tensors_of(layer: &Layer, input: Shape) -> Vec<TensorSpec> {
+    match layer {
+        Layer::Conv(conv) => conv_tensors(conv, input.map),
+        Layer::BatchNorm(norm) => batch_norm_tensors(norm),
+        Layer::Linear(linear) => linear_tensors(linear),
+        _ => Vec::new(),
+    }
+}
+
+fn conv_tensors(conv: &Conv, map: [usize; 2]) -> Vec<TensorSpec> {
+    let Conv { name, outputs, kernel, stride, init, bias, .. } = conv;
+    let weight = TensorSpec {
+        name: format!("{name}.weight"),
+        shape: conv.weight_shape().to_vec(),
+        role: Role::Weight,
+        init: *init,
+        live: Taps::of(map, *kernel, *stride, kernel / 2),
+    };
+    let bias = bias.map(|init| whole(name, "bias", vec![*outputs], Role::Bias, init));
+    std::iter::once(weight).chain(bias).collect()
+}
+
+fn batch_norm_tensors(BatchNorm { name, channels, scale }: &BatchNorm) -> Vec<TensorSpec> {
+    let entries = [
+        ("weight", vec![*channels], Role::NormWeight, *scale),
+        ("bias", vec![*channels], Role::NormBias, 0.0),
+        ("running_mean", vec![*channels], Role::RunningMean, 0.0),
+        ("running_var", vec![*channels], Role::RunningVar, 1.0),
+        ("num_batches_tracked", vec![], Role::BatchesTracked, 0.0),
+    ];
+    let spec =
+        |(suffix, shape, role, start)| whole(name, suffix, shape, role, Init::Constant(start));
+    entries.map(spec).to_vec()
+}
+
+fn linear_tensors(Linear { name, inputs, outputs, init, bias }: &Linear) -> Vec<TensorSpec> {
+    vec![
+        whole(name, "weight", vec![*outputs, *inputs], Role::Weight, *init),
+        whole(name, "bias", vec![*outputs], Role::Bias, *bias),
+    ]
+}
+
+fn whole(layer: &str, suffix: &str, shape: Vec<usize>, role: Role, init: Init) -> TensorSpec {
+    TensorSpec { name: format!("{layer}.{suffix}"), shape, role, init, live: None }
+}

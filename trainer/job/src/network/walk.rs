@@ -1,0 +1,56 @@
+//! From layer to layer, with the shapes between them.
+
+use super::layer::{Layer, Residual, Shape};
+use super::taps::output_size;
+
+/// Visits every layer but the residual ones themselves, in the order of the state dict, with the
+/// shapes of its input and output. Returns the shape that leaves the last one.
+pub(super) fn walk<'a>(
+    layers: &'a [Layer],
+    input: Shape,
+    visit: &mut dyn FnMut(&'a Layer, Shape, Shape),
+) -> Shape {
+    layers.iter().fold(input, |input, layer| match layer {
+        Layer::Residual(Residual { before, body, past, .. }) => {
+            let input = walk(before, input, visit);
+            let output = walk(body, input, visit);
+            let beside = walk(past, input, visit);
+            assert_eq!(beside, output, "a branch and the way past it have one shape");
+            output
+        }
+        leaf => {
+            let output = leaf.output(input);
+            visit(leaf, input, output);
+            output
+        }
+    })
+}
+
+impl Layer {
+    /// What leaves a layer that is not residual.
+    fn output(&self, input: Shape) -> Shape {
+        let Shape { channels, map } = input;
+        match self {
+            Self::Conv(conv) => {
+                assert_eq!(channels, conv.inputs, "channels into {}", conv.name);
+                let padding = conv.kernel / 2;
+                let size = |size| output_size(size, conv.kernel, conv.stride, padding);
+                Shape { channels: conv.outputs, map: map.map(size) }
+            }
+            Self::MaxPool { kernel, stride, padding } => {
+                let size = |size| output_size(size, *kernel, *stride, *padding);
+                Shape { channels, map: map.map(size) }
+            }
+            Self::AveragePool { size } => Shape { channels, map: [*size; 2] },
+            Self::PadChannels { stride, channels } => {
+                Shape { channels: *channels, map: map.map(|size| size.div_ceil(*stride)) }
+            }
+            Self::Linear(linear) => {
+                assert_eq!(input.len(), linear.inputs, "numbers into {}", linear.name);
+                Shape { channels: linear.outputs, map: [1, 1] }
+            }
+            Self::BatchNorm(_) | Self::Relu | Self::Dropout { .. } => input,
+            Self::Residual(_) => unreachable!("walked into"),
+        }
+    }
+}

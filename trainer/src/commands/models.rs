@@ -1,0 +1,80 @@
+//! `trainer models`: what networks there are.
+
+use clap::Args;
+use job::config::Model;
+use job::network::{Network, catalogue};
+use serde::Serialize;
+
+use super::table::{Align, grouped, table};
+
+/// `trainer models`.
+#[derive(Debug, Args)]
+pub struct ModelsArgs {
+    /// One JSON array instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A network as it was published.
+#[derive(Debug, Serialize)]
+struct Line {
+    name: &'static str,
+    stem: &'static str,
+    image: usize,
+    classes: usize,
+    parameters: usize,
+    multiply_adds: u64,
+    torchvision: bool,
+    source: &'static str,
+}
+
+/// The list, as text that ends with a line break.
+pub fn models(args: &ModelsArgs) -> String {
+    let lines: Vec<Line> = catalogue().map(line).collect();
+    if args.json {
+        return super::json(&lines);
+    }
+    use Align::{Left, Right};
+    let columns = [
+        ("name", Left),
+        ("parameters", Right),
+        ("multiply-adds", Right),
+        ("stem", Left),
+        ("image", Right),
+        ("classes", Right),
+        ("torchvision", Left),
+        ("source", Left),
+    ];
+    table(
+        columns,
+        lines.iter().map(|line| {
+            [
+                line.name.to_owned(),
+                grouped(line.parameters as u64),
+                grouped(line.multiply_adds),
+                line.stem.to_owned(),
+                line.image.to_string(),
+                line.classes.to_string(),
+                if line.torchvision { "yes" } else { "" }.to_owned(),
+                line.source.to_owned(),
+            ]
+        }),
+    )
+}
+
+fn line(entry: &'static job::network::Entry) -> Line {
+    let home = entry.home;
+    let model = Model { name: entry.into(), stem: home.stem(), ..Model::default() };
+    let network = Network::new(&model, [3, home.image(), home.image()], home.classes());
+    let summary = network.summary();
+    Line {
+        name: entry.name,
+        stem: home.stem().as_str(),
+        image: home.image(),
+        classes: home.classes(),
+        parameters: summary.parameters,
+        multiply_adds: summary.multiply_adds,
+        torchvision: entry.in_torchvision,
+        source: entry.source,
+    }
+}

@@ -1,0 +1,206 @@
+//! From images to logits, layer by layer.
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use comm::Communicator;
+use job::network::{self, Network};
+use job::rng::{self, Purpose, Stream};
+use tch::Tensor;
+
+use super::Mode;
+use super::layers::{BatchNorm, Conv, Linear, pad_channels};
+use crate::flat::Flat;
+
+/// A network whose tensors are views into a [`Flat`].
+pub struct Module {
+    layers: Vec<Layer>,
+    has_dropout: bool,
+    draw: Cell<Draw>,
+}
+
+/// What a training step's random choices are drawn from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Draw {
+    /// Of the run.
+    pub seed: u64,
+    /// Optimizer steps taken so far.
+    pub step: u64,
+    /// Ranks drop other numbers, since they have other images; they skip the same blocks.
+    pub rank: usize,
+}
+
+impl Draw {
+    /// Whether this step goes through block `place`, which it does with probability `survival`.
+    fn survives(self, place: usize, survival: f64) -> bool {
+        let bits =
+            rng::bits(self.seed, Stream::new(Purpose::StochasticDepth, self.step), place as u32, 0);
+        // The upper 53 bits, which f64 holds exactly.
+        ((bits >> 11) as f64) < survival * (1u64 << 53) as f64
+    }
+
+    /// Seeds libtorch's generator, which draws dropout.
+    fn seed_dropout(self) {
+        let stream = Stream::new(Purpose::Dropout, self.step);
+        tch::manual_seed((rng::bits(self.seed, stream, self.rank as u32, 0) >> 1) as i64);
+    }
+}
+
+impl Module {
+    /// Layers over the tensors that `network` describes and `flat` holds.
+    pub fn new(network: &Network, flat: &Flat) -> Self {
+        let mut blocks = 0;
+        let layers = build(&network.layers, flat, &mut blocks);
+        let has_dropout = has_dropout(&network.layers);
+        Self { layers, has_dropout, draw: Cell::new(Draw::default()) }
+    }
+
+    /// From now on, batch norm takes its training statistics over the images of all ranks: every rank
+    /// runs forward and backward, also without images.
+    pub fn synchronize_batch_norm(&mut self, peers: &Arc<dyn Communicator>) {
+        synchronize_batch_norm(&mut self.layers, peers);
+    }
+
+    /// Sets what the next passes in [`Mode::Train`] draw from.
+    pub fn set_draw(&self, draw: Draw) {
+        self.draw.set(draw);
+    }
+
+    /// Images `[N, C, H, W]` to logits `[N, classes]`.
+    pub fn forward(&self, images: &Tensor, mode: Mode) -> Tensor {
+        let draw = self.draw.get();
+        if mode == Mode::Train && self.has_dropout {
+            draw.seed_dropout();
+        }
+        forward(&self.layers, images, Pass { mode, draw })
+    }
+}
+
+fn has_dropout(layers: &[network::Layer]) -> bool {
+    layers.iter().any(|layer| match layer {
+        network::Layer::Dropout { .. } => true,
+        network::Layer::Residual(residual) => has_dropout(&residual.body),
+        _ => false,
+    })
+}
+
+fn synchronize_batch_norm(layers: &mut [Layer], peers: &Arc<dyn Communicator>) {
+    for layer in layers {
+        match layer {
+            Layer::BatchNorm(norm) => norm.synchronize(peers),
+            Layer::Residual(Residual { before, body, past, .. }) => {
+                for part in [before, body, past] {
+                    synchronize_batch_norm(part, peers);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What all layers of one pass share.
+#[derive(Clone, Copy)]
+struct Pass {
+    mode: Mode,
+    draw: Draw,
+}
+
+enum Layer {
+    Conv(Conv),
+    BatchNorm(BatchNorm),
+    Relu,
+    MaxPool { kernel: i64, stride: i64, padding: i64 },
+    AveragePool { size: i64 },
+    PadChannels { stride: i64, channels: i64 },
+    Linear(Linear),
+    Dropout { probability: f64 },
+    Residual(Residual),
+}
+
+fn build(layers: &[network::Layer], flat: &Flat, blocks: &mut usize) -> Vec<Layer> {
+    let build_one = |layer: &network::Layer| match layer {
+        network::Layer::Conv(conv) => Layer::Conv(Conv::new(flat, conv)),
+        network::Layer::BatchNorm(norm) => Layer::BatchNorm(BatchNorm::new(flat, &norm.name)),
+        network::Layer::Relu => Layer::Relu,
+        network::Layer::MaxPool { kernel, stride, padding } => Layer::MaxPool {
+            kernel: *kernel as i64,
+            stride: *stride as i64,
+            padding: *padding as i64,
+        },
+        network::Layer::AveragePool { size } => Layer::AveragePool { size: *size as i64 },
+        network::Layer::PadChannels { stride, channels } => {
+            Layer::PadChannels { stride: *stride as i64, channels: *channels as i64 }
+        }
+        network::Layer::Linear(linear) => Layer::Linear(Linear::new(flat, &linear.name)),
+        network::Layer::Dropout { probability } => Layer::Dropout { probability: *probability },
+        network::Layer::Residual(residual) => {
+            *blocks += 1;
+            Layer::Residual(Residual {
+                place: *blocks,
+                before: build(&residual.before, flat, blocks),
+                body: build(&residual.body, flat, blocks),
+                past: build(&residual.past, flat, blocks),
+                survival: residual.survival,
+            })
+        }
+    };
+    layers.iter().map(build_one).collect()
+}
+
+fn forward(layers: &[Layer], input: &Tensor, pass: Pass) -> Tensor {
+    layers.iter().fold(input.shallow_clone(), |x, layer| layer.forward(x, pass))
+}
+
+impl Layer {
+    fn forward(&self, x: Tensor, pass: Pass) -> Tensor {
+        match self {
+            Self::Conv(conv) => conv.forward(&x),
+            Self::BatchNorm(norm) => norm.forward(&x, pass.mode),
+            // In place: what comes before is a convolution, a norm, a linear layer or an addition,
+            // none of which needs its output again.
+            Self::Relu => {
+                let mut x = x;
+                x.relu_()
+            }
+            Self::MaxPool { kernel, stride, padding } => {
+                x.max_pool2d([*kernel; 2], [*stride; 2], [*padding; 2], [1, 1], false)
+            }
+            Self::AveragePool { size: 1 } => x.mean_dim([2i64, 3].as_slice(), false, None),
+            Self::AveragePool { size } => x.adaptive_avg_pool2d([*size; 2]).flatten(1, -1),
+            Self::PadChannels { stride, channels } => pad_channels(&x, *stride, *channels),
+            Self::Linear(linear) => linear.forward(&x),
+            Self::Dropout { probability } => x.dropout(*probability, pass.mode == Mode::Train),
+            Self::Residual(residual) => residual.forward(&x, pass),
+        }
+    }
+}
+
+/// A branch and the way past it, added.
+struct Residual {
+    /// From 1, among all blocks.
+    place: usize,
+    before: Vec<Layer>,
+    body: Vec<Layer>,
+    past: Vec<Layer>,
+    survival: f64,
+}
+
+impl Residual {
+    /// With stochastic depth as in its paper: a skipped block costs nothing, and evaluation takes the
+    /// branch times its probability.
+    fn forward(&self, input: &Tensor, pass: Pass) -> Tensor {
+        let input = forward(&self.before, input, pass);
+        let past = || forward(&self.past, &input, pass);
+        if self.survival < 1.0 {
+            match pass.mode {
+                // A copy, since a ReLU in place may follow.
+                Mode::Train if !pass.draw.survives(self.place, self.survival) => {
+                    return past().copy();
+                }
+                Mode::Train => {}
+                Mode::Eval => return forward(&self.body, &input, pass) * self.survival + past(),
+            }
+        }
+        forward(&self.body, &input, pass) + past()
+    }
+}

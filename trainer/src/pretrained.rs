@@ -1,0 +1,52 @@
+//! Starting from weights that somebody else has trained.
+
+use std::path::Path;
+
+use job::network::names;
+use tch::Tensor;
+use tracing::warn;
+
+use crate::flat::Flat;
+use crate::{Result, TrainError};
+
+/// Fills `flat` from a state dict of torchvision's, a safetensors file. Where only the number of
+/// classes differs, the last layer keeps its initial weights.
+///
+/// # Errors
+/// [`TrainError::Usage`] when the file cannot be read, or names every tensor that does not fit.
+pub fn load_torchvision(file: &Path, flat: &mut Flat) -> Result<()> {
+    let refuse = |reason: String| TrainError::Usage(format!("{}: {reason}", file.display()));
+    let tensors = Tensor::read_safetensors(file)
+        .map_err(|error| refuse(format!("no state dict in safetensors: {error}")))?;
+    let mut tensors: Vec<_> = tensors
+        .into_iter()
+        .map(|(name, tensor)| (names::from_torchvision(&name), tensor))
+        .collect();
+    keep_head_of_other_classes(file, &mut tensors, flat);
+    flat.load_state_dict(tensors).map_err(refuse)
+}
+
+fn keep_head_of_other_classes(file: &Path, tensors: &mut [(String, Tensor)], flat: &Flat) {
+    let own = flat.state_dict();
+    // A state dict ends with the weight and the bias of the last layer.
+    let [.., weight, bias] = own.as_slice() else { return };
+    let size = |name: &str| {
+        tensors.iter().find(|(given, _)| given == name).map(|(_, tensor)| tensor.size())
+    };
+    let (Some(found), wanted) = (size(&weight.0), weight.1.size()) else { return };
+    if found.len() != 2 || found[1] != wanted[1] || found[0] == wanted[0] {
+        return;
+    }
+    warn!(
+        "{} has {} classes, here there are {}: {} starts anew",
+        file.display(),
+        found[0],
+        wanted[0],
+        weight.0
+    );
+    for (name, initial) in [weight, bias] {
+        if let Some((_, tensor)) = tensors.iter_mut().find(|(given, _)| given == name) {
+            *tensor = initial.shallow_clone();
+        }
+    }
+}
