@@ -35,15 +35,15 @@ impl Conv {
     /// `[N, C, H, W]` to `[N, C', H', W']`.
     pub fn forward(&self, input: &Tensor) -> Tensor {
         let (stride, padding, groups) = (self.stride, self.padding, self.groups);
-        let mut output = match torch_ext::conv2d(input, &self.weight, stride, padding, groups) {
+        let output = match torch_ext::conv2d(input, &self.weight, stride, padding, groups) {
             Ok(output) => output,
             Err(error) => panic!("{error}"),
         };
-        if let Some(bias) = &self.bias {
-            // In place, so that a bf16 output stays one.
-            output += bias.view([1, -1, 1, 1]);
+        match &self.bias {
+            // A bf16 output stays one.
+            Some(bias) => &output + bias.to_kind(output.kind()).view([1, -1, 1, 1]),
+            None => output,
         }
-        output
     }
 }
 
