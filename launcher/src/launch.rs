@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use job::config::{Config, Data, Dataset, Fallback};
-use job::dataset::{self, CIFAR10_DIR, DataError, Source};
+use job::dataset::{self, CIFAR10_DIR, DataError, Problem, Source};
 use job::run_dir::RunDir;
 use job::{ExitCode, config};
 use time::OffsetDateTime;
@@ -39,7 +39,8 @@ pub async fn launch(cli: &Cli, console: &Console) -> Result<ExitCode, LaunchErro
         Request::AllGpus | Request::Gpus { .. } => gpus::visible().await,
     };
     let topology = Topology::detect();
-    let mut plan = Plan::new(&config, request, visible_gpus, &topology)?;
+    let outline = dataset::outline(&config.data)?;
+    let mut plan = Plan::new(&config, &outline, request, visible_gpus, &topology)?;
     let run_dir = cli
         .run_dir
         .clone()
@@ -57,10 +58,12 @@ pub async fn launch(cli: &Cli, console: &Console) -> Result<ExitCode, LaunchErro
     let launcher = std::env::current_exe().map_err(LaunchError::system("find this executable"))?;
     let trainer = spawn::find_trainer(&launcher, std::env::var_os("PATH"))?;
     if let Source::Synthetic { because: Some(reason) } = prepare_data(&config.data)? {
-        tracing::warn!("training on SYNTHETIC images, not on CIFAR-10: {reason}");
+        tracing::warn!("training on SYNTHETIC images: {reason}");
         // Decided once, for all ranks, and for those who go on with this run.
         config.data.dataset = Dataset::Synthetic;
-        plan = Plan::new(&config, request, visible_gpus, &topology)?;
+        config.data.image_size = None;
+        let outline = dataset::outline(&config.data)?;
+        plan = Plan::new(&config, &outline, request, visible_gpus, &topology)?;
     }
     let run_dir = RunDir::open(&run_dir, &config, &cli.resume)?;
     supervise(cli, console, &config, &plan, &trainer, &run_dir).await
@@ -136,22 +139,23 @@ fn cifar10_dir() -> Option<PathBuf> {
 
 /// Where the images would come from, without getting any.
 fn describe_data(data: &Data) -> String {
-    if data.dataset == Dataset::Synthetic {
-        return "synthetic images, made in memory".to_owned();
+    if data.dataset == Dataset::ImageFolder {
+        return format!("image files in {}", data.root.display());
     }
     let local = Data { download: false, fallback: Fallback::None, ..data.clone() };
     let problem = match prepare_data(&local) {
-        Ok(Source::Cifar10 { folder }) => return format!("CIFAR-10 in {}", folder.display()),
-        Ok(Source::Synthetic { .. }) => return "synthetic images, made in memory".to_owned(),
-        Err(DataError::Missing { root }) if data.download => {
+        Ok(source) => return source.to_string(),
+        Err(DataError { problem: Problem::Missing { title, root }, .. }) if data.download => {
             let otherwise = match data.fallback {
                 Fallback::None => "",
                 Fallback::Synthetic => "; synthetic images if that fails",
             };
-            return format!("CIFAR-10, to be downloaded into {}{otherwise}", root.display());
+            return format!("{title}, to be downloaded into {}{otherwise}", root.display());
         }
-        Err(DataError::Missing { .. }) if data.fallback == Fallback::Synthetic => {
-            return "synthetic images: CIFAR-10 is not there and data.download is false".to_owned();
+        Err(DataError { problem: Problem::Missing { title, .. }, .. })
+            if data.fallback == Fallback::Synthetic =>
+        {
+            return format!("synthetic images: {title} is not there and data.download is false");
         }
         Err(problem) => problem,
     };

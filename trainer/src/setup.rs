@@ -114,8 +114,8 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
         grad_sync,
         counter: Counter::new(device),
         augmenter: Augmenter::new(&config.data.augment, config.train.seed),
-        train: Images::new(&data_set.train, &data_set, device),
-        test: Images::new(&data_set.test, &data_set, device),
+        train: Images::new(&data_set.train, &data_set.normalization, device),
+        test: Images::new(&data_set.test, &data_set.normalization, device),
         config,
         world,
         communicator,
@@ -144,7 +144,7 @@ fn load_data(config: &Config) -> Result<DataSet> {
     let named = std::env::var_os(dataset::CIFAR10_DIR).map(PathBuf::from);
     let source = dataset::prepare(&config.data, named.as_deref())?;
     if let Source::Synthetic { because: Some(reason) } = &source {
-        warn!("training on SYNTHETIC images, not on CIFAR-10: {reason}");
+        warn!("training on SYNTHETIC images: {reason}");
     }
     Ok(dataset::load(&source, &config.data, config.train.seed)?)
 }

@@ -67,7 +67,7 @@ fn train(live_taps: bool, config: &config::Optimizer) -> Trained {
     let (mut replica, mut optimizer) = untrained(live_taps, config);
     let alone = connect(Backend::Shm, World::SINGLE, None, Duration::from_secs(1)).unwrap();
     let data_set = data();
-    let images = Images::new(&data_set.train, &data_set, Device::Cpu);
+    let images = Images::new(&data_set.train, &data_set.normalization, Device::Cpu);
     let wire_dtype = WireDtype::Fp32;
     let options =
         Options { timing: Timing::AfterBackward, bucket_cap: BucketCap::Auto, wire_dtype };

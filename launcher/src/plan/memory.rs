@@ -3,8 +3,6 @@
 use job::config::{Config, OptimizerName, Precision};
 use job::network::Network;
 
-use super::IMAGE;
-
 const F32_BYTES: usize = size_of::<f32>();
 
 /// Bytes that a rank holds for the job; what libtorch, CUDA and their scratch space take comes on
@@ -42,7 +40,7 @@ impl Memory {
             activation_bytes: network.activations_per_image()
                 * config.train.batch_size_per_rank
                 * activation_size,
-            image_bytes: images * IMAGE.iter().product::<usize>(),
+            image_bytes: images * network.image.iter().product::<usize>(),
         }
     }
 

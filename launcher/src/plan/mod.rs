@@ -6,7 +6,8 @@ mod table;
 use std::ops::Range;
 
 use comm::env::{StartedBy, World};
-use job::config::{CommBackend, Config, Dataset};
+use job::config::{CommBackend, Config};
+use job::dataset::Outline;
 use job::network::Network;
 use job::{ExitCode, shard};
 
@@ -14,12 +15,6 @@ use crate::topology::Topology;
 
 pub use memory::Memory;
 pub(crate) use table::thousands;
-
-/// Channels, height and width of an image, in both data sets.
-const IMAGE: [usize; 3] = [3, 32, 32];
-
-/// Classes of both data sets.
-const CLASSES: usize = 10;
 
 /// Which devices the command line asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,6 +160,7 @@ impl Plan {
     /// [`PlanError`] when the devices are not there or the backend does not serve them.
     pub fn new(
         config: &Config,
+        data: &Outline,
         request: Request,
         visible_gpus: usize,
         topology: &Topology,
@@ -172,12 +168,12 @@ impl Plan {
         let (device, world_size) = devices(request, visible_gpus, topology)?;
         let backend = backend(config.comm.backend, device)?;
         let threads_per_rank = (topology.usable() / world_size).max(1);
-        let (train_images, test_images) = image_counts(config);
+        let [train_images, test_images] = data.images;
         let global_batch_size = config.train.global_batch_size(world_size);
         let images_per_rank = config.train.global_batch_size(1);
         let steps_per_epoch = shard::steps_per_epoch(train_images, global_batch_size);
         let run_steps = (steps_per_epoch * config.train.epochs) as u64;
-        let network = Network::new(&config.model, IMAGE, CLASSES);
+        let network = Network::new(&config.model, data.shape, data.classes);
         let images = train_images + test_images;
         let ranks = (0..world_size).map(|rank| RankPlan {
             world: World {
@@ -253,20 +249,6 @@ fn backend(configured: CommBackend, device: Device) -> Result<&'static str, Plan
             "is for trainers that mpirun or srun starts: mpirun -n 2 trainer CONFIG, with no launcher",
         ),
     }
-}
-
-/// Of the training and the test set, as far as the configuration tells: CIFAR-10 may yet be replaced
-/// by synthetic images.
-fn image_counts(config: &Config) -> (usize, usize) {
-    let (train, test) = match config.data.dataset {
-        Dataset::Cifar10 => (50_000, 10_000),
-        Dataset::Synthetic => {
-            let data = &config.data;
-            return (data.train_images.unwrap_or(10_000), data.test_images.unwrap_or(2_000));
-        }
-    };
-    let limited = |all: usize, limit: Option<usize>| limit.map_or(all, |limit| limit.min(all));
-    (limited(train, config.data.train_images), limited(test, config.data.test_images))
 }
 
 fn images_per_epoch(len: usize, batch_size: usize, rank: usize, world_size: usize) -> usize {

@@ -1,3 +1,5 @@
+use job::dataset::outline;
+
 use super::*;
 
 fn machine(cores: usize) -> Topology {
@@ -6,7 +8,16 @@ fn machine(cores: usize) -> Topology {
 }
 
 fn cpu_plan(ranks: usize, topology: &Topology) -> Plan {
-    Plan::new(&Config::default(), Request::Cpu { ranks }, 0, topology).unwrap()
+    plan(&Config::default(), Request::Cpu { ranks }, 0, topology).unwrap()
+}
+
+fn plan(
+    config: &Config,
+    request: Request,
+    visible_gpus: usize,
+    topology: &Topology,
+) -> Result<Plan, PlanError> {
+    Plan::new(config, &outline(&config.data).unwrap(), request, visible_gpus, topology)
 }
 
 #[test]
@@ -61,7 +72,7 @@ fn the_configuration_limits_images_and_steps() {
     config.data.train_images = Some(100);
     config.data.test_images = Some(20_000);
     config.train.max_steps = Some(3);
-    let plan = Plan::new(&config, Request::Cpu { ranks: 2 }, 0, &machine(2)).unwrap();
+    let plan = plan(&config, Request::Cpu { ranks: 2 }, 0, &machine(2)).unwrap();
     assert_eq!((plan.train_images, plan.test_images), (100, 10_000));
     assert_eq!((plan.steps_per_epoch, plan.last_batch_size, plan.total_steps), (1, 100, 3));
     assert!(plan.warnings[0].starts_with("the global batch of 128 is larger"));
@@ -69,7 +80,7 @@ fn the_configuration_limits_images_and_steps() {
 
 #[test]
 fn gpus_that_are_not_there_are_named_and_cpu_is_offered() {
-    let plan = |request, visible| Plan::new(&Config::default(), request, visible, &machine(2));
+    let plan = |request, visible| plan(&Config::default(), request, visible, &machine(2));
     let error = plan(Request::Gpus { ranks: 4 }, 0).unwrap_err();
     assert_eq!(error.exit_code(), ExitCode::Setup);
     let text = "--gpus 4, but no GPU is visible here; ask for at most that many, or train on the \
@@ -94,7 +105,7 @@ fn a_backend_that_does_not_serve_the_device_is_a_usage_error() {
     ] {
         let mut config = Config::default();
         config.comm.backend = backend;
-        let error = Plan::new(&config, request, 1, &machine(2)).unwrap_err();
+        let error = plan(&config, request, 1, &machine(2)).unwrap_err();
         assert_eq!(error.exit_code(), ExitCode::Usage);
         assert!(error.to_string().contains(named), "{error}");
     }

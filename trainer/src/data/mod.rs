@@ -2,7 +2,7 @@
 
 mod augment;
 
-use job::dataset::DataSet;
+use job::dataset::Normalization;
 use tch::{Device, Kind, Tensor};
 
 pub use augment::Augmenter;
@@ -42,18 +42,22 @@ impl Batch {
 }
 
 impl Images {
-    /// Moves one split of `data_set` to the device.
-    pub fn new(split: &job::dataset::Images, data_set: &DataSet, device: Device) -> Self {
+    /// Moves one split of a data set to the device.
+    pub fn new(
+        split: &job::dataset::Images,
+        normalization: &Normalization,
+        device: Device,
+    ) -> Self {
         let [channels, height, width] = split.shape.map(|size| size as i64);
-        let channels_of = |values: &[f32; 3]| {
-            Tensor::from_slice(values).narrow(0, 0, channels).to_device(device) * 255.0
-        };
-        let pixels = Tensor::from_slice(&split.pixels).view([-1, channels, height, width]);
+        let in_bytes = |values: &[f32]| Tensor::from_slice(values).to_device(device) * 255.0;
+        let labels: Vec<i64> = split.labels.iter().map(|&label| i64::from(label)).collect();
         Self {
-            pixels: pixels.permute([0, 2, 3, 1]).contiguous().to_device(device),
-            labels: Tensor::from_slice(&split.labels).to_kind(Kind::Int64).to_device(device),
-            mean: channels_of(&data_set.mean),
-            std: channels_of(&data_set.std),
+            pixels: Tensor::from_slice(&split.pixels)
+                .view([-1, height, width, channels])
+                .to_device(device),
+            labels: Tensor::from_slice(&labels).to_device(device),
+            mean: in_bytes(&normalization.mean),
+            std: in_bytes(&normalization.std),
         }
     }
 

@@ -218,7 +218,7 @@ impl Recipe {
         let grad_sync =
             GradSync::new(&replica.flat, Arc::clone(communicator), self.options).unwrap();
         let mut counter = Counter::new(Device::Cpu);
-        let images = Images::new(&data_set.train, &data_set, Device::Cpu);
+        let images = Images::new(&data_set.train, &data_set.normalization, Device::Cpu);
         let augmenter = Augmenter::new(&[Augment::Crop, Augment::Flip], 0).unwrap();
         let order = shard::epoch_order(images.len(), 0, 0);
 
@@ -243,7 +243,7 @@ impl Recipe {
             losses.push(tally.loss());
             offset = batch.global.end;
         }
-        let test_images = Images::new(&data_set.test, &data_set, Device::Cpu);
+        let test_images = Images::new(&data_set.test, &data_set.normalization, Device::Cpu);
         let test = evaluate(&mut replica, &test_images, &**communicator).unwrap();
         let weights = Vec::<f32>::try_from(&replica.flat.parameters).unwrap();
         Outcome { losses, weights, test }

@@ -123,10 +123,13 @@ pub struct Data {
     pub download: bool,
     /// What to take when the data set cannot be had.
     pub fallback: Fallback,
-    /// Only the first so many training images; `null`: all (10,000 synthetic ones).
+    /// Only the first so many training images (of `image_folder`, evenly spread ones); `null`: all
+    /// (10,000 synthetic ones).
     pub train_images: Option<usize>,
-    /// Only the first so many test images; `null`: all (2,000 synthetic ones).
+    /// Likewise test images; `null`: all (2,000 synthetic ones).
     pub test_images: Option<usize>,
+    /// Of `image_folder`, the side to which images are brought; `null`: 32.
+    pub image_size: Option<usize>,
     /// What is done to training images; each at most once.
     pub augment: Vec<Augment>,
 }
@@ -140,6 +143,7 @@ impl Default for Data {
             fallback: Fallback::None,
             train_images: None,
             test_images: None,
+            image_size: None,
             augment: Vec::new(),
         }
     }
@@ -151,8 +155,28 @@ impl Default for Data {
 pub enum Dataset {
     /// 50,000 and 10,000 photographs of 10 classes, 32x32.
     Cifar10,
+    /// 50,000 and 10,000 photographs of 100 classes, 32x32.
+    Cifar100,
+    /// 60,000 and 10,000 pictures of clothes of 10 classes, grey, 28x28.
+    FashionMnist,
+    /// 73,257 and 26,032 photographs of house numbers' digits, 32x32.
+    Svhn,
+    /// PNG and JPEG files: `root/train/CLASS/*` and `root/test/CLASS/*`.
+    ImageFolder,
     /// Learnable images of 10 classes, 32x32, made from `train.seed` in memory.
     Synthetic,
+}
+
+impl Dataset {
+    /// Training and test images of a published data set; `None` where the user decides.
+    pub const fn published_images(self) -> Option<[usize; 2]> {
+        match self {
+            Self::Cifar10 | Self::Cifar100 => Some([50_000, 10_000]),
+            Self::FashionMnist => Some([60_000, 10_000]),
+            Self::Svhn => Some([73_257, 26_032]),
+            Self::ImageFolder | Self::Synthetic => None,
+        }
+    }
 }
 
 /// What to take when the data set cannot be had.
@@ -169,7 +193,7 @@ pub enum Fallback {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Augment {
-    /// Pads by 4 pixels of zero and cuts 32x32 at a random place.
+    /// Pads by 4 pixels of zero and cuts the image's size at a random place.
     Crop,
     /// Mirrors every second image.
     Flip,

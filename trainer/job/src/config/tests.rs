@@ -241,6 +241,18 @@ fn a_value_out_of_range_says_the_range() {
             "run.yaml:1:21: data.test_images: 0 is out of range; expected 1 to 10000",
         ),
         (
+            "data: {dataset: svhn, train_images: 73258}",
+            "run.yaml:1:37: data.train_images: 73258 is out of range; expected 1 to 73257",
+        ),
+        (
+            "data: {dataset: image_folder, image_size: 4}",
+            "run.yaml:1:43: data.image_size: 4 is out of range; expected 8 to 1024",
+        ),
+        (
+            "data: {image_size: 32}",
+            "run.yaml:1:20: data.image_size: goes with `dataset: image_folder` only: other data sets have a size",
+        ),
+        (
             "checkpoint: {keep: 0}",
             "run.yaml:1:20: checkpoint.keep: 0 is out of range; expected 1 or more",
         ),

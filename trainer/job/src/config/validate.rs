@@ -70,12 +70,14 @@ fn validate_model(model: &Model) -> Result<(), Invalid> {
 }
 
 fn validate_data(data: &Data) -> Result<(), Invalid> {
-    let (train, test) = match data.dataset {
-        Dataset::Cifar10 => (50_000, 10_000),
-        Dataset::Synthetic => (10_000_000, 10_000_000),
-    };
+    let [train, test] = data.dataset.published_images().unwrap_or([10_000_000; 2]);
     within("data.train_images", data.train_images.unwrap_or(1), 1..=train)?;
     within("data.test_images", data.test_images.unwrap_or(1), 1..=test)?;
+    within("data.image_size", data.image_size.unwrap_or(32), 8..=1024)?;
+    if data.image_size.is_some() && data.dataset != Dataset::ImageFolder {
+        let problem = "goes with `dataset: image_folder` only: other data sets have a size";
+        return Err(Invalid::new("data.image_size", problem));
+    }
     for (index, change) in data.augment.iter().enumerate() {
         if data.augment[..index].contains(change) {
             let path = format!("data.augment[{index}]");

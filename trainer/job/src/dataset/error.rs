@@ -1,34 +1,55 @@
 //! Why there are no images.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::CIFAR10_DIR;
 use crate::ExitCode;
 
-/// What a user can do about missing data; the end of each message that needs it.
-const WAYS: &str = "ways to get CIFAR-10: data.download: true fetches it; or put the six .bin files \
-                    under data.root; or set CIFAR10_DIR to their folder";
-
-/// Why a data set cannot be had.
+/// Why a data set cannot be had, and what a user can do about it.
 #[derive(Debug, thiserror::Error)]
-pub enum DataError {
+#[error("{problem}; {ways}")]
+pub struct DataError {
+    /// What is wrong.
+    pub problem: Problem,
+    /// Ways to get the data set.
+    pub(super) ways: &'static str,
+}
+
+impl DataError {
+    /// Always [`ExitCode::Data`].
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::Data
+    }
+}
+
+/// What is wrong with a data set or an image.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
     /// It is not there and must not be downloaded.
-    #[error("no CIFAR-10 under {}, and data.download is false; {WAYS}", root.display())]
+    #[error("no {title} under {}, and data.download is false", root.display())]
     Missing {
+        /// The data set, as its authors write it.
+        title: &'static str,
         /// `data.root`.
         root: PathBuf,
     },
+    /// A folder of images is not there, and cannot be downloaded.
+    #[error("{}: no such folder", folder.display())]
+    NoFolder {
+        /// Which one.
+        folder: PathBuf,
+    },
     /// `CIFAR10_DIR` names no folder with the files.
-    #[error("{CIFAR10_DIR} is {}, {problem}; set it to the folder with the six .bin files or its parent, or unset it; {WAYS}", folder.display())]
+    #[error("{CIFAR10_DIR} is {}, {problem}; set it to the folder with the six .bin files or its parent, or unset it", folder.display())]
     EnvDir {
         /// Its value.
         folder: PathBuf,
         /// What is wrong there.
         problem: String,
     },
-    /// A file is missing or not what it should be.
-    #[error("{}: {problem}; {WAYS}", file.display())]
+    /// A file or folder is missing or not what it should be.
+    #[error("{}: {problem}", file.display())]
     BadFile {
         /// The file.
         file: PathBuf,
@@ -36,7 +57,7 @@ pub enum DataError {
         problem: String,
     },
     /// A file or folder cannot be read.
-    #[error("{}: cannot be read: {source}; {WAYS}", file.display())]
+    #[error("{}: cannot be read: {source}", file.display())]
     Read {
         /// The file.
         file: PathBuf,
@@ -44,7 +65,7 @@ pub enum DataError {
         source: io::Error,
     },
     /// A file or folder cannot be written.
-    #[error("{}: cannot be written: {source}; {WAYS}", path.display())]
+    #[error("{}: cannot be written: {source}", path.display())]
     Write {
         /// The file or folder.
         path: PathBuf,
@@ -52,7 +73,7 @@ pub enum DataError {
         source: io::Error,
     },
     /// It cannot be downloaded.
-    #[error("{url}: {problem}; {WAYS}")]
+    #[error("{url}: {problem}")]
     Download {
         /// From where.
         url: String,
@@ -60,7 +81,7 @@ pub enum DataError {
         problem: String,
     },
     /// What was downloaded, twice, is not what it should be.
-    #[error("{url}: the MD5 of what it sends is {found} instead of {wanted}; {WAYS}")]
+    #[error("{url}: the MD5 of what it sends is {found} instead of {wanted}")]
     Md5 {
         /// From where.
         url: String,
@@ -71,9 +92,16 @@ pub enum DataError {
     },
 }
 
-impl DataError {
-    /// Always [`ExitCode::Data`].
-    pub fn exit_code(&self) -> ExitCode {
-        ExitCode::Data
+impl Problem {
+    pub(super) fn bad(file: &Path, problem: impl Into<String>) -> Self {
+        Self::BadFile { file: file.to_path_buf(), problem: problem.into() }
+    }
+
+    pub(super) fn read(file: &Path) -> impl Fn(io::Error) -> Self + '_ {
+        |source| Self::Read { file: file.to_path_buf(), source }
+    }
+
+    pub(super) fn write(path: &Path) -> impl Fn(io::Error) -> Self + '_ {
+        |source| Self::Write { path: path.to_path_buf(), source }
     }
 }

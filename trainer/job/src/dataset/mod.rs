@@ -1,20 +1,33 @@
 //! The images: where they are, getting them there, and reading them.
 //!
 //! [`prepare`] makes sure that the files are there and decides what to load; [`load`] reads it all
-//! into memory. Does not read the environment: the value of [`CIFAR10_DIR`] is an argument.
+//! into memory, or maps it. Does not read the environment: the value of [`CIFAR10_DIR`] is an argument.
 
-mod cifar10;
+mod cifar;
 mod download;
 mod error;
+mod fashion_mnist;
+mod image_folder;
+mod matlab;
+mod pixels;
 mod prepare;
+mod published;
+mod svhn;
 mod synthetic;
 
+use std::fmt;
 use std::path::PathBuf;
 
-use crate::config::Data;
+use serde::{Deserialize, Serialize};
 
-pub use error::DataError;
-pub use prepare::prepare;
+use crate::config::{Data, Dataset};
+
+pub use error::{DataError, Problem};
+pub use image_folder::read_image;
+pub use pixels::Pixels;
+pub use prepare::{Outline, outline, prepare};
+pub use published::Published;
+use published::published;
 
 /// The environment variable that names the folder with CIFAR-10's `.bin` files, or its parent.
 pub const CIFAR10_DIR: &str = "CIFAR10_DIR";
@@ -22,10 +35,10 @@ pub const CIFAR10_DIR: &str = "CIFAR10_DIR";
 /// Images with their labels, as bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Images {
-    /// `[N, C, H, W]`, 0 to 255.
-    pub pixels: Vec<u8>,
+    /// `[N, H, W, C]`, 0 to 255.
+    pub pixels: Pixels,
     /// `[N]`, each below the number of classes.
-    pub labels: Vec<u8>,
+    pub labels: Vec<u16>,
     /// C, H, W.
     pub shape: [usize; 3],
 }
@@ -42,7 +55,7 @@ impl Images {
     }
 }
 
-/// A data set, whole, in memory.
+/// A data set, whole.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DataSet {
     /// Its name in a configuration.
@@ -53,13 +66,51 @@ pub struct DataSet {
     pub train: Images,
     /// What is evaluated on.
     pub test: Images,
-    /// Mean of the training pixels by channel, of 0 to 1.
-    pub mean: [f32; 3],
-    /// Standard deviation of the training pixels by channel, of 0 to 1.
-    pub std: [f32; 3],
+    /// Of the training pixels.
+    pub normalization: Normalization,
+}
+
+/// Mean and standard deviation of pixels by channel, of 0 to 1: what is subtracted, and what is
+/// divided by.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Normalization {
+    /// `[C]`.
+    pub mean: Vec<f32>,
+    /// `[C]`, each above 0.
+    pub std: Vec<f32>,
+}
+
+impl Normalization {
+    fn new(mean: &[f32], std: &[f32]) -> Self {
+        Self { mean: mean.to_vec(), std: std.to_vec() }
+    }
+}
+
+/// What a network must know of the data set that it was trained on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Description {
+    /// Its name in a configuration.
+    pub name: String,
+    /// The classes' names, by label.
+    pub classes: Vec<String>,
+    /// C, H, W.
+    pub shape: [usize; 3],
+    /// Of the training pixels.
+    pub normalization: Normalization,
 }
 
 impl DataSet {
+    /// What a network that is trained on it must know of it.
+    pub fn describe(&self) -> Description {
+        Description {
+            name: self.name.to_owned(),
+            classes: self.classes.clone(),
+            shape: self.train.shape,
+            normalization: self.normalization.clone(),
+        }
+    }
+
     /// A hash of all pixels and labels: the same on ranks that train on the same images.
     pub fn hash(&self) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new();
@@ -69,7 +120,9 @@ impl DataSet {
             for size in images.shape {
                 hasher.update(&(size as u64).to_le_bytes());
             }
-            hasher.update(&images.labels);
+            let labels: Vec<[u8; 2]> =
+                images.labels.iter().map(|label| label.to_le_bytes()).collect();
+            hasher.update(labels.as_flattened());
             hasher.update(&images.pixels);
         }
         hasher.finalize()
@@ -79,16 +132,44 @@ impl DataSet {
 /// What [`load`] is to load.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// CIFAR-10.
-    Cifar10 {
-        /// The folder with the `.bin` files.
+    /// A published data set.
+    Published {
+        /// Which one.
+        published: &'static Published,
+        /// The folder with its files.
         folder: PathBuf,
+    },
+    /// A folder of image files, decoded.
+    ImageFolder {
+        /// The folder with `train` and `test`.
+        root: PathBuf,
+        /// The decoded images.
+        cache: PathBuf,
     },
     /// Synthetic images.
     Synthetic {
-        /// Why CIFAR-10 was not to be had, where that was wanted; warn with it.
+        /// Why the data set was not to be had, where that was wanted; warn with it.
         because: Option<String>,
     },
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Published { published, folder } => {
+                write!(f, "{} in {}", published.title, folder.display())
+            }
+            Self::ImageFolder { root, .. } => write!(f, "image files in {}", root.display()),
+            Self::Synthetic { .. } => f.write_str("synthetic images, made in memory"),
+        }
+    }
+}
+
+/// How many images to read of each split; `None`: all.
+#[derive(Debug, Clone, Copy, Default)]
+struct Limits {
+    train: Option<usize>,
+    test: Option<usize>,
 }
 
 /// Loads what `source` says, no more than `data.train_images` and `data.test_images` of it.
@@ -98,8 +179,16 @@ pub enum Source {
 /// # Errors
 /// [`DataError`], which names file, record, what is wrong, and the ways to get the data.
 pub fn load(source: &Source, data: &Data, seed: u64) -> Result<DataSet, DataError> {
-    match source {
-        Source::Cifar10 { folder } => cifar10::load(folder, data.train_images, data.test_images),
-        Source::Synthetic { .. } => Ok(synthetic::make(seed, data.train_images, data.test_images)),
-    }
+    let limits = Limits { train: data.train_images, test: data.test_images };
+    let loaded = match source {
+        Source::Published { published, folder } => (published.load)(folder, limits),
+        Source::ImageFolder { cache, .. } => image_folder::load(cache, limits),
+        Source::Synthetic { .. } => Ok(synthetic::make(seed, limits)),
+    };
+    loaded.map_err(|problem| DataError { problem, ways: ways(data.dataset) })
+}
+
+/// Ways to get a data set, for the end of a message.
+fn ways(dataset: Dataset) -> &'static str {
+    published(dataset).map_or(image_folder::WAYS, |published| published.ways)
 }

@@ -5,50 +5,63 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::cifar10::{self, Found};
-use super::download::{self, Remote};
-use super::{DataError, Source};
+use super::download::{self, Origin};
+use super::published::{Found, Published, published};
+use super::{DataError, Problem, Source, image_folder, synthetic, ways};
 use crate::config::{Data, Dataset, Fallback};
 
-/// Makes sure that the data set is there and says what to load. Cheap when it is: sizes only.
+/// Makes sure that the data set is there and says what to load. Cheap when it is: sizes only, and of a
+/// folder of images times too.
 ///
-/// `env_dir`: the value of [`CIFAR10_DIR`](super::CIFAR10_DIR); then nothing is downloaded and there
-/// is no fallback. Otherwise CIFAR-10 is looked for under `data.root`, then downloaded where that is
-/// allowed, then replaced by synthetic images where that is allowed; files that are there but bad are
-/// an error, not a reason to fall back. Several processes may call it at once: one downloads, the
-/// others wait for it.
+/// A published data set is looked for under `data.root`, then downloaded where that is allowed. A
+/// folder of images is decoded where that has not been done. What cannot be had is replaced by
+/// synthetic images where that is allowed; files that are there but bad are an error, not a reason to
+/// fall back. `cifar10_dir`: the value of [`CIFAR10_DIR`](super::CIFAR10_DIR); then CIFAR-10 is there or
+/// nowhere. Several processes may call it at once: one downloads or decodes, the others wait for it.
 ///
 /// # Errors
 /// [`DataError`], which names the file or folder, what is wrong, and the ways to get the data.
-pub fn prepare(data: &Data, env_dir: Option<&Path>) -> Result<Source, DataError> {
-    prepare_from(download::OFFICIAL, data, env_dir)
+pub fn prepare(data: &Data, cifar10_dir: Option<&Path>) -> Result<Source, DataError> {
+    let found = match (data.dataset, published(data.dataset)) {
+        (_, Some(published)) => prepare_published(published, published.origin, data, cifar10_dir),
+        (Dataset::ImageFolder, None) => image_folder::prepare(data),
+        _ => Ok(Source::Synthetic { because: None }),
+    };
+    or_fallback(found, data)
 }
 
-fn prepare_from(
-    remote: Remote<'_>,
-    data: &Data,
-    env_dir: Option<&Path>,
-) -> Result<Source, DataError> {
-    if data.dataset == Dataset::Synthetic {
-        return Ok(Source::Synthetic { because: None });
-    }
-    if let Some(folder) = env_dir {
-        return Ok(Source::Cifar10 { folder: in_env_dir(folder)? });
-    }
-    match in_root(remote, data) {
-        Ok(folder) => Ok(Source::Cifar10 { folder }),
-        Err(error @ DataError::BadFile { .. }) => Err(error),
-        Err(error) if data.fallback == Fallback::Synthetic => {
-            Ok(Source::Synthetic { because: Some(error.to_string()) })
+fn or_fallback(found: Result<Source, Problem>, data: &Data) -> Result<Source, DataError> {
+    let is_there =
+        |problem: &Problem| matches!(problem, Problem::BadFile { .. } | Problem::EnvDir { .. });
+    found.or_else(|problem| {
+        let is_there = is_there(&problem);
+        let error = DataError { problem, ways: ways(data.dataset) };
+        match data.fallback {
+            Fallback::Synthetic if !is_there => {
+                Ok(Source::Synthetic { because: Some(error.to_string()) })
+            }
+            _ => Err(error),
         }
-        Err(error) => Err(error),
-    }
+    })
 }
 
-fn in_env_dir(folder: &Path) -> Result<PathBuf, DataError> {
-    let problem = match cifar10::find(folder) {
+fn prepare_published(
+    published: &'static Published,
+    origin: Origin<'_>,
+    data: &Data,
+    cifar10_dir: Option<&Path>,
+) -> Result<Source, Problem> {
+    let folder = match cifar10_dir.filter(|_| data.dataset == Dataset::Cifar10) {
+        Some(folder) => in_env_dir(published, folder)?,
+        None => in_root(published, origin, data)?,
+    };
+    Ok(Source::Published { published, folder })
+}
+
+fn in_env_dir(cifar10: &Published, folder: &Path) -> Result<PathBuf, Problem> {
+    let problem = match cifar10.find(folder) {
         Found::Complete(folder) => return Ok(folder),
-        Found::Bad(DataError::BadFile { file, problem }) => {
+        Found::Bad(Problem::BadFile { file, problem }) => {
             let file = file.strip_prefix(folder).unwrap_or(&file);
             format!("where {} is {problem}", file.display())
         }
@@ -57,44 +70,85 @@ fn in_env_dir(folder: &Path) -> Result<PathBuf, DataError> {
         Found::Absent if !folder.is_dir() => "which is no folder".to_string(),
         Found::Absent => "where none of CIFAR-10's .bin files is".to_string(),
     };
-    Err(DataError::EnvDir { folder: folder.to_path_buf(), problem })
+    Err(Problem::EnvDir { folder: folder.to_path_buf(), problem })
 }
 
-fn in_root(remote: Remote<'_>, data: &Data) -> Result<PathBuf, DataError> {
-    if let Some(found) = there(&data.root) {
+fn in_root(published: &Published, origin: Origin<'_>, data: &Data) -> Result<PathBuf, Problem> {
+    if let Some(found) = there(published, &data.root) {
         return found;
     }
     if !data.download {
-        return Err(DataError::Missing { root: data.root.clone() });
+        return Err(Problem::Missing { title: published.title, root: data.root.clone() });
     }
-    let _lock = lock(&data.root)?;
+    let _lock = lock(&data.root, ".download.lock")?;
     // Another process may have downloaded it while this one waited.
-    there(&data.root).unwrap_or_else(|| download::fetch(remote, &data.root))
+    there(published, &data.root).unwrap_or_else(|| download::fetch(published, origin, &data.root))
 }
 
 /// The folder with the files, or what is wrong with them; `None` where there is none.
-fn there(root: &Path) -> Option<Result<PathBuf, DataError>> {
-    match cifar10::find(root) {
+fn there(published: &Published, root: &Path) -> Option<Result<PathBuf, Problem>> {
+    match published.find(root) {
         Found::Complete(folder) => Some(Ok(folder)),
-        Found::Bad(error) => Some(Err(error)),
+        Found::Bad(problem) => Some(Err(problem)),
         Found::Absent => None,
     }
 }
 
-/// Makes the caller the only one who downloads into `root`, until the file is dropped.
+/// Makes the caller the only one who holds the lock `name` in `folder`, until the file is dropped.
 ///
 /// The kernel frees the lock of a process that ends, and a download has deadlines of its own.
-fn lock(root: &Path) -> Result<File, DataError> {
-    let path = root.join(".download.lock");
-    let wrong = |source| DataError::Write { path: path.clone(), source };
-    fs::create_dir_all(root).map_err(wrong)?;
+pub(super) fn lock(folder: &Path, name: &str) -> Result<File, Problem> {
+    let path = folder.join(name);
+    let wrong = Problem::write(&path);
+    fs::create_dir_all(folder).map_err(&wrong)?;
     let options = File::options().write(true).create(true).truncate(false).open(&path);
-    let file = options.map_err(wrong)?;
+    let file = options.map_err(&wrong)?;
     if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-        tracing::info!("another process is downloading into {}; waiting", root.display());
+        tracing::info!("another process is preparing {}; waiting", folder.display());
         flock(&file, FlockOperation::LockExclusive).map_err(|error| wrong(error.into()))?;
     }
     Ok(file)
+}
+
+/// What is known of a data set before it is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outline {
+    /// Training and test images, as far as the configuration tells: what cannot be had may yet be
+    /// replaced by synthetic images.
+    pub images: [usize; 2],
+    /// Of an image: C, H, W.
+    pub shape: [usize; 3],
+    /// How many there are.
+    pub classes: usize,
+}
+
+/// What `data` comes to. Counts the files of a folder of images, and reads nothing else.
+///
+/// # Errors
+/// [`DataError`] where such a folder is missing or not as it should be, and there is no fallback.
+pub fn outline(data: &Data) -> Result<Outline, DataError> {
+    let limits = [data.train_images, data.test_images];
+    let limited =
+        |all: [usize; 2]| [0, 1].map(|split| limits[split].unwrap_or(all[split]).min(all[split]));
+    let synthetic = || Outline {
+        images: [0, 1].map(|split| limits[split].unwrap_or(synthetic::IMAGES[split])),
+        shape: synthetic::SHAPE,
+        classes: synthetic::CLASSES,
+    };
+    if let (Some(images), Some(published)) =
+        (data.dataset.published_images(), published(data.dataset))
+    {
+        let Published { shape, classes, .. } = *published;
+        return Ok(Outline { images: limited(images), shape, classes });
+    }
+    if data.dataset == Dataset::Synthetic {
+        return Ok(synthetic());
+    }
+    match image_folder::outline(data) {
+        Ok(outline) => Ok(Outline { images: limited(outline.images), ..outline }),
+        Err(Problem::NoFolder { .. }) if data.fallback == Fallback::Synthetic => Ok(synthetic()),
+        Err(problem) => Err(DataError { problem, ways: ways(data.dataset) }),
+    }
 }
 
 #[cfg(test)]
@@ -103,9 +157,14 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::dataset::cifar10::FOLDER;
-    use crate::dataset::cifar10::tests::write_all;
+    use crate::dataset::cifar::tests::write_all;
     use crate::dataset::download::tests::{ARCHIVE, ARCHIVE_MD5, Reply, Server, remote};
+
+    const FOLDER: &str = "cifar-10-batches-bin";
+
+    fn cifar10() -> &'static Published {
+        published(Dataset::Cifar10).unwrap()
+    }
 
     fn data(root: &Path, fallback: Fallback) -> Data {
         Data { root: root.to_path_buf(), download: false, fallback, ..Data::default() }
@@ -116,7 +175,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let inner = folder.path().join(FOLDER);
         write_all(&inner);
-        let found = Source::Cifar10 { folder: inner.clone() };
+        let found = Source::Published { published: cifar10(), folder: inner.clone() };
         let elsewhere = data(Path::new("/nonexistent"), Fallback::None);
         for folder in [folder.path(), &inner] {
             assert_eq!(prepare(&data(folder, Fallback::Synthetic), None).unwrap(), found);
@@ -156,7 +215,33 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("test_batch.bin"), "x").unwrap();
         let error = prepare(&data(folder.path(), Fallback::Synthetic), None).unwrap_err();
-        assert!(matches!(error, DataError::BadFile { .. }), "{error}");
+        assert!(matches!(error.problem, Problem::BadFile { .. }), "{error}");
+    }
+
+    #[test]
+    fn the_variable_is_for_cifar10_only() {
+        let folder = tempfile::tempdir().unwrap();
+        write_all(folder.path());
+        let data =
+            Data { dataset: Dataset::Cifar100, ..data(Path::new("/nonexistent"), Fallback::None) };
+        let error = prepare(&data, Some(folder.path())).unwrap_err().to_string();
+        assert!(error.starts_with("no CIFAR-100 under /nonexistent, and data.download"), "{error}");
+        assert!(error.contains("ways to get CIFAR-100"), "{error}");
+    }
+
+    #[test]
+    fn an_outline_is_what_is_loaded() {
+        let of = |dataset, train_images| {
+            outline(&Data { dataset, train_images, ..Data::default() }).unwrap()
+        };
+        let fashion = of(Dataset::FashionMnist, Some(100));
+        assert_eq!(fashion, Outline { images: [100, 10_000], shape: [1, 28, 28], classes: 10 });
+        let cifar100 = of(Dataset::Cifar100, None);
+        assert_eq!(
+            cifar100,
+            Outline { images: [50_000, 10_000], shape: [3, 32, 32], classes: 100 }
+        );
+        assert_eq!(of(Dataset::Synthetic, Some(50_000)).images, [50_000, 2_000]);
     }
 
     #[test]
@@ -169,12 +254,13 @@ mod tests {
     fn of_several_callers_one_downloads() {
         let root = tempfile::tempdir().unwrap();
         let server = Server::start(Arc::clone(&ARCHIVE), &[Reply::Range]);
-        let from = remote(&server.url, &ARCHIVE_MD5);
+        let from = Origin::Archive(remote(&server.url, &ARCHIVE_MD5));
         let data = Data { root: root.path().join("new"), ..Data::default() };
-        let found = Source::Cifar10 { folder: data.root.join(FOLDER) };
+        let found = Source::Published { published: cifar10(), folder: data.root.join(FOLDER) };
         thread::scope(|scope| {
-            let callers: Vec<_> =
-                (0..3).map(|_| scope.spawn(|| prepare_from(from, &data, None))).collect();
+            let callers: Vec<_> = (0..3)
+                .map(|_| scope.spawn(|| prepare_published(cifar10(), from, &data, None)))
+                .collect();
             for caller in callers {
                 assert_eq!(caller.join().unwrap().unwrap(), found);
             }
@@ -186,9 +272,10 @@ mod tests {
     fn a_failed_download_falls_back_where_that_is_allowed() {
         let root = tempfile::tempdir().unwrap();
         let server = Server::start(Arc::default(), &[Reply::Status("503 Service Unavailable")]);
-        let from = remote(&server.url, "");
+        let from = Origin::Archive(remote(&server.url, ""));
         let data = Data { download: true, ..data(root.path(), Fallback::Synthetic) };
-        let source = prepare_from(from, &data, None).unwrap();
+        let found = prepare_published(cifar10(), from, &data, None);
+        let source = or_fallback(found, &data).unwrap();
         let Source::Synthetic { because: Some(because) } = source else { panic!("{source:?}") };
         assert!(because.contains("the server answers 503"), "{because}");
     }

@@ -9,30 +9,29 @@ use std::f32::consts::PI;
 use std::sync::LazyLock;
 use std::thread;
 
-use super::{DataSet, Images};
+use super::{DataSet, Images, Limits, Normalization};
 use crate::rng::{Draws, Purpose, Stream};
 
 const SIDE: usize = 32;
-const SHAPE: [usize; 3] = [3, SIDE, SIDE];
+pub(super) const SHAPE: [usize; 3] = [3, SIDE, SIDE];
 const IMAGE_BYTES: usize = 3 * SIDE * SIDE;
-const CLASSES: usize = 10;
+pub(super) const CLASSES: usize = 10;
 const DIRECTIONS: usize = 5;
 /// How far stripes swing in red, green and blue, by colour pair.
 const COLOURS: [[f32; 3]; 2] = [[1.0, 0.5, -0.6], [-0.6, 0.5, 1.0]];
-const TRAIN_IMAGES: usize = 10_000;
-const TEST_IMAGES: usize = 2_000;
+/// Training and test images without a limit.
+pub(super) const IMAGES: [usize; 2] = [10_000, 2_000];
 /// Noise of a pixel: at most so far up or down, of 255.
 const NOISE: f32 = 28.0;
 
-/// The first `train` and `test` images of `seed`; `None`: 10,000 and 2,000.
-pub(super) fn make(seed: u64, train: Option<usize>, test: Option<usize>) -> DataSet {
+/// The first images of `seed`; without a limit, 10,000 and 2,000.
+pub(super) fn make(seed: u64, Limits { train, test }: Limits) -> DataSet {
     DataSet {
         name: "synthetic",
         classes: (0..CLASSES).map(class_name).collect(),
-        train: images(seed, Purpose::SyntheticTrain, train.unwrap_or(TRAIN_IMAGES)),
-        test: images(seed, Purpose::SyntheticTest, test.unwrap_or(TEST_IMAGES)),
-        mean: [0.5; 3],
-        std: [0.12, 0.11, 0.12],
+        train: images(seed, Purpose::SyntheticTrain, train.unwrap_or(IMAGES[0])),
+        test: images(seed, Purpose::SyntheticTest, test.unwrap_or(IMAGES[1])),
+        normalization: Normalization::new(&[0.5; 3], &[0.12, 0.11, 0.12]),
     }
 }
 
@@ -43,7 +42,7 @@ fn class_name(class: usize) -> String {
 
 fn images(seed: u64, split: Purpose, count: usize) -> Images {
     let mut pixels = vec![0; count * IMAGE_BYTES];
-    let labels = (0..count).map(|index| (index % CLASSES) as u8).collect();
+    let labels = (0..count).map(|index| (index % CLASSES) as u16).collect();
     let threads = thread::available_parallelism().map_or(1, usize::from).min(8);
     let per_thread = count.div_ceil(threads).max(1);
     thread::scope(|scope| {
@@ -57,10 +56,10 @@ fn images(seed: u64, split: Purpose, count: usize) -> Images {
             });
         }
     });
-    Images { pixels, labels, shape: SHAPE }
+    Images { pixels: pixels.into(), labels, shape: SHAPE }
 }
 
-/// Draws one image of `class` into `image`, `[3, 32, 32]`.
+/// Draws one image of `class` into `image`, `[32, 32, 3]`.
 fn draw(class: usize, mut draws: Draws, image: &mut [u8]) {
     let mut between = |low: f32, high: f32| low + (high - low) * draws.unit();
     let jitter = between(-0.12, 0.12);
@@ -82,13 +81,13 @@ fn draw(class: usize, mut draws: Draws, image: &mut [u8]) {
             *value = sine(start + x as f32 * dx) * fade_x[x] * fade_y[y];
         }
     }
-    for (channel, plane) in image.chunks_exact_mut(SIDE * SIDE).enumerate() {
-        for (pixels, stripes) in plane.chunks_exact_mut(16).zip(stripes.chunks_exact(16)) {
+    for channel in 0..3 {
+        for (pixels, stripes) in image.chunks_exact_mut(16 * 3).zip(stripes.chunks_exact(16)) {
             let noise = draws.block().map(u32::to_le_bytes);
             let noise = noise.as_flattened();
-            for ((pixel, stripe), noise) in pixels.iter_mut().zip(stripes).zip(noise) {
+            for ((pixel, stripe), noise) in pixels.chunks_exact_mut(3).zip(stripes).zip(noise) {
                 let noise = (f32::from(*noise) - 127.5) * (NOISE / 127.5);
-                *pixel = (base[channel] + swing[channel] * stripe + noise) as u8;
+                pixel[channel] = (base[channel] + swing[channel] * stripe + noise) as u8;
             }
         }
     }
@@ -112,27 +111,31 @@ fn sine(turns: f32) -> f32 {
 mod tests {
     use super::*;
 
+    fn few(seed: u64, train: usize, test: usize) -> DataSet {
+        make(seed, Limits { train: Some(train), test: Some(test) })
+    }
+
     #[test]
     fn the_first_images_of_a_larger_set_are_those_of_a_smaller_one() {
-        let small = make(3, Some(35), Some(10));
-        let large = make(3, Some(100), Some(20));
-        assert_eq!(small.train.pixels, large.train.pixels[..35 * IMAGE_BYTES]);
+        let small = few(3, 35, 10);
+        let large = few(3, 100, 20);
+        assert_eq!(small.train.pixels[..], large.train.pixels[..35 * IMAGE_BYTES]);
         assert_eq!(small.test.labels, large.test.labels[..10]);
     }
 
     #[test]
     fn seeds_and_splits_give_different_images_of_the_same_classes() {
-        let one = make(1, Some(20), Some(20));
-        let two = make(2, Some(20), Some(20));
+        let one = few(1, 20, 20);
+        let two = few(2, 20, 20);
         assert_ne!(one.train.pixels, two.train.pixels);
         assert_ne!(one.train.pixels, one.test.pixels);
         assert_eq!(one.train.labels, two.train.labels);
-        assert_eq!(one, make(1, Some(20), Some(20)));
+        assert_eq!(one, few(1, 20, 20));
     }
 
     #[test]
     fn every_class_is_equally_frequent() {
-        let set = make(1, None, None);
+        let set = make(1, Limits::default());
         assert_eq!((set.train.len(), set.test.len()), (10_000, 2_000));
         for class in 0..10 {
             assert_eq!(set.train.labels.iter().filter(|label| **label == class).count(), 1000);
@@ -141,22 +144,27 @@ mod tests {
 
     #[test]
     fn mean_and_deviation_are_what_the_set_says() {
-        let set = make(9, Some(2000), Some(1));
+        let set = few(9, 2000, 1);
         for channel in 0..3 {
             let values: Vec<f64> = set
                 .train
                 .pixels
-                .chunks_exact(SIDE * SIDE)
+                .iter()
                 .skip(channel)
                 .step_by(3)
-                .flatten()
                 .map(|pixel| f64::from(*pixel) / 255.0)
                 .collect();
             let mean = values.iter().sum::<f64>() / values.len() as f64;
             let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>();
             let std = (variance / values.len() as f64).sqrt();
-            assert!((mean - f64::from(set.mean[channel])).abs() < 0.01, "{channel}: {mean}");
-            assert!((std - f64::from(set.std[channel])).abs() < 0.01, "{channel}: {std}");
+            assert!(
+                (mean - f64::from(set.normalization.mean[channel])).abs() < 0.01,
+                "{channel}: {mean}"
+            );
+            assert!(
+                (std - f64::from(set.normalization.std[channel])).abs() < 0.01,
+                "{channel}: {std}"
+            );
         }
     }
 }

@@ -1,8 +1,9 @@
-//! Fetching CIFAR-10's archive: resumable, checked, and never half there.
+//! Fetching a published data set: resumable, checked, and never half there.
 //!
-//! Bytes go to `NAME.part`; when their MD5 is right it is renamed to `NAME`, unpacked into a temporary
-//! folder, and that is renamed. Whatever is interrupted goes on where it was. One caller at a time:
-//! [`prepare`](super::prepare) holds a lock.
+//! Bytes go to `NAME.part`; when their MD5 is right it is renamed to `NAME`. An archive is unpacked into
+//! a temporary folder, single files lie in one, and when all of them are there the folder is renamed.
+//! Whatever is interrupted goes on where it was. One caller at a time: [`prepare`](super::prepare)
+//! holds a lock.
 
 mod progress;
 mod unpack;
@@ -16,11 +17,21 @@ use md5::{Digest, Md5};
 use ureq::http::{Response, StatusCode, header};
 use ureq::{Agent, Body};
 
-use super::DataError;
-use super::cifar10::FOLDER;
+use super::Problem;
+use super::published::{Found, Published};
+use crate::files;
 use progress::Progress;
 
-/// An archive on a server.
+/// Where a data set comes from.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Origin<'a> {
+    /// A compressed archive with all of it.
+    Archive(Remote<'a>),
+    /// Its files, one by one.
+    Files(&'a [Remote<'a>]),
+}
+
+/// A file on a server.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Remote<'a> {
     /// Its address.
@@ -31,60 +42,98 @@ pub(super) struct Remote<'a> {
     pub patience: Duration,
 }
 
-/// CIFAR-10's own.
-///
-/// Source: <https://www.cs.toronto.edu/~kriz/cifar.html>.
-pub(super) const OFFICIAL: Remote<'static> = Remote {
-    url: "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-    md5: "c32a1d4ab5d03f1284b67883e8d87530",
-    patience: Duration::from_secs(30),
-};
+impl<'a> Remote<'a> {
+    /// With the usual patience.
+    pub(super) const fn new(url: &'a str, md5: &'a str) -> Self {
+        Self { url, md5, patience: Duration::from_secs(30) }
+    }
+
+    fn name(&self) -> &str {
+        self.url.rsplit('/').next().unwrap_or("download")
+    }
+}
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often in a row a transfer may break off without a byte gained.
 const FRUITLESS_TRIES: usize = 3;
 
-/// Downloads and unpacks `remote` into a folder below `root`, and says which.
-pub(super) fn fetch(remote: Remote<'_>, root: &Path) -> Result<PathBuf, DataError> {
-    let folder = root.join(FOLDER);
+/// Downloads `published` from `origin` into its folder below `root`, and says which.
+pub(super) fn fetch(
+    published: &Published,
+    origin: Origin<'_>,
+    root: &Path,
+) -> Result<PathBuf, Problem> {
+    let folder = root.join(published.folder);
     if fs::read_dir(&folder).is_ok_and(|mut entries| entries.next().is_some()) {
-        let problem = "is in the way of the download, and none of CIFAR-10's files is in it";
-        return Err(DataError::BadFile { file: folder, problem: problem.to_string() });
+        let problem = format!(
+            "is in the way of the download, and none of {}'s files is in it",
+            published.title
+        );
+        return Err(Problem::bad(&folder, problem));
     }
-    let name = remote.url.rsplit('/').next().unwrap_or("archive");
-    let archive = root.join(name);
-    if !archive.exists() {
-        let part = root.join(format!("{name}.part"));
-        download(remote, &part)?;
-        fs::rename(&part, &archive).map_err(|source| write_error(&archive, source))?;
-    } else {
-        let found = md5_of(&archive)?;
-        if found != remote.md5 {
-            let problem = format!("its MD5 is {found} instead of {}; remove it", remote.md5);
-            return Err(DataError::BadFile { file: archive, problem });
+    match origin {
+        Origin::Archive(remote) => {
+            let archive = fetch_file(remote, published.title, root)?;
+            unpack::unpack(published, &archive, root)?;
+            // All of it is in the folder now, and it is a third of a gigabyte.
+            let _ = fs::remove_file(&archive);
+        }
+        Origin::Files(remotes) => {
+            // It stays when a download breaks off: what is complete is not fetched again.
+            let temporary = root.join(format!(".{}.tmp", published.folder));
+            fs::create_dir_all(&temporary).map_err(Problem::write(&temporary))?;
+            for remote in remotes {
+                fetch_file(*remote, published.title, &temporary)?;
+            }
+            if let Found::Bad(problem) = published.find(&temporary) {
+                return Err(problem);
+            }
+            put_in_place(&temporary, &folder)?;
         }
     }
-    let folder = unpack::unpack(&archive, root)?;
-    // All of it is in the folder now, and it is a third of a gigabyte.
-    let _ = fs::remove_file(&archive);
     Ok(folder)
+}
+
+/// Downloads `remote` into `folder`, unless it is there, and says where it is.
+fn fetch_file(remote: Remote<'_>, title: &str, folder: &Path) -> Result<PathBuf, Problem> {
+    let file = folder.join(remote.name());
+    if file.exists() {
+        let found = md5_of(&file)?;
+        if found != remote.md5 {
+            let problem = format!("its MD5 is {found} instead of {}; remove it", remote.md5);
+            return Err(Problem::bad(&file, problem));
+        }
+        return Ok(file);
+    }
+    let part = folder.join(format!("{}.part", remote.name()));
+    download(remote, title, &part)?;
+    fs::rename(&part, &file).map_err(Problem::write(&file))?;
+    Ok(file)
+}
+
+/// Renames a folder that is complete, so that it survives a power cut.
+fn put_in_place(temporary: &Path, folder: &Path) -> Result<(), Problem> {
+    files::sync_folder(temporary)
+        .and_then(|()| fs::rename(temporary, folder))
+        .and_then(|()| files::sync_folder(folder.parent().unwrap_or(folder)))
+        .map_err(Problem::write(folder))
 }
 
 /// Downloads `remote` to `part`, going on where an earlier attempt stopped.
 ///
 /// A wrong MD5 starts it over once: the earlier attempt's bytes may have been at fault.
-fn download(remote: Remote<'_>, part: &Path) -> Result<(), DataError> {
+fn download(remote: Remote<'_>, title: &str, part: &Path) -> Result<(), Problem> {
     let mut started_over = false;
     loop {
-        transfer(remote, part)?;
+        transfer(remote, title, part)?;
         let found = md5_of(part)?;
         if found == remote.md5 {
             return Ok(());
         }
-        fs::remove_file(part).map_err(|source| write_error(part, source))?;
+        fs::remove_file(part).map_err(Problem::write(part))?;
         if started_over {
             let (url, wanted) = (remote.url.to_string(), remote.md5.to_string());
-            return Err(DataError::Md5 { url, found, wanted });
+            return Err(Problem::Md5 { url, found, wanted });
         }
         tracing::warn!("{}: its MD5 is {found}, not {}: starting over", remote.url, remote.md5);
         started_over = true;
@@ -92,12 +141,12 @@ fn download(remote: Remote<'_>, part: &Path) -> Result<(), DataError> {
 }
 
 /// Brings `part` to the full length, however often the connection breaks, as long as it gains.
-fn transfer(remote: Remote<'_>, part: &Path) -> Result<(), DataError> {
+fn transfer(remote: Remote<'_>, title: &str, part: &Path) -> Result<(), Problem> {
     let agent = agent(remote);
     let mut fruitless = 0;
     loop {
         let before = length(part)?;
-        match request(&agent, remote, part, before)? {
+        match request(&agent, remote, title, part, before)? {
             Transfer::Complete => return Ok(()),
             Transfer::Interrupted { problem } => {
                 let gained = length(part)? > before;
@@ -141,9 +190,10 @@ fn agent(remote: Remote<'_>) -> Agent {
 fn request(
     agent: &Agent,
     remote: Remote<'_>,
+    title: &str,
     part: &Path,
     start: u64,
-) -> Result<Transfer, DataError> {
+) -> Result<Transfer, Problem> {
     let mut request = agent.get(remote.url).header(header::ACCEPT_ENCODING, "identity");
     if start > 0 {
         request = request.header(header::RANGE, format!("bytes={start}-"));
@@ -169,9 +219,10 @@ fn request(
         .write(true)
         .open(part)
         .and_then(|file| file.set_len(start).map(|()| file))
-        .map_err(|source| write_error(part, source))?;
-    io::Seek::seek(&mut file, io::SeekFrom::Start(start)).map_err(|e| write_error(part, e))?;
-    copy(response.into_body().into_reader(), &mut file, part, start, total)
+        .map_err(Problem::write(part))?;
+    io::Seek::seek(&mut file, io::SeekFrom::Start(start)).map_err(Problem::write(part))?;
+    let progress = Progress::new(title, start, total);
+    copy(response.into_body().into_reader(), &mut file, part, start, progress)
 }
 
 /// Whether the server sends the range that was asked for.
@@ -188,16 +239,16 @@ fn copy(
     file: &mut File,
     part: &Path,
     start: u64,
-    total: Option<u64>,
-) -> Result<Transfer, DataError> {
-    let mut progress = Progress::new(start, total);
+    mut progress: Progress,
+) -> Result<Transfer, Problem> {
+    let total = progress.total();
     let mut buffer = vec![0; 1 << 17];
     let mut at = start;
     let broken_by = loop {
         match from.read(&mut buffer) {
             Ok(0) => break None,
             Ok(count) => {
-                file.write_all(&buffer[..count]).map_err(|source| write_error(part, source))?;
+                file.write_all(&buffer[..count]).map_err(Problem::write(part))?;
                 at += count as u64;
                 progress.at(at);
             }
@@ -205,7 +256,7 @@ fn copy(
             Err(error) => break Some(error),
         }
     };
-    file.sync_all().map_err(|source| write_error(part, source))?;
+    file.sync_all().map_err(Problem::write(part))?;
     let of = total.map_or(String::new(), |total| format!(" of {total}"));
     Ok(match broken_by {
         Some(error) => {
@@ -219,21 +270,21 @@ fn copy(
 }
 
 /// 0 where there is no such file.
-fn length(file: &Path) -> Result<u64, DataError> {
+fn length(file: &Path) -> Result<u64, Problem> {
     match fs::metadata(file) {
         Ok(found) => Ok(found.len()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
-        Err(source) => Err(DataError::Read { file: file.to_path_buf(), source }),
+        Err(error) => Err(Problem::read(file)(error)),
     }
 }
 
-fn md5_of(file: &Path) -> Result<String, DataError> {
-    let wrong = |source| DataError::Read { file: file.to_path_buf(), source };
-    let mut reader = File::open(file).map_err(wrong)?;
+fn md5_of(file: &Path) -> Result<String, Problem> {
+    let wrong = Problem::read(file);
+    let mut reader = File::open(file).map_err(&wrong)?;
     let mut hasher = Md5::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
-        match reader.read(&mut buffer).map_err(wrong)? {
+        match reader.read(&mut buffer).map_err(&wrong)? {
             0 => break,
             count => hasher.update(&buffer[..count]),
         }
@@ -241,12 +292,8 @@ fn md5_of(file: &Path) -> Result<String, DataError> {
     Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-fn failed(remote: Remote<'_>, problem: String) -> DataError {
-    DataError::Download { url: remote.url.to_string(), problem }
-}
-
-fn write_error(path: &Path, source: io::Error) -> DataError {
-    DataError::Write { path: path.to_path_buf(), source }
+fn failed(remote: Remote<'_>, problem: String) -> Problem {
+    Problem::Download { url: remote.url.to_string(), problem }
 }
 
 #[cfg(test)]

@@ -10,16 +10,23 @@ const LINE_EVERY_BYTES: u64 = 16 * MIB;
 
 /// The progress of one transfer.
 pub(super) struct Progress {
+    /// Of the data set.
+    title: String,
     total: Option<u64>,
     bar: Option<ProgressBar>,
     next_line: u64,
 }
 
 impl Progress {
-    /// A transfer that goes on from byte `start`.
-    pub(super) fn new(start: u64, total: Option<u64>) -> Self {
-        let bar = stderr().is_terminal().then(|| bar(start, total));
-        Self { total, bar, next_line: start }
+    /// A transfer of the data set `title` that goes on from byte `start`.
+    pub(super) fn new(title: &str, start: u64, total: Option<u64>) -> Self {
+        let bar = stderr().is_terminal().then(|| bar(title, start, total));
+        Self { title: title.to_owned(), total, bar, next_line: start }
+    }
+
+    /// Bytes in all, where that is known.
+    pub(super) const fn total(&self) -> Option<u64> {
+        self.total
     }
 
     /// Now `at` bytes are there.
@@ -27,7 +34,7 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.set_position(at);
         } else if at >= self.next_line {
-            tracing::info!("downloading CIFAR-10: {}", line(at, self.total));
+            tracing::info!("downloading {}: {}", self.title, line(at, self.total));
             self.next_line = next_line(at, self.total);
         }
     }
@@ -41,15 +48,16 @@ impl Drop for Progress {
     }
 }
 
-fn bar(start: u64, total: Option<u64>) -> ProgressBar {
+fn bar(title: &str, start: u64, total: Option<u64>) -> ProgressBar {
     let template = match total {
-        Some(_) => "CIFAR-10 {bar:30} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}",
-        None => "CIFAR-10 {spinner} {bytes} {bytes_per_sec}",
+        Some(_) => "{prefix} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}",
+        None => "{prefix} {spinner} {bytes} {bytes_per_sec}",
     };
     let bar = total.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
+    bar.set_prefix(title.to_owned());
     bar.set_position(start);
     bar.reset_eta();
     bar

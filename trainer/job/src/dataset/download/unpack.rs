@@ -2,49 +2,44 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use flate2::read::GzDecoder;
 use tar::Archive;
 
-use super::super::cifar10::{self, FOLDER, Found};
-use super::{DataError, write_error};
-use crate::files;
+use super::super::published::{Found, Published};
+use super::{Problem, put_in_place};
 
-/// Unpacks `archive` and says into which folder below `root`.
+/// Unpacks `archive` into the data set's folder below `root`.
 ///
 /// Only plain files are taken, by their last name, so nothing is written elsewhere.
-pub(super) fn unpack(archive: &Path, root: &Path) -> Result<PathBuf, DataError> {
-    let folder = root.join(FOLDER);
-    let temporary = root.join(format!(".{FOLDER}.tmp"));
+pub(super) fn unpack(published: &Published, archive: &Path, root: &Path) -> Result<(), Problem> {
+    let temporary = root.join(format!(".{}.tmp", published.folder));
     remove_if_there(&temporary)?; // of a process that was killed
-    fs::create_dir_all(&temporary).map_err(|source| write_error(&temporary, source))?;
+    fs::create_dir_all(&temporary).map_err(Problem::write(&temporary))?;
     let unpacked = unpack_files(archive, &temporary)
-        .and_then(|()| match cifar10::find(&temporary) {
+        .and_then(|()| match published.find(&temporary) {
             Found::Complete(_) => Ok(()),
-            Found::Bad(DataError::BadFile { file, problem }) => {
+            Found::Bad(Problem::BadFile { file, problem }) => {
                 let name = file.file_name().unwrap_or_default().to_string_lossy();
-                Err(bad(archive, format!("{name} in it is wrong: {problem}")))
+                Err(Problem::bad(archive, format!("{name} in it is wrong: {problem}")))
             }
             Found::Bad(other) => Err(other),
-            Found::Absent => Err(bad(archive, "it has none of CIFAR-10's files".to_string())),
+            Found::Absent => {
+                let problem = format!("it has none of {}'s files", published.title);
+                Err(Problem::bad(archive, problem))
+            }
         })
-        .and_then(|()| {
-            files::sync_folder(&temporary)
-                .and_then(|()| fs::rename(&temporary, &folder))
-                .and_then(|()| files::sync_folder(root))
-                .map_err(|source| write_error(&folder, source))
-        });
+        .and_then(|()| put_in_place(&temporary, &root.join(published.folder)));
     if unpacked.is_err() {
         let _ = fs::remove_dir_all(&temporary);
     }
-    unpacked.map(|()| folder)
+    unpacked
 }
 
-fn unpack_files(archive: &Path, into: &Path) -> Result<(), DataError> {
-    let wrong = |source: io::Error| bad(archive, format!("cannot be unpacked: {source}"));
-    let compressed = File::open(archive)
-        .map_err(|source| DataError::Read { file: archive.to_path_buf(), source })?;
+fn unpack_files(archive: &Path, into: &Path) -> Result<(), Problem> {
+    let wrong = |source: io::Error| Problem::bad(archive, format!("cannot be unpacked: {source}"));
+    let compressed = File::open(archive).map_err(Problem::read(archive))?;
     let mut entries = Archive::new(GzDecoder::new(io::BufReader::new(compressed)));
     for entry in entries.entries().map_err(wrong)? {
         let mut entry = entry.map_err(wrong)?;
@@ -53,12 +48,12 @@ fn unpack_files(archive: &Path, into: &Path) -> Result<(), DataError> {
             continue;
         };
         let path = into.join(name);
-        let mut file = File::create(&path).map_err(|source| write_error(&path, source))?;
+        let mut file = File::create(&path).map_err(Problem::write(&path))?;
         copy(&mut entry, &mut file).map_err(|failure| match failure {
             Failure::Read(source) => wrong(source),
-            Failure::Write(source) => write_error(&path, source),
+            Failure::Write(source) => Problem::write(&path)(source),
         })?;
-        file.sync_all().map_err(|source| write_error(&path, source))?;
+        file.sync_all().map_err(Problem::write(&path))?;
     }
     Ok(())
 }
@@ -79,13 +74,9 @@ fn copy(from: &mut impl io::Read, to: &mut impl io::Write) -> Result<(), Failure
     }
 }
 
-fn remove_if_there(folder: &Path) -> Result<(), DataError> {
+fn remove_if_there(folder: &Path) -> Result<(), Problem> {
     match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(write_error(folder, error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Problem::write(folder)(error)),
         _ => Ok(()),
     }
-}
-
-fn bad(archive: &Path, problem: String) -> DataError {
-    DataError::BadFile { file: archive.to_path_buf(), problem }
 }

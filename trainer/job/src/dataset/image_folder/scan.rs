@@ -1,0 +1,135 @@
+//! What files there are, without reading them.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::super::Problem;
+
+/// What a change of makes decoded images useless.
+const CACHE_VERSION: u32 = 1;
+
+/// The files of a folder of images.
+#[derive(Debug)]
+pub(super) struct Listing {
+    root: PathBuf,
+    /// The names of the folders in `train`, in order.
+    pub classes: Vec<String>,
+    /// By class and name.
+    pub train: Vec<ImageFile>,
+    /// Likewise.
+    pub test: Vec<ImageFile>,
+}
+
+/// An image that has not been read.
+#[derive(Debug)]
+pub(super) struct ImageFile {
+    pub path: PathBuf,
+    pub label: u16,
+    bytes: u64,
+    /// When it was changed: seconds, and nanoseconds.
+    changed: (i64, i64),
+}
+
+impl Listing {
+    /// Lists the files below `root`.
+    pub(super) fn of(root: &Path) -> Result<Self, Problem> {
+        let train_root = root.join("train");
+        let classes = classes(&train_root)?;
+        if classes.is_empty() {
+            return Err(Problem::bad(&train_root, "has no folder with images, one a class"));
+        }
+        if classes.len() > usize::from(u16::MAX) {
+            return Err(Problem::bad(&train_root, format!("has {} classes", classes.len())));
+        }
+        let train = images(&train_root, &classes, &classes)?;
+        let with_images = |label| train.iter().any(|image| usize::from(image.label) == label);
+        if let Some(empty) = (0..classes.len()).find(|label| !with_images(*label)) {
+            let folder = train_root.join(&classes[empty]);
+            return Err(Problem::bad(&folder, "has no PNG or JPEG file in it"));
+        }
+        let test_root = root.join("test");
+        let test_classes = self::classes(&test_root)?;
+        if let Some(unknown) = test_classes.iter().find(|name| !classes.contains(name)) {
+            let problem = format!("is a class that {} does not have", train_root.display());
+            return Err(Problem::bad(&test_root.join(unknown), problem));
+        }
+        let test = images(&test_root, &test_classes, &classes)?;
+        if test.is_empty() {
+            return Err(Problem::bad(&test_root, "has no PNG or JPEG file in its folders"));
+        }
+        Ok(Self { root: root.to_path_buf(), classes, train, test })
+    }
+
+    /// Another one when a file was added, removed or changed, or images of another shape are wanted.
+    pub(super) fn key(&self, shape: [usize; 3]) -> String {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&CACHE_VERSION.to_le_bytes());
+        for size in shape {
+            hasher.update(&(size as u64).to_le_bytes());
+        }
+        for ImageFile { path, bytes, changed: (seconds, nanoseconds), .. } in
+            self.train.iter().chain(&self.test)
+        {
+            let name = path.strip_prefix(&self.root).unwrap_or(path).as_os_str();
+            hasher.update(&(name.len() as u64).to_le_bytes());
+            hasher.update(name.as_encoded_bytes());
+            hasher.update(&bytes.to_le_bytes());
+            hasher.update(&seconds.to_le_bytes());
+            hasher.update(&nanoseconds.to_le_bytes());
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+}
+
+/// The names of the folders in `folder`, in order. Links are followed.
+fn classes(folder: &Path) -> Result<Vec<String>, Problem> {
+    let mut names = Vec::new();
+    for path in entries(folder)? {
+        let name = path.file_name().unwrap_or_default();
+        let name = name.to_str().ok_or_else(|| {
+            Problem::bad(&path, "its name is no UTF-8, so it cannot be a class's name")
+        })?;
+        if !name.starts_with('.') && path.is_dir() {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
+}
+
+/// The images in the folders `names` of `folder`, by class and name; `classes`: all names, by label.
+fn images(folder: &Path, names: &[String], classes: &[String]) -> Result<Vec<ImageFile>, Problem> {
+    let mut images = Vec::new();
+    for name in names {
+        let label = classes.binary_search(name).unwrap_or_default() as u16;
+        for path in entries(&folder.join(name))?.into_iter().filter(|path| is_image(path)) {
+            let found = fs::metadata(&path).map_err(Problem::read(&path))?;
+            let changed = (found.mtime(), found.mtime_nsec());
+            images.push(ImageFile { path, label, bytes: found.len(), changed });
+        }
+    }
+    Ok(images)
+}
+
+/// Whether the name says so, and is not hidden.
+fn is_image(path: &Path) -> bool {
+    let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
+    let name = path.file_name().unwrap_or_default();
+    ["png", "jpg", "jpeg"].iter().any(|known| extension == *known)
+        && !name.as_encoded_bytes().starts_with(b".")
+}
+
+/// What is in a folder, in the order of names' bytes.
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, Problem> {
+    let read = |error| match std::io::Error::kind(&error) {
+        std::io::ErrorKind::NotFound => Problem::NoFolder { folder: folder.to_path_buf() },
+        std::io::ErrorKind::NotADirectory => Problem::bad(folder, "is no folder"),
+        _ => Problem::read(folder)(error),
+    };
+    let mut paths = fs::read_dir(folder)
+        .map_err(read)?
+        .map(|entry| entry.map(|entry| entry.path()).map_err(read))
+        .collect::<Result<Vec<_>, _>>()?;
+    paths.sort();
+    Ok(paths)
+}
