@@ -30,6 +30,10 @@ pub enum Command {
     Summary(commands::summary::SummaryArgs),
     /// Write a checkpoint's weights under the names of another program.
     Export(commands::export::ExportArgs),
+    /// Measure a checkpoint on the data set's test images: accuracy, loss, confusion matrix.
+    Eval(commands::eval::EvalArgs),
+    /// Say what a checkpoint takes images for.
+    Predict(commands::predict::PredictArgs),
 }
 
 /// A rank of a training job.

@@ -3,11 +3,13 @@
 //! Both ways add the same products in another order, so a choice changes results by rounding only.
 //! It is agreed by all ranks and kept in checkpoints: a run that goes on computes as before.
 
+use std::rc::Rc;
+
 use comm::{Communicator, ReduceOp};
 use job::config::{Convolution, Precision};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
-use torch_ext::{ConvMethod, ConvMethods, ConvShape, PassSeconds};
+use torch_ext::{ConvMethod, ConvMethods, ConvShape, ConvTable, PassSeconds};
 use tracing::{debug, info};
 
 use crate::Result;
@@ -22,6 +24,15 @@ pub struct ConvChoice {
     pub shape: ConvShape,
     /// How.
     pub methods: ConvMethods,
+}
+
+/// What a checkpoint says of it.
+pub fn table(choices: &[ConvChoice]) -> Rc<ConvTable> {
+    let table = Rc::<ConvTable>::default();
+    for ConvChoice { shape, methods } in choices {
+        table.set(*shape, *methods);
+    }
+    table
 }
 
 /// Chooses for every convolution of `replica`, with `images` images of shape `[C, H, W]`, what

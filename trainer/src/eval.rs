@@ -1,9 +1,11 @@
 //! Loss and accuracy on images that are not trained on.
 
-use comm::Communicator;
+use comm::{Communicator, ReduceOp};
 use job::shard;
+use tch::{Kind, Tensor};
 
 use crate::Result;
+use crate::confusion::Confusion;
 use crate::data::Images;
 use crate::model::Mode;
 use crate::step::{Counter, Replica, Tally, cross_entropy_sum};
@@ -22,18 +24,56 @@ pub fn evaluate(
     communicator: &dyn Communicator,
 ) -> Result<Tally> {
     torch_ext::collective::broadcast(communicator, &mut replica.flat.buffers, 0)?;
+    let mut counter = Counter::new(replica.device);
+    for_each_batch(replica, images, communicator, |logits, labels| {
+        counter.add(logits, labels, &cross_entropy_sum(logits, labels));
+    })?;
+    Ok(counter.exchange(communicator, false)?.0)
+}
+
+/// As [`evaluate`], and counts besides which class was taken for which. `classes`: outputs of the
+/// network.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn evaluate_by_class(
+    replica: &mut Replica,
+    images: &Images,
+    classes: usize,
+    communicator: &dyn Communicator,
+) -> Result<(Tally, Confusion)> {
+    let mut counter = Counter::new(replica.device);
+    let cells = (classes * classes) as i64;
+    // f64 counts exactly, and every backend adds it up.
+    let mut counts = Tensor::zeros([cells], (Kind::Double, replica.device));
+    for_each_batch(replica, images, communicator, |logits, labels| {
+        counter.add(logits, labels, &cross_entropy_sum(logits, labels));
+        let cell = labels * classes as i64 + logits.argmax(-1, false);
+        counts += cell.bincount(None::<&Tensor>, cells).to_kind(Kind::Double);
+    })?;
+    torch_ext::collective::all_reduce(communicator, &mut counts, ReduceOp::Sum)?;
+    let (tally, _) = counter.exchange(communicator, false)?;
+    let counts = Vec::<f64>::try_from(&counts)?.into_iter().map(|count| count as u64).collect();
+    Ok((tally, Confusion::new(classes, counts)))
+}
+
+/// Hands logits and labels of this rank's part of `images` to `body`, batch after batch.
+fn for_each_batch(
+    replica: &Replica,
+    images: &Images,
+    communicator: &dyn Communicator,
+    mut body: impl FnMut(&Tensor, &Tensor),
+) -> Result<()> {
     let range =
         shard::evaluation_shard(images.len(), communicator.rank(), communicator.world_size());
     let indices: Vec<u32> = range.map(|index| index as u32).collect();
-    let mut counter = Counter::new(replica.device);
     for chunk in indices.chunks(BATCH_SIZE) {
         let batch = images.batch(chunk);
         tch::no_grad(|| {
             replica.in_precision(|model| {
-                let logits = model.forward(&batch.images, Mode::Eval);
-                counter.add(&logits, &batch.labels, &cross_entropy_sum(&logits, &batch.labels));
+                body(&model.forward(&batch.images, Mode::Eval), &batch.labels);
             })
         })?;
     }
-    Ok(counter.exchange(communicator, false)?.0)
+    Ok(())
 }

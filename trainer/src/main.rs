@@ -9,9 +9,10 @@ use clap::Parser;
 use comm::env::{CONTROL_SOCKET, World};
 use tracing::error;
 use trainer::cli::{Cli, Command, TrainArgs};
+use trainer::commands::{self, Answer};
 use trainer::link::Link;
 use trainer::run::Outcome;
-use trainer::{Result, TrainError, commands, log, setup};
+use trainer::{Result, TrainError, log, setup};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -25,24 +26,33 @@ fn main() -> ExitCode {
 
 /// Answers on standard output.
 fn run(command: Command) -> ExitCode {
-    log::start(World::SINGLE, false);
-    let answer = match command {
-        Command::Models(args) => Ok(commands::models::models(&args)),
-        Command::Summary(args) => Ok(commands::summary::summary(&args)),
-        Command::Export(args) => {
-            commands::export::export(&args).map(|path| format!("{}\n", path.display()))
-        }
-    };
+    let answer = World::from_env().map_err(TrainError::from).and_then(|world| {
+        log::start(world, false);
+        catch_unwind(AssertUnwindSafe(|| answer(command, world)))
+            .unwrap_or_else(|payload| Err(TrainError::from_panic(&*payload)))
+    });
     match answer {
-        Ok(text) => {
+        Ok(Answer { text, exit_code }) => {
             // Whoever reads may have seen enough.
             let _ = std::io::stdout().write_all(text.as_bytes());
-            job::ExitCode::Done.into()
+            exit_code.into()
         }
         Err(failure) => {
             eprintln!("trainer: {failure}");
             failure.exit_code().into()
         }
+    }
+}
+
+fn answer(command: Command, world: World) -> Result<Answer> {
+    match command {
+        Command::Models(args) => Ok(commands::models::models(&args).into()),
+        Command::Summary(args) => Ok(commands::summary::summary(&args).into()),
+        Command::Export(args) => {
+            commands::export::export(&args).map(|path| format!("{}\n", path.display()).into())
+        }
+        Command::Eval(args) => commands::eval::eval(&args, world).map(Answer::from),
+        Command::Predict(args) => commands::predict::predict(&args),
     }
 }
 

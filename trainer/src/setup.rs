@@ -73,7 +73,8 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
         sync_batch_norm: config.train.sync_batch_norm && world.world_size > 1,
     };
     let mut optimizer = Optimizer::new(&config.optimizer, &replica.flat);
-    let start = State::start(world.world_size, data_hash);
+    let start =
+        State { data_set: Some(data_set.describe()), ..State::start(world.world_size, data_hash) };
     let state =
         resume(&args.resume, &config, &run_dir, &mut replica.flat, &mut optimizer, start, world)?;
     let mut state = share(&*communicator, &mut replica.flat, &mut optimizer, state)?;
@@ -140,11 +141,15 @@ fn open_run_dir(args: &TrainArgs, config: &Config, world: World, link: &Link) ->
     Ok(RunDir::at(&root))
 }
 
-fn load_data(config: &Config) -> Result<DataSet> {
+/// Gets the data set there and reads it.
+///
+/// # Errors
+/// Whatever is missing or bad.
+pub fn load_data(config: &Config) -> Result<DataSet> {
     let named = std::env::var_os(dataset::CIFAR10_DIR).map(PathBuf::from);
     let source = dataset::prepare(&config.data, named.as_deref())?;
     if let Source::Synthetic { because: Some(reason) } = &source {
-        warn!("training on SYNTHETIC images: {reason}");
+        warn!("taking SYNTHETIC images: {reason}");
     }
     Ok(dataset::load(&source, &config.data, config.train.seed)?)
 }
@@ -215,7 +220,8 @@ fn resume(
             found.state.world_size, world.world_size
         );
     }
-    let mut state = State { world_size: world.world_size, ..found.state };
+    let State { world_size, data_set, .. } = start;
+    let mut state = State { world_size, data_set, ..found.state };
     if !is_own {
         state.best_test_accuracy = None;
         state.convolutions.clear();

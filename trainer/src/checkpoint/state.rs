@@ -1,5 +1,6 @@
 //! Where a run is.
 
+use job::dataset::Description;
 use serde::{Deserialize, Serialize};
 
 use crate::convolutions::ConvChoice;
@@ -28,6 +29,9 @@ pub struct State {
     /// How convolutions are computed, where that was chosen.
     #[serde(default)]
     pub convolutions: Vec<ConvChoice>,
+    /// What the network knows of the data set; `None` in checkpoints from before it was written.
+    #[serde(default)]
+    pub data_set: Option<Description>,
 }
 
 impl State {
@@ -43,6 +47,7 @@ impl State {
             world_size,
             data_hash,
             convolutions: Vec::new(),
+            data_set: None,
         }
     }
 

@@ -1,13 +1,13 @@
 //! `trainer export`: a checkpoint's weights for another program.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use job::config::{self, Stem};
+use job::config::Stem;
 use job::network::names;
-use job::run_dir::RunDir;
 use tracing::warn;
 
+use super::trained::Trained;
 use crate::checkpoint::{self, CheckpointError};
 use crate::{Result, TrainError};
 
@@ -48,17 +48,9 @@ impl Format {
 /// When there is no good checkpoint in a run directory, torchvision does not have its network, or the
 /// file cannot be written.
 pub fn export(args: &ExportArgs) -> Result<PathBuf> {
-    let found = checkpoint::find(&args.checkpoint)
-        .and_then(|found| {
-            let (path, tried) = (args.checkpoint.clone(), Vec::new());
-            found.ok_or(CheckpointError::NoneGood { path, tried })
-        })
-        .map_err(|error| TrainError::Usage(error.to_string()))?;
-    for refused in &found.refused {
-        warn!("{refused}; taking an older one");
-    }
-    let model = config::load(&config_of(&found.path), &[])?.model;
-    let mut tensors = checkpoint::read_model(&found.path)?;
+    let Trained { path, config, .. } = Trained::find(&args.checkpoint, &[])?;
+    let model = config.model;
+    let mut tensors = checkpoint::read_model(&path)?;
     if args.format == Format::Torchvision {
         if !model.name.entry().in_torchvision {
             return Err(TrainError::Usage(format!("torchvision has no {}", model.name)));
@@ -82,12 +74,4 @@ pub fn export(args: &ExportArgs) -> Result<PathBuf> {
         reason: error.to_string(),
     })?;
     Ok(output)
-}
-
-/// The configuration of the run that wrote a checkpoint.
-fn config_of(checkpoint: &Path) -> PathBuf {
-    // `checkpoints/best` and a path from within the folder lead to the run as well.
-    let checkpoint = checkpoint.canonicalize().unwrap_or_else(|_| checkpoint.to_owned());
-    let run = checkpoint.parent().and_then(Path::parent).unwrap_or(&checkpoint);
-    RunDir::at(run).config_path()
 }

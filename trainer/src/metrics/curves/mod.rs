@@ -1,15 +1,12 @@
 //! Accuracy and loss by epoch, as a picture: what is drawn where.
-//!
-//! [`Chart`] is a list of shapes; `svg` and `png` draw it. No font of the machine is needed.
 
-mod png;
 mod scale;
-mod svg;
 
 use super::EpochRecord;
+use crate::picture::{Anchor, Colour, GRID, INK, Picture, Point, QUIET, Shape};
 use scale::{Scale, epoch_scale, epoch_ticks, value_scale};
 
-/// In pixels of the SVG; the PNG has twice as many.
+/// In pixels.
 const WIDTH: f32 = 1080.0;
 const HEIGHT: f32 = 440.0;
 const MARGIN: f32 = 32.0;
@@ -22,43 +19,15 @@ const GAP: f32 = 44.0;
 /// With more epochs, points would run into one another.
 const MOST_DOTS: usize = 40;
 
-/// Red, green and blue.
-type Colour = [u8; 3];
-
-const INK: Colour = [31, 41, 55];
-const QUIET: Colour = [107, 114, 128];
-const GRID: Colour = [229, 231, 235];
 const AXIS: Colour = [156, 163, 175];
 /// Blue and orange are told apart by the colour-blind too.
 const TRAIN: Colour = [37, 99, 235];
 const TEST: Colour = [234, 88, 12];
 
-/// A place, in pixels from the top left.
-type Point = (f32, f32);
-
-/// Which part of a text is at its place.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Anchor {
-    Start,
-    Middle,
-    End,
-}
-
-/// Something to draw.
-#[derive(Debug, Clone, PartialEq)]
-enum Shape {
-    /// Straight from point to point.
-    Line { points: Vec<Point>, width: f32, colour: Colour },
-    /// A filled circle with a white rim.
-    Dot { at: Point, radius: f32, colour: Colour },
-    /// One line of text on its baseline.
-    Text { at: Point, text: String, size: f32, bold: bool, anchor: Anchor, colour: Colour },
-}
-
 /// A picture of a run.
 #[derive(Debug)]
 pub(super) struct Chart {
-    shapes: Vec<Shape>,
+    picture: Picture,
 }
 
 /// One of the two plots.
@@ -78,9 +47,9 @@ struct Panel<'a> {
 impl Chart {
     /// The picture of the run `name` after `epochs`, which are in order and at least one.
     pub(super) fn new(name: &str, epochs: &[EpochRecord]) -> Self {
-        let mut chart = Self { shapes: Vec::new() };
-        chart.text((MARGIN, 38.0), name, 19.0, true, Anchor::Start, INK);
-        chart.text((MARGIN, 60.0), &headline(epochs), 13.0, false, Anchor::Start, QUIET);
+        let mut chart = Self { picture: Picture::new(WIDTH, HEIGHT) };
+        chart.picture.text((MARGIN, 38.0), name, 19.0, true, Anchor::Start, INK);
+        chart.picture.text((MARGIN, 60.0), &headline(epochs), 13.0, false, Anchor::Start, QUIET);
         let series = |value: fn(&EpochRecord) -> f64| -> Vec<(usize, f64)> {
             let points = epochs.iter().map(|epoch| (epoch.epoch, value(epoch)));
             points.filter(|(_, value)| value.is_finite()).collect()
@@ -124,23 +93,30 @@ impl Chart {
             value_scale(values, panel.span, panel.limit, (PLOT_BOTTOM, PLOT_TOP));
         let x_scale = epoch_scale(panel.epochs, (left + 14.0, right - 14.0));
 
-        self.text((panel.left, PLOT_TOP - 18.0), panel.title, 14.0, true, Anchor::Start, INK);
+        self.picture.text(
+            (panel.left, PLOT_TOP - 18.0),
+            panel.title,
+            14.0,
+            true,
+            Anchor::Start,
+            INK,
+        );
         self.legend(right, PLOT_TOP - 18.0);
         for (value, label) in y_ticks {
             let y = y_scale.at(value);
-            self.line(vec![(left, y), (right, y)], 1.0, GRID);
-            self.text((left - 8.0, y + 4.0), &label, 12.0, false, Anchor::End, QUIET);
+            self.picture.line(vec![(left, y), (right, y)], 1.0, GRID);
+            self.picture.text((left - 8.0, y + 4.0), &label, 12.0, false, Anchor::End, QUIET);
         }
-        self.line(vec![(left, PLOT_BOTTOM), (right, PLOT_BOTTOM)], 1.2, AXIS);
+        self.picture.line(vec![(left, PLOT_BOTTOM), (right, PLOT_BOTTOM)], 1.2, AXIS);
         for tick in ticks {
             let x = x_scale.at(*tick as f64);
-            self.line(vec![(x, PLOT_BOTTOM), (x, PLOT_BOTTOM + 5.0)], 1.2, AXIS);
+            self.picture.line(vec![(x, PLOT_BOTTOM), (x, PLOT_BOTTOM + 5.0)], 1.2, AXIS);
             let at = (x, PLOT_BOTTOM + 20.0);
-            self.text(at, &tick.to_string(), 12.0, false, Anchor::Middle, QUIET);
+            self.picture.text(at, &tick.to_string(), 12.0, false, Anchor::Middle, QUIET);
         }
         let middle = (left + right) / 2.0;
         let at = (middle, PLOT_BOTTOM + 42.0);
-        self.text(at, "Epoch", 12.0, false, Anchor::Middle, QUIET);
+        self.picture.text(at, "Epoch", 12.0, false, Anchor::Middle, QUIET);
         self.series(&panel.train, &x_scale, &y_scale, TRAIN);
         self.series(&panel.test, &x_scale, &y_scale, TEST);
     }
@@ -150,10 +126,10 @@ impl Chart {
             values.iter().map(|(epoch, value)| (x.at(*epoch as f64), y.at(*value))).collect();
         let dots = if points.len() <= MOST_DOTS { 0 } else { points.len() - 1 };
         if points.len() > 1 {
-            self.line(points.clone(), 2.0, colour);
+            self.picture.line(points.clone(), 2.0, colour);
         }
         for at in &points[dots..] {
-            self.shapes.push(Shape::Dot { at: *at, radius: 3.6, colour });
+            self.picture.shapes.push(Shape::Dot { at: *at, radius: 3.6, colour });
         }
     }
 
@@ -162,37 +138,20 @@ impl Chart {
         for (name, colour, start) in [("train", TRAIN, right - 122.0), ("test", TEST, right - 54.0)]
         {
             let y = baseline - 4.5;
-            self.line(vec![(start, y), (start + 22.0, y)], 2.0, colour);
-            self.shapes.push(Shape::Dot { at: (start + 11.0, y), radius: 3.6, colour });
-            self.text((start + 28.0, baseline), name, 13.0, false, Anchor::Start, INK);
+            self.picture.line(vec![(start, y), (start + 22.0, y)], 2.0, colour);
+            self.picture.shapes.push(Shape::Dot { at: (start + 11.0, y), radius: 3.6, colour });
+            self.picture.text((start + 28.0, baseline), name, 13.0, false, Anchor::Start, INK);
         }
-    }
-
-    fn line(&mut self, points: Vec<Point>, width: f32, colour: Colour) {
-        self.shapes.push(Shape::Line { points, width, colour });
-    }
-
-    fn text(
-        &mut self,
-        at: Point,
-        text: &str,
-        size: f32,
-        bold: bool,
-        anchor: Anchor,
-        colour: Colour,
-    ) {
-        let text = text.to_string();
-        self.shapes.push(Shape::Text { at, text, size, bold, anchor, colour });
     }
 
     /// The picture as an SVG document.
     pub(super) fn to_svg(&self) -> String {
-        svg::draw(&self.shapes)
+        self.picture.to_svg()
     }
 
     /// The picture as a PNG file.
     pub(super) fn to_png(&self) -> Result<Vec<u8>, String> {
-        png::draw(&self.shapes)
+        self.picture.to_png()
     }
 }
 

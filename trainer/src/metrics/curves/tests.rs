@@ -18,7 +18,7 @@ fn run(epochs: usize) -> Vec<EpochRecord> {
 
 fn texts(chart: &Chart) -> Vec<&str> {
     let mut texts = Vec::new();
-    for shape in &chart.shapes {
+    for shape in &chart.picture.shapes {
         if let Shape::Text { text, .. } = shape {
             texts.push(text.as_str());
         }
@@ -31,10 +31,12 @@ fn everything_lies_within_the_picture() {
     for epochs in [1, 2, 5, 20, 200, 1000] {
         let chart = Chart::new("run", &run(epochs));
         let inside = |(x, y): &Point| (0.0..=WIDTH).contains(x) && (0.0..=HEIGHT).contains(y);
-        for shape in &chart.shapes {
+        for shape in &chart.picture.shapes {
             let within = match shape {
                 Shape::Line { points, .. } => points.iter().all(inside),
-                Shape::Dot { at, .. } | Shape::Text { at, .. } => inside(at),
+                Shape::Dot { at, .. } | Shape::Text { at, .. } | Shape::Rectangle { at, .. } => {
+                    inside(at)
+                }
             };
             assert!(within, "{shape:?}");
         }
@@ -55,7 +57,8 @@ fn axes_titles_and_legends_say_what_is_shown() {
 #[test]
 fn a_single_epoch_is_shown_as_points() {
     let chart = Chart::new("run", &run(1));
-    let count = |is: fn(&Shape) -> bool| chart.shapes.iter().filter(|shape| is(shape)).count();
+    let count =
+        |is: fn(&Shape) -> bool| chart.picture.shapes.iter().filter(|shape| is(shape)).count();
     let legend = 4;
     assert_eq!(count(|shape| matches!(shape, Shape::Dot { .. })), legend + 4);
     assert_eq!(count(|shape| matches!(shape, Shape::Line { width: 2.0, .. })), legend);

@@ -1,19 +1,21 @@
 //! Shapes as a PNG file, with a font that is part of the binary.
 
-use tiny_skia::{FillRule, LineCap, LineJoin, Paint, Path, PathBuilder, Pixmap, Stroke, Transform};
+use tiny_skia::{
+    FillRule, LineCap, LineJoin, Paint, Path, PathBuilder, Pixmap, Rect, Stroke, Transform,
+};
 use ttf_parser::{Face, OutlineBuilder};
 
-use super::{Anchor, Colour, HEIGHT, Point, Shape, WIDTH};
+use super::{Anchor, Colour, Picture, Point, Shape};
 
 /// Pixels of the PNG a pixel of the SVG.
 const ZOOM: f32 = 2.0;
 
-pub(super) fn draw(shapes: &[Shape]) -> Result<Vec<u8>, String> {
+pub(super) fn draw(Picture { width, height, shapes }: &Picture) -> Result<Vec<u8>, String> {
     let fonts = Fonts {
         regular: Face::parse(notosans::REGULAR_TTF, 0).map_err(|error| error.to_string())?,
         bold: Face::parse(notosans::BOLD_TTF, 0).map_err(|error| error.to_string())?,
     };
-    let mut pixmap = Pixmap::new((WIDTH * ZOOM) as u32, (HEIGHT * ZOOM) as u32)
+    let mut pixmap = Pixmap::new((width * ZOOM) as u32, (height * ZOOM) as u32)
         .ok_or("no memory for the picture")?;
     pixmap.fill(tiny_skia::Color::WHITE);
     for shape in shapes {
@@ -43,6 +45,10 @@ fn draw_shape(pixmap: &mut Pixmap, fonts: &Fonts, shape: &Shape) {
             let circle = PathBuilder::from_circle(*x, *y, *radius);
             fill(pixmap, circle.clone(), *colour);
             stroke(pixmap, circle, 1.2, [255; 3]);
+        }
+        Shape::Rectangle { at: (x, y), size: (width, height), colour } => {
+            let rectangle = Rect::from_xywh(*x, *y, *width, *height);
+            fill(pixmap, rectangle.map(PathBuilder::from_rect), *colour);
         }
         Shape::Text { at, text, size, bold, anchor, colour } => {
             let face = if *bold { &fonts.bold } else { &fonts.regular };

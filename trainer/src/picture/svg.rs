@@ -2,14 +2,14 @@
 
 use std::fmt::Write;
 
-use super::{Anchor, Colour, HEIGHT, Shape, WIDTH};
+use super::{Anchor, Colour, Picture, Shape};
 
 const FONTS: &str = "'Noto Sans', 'DejaVu Sans', 'Segoe UI', Helvetica, Arial, sans-serif";
 
-pub(super) fn draw(shapes: &[Shape]) -> String {
+pub(super) fn draw(Picture { width, height, shapes }: &Picture) -> String {
     let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{HEIGHT}\" \
-         viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"{FONTS}\">\n\
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
+         viewBox=\"0 0 {width} {height}\" font-family=\"{FONTS}\">\n\
          <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n"
     );
     for shape in shapes {
@@ -38,6 +38,11 @@ fn element(shape: &Shape) -> String {
         Shape::Dot { at: (x, y), radius, colour } => format!(
             "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{radius}\" fill=\"{}\" stroke=\"#ffffff\" \
              stroke-width=\"1.2\"/>",
+            hex(*colour)
+        ),
+        Shape::Rectangle { at: (x, y), size: (width, height), colour } => format!(
+            "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\" \
+             fill=\"{}\"/>",
             hex(*colour)
         ),
         Shape::Text { at: (x, y), text, size, bold, anchor, colour } => {

@@ -1,0 +1,201 @@
+//! `trainer eval`: how good a checkpoint is.
+
+mod picture;
+mod report;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use comm::Communicator;
+use comm::control::{ControlClient, StopFlag};
+use comm::env::{CONTROL_SOCKET, World};
+use job::config::{Config, Fallback};
+use job::dataset::{DataSet, Description};
+use job::files::write_atomically;
+use tracing::{info, warn};
+
+use super::trained::Trained;
+use crate::data::Images;
+use crate::device::{self, DeviceKind};
+use crate::eval::evaluate_by_class;
+use crate::metrics::MetricsError;
+use crate::{Result, TrainError, setup};
+use report::Report;
+
+/// `trainer eval`.
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// A checkpoint, or a run directory, of which the newest good one is taken.
+    pub checkpoint: PathBuf,
+    /// Override one key of the run's configuration; repeatable: --set data.root=elsewhere
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// The images to measure on.
+    #[arg(long, value_enum, default_value = "test")]
+    pub split: Split,
+    /// Write the confusion matrix there: confusion.png, confusion.svg, confusion.csv.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// One JSON object instead of tables.
+    #[arg(long)]
+    pub json: bool,
+    /// Where to compute.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub device: DeviceKind,
+}
+
+/// A part of a data set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Split {
+    /// What is trained on; measured without augmentation.
+    Train,
+    /// What is not.
+    Test,
+}
+
+impl Split {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Test => "test",
+        }
+    }
+}
+
+/// Measures the checkpoint, over all ranks of `world`. Returns what rank 0 has to say; other ranks
+/// have nothing.
+///
+/// # Errors
+/// When there is no good checkpoint, the data set is missing or does not fit it, or a peer fails.
+pub fn eval(args: &EvalArgs, world: World) -> Result<String> {
+    let trained = Trained::find(&args.checkpoint, &args.set)?;
+    if let Some(folder) = &args.out {
+        // Before anything is measured that could then not be written.
+        std::fs::create_dir_all(folder)
+            .map_err(|source| MetricsError::Write { path: folder.clone(), source })?;
+    }
+    device::limit_threads(world);
+    let device = device::open(args.device, world)?;
+    let timeout = Duration::from_secs(trained.config.comm.timeout_seconds);
+    let backend = device::backend(trained.config.comm.backend, device, world)?;
+    let launcher = std::env::var_os(CONTROL_SOCKET).map(PathBuf::from);
+    let launcher = launcher
+        .map(|socket| ControlClient::connect(&socket, world.rank, StopFlag::default()))
+        .transpose()?;
+    let store = launcher.as_ref().map(|client| client as &dyn comm::bootstrap::Store);
+    let communicator = comm::bootstrap::connect(backend, world, store, timeout)?;
+    let measured = measure(args, &trained, device, &*communicator);
+    match &measured {
+        Ok(_) => communicator.finalize()?,
+        Err(error) => communicator.abort(&error.to_string()),
+    }
+    let report = measured?;
+    if world.rank != 0 {
+        return Ok(String::new());
+    }
+    if let Some(folder) = &args.out {
+        write_pictures(folder, &report)?;
+    }
+    Ok(if args.json { super::json(&report.to_json()) } else { report.to_text() })
+}
+
+fn measure(
+    args: &EvalArgs,
+    trained: &Trained,
+    device: tch::Device,
+    communicator: &dyn Communicator,
+) -> Result<Report> {
+    let description = trained.data_set()?;
+    let data_set = load(&trained.config, description, args.split)?;
+    check_fit(&data_set, description)?;
+    let split = match args.split {
+        Split::Train => &data_set.train,
+        Split::Test => &data_set.test,
+    };
+    info!(
+        "{} of {}: {} images, over {} rank(s)",
+        args.split.as_str(),
+        data_set.name,
+        split.len(),
+        communicator.world_size()
+    );
+    // Whatever the images are now, the network expects them as it was trained.
+    let images = Images::new(split, &description.normalization, device);
+    let mut replica = trained.replica(device, communicator)?;
+    let classes = description.classes.len();
+    let (tally, confusion) = evaluate_by_class(&mut replica, &images, classes, communicator)?;
+    Ok(Report {
+        checkpoint: trained.path.clone(),
+        step: trained.state.step,
+        data_set: data_set.name,
+        split: args.split.as_str(),
+        classes: description.classes.clone(),
+        ranks: communicator.world_size(),
+        tally,
+        confusion,
+    })
+}
+
+/// Reads the data set of a configuration, and of the split that is not asked for as little as there is.
+fn load(config: &Config, trained: &Description, split: Split) -> Result<DataSet> {
+    let mut config = config.clone();
+    if trained.name != "synthetic" {
+        // What a network makes of images of another kind is no measure of it.
+        config.data.fallback = Fallback::None;
+    }
+    match split {
+        Split::Train => config.data.test_images = Some(1),
+        Split::Test => config.data.train_images = Some(1),
+    }
+    setup::load_data(&config)
+}
+
+/// Makes sure that a network that was trained on `trained` can be measured on `data_set`.
+fn check_fit(data_set: &DataSet, trained: &Description) -> Result<()> {
+    let (name, theirs) = (data_set.name, &trained.name);
+    let shape = data_set.train.shape;
+    if shape != trained.shape {
+        let [size, trained_size] = [shape, trained.shape]
+            .map(|[channels, height, width]| format!("{channels}x{height}x{width}"));
+        let hint = match shape[0] == trained.shape[0] && name == "image_folder" {
+            true => format!("; set data.image_size={}", trained.shape[1]),
+            false => String::new(),
+        };
+        return Err(TrainError::Usage(format!(
+            "the network was trained on {theirs}, whose images are {trained_size}, and those of \
+             {name} are {size}{hint}"
+        )));
+    }
+    if data_set.classes.len() != trained.classes.len() {
+        return Err(TrainError::Usage(format!(
+            "the network was trained on {theirs}, which has {} classes, and {name} has {}",
+            trained.classes.len(),
+            data_set.classes.len()
+        )));
+    }
+    if data_set.classes != trained.classes {
+        warn!("the classes of {name} have other names than those that the network was trained on");
+    }
+    Ok(())
+}
+
+fn write_pictures(folder: &Path, report: &Report) -> Result<()> {
+    let picture = picture::draw(report);
+    let png = folder.join("confusion.png");
+    let bytes =
+        picture.to_png().map_err(|problem| MetricsError::Draw { path: png.clone(), problem })?;
+    let files = [
+        (png, bytes),
+        (folder.join("confusion.svg"), picture.to_svg().into_bytes()),
+        (folder.join("confusion.csv"), report.to_csv().into_bytes()),
+    ];
+    for (path, bytes) in files {
+        write_atomically(&path, &bytes).map_err(|source| MetricsError::Write { path, source })?;
+    }
+    info!("confusion.png, confusion.svg and confusion.csv are in {}", folder.display());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,157 @@
+//! `trainer predict`: what a checkpoint takes images for.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use comm::bootstrap::Backend;
+use comm::env::World;
+use job::ExitCode;
+use job::dataset::{self, Description};
+use serde_json::{Value, json};
+use tch::{Kind, Tensor};
+
+use super::Answer;
+use super::trained::Trained;
+use crate::data::Images;
+use crate::device::{self, DeviceKind};
+use crate::model::Mode;
+use crate::step::Replica;
+use crate::{Result, TrainError};
+
+/// Images that go through the network together.
+const BATCH_SIZE: usize = 100;
+/// Classes that are named of each image.
+const MOST_CLASSES: usize = 5;
+
+/// `trainer predict`.
+#[derive(Debug, Args)]
+pub struct PredictArgs {
+    /// A checkpoint, or a run directory, of which the newest good one is taken.
+    pub checkpoint: PathBuf,
+    /// PNG or JPEG files; brought to the size that the network takes.
+    #[arg(required = true, value_name = "IMAGE")]
+    pub images: Vec<PathBuf>,
+    /// One JSON object instead of text.
+    #[arg(long)]
+    pub json: bool,
+    /// Where to compute.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub device: DeviceKind,
+}
+
+/// An image, and what it is taken for.
+struct Prediction {
+    image: PathBuf,
+    /// Labels and their probabilities, the likeliest first; or what is wrong with the image.
+    classes: std::result::Result<Vec<(usize, f64)>, String>,
+}
+
+/// Says of each image what it is most likely to be. Images that cannot be read are named, and the
+/// answer ends with [`ExitCode::Data`]. One process, also under `mpirun`.
+///
+/// # Errors
+/// When there is no good checkpoint.
+pub fn predict(args: &PredictArgs) -> Result<Answer> {
+    let trained = Trained::find(&args.checkpoint, &[])?;
+    device::limit_threads(World::SINGLE);
+    let device = device::open(args.device, World::SINGLE)?;
+    let nobody =
+        comm::bootstrap::connect(Backend::Shm, World::SINGLE, None, std::time::Duration::MAX)?;
+    let replica = trained.replica(device, &*nobody)?;
+    let description = trained.data_set()?;
+    let mut predictions = Vec::new();
+    for images in args.images.chunks(BATCH_SIZE) {
+        predictions.extend(predict_batch(images, &replica, description)?);
+    }
+    let text = match args.json {
+        true => super::json(&to_json(&trained, &predictions, description)),
+        false => to_text(&predictions, description),
+    };
+    let mut exit_code = ExitCode::Done;
+    for prediction in &predictions {
+        if let Err(problem) = &prediction.classes {
+            eprintln!("trainer: {problem}");
+            exit_code = ExitCode::Data;
+        }
+    }
+    Ok(Answer { text, exit_code })
+}
+
+fn predict_batch(
+    paths: &[PathBuf],
+    replica: &Replica,
+    description: &Description,
+) -> Result<Vec<Prediction>> {
+    let shape = description.shape;
+    let mut pixels = Vec::new();
+    let mut readable = Vec::new();
+    for path in paths {
+        let read = dataset::read_image(path, shape);
+        readable
+            .push(read.map(|image| pixels.extend(image)).map_err(|problem| problem.to_string()));
+    }
+    let count = readable.iter().filter(|image| image.is_ok()).count();
+    let mut likeliest = match count {
+        0 => Vec::new(),
+        _ => {
+            let images = dataset::Images { pixels: pixels.into(), labels: vec![0; count], shape };
+            let images = Images::new(&images, &description.normalization, replica.device);
+            likeliest_classes(&images, replica, description.classes.len().min(MOST_CLASSES))?
+        }
+    }
+    .into_iter();
+    let prediction = |(image, readable): (&PathBuf, std::result::Result<(), String>)| {
+        let classes = readable.map(|()| likeliest.next().unwrap_or_default());
+        Prediction { image: image.clone(), classes }
+    };
+    Ok(paths.iter().zip(readable).map(prediction).collect())
+}
+
+/// For each image the `count` likeliest labels with their probabilities.
+fn likeliest_classes(
+    images: &Images,
+    replica: &Replica,
+    count: usize,
+) -> Result<Vec<Vec<(usize, f64)>>> {
+    let indices: Vec<u32> = (0..images.len() as u32).collect();
+    let batch = images.batch(&indices);
+    let logits =
+        tch::no_grad(|| replica.in_precision(|model| model.forward(&batch.images, Mode::Eval)))?;
+    let (values, labels) = logits.softmax(-1, Kind::Float).topk(count as i64, -1, true, true);
+    let rows = |tensor: &Tensor, kind| tensor.to_kind(kind).to_device(tch::Device::Cpu);
+    let values = Vec::<Vec<f64>>::try_from(&rows(&values, Kind::Double))?;
+    let labels = Vec::<Vec<i64>>::try_from(&rows(&labels, Kind::Int64))?;
+    if values.iter().flatten().any(|value| !value.is_finite()) {
+        return Err(TrainError::Usage("the network's answer is not a number".to_owned()));
+    }
+    let pair = |(labels, values): (Vec<i64>, Vec<f64>)| {
+        labels.into_iter().map(|label| label as usize).zip(values).collect()
+    };
+    Ok(labels.into_iter().zip(values).map(pair).collect())
+}
+
+fn to_text(predictions: &[Prediction], description: &Description) -> String {
+    let mut text = String::new();
+    for Prediction { image, classes } in predictions {
+        let Ok(classes) = classes else { continue };
+        text.push_str(&format!("{}\n", image.display()));
+        for (label, probability) in classes {
+            text.push_str(&format!("  {probability:.4}  {}\n", description.classes[*label]));
+        }
+    }
+    text
+}
+
+fn to_json(trained: &Trained, predictions: &[Prediction], description: &Description) -> Value {
+    let class = |(label, probability): &(usize, f64)| {
+        let name = &description.classes[*label];
+        json!({"label": label, "name": name, "probability": probability})
+    };
+    let images = predictions.iter().map(|Prediction { image, classes }| match classes {
+        Ok(classes) => {
+            json!({"image": image, "classes": classes.iter().map(class).collect::<Vec<_>>()})
+        }
+        Err(problem) => json!({"image": image, "error": problem}),
+    });
+    json!({"checkpoint": trained.path, "images": images.collect::<Vec<_>>()})
+}

@@ -1,0 +1,252 @@
+//! `trainer eval` and `trainer predict`, as a user runs them on what a run has left.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Condvar, LazyLock, Mutex};
+
+use comm::control::{ToLauncher, ToTrainer, read_frame, write_frame};
+use comm::env::{StartedBy, World};
+use image::RgbImage;
+use job::dataset::{self, DataSet, Source};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const CONFIG: &str = "
+data: {dataset: synthetic, train_images: 320, test_images: 77}
+train: {epochs: 2, batch_size_per_rank: 16}
+precision: fp32
+";
+
+/// A run that has learnt something, and is not changed.
+static RUN: LazyLock<TempDir> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("config.yaml");
+    fs::write(&config, CONFIG).unwrap();
+    let mut trainer = trainer();
+    trainer.arg(config).arg("--run-dir").arg(folder.path().join("run"));
+    let trained = trainer.args(["--device", "cpu"]).output().unwrap();
+    assert!(trained.status.success(), "{}", String::from_utf8_lossy(&trained.stderr));
+    folder
+});
+
+fn run_dir() -> PathBuf {
+    RUN.path().join("run")
+}
+
+fn trainer() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_trainer"));
+    command.env("OMP_NUM_THREADS", "1").env("OMP_WAIT_POLICY", "passive");
+    command
+}
+
+fn json(output: &Output) -> Value {
+    let text = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}{}", stderr(output)))
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn eval(checkpoint: &Path, more: &[&str]) -> Output {
+    trainer().arg("eval").arg(checkpoint).args(["--device", "cpu"]).args(more).output().unwrap()
+}
+
+/// The last epoch in `metrics.jsonl`.
+fn last_epoch() -> Value {
+    let records = fs::read_to_string(run_dir().join("metrics.jsonl")).unwrap();
+    let mut records = records.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    records.rfind(|record| record["kind"] == "epoch").unwrap()
+}
+
+fn close(one: &Value, other: &Value) {
+    let (one, other) = (one.as_f64().unwrap(), other.as_f64().unwrap());
+    assert!((one - other).abs() < 1e-6 * one.abs(), "{one} is not {other}");
+}
+
+#[test]
+fn a_checkpoint_is_as_good_as_its_run_has_recorded() {
+    let recorded = last_epoch();
+    let out = RUN.path().join("out");
+    // The run directory, its newest checkpoint, and the link to that are the same.
+    for checkpoint in ["", "checkpoints/latest", "checkpoints/epoch-0002"] {
+        let more = ["--json", "--out", out.to_str().unwrap()];
+        let measured = json(&eval(&run_dir().join(checkpoint), &more));
+        assert_eq!(measured["accuracy"], recorded["test_accuracy"]);
+        close(&measured["loss"], &recorded["test_loss"]);
+        assert_eq!(measured["images"], 77);
+    }
+    assert!(recorded["test_accuracy"].as_f64().unwrap() > 0.2, "it has learnt nothing");
+    let csv = fs::read_to_string(out.join("confusion.csv")).unwrap();
+    assert_eq!(csv.lines().count(), 11);
+    assert!(image::open(out.join("confusion.png")).unwrap().width() > 500);
+    assert!(fs::read_to_string(out.join("confusion.svg")).unwrap().contains("azure-brown"));
+}
+
+#[test]
+fn the_classes_of_a_report_add_up_to_the_whole() {
+    let measured = json(&eval(&run_dir(), &["--json"]));
+    let sum = |key: &str| -> u64 {
+        let classes = measured["classes"].as_array().unwrap().iter();
+        classes.map(|class| class[key].as_u64().unwrap()).sum()
+    };
+    assert_eq!(sum("images"), 77);
+    let accuracy = measured["accuracy"].as_f64().unwrap();
+    assert_eq!(sum("hits") as f64 / 77.0, accuracy);
+    let text = String::from_utf8(eval(&run_dir(), &[]).stdout).unwrap();
+    assert!(text.contains(&format!("accuracy    {accuracy:.4}")), "{text}");
+}
+
+#[test]
+fn two_ranks_measure_what_one_does() {
+    let one = json(&eval(&run_dir(), &["--json"]));
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("control");
+    serve(UnixListener::bind(&socket).unwrap());
+    let ranks: Vec<_> = (0..2)
+        .map(|rank| {
+            let world = World {
+                rank,
+                world_size: 2,
+                local_rank: rank,
+                local_world_size: 2,
+                started_by: StartedBy::Launcher,
+            };
+            let mut command = trainer();
+            command.arg("eval").arg(run_dir()).args(["--device", "cpu", "--json"]);
+            command.envs(world.to_env()).env("LOCKSTEP_CONTROL", &socket);
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    let ends: Vec<_> = ranks.into_iter().map(|rank| rank.wait_with_output().unwrap()).collect();
+    assert!(
+        ends.iter().all(|end| end.status.success()),
+        "{}{}",
+        stderr(&ends[0]),
+        stderr(&ends[1])
+    );
+    assert_eq!(ends[1].stdout, b"", "rank 0 speaks for all");
+    let two = json(&ends[0]);
+    assert_eq!((&one["ranks"], &two["ranks"]), (&1.into(), &2.into()));
+    for key in ["accuracy", "images", "classes", "confusion"] {
+        assert_eq!(one[key], two[key], "{key}");
+    }
+    close(&one["loss"], &two["loss"]);
+}
+
+/// Keeps values for ranks, as the launcher does.
+fn serve(listener: UnixListener) {
+    let board = Arc::new((Mutex::new(HashMap::new()), Condvar::new()));
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let board = Arc::clone(&board);
+            std::thread::spawn(move || serve_rank(stream.unwrap(), &board));
+        }
+    });
+}
+
+fn serve_rank(mut stream: UnixStream, board: &(Mutex<HashMap<String, String>>, Condvar)) {
+    while let Ok(Some(message)) = read_frame::<ToLauncher>(&mut stream) {
+        match message {
+            ToLauncher::Put { key, value } => {
+                board.0.lock().unwrap().insert(key, value);
+                board.1.notify_all();
+            }
+            ToLauncher::Get { key } => {
+                let values = board.0.lock().unwrap();
+                let values = board.1.wait_while(values, |values| !values.contains_key(&key));
+                let value = values.unwrap()[&key].clone();
+                write_frame(&mut stream, &ToTrainer::Value { key, value }).unwrap();
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The images that the run was tested on.
+fn test_images() -> DataSet {
+    let config = job::config::load(&run_dir().join("config.yaml"), &[]).unwrap();
+    dataset::load(&Source::Synthetic { because: None }, &config.data, 0).unwrap()
+}
+
+fn write_images(folder: &Path) -> Vec<PathBuf> {
+    let set = test_images();
+    let images = set.test.pixels.chunks_exact(32 * 32 * 3).enumerate().map(|(index, pixels)| {
+        let path = folder.join(format!("{index}.png"));
+        RgbImage::from_raw(32, 32, pixels.to_vec()).unwrap().save(&path).unwrap();
+        path
+    });
+    images.collect()
+}
+
+fn predict(images: &[PathBuf], more: &[&str]) -> Output {
+    let mut command = trainer();
+    command.arg("predict").arg(run_dir()).args(images).args(["--device", "cpu"]).args(more);
+    command.output().unwrap()
+}
+
+#[test]
+fn what_is_predicted_is_what_was_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = write_images(folder.path());
+    let answer = json(&predict(&images, &["--json"]));
+    let labels = test_images().test.labels;
+    let mut hits = 0;
+    for (image, label) in answer["images"].as_array().unwrap().iter().zip(&labels) {
+        let classes = image["classes"].as_array().unwrap();
+        assert_eq!(classes.len(), 5);
+        let probabilities: Vec<_> =
+            classes.iter().map(|class| class["probability"].as_f64().unwrap()).collect();
+        assert!(probabilities.is_sorted_by(|a, b| a >= b), "{probabilities:?}");
+        assert!(probabilities.iter().sum::<f64>() < 1.0 + 1e-6, "{probabilities:?}");
+        hits += usize::from(classes[0]["label"] == u64::from(*label));
+    }
+    assert_eq!(hits as f64 / labels.len() as f64, last_epoch()["test_accuracy"].as_f64().unwrap());
+}
+
+#[test]
+fn a_broken_image_is_named_and_the_others_are_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut images = write_images(folder.path())[..2].to_vec();
+    let broken = folder.path().join("broken.jpg");
+    fs::write(&broken, "not an image").unwrap();
+    images.insert(1, broken);
+    images.push(folder.path().join("missing.png"));
+    let output = predict(&images, &[]);
+    assert_eq!(output.status.code(), Some(3));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(text.lines().count(), 2 * 6, "{text}");
+    assert!(stderr(&output).contains("broken.jpg: not an image that can be read"));
+    assert!(stderr(&output).contains("missing.png: cannot be read"));
+
+    let answer = json(&predict(&images, &["--json"]));
+    assert!(answer["images"][1]["error"].as_str().unwrap().contains("broken.jpg"));
+    assert_eq!(answer["images"][2]["classes"].as_array().unwrap().len(), 5);
+}
+
+#[test]
+fn what_cannot_be_measured_is_said_with_the_right_exit_code() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing");
+    let cases: [(&Path, &[&str], i32, &str); 4] = [
+        (&missing, &[], 2, "missing: no such checkpoint"),
+        (folder.path(), &[], 2, "holds no checkpoint that can be read"),
+        (&run_dir(), &["--set", "model.name=resnet34"], 2, "does not fit this configuration"),
+        (
+            &run_dir(),
+            &["--set", "data.dataset=image_folder", "--set", "data.root=/nonexistent"],
+            3,
+            "/nonexistent/train: no such folder",
+        ),
+    ];
+    for (checkpoint, more, code, expected) in cases {
+        let output = eval(checkpoint, more);
+        assert!(stderr(&output).contains(expected), "{}", stderr(&output));
+        assert_eq!(output.status.code(), Some(code), "{expected}");
+    }
+}
