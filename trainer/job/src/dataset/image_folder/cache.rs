@@ -37,19 +37,13 @@ struct Description {
     normalization: Normalization,
 }
 
-/// Whether `cache` is there and was made from the files with this `key`.
-pub(super) fn is_fresh(cache: &Path, key: &str) -> bool {
+/// Whether `cache` is there and was made from the files with this `key`; otherwise why it is to be made.
+pub(super) fn check(cache: &Path, key: &str) -> Result<(), String> {
     match open(cache) {
-        Ok((_, description)) if description.key == key => true,
-        Ok(_) => {
-            tracing::info!("{}: images have changed since it was made", cache.display());
-            false
-        }
-        Err(Problem::BadFile { file, problem }) => {
-            tracing::warn!("{}: {problem}: making it anew", file.display());
-            false
-        }
-        Err(_) => false,
+        Ok((_, description)) if description.key == key => Ok(()),
+        Ok(_) => Err("files have changed since it was made".to_owned()),
+        Err(Problem::BadFile { problem, .. }) => Err(format!("it is {problem}")),
+        Err(_) => Err("once, until files change".to_owned()),
     }
 }
 
@@ -115,8 +109,6 @@ pub(super) fn build(
     listing: &Listing,
     shape: [usize; 3],
 ) -> Result<(), Problem> {
-    let count = listing.train.len() + listing.test.len();
-    tracing::info!("decoding {count} images into {}, once", cache.display());
     let temporary = files::temporary_name(cache);
     let built = write(&temporary, key, listing, shape).and_then(|()| {
         fs::rename(&temporary, cache)

@@ -37,10 +37,12 @@ pub(super) fn prepare(data: &Data) -> Result<Source, Problem> {
     let shape = shape(data);
     let cache = data.root.join(format!(".images-{}px.cache", shape[1]));
     let key = listing.key(shape);
-    if !cache::is_fresh(&cache, &key) {
+    if cache::check(&cache, &key).is_err() {
         let _lock = lock(&data.root, ".images.lock")?;
         // Another process may have made it while this one waited.
-        if !cache::is_fresh(&cache, &key) {
+        if let Err(reason) = cache::check(&cache, &key) {
+            let count = listing.train.len() + listing.test.len();
+            tracing::info!("decoding {count} images into {}: {reason}", cache.display());
             cache::build(&cache, &key, &listing, shape)?;
         }
     }

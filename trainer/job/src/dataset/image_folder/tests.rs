@@ -168,6 +168,25 @@ fn broken_images_are_all_named_and_leave_nothing_behind() {
 }
 
 #[test]
+fn a_jpeg_that_is_cut_off_is_not_filled_with_grey() {
+    let folder = Folder::new();
+    let path = folder.path("noise.jpeg");
+    let noise = |x: u32, y: u32| (x * 37 + y * y * 91) as u8;
+    RgbImage::from_fn(64, 64, |x, y| Rgb([noise(x, y), noise(y, x), noise(x + y, x)]))
+        .save(&path)
+        .unwrap();
+    let whole = fs::read(&path).unwrap();
+    for len in (0..whole.len()).step_by(7) {
+        fs::write(&path, &whole[..len]).unwrap();
+        let problem = read_image(&path, [3, 8, 8]).unwrap_err().to_string();
+        assert!(problem.contains("noise.jpeg: not an image that can be read"), "{problem}");
+    }
+    // Cameras put more behind the end.
+    fs::write(&path, [&whole[..], &[0xff, 0xda, 7, 7]].concat()).unwrap();
+    read_image(&path, [3, 8, 8]).unwrap();
+}
+
+#[test]
 fn what_is_wrong_with_a_folder_is_said_with_its_name() {
     let cases: [(&str, Change); 5] = [
         ("train: no such folder", |f| fs::remove_dir_all(f.path("train")).unwrap()),
