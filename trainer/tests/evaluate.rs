@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 const CONFIG: &str = "
 data: {dataset: synthetic, train_images: 320, test_images: 77}
-train: {epochs: 2, batch_size_per_rank: 16}
+train: {epochs: 4, batch_size_per_rank: 16}
 precision: fp32
 ";
 
@@ -74,7 +74,7 @@ fn a_checkpoint_is_as_good_as_its_run_has_recorded() {
     let recorded = last_epoch();
     let out = RUN.path().join("out");
     // The run directory, its newest checkpoint, and the link to that are the same.
-    for checkpoint in ["", "checkpoints/latest", "checkpoints/epoch-0002"] {
+    for checkpoint in ["", "checkpoints/latest", "checkpoints/epoch-0004"] {
         let more = ["--json", "--out", out.to_str().unwrap()];
         let measured = json(&eval(&run_dir().join(checkpoint), &more));
         assert_eq!(measured["accuracy"], recorded["test_accuracy"]);
