@@ -2,7 +2,7 @@
 
 use comm::bootstrap::Backend;
 use comm::env::{StartedBy, World};
-use job::config::CommBackend;
+use job::config::{CommBackend, Performance};
 use tch::Device;
 
 use crate::{Result, TrainError};
@@ -40,8 +40,21 @@ pub fn open(kind: DeviceKind, world: World) -> Result<Device> {
             world.rank, world.local_rank
         )));
     }
-    torch_ext::set_cuda_device(world.local_rank)?;
+    torch_ext::use_cuda_device(world.local_rank)?;
     Ok(Device::Cuda(world.local_rank))
+}
+
+/// Lets libtorch choose the fastest kernels on a GPU: cuDNN's by measuring each shape's first
+/// convolution, and products of fp32 on tensor cores where the configuration allows that.
+///
+/// # Errors
+/// When libtorch refuses.
+pub fn tune(device: Device, performance: &Performance) -> Result<()> {
+    if device.is_cuda() {
+        tch::Cuda::cudnn_set_benchmark(true);
+        torch_ext::set_tf32(performance.tf32)?;
+    }
+    Ok(())
 }
 
 fn has_nvidia_device() -> bool {

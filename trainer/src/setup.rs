@@ -38,6 +38,7 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
     let config = config::load(&args.config, &args.overrides())?;
     device::limit_threads(world);
     let device = device::open(args.device, world)?;
+    device::tune(device, &config.performance)?;
 
     link.state(Phase::Connecting, 0, 0);
     let timeout = Duration::from_secs(config.comm.timeout_seconds);

@@ -157,6 +157,12 @@ pub struct StepParts<'a> {
 /// collectives. Gradients are added up over microbatches, and reduced over ranks as the last one makes
 /// them. Returns how long the step waited for other ranks' gradients.
 ///
+/// On a GPU the step is queued and the host waits for nothing: batches come through pinned memory,
+/// gradients are ordered with the communicator's stream by events, loss and hits stay in
+/// [`Counter`]. What does wait for the device is [`Counter::exchange`], the gradient's norm of a step
+/// record, evaluation, a checkpoint, and cuDNN, which measures its kernels in the first step of a
+/// shape.
+///
 /// # Errors
 /// When a peer is gone or late, or libtorch refuses.
 ///

@@ -89,9 +89,8 @@ impl BatchDraws<'_> {
                 sources.extend(columns);
             }
         }
-        let sources = Tensor::from_slice(&sources)
+        let sources = super::upload(&sources, pixels.device())
             .view([count, height * width, 1])
-            .to_device(pixels.device())
             .expand([count, height * width, channels], false);
         padded
             .view([count, -1, channels])
@@ -109,7 +108,7 @@ impl BatchDraws<'_> {
         let outside = |size: i64, fraction: fn(&ImageDraws) -> f32| {
             let centre = |image| (fraction(image) * size as f32) as i64;
             let centres: Vec<i64> = self.images.iter().map(centre).collect();
-            let start = Tensor::from_slice(&centres).to_device(device).unsqueeze(1) - CUTOUT / 2;
+            let start = super::upload(&centres, device).unsqueeze(1) - CUTOUT / 2;
             let position = Tensor::arange(size, (Kind::Int64, device)) - start;
             position.lt(0).logical_or(&position.ge(CUTOUT))
         };

@@ -94,11 +94,19 @@ impl Images {
 
     fn index(&self, indices: &[u32]) -> Tensor {
         let wide: Vec<i64> = indices.iter().map(|&index| i64::from(index)).collect();
-        Tensor::from_slice(&wide).to_device(self.labels.device())
+        upload(&wide, self.labels.device())
     }
 
     fn normalize(&self, pixels: &Tensor) -> Tensor {
         let values = (pixels.to_kind(Kind::Float) - &self.mean) / &self.std;
         values.permute([0, 3, 1, 2])
+    }
+}
+
+/// `[len]` i64 on `device`, for which the host does not wait.
+fn upload(values: &[i64], device: Device) -> Tensor {
+    match torch_ext::upload(Tensor::from_slice(values), device) {
+        Ok(tensor) => tensor,
+        Err(error) => panic!("Torch({:?})", error.to_string()),
     }
 }

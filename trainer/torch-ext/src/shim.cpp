@@ -93,6 +93,31 @@ char* torch_ext_set_cuda_device(int device) {
     });
 }
 
+// Makes a stream of libtorch's pool this thread's current one: a capture cannot begin on the default
+// stream, and what autograd remembers of streams must not change between eager and captured steps.
+char* torch_ext_leave_default_stream(int device) {
+    return guarded([&] {
+        const auto* guard = c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA);
+        guard->exchangeStream(guard->getStreamFromGlobalPool(cuda(device)));
+    });
+}
+
+// Lets convolutions and matrix products in fp32 round their operands to TF32 on a GPU, or not.
+char* torch_ext_set_tf32(bool allowed) {
+    return guarded([&] {
+        at::globalContext().setFloat32Precision(
+            at::Float32Backend::CUDA, at::Float32Op::ALL,
+            allowed ? at::Float32Precision::TF32 : at::Float32Precision::IEEE);
+    });
+}
+
+// A copy of a host tensor on the device, queued on the current stream: the host waits for nothing.
+char* torch_ext_upload(const at::Tensor* host, int device, at::Tensor** out) {
+    return guarded([&] {
+        *out = new at::Tensor(host->pin_memory().to(cuda(device), /*non_blocking=*/true));
+    });
+}
+
 // The cudaStream_t that libtorch currently uses on the device.
 char* torch_ext_cuda_stream(int device, void** stream) {
     return guarded([&] {
@@ -101,7 +126,8 @@ char* torch_ext_cuda_stream(int device, void** stream) {
     });
 }
 
-// The most bytes that tensors have occupied on the device.
+// The most bytes that the caching allocator has reserved on the device, private pools of graphs
+// included: torch.cuda.max_memory_reserved. The context, cuDNN's code and NCCL's buffers come on top.
 char* torch_ext_cuda_peak_bytes(int device, int64_t* bytes) {
     return guarded([&] {
         auto stats = at::getDeviceAllocator(c10::DeviceType::CUDA)

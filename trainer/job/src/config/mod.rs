@@ -391,6 +391,9 @@ pub struct Performance {
     pub live_taps: bool,
     /// How convolutions are computed on the CPU.
     pub convolution: Convolution,
+    /// Whether convolutions and matrix products that stay in fp32 round their operands to TF32 on a
+    /// GPU.
+    pub tf32: bool,
 }
 
 /// How convolutions are computed on the CPU.
@@ -408,7 +411,7 @@ pub enum Convolution {
 
 impl Default for Performance {
     fn default() -> Self {
-        Self { live_taps: true, convolution: Convolution::Auto }
+        Self { live_taps: true, convolution: Convolution::Auto, tf32: true }
     }
 }
 
