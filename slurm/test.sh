@@ -1,117 +1,19 @@
 #!/bin/bash
-# Runs slurm/train.sh on a Slurm of its own: one controller, one node, one key, in a temporary
-# directory, all gone at the end.
+# Runs slurm/train.sh on a Slurm of its own, of three nodes: see cluster.sh.
 #
-#   slurm/test.sh [DIR]     DIR holds launcher and trainer; default target/release
+#   slurm/test.sh [DIR]     DIR holds launcher and trainer (built with MPI); default target/release
 #
-# Needs slurmctld, slurmd and munged (Debian: slurm-wlm, munge); is skipped where they are missing.
+# Is skipped where the cluster is not possible.
 set -euo pipefail
 
 repository=$(cd "$(dirname "$0")/.." && pwd)
 bin=$(cd "${1:-$repository/target/release}" && pwd)
-PATH=$PATH:/usr/sbin:/sbin
+. "$repository/slurm/cluster.sh"
 
-for program in slurmctld slurmd munged sbatch srun scontrol scancel; do
-    if ! command -v "$program" >/dev/null; then
-        echo "slurm/test.sh: skipped, $program is not installed"
-        exit 0
-    fi
-done
+missing=$(cluster_is_possible) || { echo "slurm/test.sh: skipped, $missing"; exit 0; }
 for program in launcher trainer; do
     [ -x "$bin/$program" ] || { echo "slurm/test.sh: no $bin/$program: build it first" >&2; exit 1; }
 done
-
-work=$(mktemp -d "${TMPDIR:-/tmp}/lockstep-slurm.XXXXXX")
-chmod 755 "$work"
-pids=()
-
-cleanup() {
-    local code=$?
-    trap - EXIT
-    if [ "$code" -ne 0 ]; then
-        tail -n 40 "$work"/*.log "$work"/submit/*.out 2>/dev/null || true
-    fi
-    # Jobs first: the node's daemon ends them.
-    [ "${#pids[@]}" -lt 3 ] || scancel --quiet --user="$(id -un)" 2>/dev/null || true
-    local index
-    for ((index = ${#pids[@]} - 1; index >= 0; index--)); do
-        kill "${pids[index]}" 2>/dev/null || true
-        wait "${pids[index]}" 2>/dev/null || true
-    done
-    rm -rf "$work"
-    exit "$code"
-}
-trap cleanup EXIT
-trap 'exit 130' INT TERM
-
-# Polls until "$@" succeeds, for a minute.
-eventually() {
-    local attempt
-    for ((attempt = 0; attempt < 600; attempt++)); do
-        if "$@" >/dev/null 2>&1; then return 0; fi
-        sleep 0.1
-    done
-    echo "slurm/test.sh: did not happen within a minute: $*" >&2
-    return 1
-}
-
-free_port() {
-    python3 -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
-}
-
-start_slurm() {
-    local host user
-    host=$(hostname -s)
-    user=$(id -un)
-    mkdir -p "$work"/{munge,state,spool,submit}
-    chmod 700 "$work/munge"
-    (umask 077 && head -c 1024 /dev/urandom >"$work/munge/key")
-    # --force: a socket under /tmp, and a key that is not root's, are wanted here.
-    munged --foreground --force --key-file="$work/munge/key" --socket="$work/munge.socket" \
-        --pid-file="$work/munge/pid" --seed-file="$work/munge/seed" \
-        --log-file="$work/munge/log" >"$work/munged.log" 2>&1 &
-    pids+=($!)
-    eventually test -S "$work/munge.socket"
-
-    cat >"$work/slurm.conf" <<EOF
-ClusterName=lockstep
-SlurmctldHost=$host(127.0.0.1)
-SlurmctldPort=$(free_port)
-SlurmdPort=$(free_port)
-AuthType=auth/munge
-AuthInfo=socket=$work/munge.socket
-SlurmUser=$user
-SlurmdUser=$user
-StateSaveLocation=$work/state
-SlurmdSpoolDir=$work/spool
-SlurmctldPidFile=$work/slurmctld.pid
-SlurmdPidFile=$work/slurmd.pid
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
-SwitchType=switch/none
-MpiDefault=none
-ReturnToService=2
-KillWait=5
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) State=UNKNOWN
-PartitionName=test Nodes=$host Default=YES MaxTime=10 State=UP
-EOF
-    # No cgroup is needed here, and the one for version 2 would want systemd.
-    local cgroup=cgroup/v1
-    case "$(slurmd -V)" in "slurm 2"[4-9]* | "slurm 23.11"*) cgroup=disabled ;; esac
-    echo "CgroupPlugin=$cgroup" >"$work/cgroup.conf"
-    export SLURM_CONF=$work/slurm.conf
-    slurmctld -D -f "$SLURM_CONF" >"$work/slurmctld.log" 2>&1 &
-    pids+=($!)
-    slurmd -D -f "$SLURM_CONF" >"$work/slurmd.log" 2>&1 &
-    pids+=($!)
-    eventually node_is_idle
-}
-
-node_is_idle() {
-    sinfo --noheader --format=%T | grep -qx idle
-}
 
 check() {
     local name=$1
@@ -126,82 +28,172 @@ check() {
 
 # Submits a job, prints its id.
 submit() {
-    sbatch --parsable --ntasks=1 --cpus-per-task="$(nproc)" "$repository/slurm/train.sh" "$@"
+    sbatch --parsable --cpus-per-task=2 "$@"
 }
 
-# The state and exit code of a job that has ended, such as `COMPLETED 0:0`.
-ended_as() {
-    scontrol --oneliner show job "$1" |
-        sed -En 's/.* JobState=([A-Z]+) .* ExitCode=([0-9]+:[0-9]+).*/\1 \2/p'
+trained=$repository/slurm/train.sh
+
+# What a job wrote, for whoever reads the failure.
+show() {
+    state_of "$1"
+    cat "lockstep-$1.out"
+    return 1
 }
 
-has_ended() {
-    case "$(ended_as "$1")" in COMPLETED* | FAILED* | CANCELLED* | TIMEOUT* | NODE_FAIL*) ;; *) return 1 ;; esac
+ended_with() {
+    eventually has_ended "$1" || show "$1" || return 1
+    [ "$(state_of "$1")" = "$2" ] || show "$1"
 }
 
-a_job_trains_to_the_end() {
-    local job
-    job=$(submit short.yaml --cpu 2)
-    eventually has_ended "$job" || return 1
-    [ "$(ended_as "$job")" = "COMPLETED 0:0" ] || { ended_as "$job"; cat "lockstep-$job.out"; return 1; }
-    grep -q '"event":"verdict","exit_code":0' "runs/short-slurm-$job/events.jsonl"
-    [ -s "runs/short-slurm-$job/logs/rank-1.log" ]
+# Epoch, losses and accuracies of a run.
+results() {
+    grep '"kind":"epoch"' "runs/$1/metrics.jsonl" | python3 -c '
+import json, sys
+for line in sys.stdin:
+    it = json.loads(line)
+    print(it["epoch"], *(it[key] for key in ("train_loss", "train_accuracy", "test_loss", "test_accuracy")))'
+}
+
+# The losses of two runs with the same ranks differ by the order in which gradients are added, no more.
+same_results() {
+    paste <(results "$1") <(results "$2") | python3 -c '
+import sys
+lines = [[float(word) for word in line.split()] for line in sys.stdin]
+assert lines and all(len(line) == 10 for line in lines), lines
+for line in lines:
+    mine, other = line[:5], line[5:]
+    assert mine[0] == other[0] and abs(mine[1] - other[1]) < 1e-2 * other[1], (mine, other)
+    assert abs(mine[2] - other[2]) < 0.02, (mine, other)'
+}
+
+# Six ranks, on one, two and three nodes: over shared memory and over MPI.
+jobs_on_one_two_and_three_nodes_train_alike() {
+    local count job
+    for count in 1 2 3; do
+        job=$(submit -N "$count" "$trained" short.yaml --cpu $((6 / count)) --run-dir "runs/on-$count")
+        ended_with "$job" "COMPLETED 0:0" || return 1
+        grep -q '"event":"verdict","exit_code":0' "runs/on-$count/events.jsonl" || return 1
+        [ -s "runs/on-$count/logs/rank-5.log" ] || return 1
+    done
+    same_results on-2 on-1 && same_results on-3 on-1
 }
 
 steps_were_taken() {
-    grep -q 'epoch 1/' "lockstep-$1.out"
+    grep -q 'epoch [0-9]*/' "lockstep-$1.out"
 }
 
-started_again() {
-    [ "$(grep -c '"event":"spawned"' "$1")" -ge 4 ]
+spawned_at_least() {
+    [ "$(grep -c '"event":"spawned"' "$1")" -ge "$2" ]
 }
 
-a_signal_saves_and_a_requeue_goes_on() {
-    local job events
-    job=$(submit long.yaml --cpu 2)
-    events=runs/long-slurm-$job/events.jsonl
-    eventually steps_were_taken "$job" || return 1
-    # What --signal=B:USR1@120 does before the time limit.
-    scancel --batch --signal=USR1 "$job"
-    eventually has_ended "$job" || return 1
-    [ "$(ended_as "$job")" = "FAILED 8:0" ] || { ended_as "$job"; cat "lockstep-$job.out"; return 1; }
-    grep -q '"event":"stop_requested","reason":"SIGUSR1"' "$events" || return 1
-    scontrol requeue "$job"
-    # Slurm would wait for two minutes.
-    eventually scontrol update job="$job" StartTime=now
-    eventually started_again "$events" || return 1
+runs_again() {
+    scontrol update job="$1" StartTime=now
+    spawned_at_least "$2" "$3"
+}
+
+# What --signal=B:USR1@120 does before the time limit, twice; then to the end, like one that was let alone.
+a_job_that_is_requeued_twice_ends_like_one_that_was_not() {
+    local job events=runs/twice/events.jsonl times
+    job=$(submit -N 2 "$trained" medium.yaml --cpu 1 --run-dir runs/twice)
+    for times in 1 2; do
+        eventually spawned_at_least "$events" $((2 * times)) || show "$job" || return 1
+        eventually training_since "$times" || show "$job" || return 1
+        scancel --batch --signal=USR1 "$job"
+        # Slurm would wait for two minutes.
+        eventually runs_again "$job" "$events" $((2 * times + 2)) || show "$job" || return 1
+    done
+    ended_with "$job" "COMPLETED 0:0" || return 1
+    [ "$(grep -c '"reason":"SIGUSR1' "$events")" -eq 2 ] || show "$job" || return 1
+    job=$(submit -N 2 "$trained" medium.yaml --cpu 1 --run-dir runs/once)
+    ended_with "$job" "COMPLETED 0:0" || return 1
+    [ "$(results twice)" = "$(results once)" ]
+}
+
+training_since() {
+    [ "$(grep -c '"kind":"epoch"' runs/twice/metrics.jsonl)" -ge "$1" ]
+}
+
+a_job_with_higher_priority_takes_the_nodes_and_gives_them_back() {
+    local job urgent events=runs/preempted/events.jsonl
+    job=$(submit -N 3 "$trained" long.yaml --cpu 1 --run-dir runs/preempted)
+    eventually steps_were_taken "$job" || show "$job" || return 1
+    urgent=$(sbatch --parsable -N 3 --partition=urgent --wrap 'sleep 1')
+    ended_with_any "$urgent" || return 1
+    eventually runs_again "$job" "$events" 6 || show "$job" || return 1
+    grep -q '"event":"stop_requested","reason":"SIGTERM' "$events" || show "$job" || return 1
+    [ -e runs/preempted/checkpoints/latest ] || return 1
     scancel "$job"
     eventually has_ended "$job"
 }
 
-several_nodes_are_refused() {
-    local output code=0
-    output=$(SLURM_JOB_ID=1 SLURM_JOB_NUM_NODES=2 bash "$repository/slurm/train.sh" 2>&1) || code=$?
-    [ "$code" -eq 9 ] && [[ $output == *"several are not supported"* ]]
+ended_with_any() {
+    eventually has_ended "$1"
 }
 
-# Only srun is replaced: this machine may have no GPU to allocate.
-gpus_of_the_job_are_passed_on() {
+# By itself, without a signal from Slurm.
+a_job_saves_before_its_time_is_up() {
+    local job
+    job=$(submit -N 2 --time=2 --signal=B:USR1@1 --export=ALL,LOCKSTEP_MAX_REQUEUES=0 "$trained" \
+        long.yaml --cpu 1 --run-dir runs/walltime)
+    ended_with "$job" "FAILED 8:0" || return 1
+    grep -q "before its time is up, stop" "lockstep-$job.out" || show "$job" || return 1
+    grep -q "the end of the job's time" runs/walltime/events.jsonl || show "$job" || return 1
+    grep -q "0 of 0 requeues are used" "lockstep-$job.out"
+}
+
+a_node_that_goes_down_ends_the_job_and_is_named() {
+    local job
+    job=$(submit -N 2 --no-kill --export=ALL,LOCKSTEP_MAX_REQUEUES=0 "$trained" long.yaml --cpu 1 \
+        --run-dir runs/down)
+    eventually steps_were_taken "$job" || show "$job" || return 1
+    stop_node n2
+    eventually grep -q 'node 1 (n2) is lost' "lockstep-$job.out" || show "$job" || return 1
+    eventually grep -q '"event":"verdict","exit_code":4' runs/down/events.jsonl || show "$job" || return 1
+    scancel "$job" 2>/dev/null || true
+    eventually has_ended "$job" || return 1
+    start_node n2
+    scontrol update NodeName=n2 State=RESUME 2>/dev/null || true
+    eventually all_nodes_are_idle
+}
+
+# Only srun and scontrol are replaced: this machine may have no GPU to allocate.
+gpus_and_arrays_are_passed_on() {
     local output
     mkdir -p stub
-    printf '#!/bin/sh\necho "$@"\n' >stub/srun
-    chmod +x stub/srun
-    output=$(PATH=$PWD/stub:$PATH SLURM_JOB_ID=7 SLURM_GPUS_ON_NODE=4 \
-        bash "$repository/slurm/train.sh" --quiet)
-    [[ $output == *"launcher --quiet --gpus 4 --run-dir runs/resnet34-slurm-7 configs/resnet34.yaml" ]]
+    printf '#!/bin/sh\necho "$@"\nexit "${STUB_CODE:-0}"\n' >stub/srun
+    printf '#!/bin/sh\necho "scontrol $@"\n' >stub/scontrol
+    chmod +x stub/*
+    output=$(PATH=$PWD/stub:$PATH SLURM_JOB_ID=7 SLURM_GPUS_ON_NODE=4 bash "$trained" --quiet)
+    [[ $output == *"launcher --quiet --gpus 4 --run-dir runs/resnet34-slurm-7 configs/resnet34.yaml" ]] ||
+        { echo "$output"; return 1; }
+    output=$(PATH=$PWD/stub:$PATH SLURM_JOB_ID=7 SLURM_JOB_NUM_NODES=3 SLURM_ARRAY_JOB_ID=5 \
+        SLURM_JOB_CPUS_PER_NODE='8(x2),4' SLURM_ARRAY_TASK_ID=2 STUB_CODE=4 bash "$trained") || true
+    [[ $output == *"--cpus-per-task=4 "*"runs/resnet34-slurm-5_2"*"scontrol requeue 5_2" ]] ||
+        { echo "$output"; return 1; }
 }
 
-start_slurm
+an_end_that_would_come_again_is_not_requeued() {
+    local output code=0
+    output=$(PATH=$PWD/stub:$PATH SLURM_JOB_ID=7 STUB_CODE=2 bash "$trained") || code=$?
+    [ "$code" -eq 2 ] && [[ $output != *scontrol* ]]
+}
+
+start_cluster 3 2
 cd "$work/submit"
 mkdir target
 ln -s "$bin" target/release
-cat >short.yaml <<'EOF'
-data: {dataset: synthetic, train_images: 128, test_images: 32}
-train: {epochs: 1, batch_size_per_rank: 32}
+cat >short.yaml <<'YAML'
+data: {dataset: synthetic, train_images: 480, test_images: 96}
+train: {epochs: 2, batch_size_per_rank: 8}
+model: {name: resnet18}
 precision: fp32
-EOF
-sed 's/epochs: 1,/epochs: 1000,/' short.yaml >long.yaml
-check "a job trains to the end" a_job_trains_to_the_end
-check "a signal saves a checkpoint and a requeued job goes on" a_signal_saves_and_a_requeue_goes_on
-check "several nodes are refused" several_nodes_are_refused
-check "GPUs of the job are passed on" gpus_of_the_job_are_passed_on
+YAML
+sed 's/epochs: 2, batch_size_per_rank: 8/epochs: 6, batch_size_per_rank: 16/' short.yaml >medium.yaml
+sed 's/epochs: 2, batch_size_per_rank: 8/epochs: 1000, batch_size_per_rank: 16/' short.yaml >long.yaml
+check "GPUs and arrays are passed on" gpus_and_arrays_are_passed_on
+check "an end that would come again is not requeued" an_end_that_would_come_again_is_not_requeued
+check "jobs on one, two and three nodes train alike" jobs_on_one_two_and_three_nodes_train_alike
+check "a job that is requeued twice ends like one that was not" a_job_that_is_requeued_twice_ends_like_one_that_was_not
+check "a job that is preempted saves and goes on" a_job_with_higher_priority_takes_the_nodes_and_gives_them_back
+check "a job saves before its time is up" a_job_saves_before_its_time_is_up
+check "a node that goes down ends the job and is named" a_node_that_goes_down_ends_the_job_and_is_named

@@ -22,6 +22,25 @@ pub trait Store: Send + Sync {
     fn get(&self, key: &str, timeout: Duration) -> Result<String>;
 }
 
+/// The `mpirun` of the MPI library that this build uses, if it uses one.
+#[cfg(feature = "mpi")]
+pub const MPIRUN: Option<&str> = option_env!("LOCKSTEP_MPIRUN");
+
+/// The `mpirun` of the MPI library that this build uses, if it uses one.
+#[cfg(not(feature = "mpi"))]
+pub const MPIRUN: Option<&str> = None;
+
+/// The version of the NCCL library that is found at run time.
+///
+/// # Errors
+/// [`crate::CommError::Connect`] where there is none.
+pub fn nccl_version() -> Result<String> {
+    let failed = |error: String| CommError::Connect { backend: "nccl", reason: error };
+    let library = nccl_rs::Nccl::open().map_err(|error| failed(error.to_string()))?;
+    let version = library.version().map_err(|error| failed(error.to_string()))?;
+    Ok(version.to_string())
+}
+
 /// Which backend to connect over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backend {
@@ -86,6 +105,6 @@ fn connect_mpi(world: World, timeout: Duration) -> Result<Arc<dyn Communicator>>
 
 #[cfg(not(feature = "mpi"))]
 fn connect_mpi(_: World, _: Duration) -> Result<Arc<dyn Communicator>> {
-    let reason = "this build has no MPI: build with --features mpi, or start it through launcher";
+    let reason = "this build has no MPI: build the trainer with --features mpi";
     Err(CommError::Connect { backend: "mpi", reason: reason.to_owned() })
 }

@@ -24,6 +24,10 @@ struct StandIn {
 
 fn main() -> Result<ExitCode> {
     let args: Vec<_> = std::env::args().collect();
+    if args[1] == "--describe" {
+        println!(r#"{{"version": "0", "mpirun": "mpirun"}}"#);
+        return Ok(ExitCode::SUCCESS);
+    }
     let run_dir =
         args.iter().position(|arg| arg == "--run-dir").map(|at| PathBuf::from(&args[at + 1]));
     let run_dir = run_dir.ok_or("no --run-dir")?;
@@ -51,6 +55,8 @@ impl StandIn {
         match std::env::var(format!("STAND_IN_{rank}")).unwrap_or_default().as_str() {
             "" => self.train(3),
             "forever" => self.train(u64::MAX),
+            "forever-once" if self.mark_once("began")? => self.train(u64::MAX),
+            "forever-once" => self.train(3),
             "ignore-stop" => self.ignore_stop(),
             "killed-with-child" => self.die_with_child(),
             "not-finite" => self.fail(6, "loss is NaN at step 2"),

@@ -1,29 +1,47 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use job::run_dir::Resume;
 
+use crate::cluster::address::Rendezvous;
+use crate::cluster::{Cluster, Secret};
 use crate::console::Style;
+use crate::deadline::Deadline;
 use crate::error::LaunchError;
 use crate::plan::Request;
+use crate::slurm;
 
 /// Starts one trainer per GPU of this machine (or N on the CPU), watches them, and says what went
-/// wrong.
+/// wrong. On several machines one launcher each.
 #[derive(Debug, Parser)]
 #[command(
     version,
+    args_conflicts_with_subcommands = true,
     after_help = "Exit codes: 0 done; 2 bad command line or configuration; 3 data missing or bad; \
                   4 a rank failed; 5 hang; 6 loss or gradient not finite; 7 out of memory; \
                   8 stopped by a signal (the same command with --run-dir goes on); \
                   9 set-up cannot work here.\n\nCtrl-C, SIGTERM, SIGUSR1 and SIGHUP save a \
                   checkpoint at the next step and stop; a second Ctrl-C stops at once."
 )]
+pub struct Program {
+    /// Something else than training.
+    #[command(subcommand)]
+    pub command: Option<Subcommands>,
+
+    /// What to train, and on what.
+    #[command(flatten)]
+    pub cli: Cli,
+}
+
+/// What to train, and on what.
+#[derive(Debug, Args)]
 pub struct Cli {
     /// The configuration, a YAML file
     #[arg(value_name = "CONFIG")]
-    pub config: PathBuf,
+    config: Option<PathBuf>,
 
     /// One trainer per GPU, N of them [default: all that are visible]
     #[arg(long, value_name = "N", value_parser = at_least_one, conflicts_with = "cpu")]
@@ -46,17 +64,31 @@ pub struct Cli {
     #[arg(long, value_name = "auto|never|DIR", default_value = "auto")]
     pub resume: Resume,
 
-    /// Machines; this version runs on one
+    /// Machines, with a launcher on each [default: as Slurm says, else 1]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub nodes: Option<usize>,
 
-    /// This machine's place among them
+    /// This machine's place among them, from 0
     #[arg(long, value_name = "R")]
     pub node_rank: Option<usize>,
 
-    /// Where the machines meet
+    /// Where node 0's launcher listens while others are to join
     #[arg(long, value_name = "HOST:PORT")]
-    pub rendezvous: Option<String>,
+    pub rendezvous: Option<Rendezvous>,
+
+    /// The secret that the launchers of a job share; node 0's makes the file where it is not there
+    /// [default: a file of its own in ~/.lockstep for each job; LOCKSTEP_TOKEN wins]
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+
+    /// How long to wait for the other launchers
+    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = at_least_one)]
+    pub join_timeout: usize,
+
+    /// When the job is ended from outside, a time or a span from now: a checkpoint is saved before
+    /// [default: as Slurm says]
+    #[arg(long, value_name = "TIME|1h30m")]
+    pub deadline: Option<Deadline>,
 
     /// Start all ranks again from the newest checkpoint when one fails, at most so many times
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -73,6 +105,25 @@ pub struct Cli {
     /// How log lines look on the terminal
     #[arg(long, value_name = "FORMAT", value_enum, default_value = "pretty")]
     pub log_format: LogFormat,
+}
+
+/// Something else than training.
+#[derive(Debug, Subcommand)]
+pub enum Subcommands {
+    /// Finds out whether a run can work here; takes the options that the run would have
+    Doctor(Box<Cli>),
+    /// Stands in for a rank that mpirun starts.
+    #[command(hide = true)]
+    MpiSlot,
+    /// Stands in for ssh when mpirun starts a daemon.
+    #[command(hide = true)]
+    MpiAgent {
+        /// The node's name.
+        host: String,
+        /// The daemon's command line.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
 }
 
 /// How log lines look on the terminal.
@@ -103,18 +154,52 @@ impl Cli {
         }
     }
 
-    /// Refuses what would need several machines.
+    /// The configuration's file, where one was named.
+    pub fn config(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
+    /// The machines of the job, if there are several: as the command line says, and else Slurm.
     ///
     /// # Errors
-    /// [`LaunchError::SeveralNodes`], naming the option.
-    pub fn check_nodes(&self) -> Result<(), LaunchError> {
-        let option = match self {
-            Self { nodes: Some(nodes), .. } if *nodes > 1 => format!("--nodes {nodes}"),
-            Self { node_rank: Some(rank), .. } if *rank > 0 => format!("--node-rank {rank}"),
-            Self { rendezvous: Some(address), .. } => format!("--rendezvous {address}"),
-            _ => return Ok(()),
+    /// [`LaunchError::Nodes`] when what is said does not fit together.
+    pub fn cluster(
+        &self,
+        lookup: impl Fn(&str) -> Option<String>,
+    ) -> Result<Option<Cluster>, LaunchError> {
+        let step = slurm::step(lookup)?;
+        let wrong = |text: String| Err(LaunchError::Nodes(text));
+        let nodes = self.nodes.or(step.as_ref().map(|step| step.nodes));
+        let node_rank = self.node_rank.or(step.as_ref().map(|step| step.node_rank));
+        let rendezvous = self.rendezvous.clone();
+        let rendezvous = rendezvous.or(step.as_ref().map(|step| step.rendezvous.clone()));
+        let nodes = match (nodes, node_rank, &rendezvous) {
+            (None, None, None) => return Ok(None),
+            (None, ..) => return wrong("--node-rank and --rendezvous want --nodes".to_owned()),
+            (Some(1), None | Some(0), _) => return Ok(None),
+            (Some(nodes), ..) => nodes,
         };
-        Err(LaunchError::SeveralNodes(option))
+        let Some(node_rank) = node_rank else {
+            return wrong(format!("--nodes {nodes} wants --node-rank, from 0 to {}", nodes - 1));
+        };
+        if node_rank >= nodes {
+            return wrong(format!("--node-rank {node_rank} of --nodes {nodes}: they count from 0"));
+        }
+        let Some(rendezvous) = rendezvous else {
+            return wrong(format!("--nodes {nodes} wants --rendezvous: node 0 and a free port"));
+        };
+        let job = match &step {
+            Some(step) if self.rendezvous.is_none() => format!("slurm-{}", step.id),
+            _ => rendezvous.to_string(),
+        };
+        Ok(Some(Cluster {
+            nodes,
+            node_rank,
+            rendezvous,
+            join_timeout: Duration::from_secs(self.join_timeout as u64),
+            secret: Secret::choose(self.token_file.clone(), &job),
+            run_dir: self.run_dir.clone(),
+        }))
     }
 }
 
@@ -168,12 +253,12 @@ mod tests {
     use super::*;
 
     fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
-        Cli::try_parse_from([&["launcher"], args].concat())
+        Ok(Program::try_parse_from([&["launcher"], args].concat())?.cli)
     }
 
     #[test]
     fn the_definition_is_sound() {
-        Cli::command().debug_assert();
+        Program::command().debug_assert();
     }
 
     #[test]
@@ -196,17 +281,43 @@ mod tests {
     }
 
     #[test]
-    fn one_machine_is_fine_and_several_are_named() {
-        assert!(parse(&["c", "--nodes", "1", "--node-rank", "0"]).unwrap().check_nodes().is_ok());
+    fn several_machines_want_all_that_says_which() {
+        let cluster = |args: &[&str]| parse(&[&["c"], args].concat()).unwrap().cluster(|_| None);
+        assert!(cluster(&[]).unwrap().is_none());
+        assert!(cluster(&["--nodes", "1", "--node-rank", "0"]).unwrap().is_none());
+        let whole = ["--nodes", "2", "--node-rank", "1", "--rendezvous", "a:1"];
+        let found = cluster(&whole).unwrap().unwrap();
+        assert_eq!((found.nodes, found.node_rank), (2, 1));
+        assert_eq!(found.rendezvous.to_string(), "a:1");
         for (args, named) in [
-            (["--nodes", "2"], "--nodes 2"),
-            (["--node-rank", "1"], "--node-rank 1"),
-            (["--rendezvous", "a:1"], "--rendezvous a:1"),
+            (&whole[..2], "wants --node-rank"),
+            (&whole[..4], "wants --rendezvous"),
+            (&whole[2..], "want --nodes"),
+            (&["--nodes", "2", "--node-rank", "2"], "count from 0"),
         ] {
-            let cli = parse(&[&["c"], &args[..]].concat()).unwrap();
-            let error = cli.check_nodes().unwrap_err();
+            let error = cluster(args).unwrap_err();
             assert!(error.to_string().contains(named), "{error}");
         }
+    }
+
+    #[test]
+    fn under_slurm_nothing_need_be_said() {
+        let slurm = |name: &str| {
+            let value = match name {
+                "SLURM_STEP_ID" => "0",
+                "SLURM_STEP_NUM_NODES" => "2",
+                "SLURM_NODEID" => "1",
+                "SLURM_STEP_NODELIST" => "n[1-2]",
+                "SLURM_JOB_ID" => "7",
+                _ => return None,
+            };
+            Some(value.to_owned())
+        };
+        let found = parse(&["c"]).unwrap().cluster(slurm).unwrap().unwrap();
+        assert_eq!((found.nodes, found.node_rank), (2, 1));
+        assert_eq!(found.rendezvous, Rendezvous::of_job("n1".to_owned(), 7));
+        let said = parse(&["c", "--rendezvous", "a:1"]).unwrap().cluster(slurm).unwrap().unwrap();
+        assert_eq!(said.rendezvous.to_string(), "a:1");
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! The launcher's end of the control connections.
 //!
-//! Ranks leave values for each other here, say what they do, and are asked to stop. One coordinator
-//! serves one attempt at the job, so that no value outlives the processes that it is about.
+//! The ranks of this node leave values for each other here, say what they do, and are asked to stop.
+//! One coordinator serves one attempt at the job, so that no value outlives the processes that it is
+//! about. With several nodes, values are kept at node 0's, and the others pass on what ranks put and
+//! ask for.
 
 use std::collections::HashMap;
 use std::fs::Permissions;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,6 +22,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+
+use crate::cluster::message::ToMember;
 
 /// A process that connects must say who it is within this time.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -47,7 +52,16 @@ pub enum Message {
     },
 }
 
-/// Listens to all ranks. The socket is gone when this is dropped, and once all have connected, so
+/// Where the values are kept that ranks leave for each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Values {
+    /// Here.
+    Here,
+    /// At another node's launcher: what ranks put and ask for is passed on as messages.
+    Elsewhere,
+}
+
+/// Listens to the ranks of this node. The socket is gone when this is dropped, and once all have connected, so
 /// that a launcher that is killed leaves nothing behind.
 pub struct Coordinator {
     shared: Arc<Shared>,
@@ -55,8 +69,27 @@ pub struct Coordinator {
     accepting: AbortHandle,
 }
 
+/// The values that ranks leave for each other, for those of other nodes.
+#[derive(Clone)]
+pub struct Board(Arc<Shared>);
+
+impl Board {
+    /// Publishes a value that came from another node.
+    pub fn put(&self, key: String, value: String) {
+        self.0.state().put(key, value);
+    }
+
+    /// Answers `node`, once somebody has published `key`.
+    pub fn get_for(&self, node: UnboundedSender<ToMember>, key: String) {
+        self.0.state().get(Asker::Node(node), key);
+    }
+}
+
 struct Shared {
     state: Mutex<State>,
+    ranks: Range<usize>,
+    values: Values,
+    /// By rank, from the first of this node.
     connections: Vec<watch::Sender<Connection>>,
     messages: UnboundedSender<Message>,
 }
@@ -64,10 +97,16 @@ struct Shared {
 #[derive(Default)]
 struct State {
     values: HashMap<String, String>,
-    waiting: HashMap<String, Vec<usize>>,
+    waiting: HashMap<String, Vec<Asker>>,
     ranks: HashMap<usize, UnboundedSender<ToTrainer>>,
     stop: Option<String>,
     folder: Option<TempDir>,
+}
+
+/// Who waits for a value.
+enum Asker {
+    Rank(usize),
+    Node(UnboundedSender<ToMember>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,17 +117,21 @@ enum Connection {
 }
 
 impl Coordinator {
-    /// Listens for `world_size` ranks on a socket that only this user can reach. What they say goes
-    /// to `messages`, a rank's messages in order.
+    /// Listens for `ranks` on a socket that only this user can reach. What they say goes to
+    /// `messages`, a rank's messages in order.
     ///
     /// # Errors
     /// When there can be no such socket.
-    pub fn listen(world_size: usize, messages: UnboundedSender<Message>) -> io::Result<Self> {
+    pub fn listen(
+        ranks: Range<usize>,
+        values: Values,
+        messages: UnboundedSender<Message>,
+    ) -> io::Result<Self> {
         let (folder, socket) = private_socket_path()?;
         let listener = UnixListener::bind(&socket)?;
-        let connections = (0..world_size).map(|_| watch::Sender::new(Connection::NotYet)).collect();
+        let connections = ranks.clone().map(|_| watch::Sender::new(Connection::NotYet)).collect();
         let state = Mutex::new(State { folder: Some(folder), ..State::default() });
-        let shared = Arc::new(Shared { state, connections, messages });
+        let shared = Arc::new(Shared { state, ranks, values, connections, messages });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared))).abort_handle();
         Ok(Self { shared, socket, accepting })
     }
@@ -108,9 +151,14 @@ impl Coordinator {
         }
     }
 
+    /// The values that ranks leave for each other.
+    pub fn board(&self) -> Board {
+        Board(Arc::clone(&self.shared))
+    }
+
     /// To wait for what `rank`, whose process has ended, had said before.
     pub fn drained(&self, rank: usize) -> impl Future<Output = ()> + Send + use<> {
-        let mut connection = self.shared.connections[rank].subscribe();
+        let mut connection = self.shared.connection(rank).subscribe();
         async move {
             // The sender lives as long as the coordinator; without one there is nothing to wait for.
             let _ = connection.wait_for(|state| *state == Connection::Closed).await;
@@ -185,7 +233,7 @@ async fn serve(stream: UnixStream, shared: Arc<Shared>) {
     }
     shared.state().ranks.remove(&rank);
     writing.abort();
-    shared.connections[rank].send_replace(Connection::Closed);
+    shared.connection(rank).send_replace(Connection::Closed);
 }
 
 async fn read_message(reader: &mut OwnedReadHalf) -> io::Result<Option<ToLauncher>> {
@@ -213,6 +261,10 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn connection(&self, rank: usize) -> &watch::Sender<Connection> {
+        &self.connections[rank - self.ranks.start]
+    }
+
     /// The rank that says hello, or why it is not served.
     fn welcome(
         &self,
@@ -222,8 +274,8 @@ impl Shared {
         let ToLauncher::Hello { protocol, rank, pid, version } = hello else {
             return Err("the first message was not a hello".to_owned());
         };
-        if *rank >= self.connections.len() {
-            return Err(format!("process {pid} says it is rank {rank}, which does not exist"));
+        if !self.ranks.contains(rank) {
+            return Err(format!("process {pid} says it is rank {rank}, which is not of this node"));
         }
         if (*protocol, version.as_str()) != (PROTOCOL, VERSION) {
             let reason = format!(
@@ -244,7 +296,7 @@ impl Shared {
             let _ = sender.send(ToTrainer::Stop { reason: reason.clone() });
         }
         state.ranks.insert(*rank, sender);
-        self.connections[*rank].send_replace(Connection::Open);
+        self.connection(*rank).send_replace(Connection::Open);
         if state.ranks.len() == self.connections.len() {
             state.folder = None;
         }
@@ -253,8 +305,15 @@ impl Shared {
 
     fn take(&self, rank: usize, message: ToLauncher) {
         match message {
-            ToLauncher::Put { key, value } => self.state().put(key, value),
-            ToLauncher::Get { key } => self.state().get(rank, key),
+            ToLauncher::Put { key, value } if self.values == Values::Here => {
+                self.state().put(key, value);
+            }
+            ToLauncher::Get { key } => {
+                let is_known = self.state().get(Asker::Rank(rank), key.clone());
+                if !is_known && self.values == Values::Elsewhere {
+                    self.send(Message::Said { rank, message: ToLauncher::Get { key } });
+                }
+            }
             message => self.send(Message::Said { rank, message }),
         }
     }
@@ -268,22 +327,36 @@ impl Shared {
 impl State {
     /// The first value of a key stays: ranks may have acted on it.
     fn put(&mut self, key: String, value: String) {
-        for rank in self.waiting.remove(&key).unwrap_or_default() {
-            self.answer(rank, &key, &value);
+        for asker in self.waiting.remove(&key).unwrap_or_default() {
+            self.answer(&asker, &key, &value);
         }
         self.values.entry(key).or_insert(value);
     }
 
-    fn get(&mut self, rank: usize, key: String) {
+    /// Whether the value is there already.
+    fn get(&mut self, asker: Asker, key: String) -> bool {
         match self.values.get(&key).cloned() {
-            Some(value) => self.answer(rank, &key, &value),
-            None => self.waiting.entry(key).or_default().push(rank),
+            Some(value) => {
+                self.answer(&asker, &key, &value);
+                true
+            }
+            None => {
+                self.waiting.entry(key).or_default().push(asker);
+                false
+            }
         }
     }
 
-    fn answer(&self, rank: usize, key: &str, value: &str) {
-        if let Some(sender) = self.ranks.get(&rank) {
-            let _ = sender.send(ToTrainer::Value { key: key.to_owned(), value: value.to_owned() });
+    /// One that is gone needs no answer.
+    fn answer(&self, asker: &Asker, key: &str, value: &str) {
+        let (key, value) = (key.to_owned(), value.to_owned());
+        match asker {
+            Asker::Rank(rank) => {
+                if let Some(sender) = self.ranks.get(rank) {
+                    let _ = sender.send(ToTrainer::Value { key, value });
+                }
+            }
+            Asker::Node(sender) => _ = sender.send(ToMember::Value { key, value }),
         }
     }
 }

@@ -10,6 +10,9 @@ use crate::plan::PlanError;
 /// A job that cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
+    /// There is none.
+    #[error("no CONFIG: name a YAML file, such as configs/resnet18.yaml, or see --help")]
+    NoConfig,
     /// The configuration is wrong.
     #[error(transparent)]
     Config(#[from] job::config::ConfigError),
@@ -22,15 +25,31 @@ pub enum LaunchError {
     /// The run directory cannot be used.
     #[error(transparent)]
     RunDir(#[from] job::run_dir::RunDirError),
-    /// More than one machine was asked for.
-    #[error("{0}: several machines are not supported in this version; run on one, without it")]
-    SeveralNodes(String),
-    /// `srun` started more than one launcher on this machine.
+    /// The options that say which machines there are do not fit each other.
+    #[error("{0}")]
+    Nodes(String),
+    /// There is no token.
+    #[error(transparent)]
+    Token(#[from] crate::cluster::token::TokenError),
+    /// The launchers of a job do not come together, or one of them is lost.
+    #[error("{text}")]
+    Cluster {
+        /// How all of them end.
+        exit_code: ExitCode,
+        /// Who is missing, or what differs, and where.
+        text: String,
+    },
+    /// `srun` started more than one launcher on a machine.
     #[error(
-        "srun started {0} launchers on this machine; one launcher starts all ranks: \
-         srun --ntasks-per-node=1, or sbatch slurm/train.sh"
+        "srun started {launchers} launchers on {nodes} nodes; one launcher starts all ranks of its \
+         node: srun --ntasks-per-node=1, or sbatch slurm/train.sh"
     )]
-    SeveralLaunchers(usize),
+    SeveralLaunchers {
+        /// Tasks of the step.
+        launchers: usize,
+        /// Machines of the step.
+        nodes: usize,
+    },
     /// There is no trainer to start.
     #[error(
         "no trainer: neither {} nor `trainer` in a directory of PATH; build it with \
@@ -69,12 +88,19 @@ impl LaunchError {
             Self::Data(error) => error.exit_code(),
             Self::RunDir(error) => error.exit_code(),
             Self::Plan(error) => error.exit_code(),
-            Self::SeveralNodes(_)
-            | Self::SeveralLaunchers(_)
+            Self::Nodes(_) | Self::NoConfig => ExitCode::Usage,
+            Self::Cluster { exit_code, .. } => *exit_code,
+            Self::Token(_)
+            | Self::SeveralLaunchers { .. }
             | Self::NoTrainer { .. }
             | Self::Spawn { .. }
             | Self::System { .. } => ExitCode::Setup,
         }
+    }
+
+    /// For `map_err`: a sentence, and how the launcher ends because of it.
+    pub fn cluster(exit_code: ExitCode) -> impl FnOnce(String) -> Self {
+        move |text| Self::Cluster { exit_code, text }
     }
 
     /// For `map_err`: what was tried.

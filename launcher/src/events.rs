@@ -34,6 +34,11 @@ pub enum Event<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         signal: Option<i32>,
     },
+    /// A node's launcher is gone.
+    NodeLost {
+        /// Which node, and what was seen of it.
+        reason: &'a str,
+    },
     /// All ranks were asked to save a checkpoint and exit.
     StopRequested {
         /// Why.

@@ -60,10 +60,15 @@ impl Progress {
         Self { console, total_steps, bar, eta: Eta::default(), line_at: None }
     }
 
-    /// Shows `update`, received at `now`.
-    pub fn update(&mut self, update: &Update, now: Duration) {
+    /// Shows `update`, received at `now`, and says how long the run still takes, once that is known.
+    pub fn update(&mut self, update: &Update, now: Duration) -> Option<Duration> {
         let done = update.done_steps();
         let left = self.eta.after(done, self.total_steps, now);
+        self.show(update, done, left, now);
+        left
+    }
+
+    fn show(&mut self, update: &Update, done: u64, left: Option<Duration>, now: Duration) {
         if let Some(bar) = &self.bar {
             if bar.is_hidden() {
                 bar.set_draw_target(ProgressDrawTarget::stderr());

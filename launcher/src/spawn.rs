@@ -5,11 +5,13 @@
 //! when the launcher is killed, trainers see their control connection close, save a checkpoint, and
 //! exit by themselves; one that hangs in a collective ends at its own deadline.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io::{self, PipeReader};
 use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 
 use comm::env::CONTROL_SOCKET;
 use job::run_dir::RunDir;
@@ -18,6 +20,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tokio::process::{Child, Command};
 
+use crate::cluster::token::TOKEN;
 use crate::error::LaunchError;
 use crate::plan::{Device, RankPlan};
 
@@ -29,21 +32,23 @@ const TRAINER: &str = "trainer";
 
 /// What all ranks are started with.
 #[derive(Debug, Clone)]
-pub struct Spec<'a> {
+pub struct Spec {
     /// The program.
-    pub trainer: &'a Path,
+    pub trainer: PathBuf,
+    /// The configuration in full.
+    pub config: PathBuf,
     /// Where the run is kept.
-    pub run_dir: &'a RunDir,
+    pub run_dir: Arc<RunDir>,
     /// As the trainer's `--resume` takes it.
     pub resume: String,
     /// What to compute on.
     pub device: Device,
     /// OpenMP threads.
     pub threads: usize,
-    /// The coordinator's socket.
-    pub socket: &'a Path,
     /// Whether to log JSON.
     pub json: bool,
+    /// Variables, besides those that say its place; what the user has set wins.
+    pub env: Vec<(&'static str, String)>,
 }
 
 /// The trainer to start: the one beside the launcher's own executable, else the first on `path`.
@@ -60,20 +65,30 @@ pub fn find_trainer(launcher: &Path, path: Option<OsString>) -> Result<PathBuf, 
         .ok_or(LaunchError::NoTrainer { beside })
 }
 
-/// Starts a rank; the reader gets both its standard output and its standard error.
+/// Starts a rank whose control connection goes to `socket`; the reader gets both its standard output and
+/// its standard error. `mpi`: variables that make it a rank of MPI.
 ///
 /// # Errors
 /// When the program cannot be executed, or there are no more pipes or processes.
-pub fn spawn(spec: &Spec<'_>, rank: &RankPlan) -> io::Result<(Child, PipeReader)> {
+pub fn spawn(
+    spec: &Spec,
+    rank: &RankPlan,
+    socket: &Path,
+    mpi: Vec<(OsString, OsString)>,
+) -> io::Result<(Child, PipeReader)> {
     let (reader, writer) = io::pipe()?;
-    let mut command = Command::new(spec.trainer);
+    let mut command = Command::new(&spec.trainer);
+    let unset = spec.env.iter().filter(|(name, _)| std::env::var_os(name).is_none());
     command
-        .arg(spec.run_dir.config_path())
+        .arg(&spec.config)
         .arg("--run-dir")
         .arg(spec.run_dir.root())
         .args(["--resume", &spec.resume, "--device", spec.device.name()])
+        .envs(unset.map(|(name, value)| (name, value)))
+        .envs(mpi)
         .envs(rank.world.to_env())
-        .env(CONTROL_SOCKET, spec.socket)
+        .env(CONTROL_SOCKET, socket)
+        .env_remove(TOKEN)
         .env("OMP_NUM_THREADS", spec.threads.to_string())
         // Threads that wait actively slow down everybody else on a machine that is shared.
         .env("OMP_WAIT_POLICY", "passive")
@@ -92,7 +107,7 @@ pub fn spawn(spec: &Spec<'_>, rank: &RankPlan) -> io::Result<(Child, PipeReader)
 /// A trainer is asked to stop over its control connection, and only there. Slurm signals every process
 /// of a step, so a trainer would be asked twice, which it takes for impatience, or die before it has
 /// installed its handlers.
-fn block_stop_signals() -> io::Result<()> {
+pub fn block_stop_signals() -> io::Result<()> {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: these functions are async-signal-safe; the first initialises what the others use.
     let blocked = unsafe {
@@ -127,27 +142,26 @@ fn pinned_to<T>(cpus: &[usize], start: impl FnOnce() -> T) -> T {
 
 /// The process groups of ranks that still run. They are killed when this is dropped.
 #[derive(Debug, Default)]
-pub struct Groups(Vec<Option<Pid>>);
+pub struct Groups(HashMap<usize, Pid>);
 
 impl Groups {
-    /// Of `world_size` ranks, none of which runs yet.
-    pub fn new(world_size: usize) -> Self {
-        Self(vec![None; world_size])
-    }
-
     /// `rank` leads the process group `pid`.
     pub fn add(&mut self, rank: usize, pid: u32) {
-        self.0[rank] = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+            self.0.insert(rank, pid);
+        }
     }
 
     /// `rank` has ended: what it had started and left behind is killed.
     pub fn remove(&mut self, rank: usize) {
-        kill(self.0[rank].take());
+        if let Some(group) = self.0.remove(&rank) {
+            kill(group);
+        }
     }
 
     /// Kills all.
     pub fn kill(&self) {
-        self.0.iter().for_each(|group| kill(*group));
+        self.0.values().for_each(|group| kill(*group));
     }
 }
 
@@ -157,11 +171,9 @@ impl Drop for Groups {
     }
 }
 
-fn kill(group: Option<Pid>) {
-    if let Some(group) = group {
-        // A group that is empty is what is wanted.
-        let _ = kill_process_group(group, Signal::KILL);
-    }
+fn kill(group: Pid) {
+    // A group that is empty is what is wanted.
+    let _ = kill_process_group(group, Signal::KILL);
 }
 
 #[cfg(test)]

@@ -1,48 +1,47 @@
-//! Runs the ranks and does what [`crate::policy`] decides.
+//! Runs the job and does what [`crate::policy`] decides, on this node and through the other nodes'
+//! launchers.
 //!
-//! Tasks that wait for processes, and the coordinator's, send messages to one dispatcher; only that
-//! one decides and acts.
+//! Tasks that wait for processes, the coordinator's, and those of the connections to other nodes send
+//! messages to one dispatcher; only that one decides and acts.
 
-use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use comm::control::ToLauncher;
-use job::run_dir::{Resume, RunDir};
-use tokio::process::Child;
-use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
-use tokio::time::{Instant, sleep_until, timeout};
+use job::run_dir::Resume;
+use tokio::time::{Instant, sleep_until};
 
-use crate::console::{Console, Style};
-use crate::coordinator::{Coordinator, Message};
+use crate::cluster::host::{FromNode, Host};
+use crate::cluster::message::{News, ToMember};
+use crate::console::Console;
+use crate::coordinator::{Board, Values};
 use crate::error::LaunchError;
 use crate::events::{Event as Record, EventLog};
-use crate::logs::RankLog;
+use crate::local::{Local, LocalRanks, LogTail, OverMpi};
 use crate::plan::Plan;
-use crate::policy::{self, Decision, Event, Exit, Job, Limits, Outcome};
-use crate::progress::{Progress, Update};
+use crate::policy::{self, Decision, Event, Job, Limits, Outcome, Walltime};
+use crate::progress::{Progress, Update, clock};
 use crate::signals::Signals;
-use crate::spawn::{self, Groups, Spec};
+use crate::spawn::Spec;
 
-/// How long the last words of a rank whose process has ended are waited for.
-const LAST_WORDS: Duration = Duration::from_millis(200);
-
-/// How long the rest of the ranks' output is waited for at the end.
-const LAST_OUTPUT: Duration = Duration::from_secs(1);
+/// The first steps say little of how long the run takes.
+const KNOWN_AFTER: Duration = Duration::from_secs(10);
 
 /// What is run.
 pub struct Supervisor<'a> {
     /// The ranks.
     pub plan: &'a Plan,
-    /// The program of each.
-    pub trainer: &'a Path,
-    /// Where the run is kept.
-    pub run_dir: &'a RunDir,
+    /// What those of this node are started with; `resume` is set for each attempt.
+    pub spec: Spec,
+    /// What they need of MPI.
+    pub mpi: OverMpi,
     /// Where the run starts from.
     pub resume: &'a Resume,
     /// How long to wait for what.
     pub limits: Limits,
+    /// When the job is killed, as a time from now.
+    pub ends_in: Option<Duration>,
     /// How often the job may be started again.
     pub max_restarts: u32,
     /// The terminal.
@@ -56,37 +55,43 @@ pub struct Report {
     /// The ranks of the last attempt.
     pub job: Job,
     /// The log of each and its last lines.
-    pub logs: Vec<(PathBuf, Vec<String>)>,
+    pub logs: Vec<LogTail>,
     /// How often the job was started again.
     pub restarts: u32,
 }
 
-struct Exited {
-    rank: usize,
-    status: ExitStatus,
-    at: Instant,
-}
-
-/// The processes of one attempt and the channels that tell of them.
-struct Attempt {
+struct Attempt<'a> {
     started: Instant,
-    groups: Groups,
-    coordinator: Coordinator,
-    messages: UnboundedReceiver<Message>,
-    exits: UnboundedReceiver<Exited>,
-    logs: Vec<RankLog>,
+    local: LocalRanks<'a>,
+    /// What ranks of this node have left for others, and they for them.
+    board: Board,
+    others: Option<&'a mut Host>,
+    job: Job,
+    restarts: u32,
+    progress: Progress,
+    /// That the run will not be done in time.
+    warned: bool,
 }
 
 impl Supervisor<'_> {
     /// Runs the job to its end, restarts included.
     ///
     /// # Errors
-    /// [`LaunchError`] when ranks cannot be started; then none is left behind.
-    pub async fn run(&self, events: &mut EventLog) -> Result<Report, LaunchError> {
+    /// [`LaunchError`] when ranks cannot be started, or a lost node does not come back; then no rank of
+    /// this node is left behind.
+    pub async fn run(
+        &self,
+        mut others: Option<&mut Host>,
+        events: &mut EventLog,
+    ) -> Result<Report, LaunchError> {
         let mut signals = Signals::catch().map_err(LaunchError::system("catch signals"))?;
+        let mut walltime = Walltime::new(self.ends_in);
         let mut restarts = 0;
         loop {
-            let (outcome, job, logs) = self.attempt(&mut signals, events, restarts).await?;
+            let started = Instant::now();
+            let host = others.as_deref_mut();
+            let (outcome, job, logs) =
+                self.attempt(&mut signals, events, host, restarts, walltime).await?;
             let stopping = job.stop_reason().is_some();
             let (again, why) = policy::restart(&outcome, stopping, restarts, self.max_restarts);
             if !again {
@@ -96,192 +101,223 @@ impl Supervisor<'_> {
             restarts += 1;
             tracing::warn!("{why}; all ranks start again from the newest checkpoint");
             events.record(&Record::Restarted { restarts, reason: &why });
+            if let Some(host) = others.as_deref_mut().filter(|host| host.has_lost()) {
+                tokio::select! {
+                    gathered = self.gather_again(host) => gathered?,
+                    signal = signals.next() => {
+                        tracing::warn!("{}: no restart", signal.name());
+                        return Ok(Report { outcome, job, logs, restarts });
+                    }
+                }
+            }
+            walltime = job.walltime().restarted(started.elapsed());
         }
+    }
+
+    async fn gather_again(&self, host: &mut Host) -> Result<(), LaunchError> {
+        host.gather().await?;
+        if host.layout() != self.plan.layout {
+            let text = "a node came back with another number of ranks".to_owned();
+            return Err(LaunchError::Cluster { exit_code: job::ExitCode::Usage, text });
+        }
+        self.welcome(host)
+    }
+
+    /// Tells the other nodes of the job.
+    ///
+    /// # Errors
+    /// When the configuration in the run directory cannot be read.
+    pub fn welcome(&self, host: &Host) -> Result<(), LaunchError> {
+        let config = std::fs::read_to_string(&self.spec.config)
+            .map_err(LaunchError::system("read the configuration in the run directory"))?;
+        host.welcome(self.spec.run_dir.root().to_owned(), config);
+        Ok(())
+    }
+
+    /// A restart goes on from what this run has saved; from where it started, if it has nothing.
+    fn resume_for(&self, restarts: u32) -> String {
+        let saved = self.spec.run_dir.checkpoints_dir().join("latest").exists();
+        let resume = if restarts > 0 && saved { &Resume::Auto } else { self.resume };
+        resume.to_string()
     }
 
     async fn attempt(
         &self,
         signals: &mut Signals,
         events: &mut EventLog,
+        mut others: Option<&mut Host>,
         restarts: u32,
-    ) -> Result<(Outcome, Job, Vec<(PathBuf, Vec<String>)>), LaunchError> {
-        let mut attempt = self.start(events, restarts)?;
-        let mut job = Job::new(self.plan.world_size(), self.limits);
-        let mut progress = Progress::new(self.console.clone(), self.plan.total_steps);
+        walltime: Walltime,
+    ) -> Result<(Outcome, Job, Vec<LogTail>), LaunchError> {
+        let resume = self.resume_for(restarts);
+        if let Some(host) = &mut others {
+            host.start(resume.clone());
+        }
+        let spec = Spec { resume, ..self.spec.clone() };
+        let console = Some(self.console.clone());
+        let local = LocalRanks::start(&self.plan.ranks, spec, Values::Here, &self.mpi, console)?;
+        let mut attempt = Attempt {
+            started: Instant::now(),
+            board: local.board(),
+            local,
+            restarts,
+            others,
+            job: Job::new(self.plan.world_size(), self.limits, walltime),
+            progress: Progress::new(self.console.clone(), self.plan.total_steps),
+            warned: false,
+        };
         let outcome = loop {
-            let event = attempt.next(signals, job.deadline(), &mut progress).await;
+            let Some(event) = attempt.next(signals, events).await else { continue };
             if let Event::Exited { rank, exit, .. } = event {
-                attempt.groups.remove(rank);
                 events.record(&Record::exited(rank, exit));
             }
-            let (decision, reason) = job.on(&event, attempt.started.elapsed());
+            let (decision, reason) = attempt.job.on(&event, attempt.started.elapsed());
             match decision {
                 Decision::Wait => tracing::debug!("{reason}"),
-                Decision::AskToStop => {
-                    progress.finish();
-                    attempt.ask_to_stop(&reason, events);
-                }
+                Decision::AskToStop => attempt.ask_to_stop(&reason, events),
                 Decision::Kill => {
-                    progress.finish();
-                    attempt.groups.kill();
+                    attempt.kill();
                     events.record(&Record::Killed { reason: &reason });
                 }
                 Decision::Finish(outcome) => break outcome,
             }
         };
-        progress.finish();
-        Ok((outcome, job, attempt.last_output().await))
-    }
-
-    fn start(&self, events: &mut EventLog, restarts: u32) -> Result<Attempt, LaunchError> {
-        let world_size = self.plan.world_size();
-        let (message_sender, messages) = mpsc::unbounded_channel();
-        let (exit_sender, exits) = mpsc::unbounded_channel();
-        let coordinator = Coordinator::listen(world_size, message_sender)
-            .map_err(LaunchError::system("open a control socket"))?;
-        let mut attempt = Attempt {
-            started: Instant::now(),
-            groups: Groups::new(world_size),
-            coordinator,
-            messages,
-            exits,
-            logs: Vec::new(),
-        };
-        let socket = attempt.coordinator.socket().to_owned();
-        let spec = self.spec(&socket, restarts);
-        for plan in &self.plan.ranks {
-            let rank = plan.world.rank;
-            let (child, output) = spawn::spawn(&spec, plan).map_err(|source| {
-                LaunchError::Spawn { rank, trainer: self.trainer.to_owned(), source }
-            })?;
-            let pid = child.id().unwrap_or_default();
-            attempt.groups.add(rank, pid);
-            let console = (rank == 0).then(|| self.console.clone());
-            let log = RankLog::start(rank, self.run_dir.log_path(rank), output, console)
-                .map_err(LaunchError::system("start a thread"))?;
-            attempt.logs.push(log);
-            let last_words = attempt.coordinator.drained(rank);
-            tokio::spawn(watch(child, rank, last_words, exit_sender.clone()));
-            events.record(&Record::Spawned { rank, pid, restarts });
-        }
-        Ok(attempt)
-    }
-
-    fn spec<'a>(&'a self, socket: &'a Path, restarts: u32) -> Spec<'a> {
-        // A restart goes on from what this run has saved; from where it started, if it has nothing.
-        let saved = self.run_dir.checkpoints_dir().join("latest").exists();
-        let resume = if restarts > 0 && saved { &Resume::Auto } else { self.resume };
-        Spec {
-            trainer: self.trainer,
-            run_dir: self.run_dir,
-            resume: resume.to_string(),
-            device: self.plan.device,
-            threads: self.plan.threads_per_rank,
-            socket,
-            json: self.console.style() == Style::Json,
-        }
+        attempt.progress.finish();
+        let logs = attempt.last_output().await;
+        Ok((outcome, attempt.job, logs))
     }
 }
 
-impl Attempt {
-    async fn next(
-        &mut self,
-        signals: &mut Signals,
-        deadline: Option<Duration>,
-        progress: &mut Progress,
-    ) -> Event {
-        let started = self.started;
-        loop {
-            let overdue = async {
-                match deadline {
-                    Some(deadline) => sleep_until(started + deadline).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                biased;
-                signal = signals.next() => return Event::Signal(signal),
-                // Before exits: a rank's last words explain its end.
-                Some(message) = self.messages.recv() => {
-                    if let Some(event) = interpret(message, started.elapsed(), progress) {
-                        return event;
-                    }
-                }
-                Some(exited) = self.exits.recv() => return exited.event(started),
-                () = overdue => return Event::Tick,
+impl Attempt<'_> {
+    /// What happens next; `None` when there is nothing to decide about it.
+    async fn next(&mut self, signals: &mut Signals, events: &mut EventLog) -> Option<Event> {
+        let deadline = self.job.deadline().map(|deadline| self.started + deadline);
+        let overdue = async {
+            match deadline {
+                Some(deadline) => sleep_until(deadline).await,
+                None => std::future::pending().await,
             }
+        };
+        let others = async {
+            match &mut self.others {
+                Some(host) => host.next(&self.board).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            signal = signals.next() => Some(Event::Signal(signal)),
+            from = others => self.hear(from, events),
+            local = self.local.next() => match local {
+                Local::News(news) => self.interpret(news, events),
+                Local::Daemon { host, command } => self.start_daemon(&host, command),
+            },
+            () = overdue => Some(Event::Tick),
         }
     }
 
-    fn ask_to_stop(&self, reason: &str, events: &mut EventLog) {
+    fn hear(&mut self, from: FromNode, events: &mut EventLog) -> Option<Event> {
+        match from {
+            FromNode::News(news) => self.interpret(news, events),
+            FromNode::StopAsked(reason) => Some(Event::StopAsked { reason }),
+            FromNode::Lost { ranks, reason } => {
+                tracing::error!("{reason}");
+                events.record(&Record::NodeLost { reason: &reason });
+                Some(Event::NodeLost { ranks, reason })
+            }
+            FromNode::Reported => None,
+        }
+    }
+
+    fn start_daemon(&self, host: &str, command: String) -> Option<Event> {
+        let started = match &self.others {
+            Some(others) => others.start_daemon(host, command),
+            None => Err(format!("mpirun wants a daemon on {host}, and there is one node")),
+        };
+        let message = started.err()?;
+        Some(Event::Failed { rank: 0, exit_code: job::ExitCode::Setup as u8, message })
+    }
+
+    fn interpret(&mut self, news: News, events: &mut EventLog) -> Option<Event> {
+        let now = self.started.elapsed();
+        let (rank, said) = match news {
+            News::Spawned { rank, pid } => {
+                events.record(&Record::Spawned { rank, pid, restarts: self.restarts });
+                return None;
+            }
+            News::Refused { rank, reason } => return Some(Event::Refused { rank, reason }),
+            News::Exited { rank, exit, ago_ms } => {
+                let at = now.saturating_sub(Duration::from_millis(ago_ms));
+                return Some(Event::Exited { rank, exit, at });
+            }
+            News::Said { rank, message } => (rank, message),
+        };
+        match said {
+            ToLauncher::State { phase, epoch, step } => {
+                Some(Event::Reported { rank, phase, epoch, step })
+            }
+            ToLauncher::Failed { exit_code, message } => {
+                Some(Event::Failed { rank, exit_code, message })
+            }
+            ToLauncher::Progress { epoch, epochs, step, steps, loss, accuracy, images_per_s } => {
+                let update = Update { epoch, epochs, step, steps, loss, accuracy, images_per_s };
+                let left = self.progress.update(&update, now);
+                self.warn_of_the_end(left, now);
+                None
+            }
+            // The coordinator takes the others.
+            ToLauncher::Hello { .. } | ToLauncher::Put { .. } | ToLauncher::Get { .. } => None,
+        }
+    }
+
+    /// Says once, as soon as the speed is known, that the run will not be done when its time is up.
+    fn warn_of_the_end(&mut self, left: Option<Duration>, now: Duration) {
+        let walltime = self.job.walltime();
+        let (Some(left), Some(stop_at), false) = (left, walltime.stop_at(), self.warned) else {
+            return;
+        };
+        let time = stop_at.saturating_sub(now);
+        if left > time && now > KNOWN_AFTER {
+            self.warned = true;
+            tracing::warn!(
+                "at this speed the run needs {} more and has {}: it will save a checkpoint {} before \
+                 its time is up, stop, and can go on from there",
+                clock(left),
+                clock(time),
+                clock(walltime.margin()),
+            );
+        }
+    }
+
+    fn ask_to_stop(&mut self, reason: &str, events: &mut EventLog) {
+        self.progress.finish();
         tracing::warn!(
             "{reason}: saving a checkpoint at the next step and stopping; Ctrl-C (again) stops at once"
         );
-        self.coordinator.stop(reason);
+        self.local.stop(reason);
+        if let Some(host) = &self.others {
+            host.broadcast(&ToMember::Stop { reason: reason.to_owned() });
+        }
         events.record(&Record::StopRequested { reason });
     }
 
-    async fn last_output(&mut self) -> Vec<(PathBuf, Vec<String>)> {
-        let ended = async {
-            for log in &mut self.logs {
-                log.ended().await;
-            }
-        };
-        if timeout(LAST_OUTPUT, ended).await.is_err() {
-            tracing::warn!("something that a rank started still holds its output open");
+    fn kill(&mut self) {
+        self.progress.finish();
+        self.local.kill();
+        if let Some(host) = &self.others {
+            host.broadcast(&ToMember::Kill);
         }
-        self.logs.iter().map(|log| (log.path().to_owned(), log.tail())).collect()
     }
-}
 
-impl Exited {
-    fn event(&self, started: Instant) -> Event {
-        let exit = match (self.status.code(), self.status.signal()) {
-            (Some(code), _) => Exit::Code(code),
-            (None, signal) => Exit::Signal(signal.unwrap_or_default()),
-        };
-        Event::Exited { rank: self.rank, exit, at: self.at.saturating_duration_since(started) }
-    }
-}
-
-async fn watch(
-    mut child: Child,
-    rank: usize,
-    last_words: impl Future<Output = ()>,
-    exits: UnboundedSender<Exited>,
-) {
-    let status = match child.wait().await {
-        Ok(status) => status,
-        Err(error) => {
-            tracing::error!("cannot wait for rank {rank}: {error}");
-            ExitStatus::from_raw(libc::SIGKILL)
+    /// The log of each rank and its last lines.
+    async fn last_output(&mut self) -> Vec<LogTail> {
+        let mut logs: BTreeMap<usize, LogTail> =
+            self.local.end().await.into_iter().enumerate().collect();
+        if let Some(host) = &mut self.others {
+            logs.append(&mut host.end_attempt(&self.board).await);
         }
-    };
-    let at = Instant::now();
-    // A rank that never connected has no last words, so this has a limit.
-    let _ = timeout(LAST_WORDS, last_words).await;
-    // Nobody listens any more when the attempt was given up.
-    let _ = exits.send(Exited { rank, status, at });
-}
-
-fn interpret(message: Message, now: Duration, progress: &mut Progress) -> Option<Event> {
-    let (rank, said) = match message {
-        Message::Refused { rank, reason } => return Some(Event::Refused { rank, reason }),
-        Message::Said { rank, message } => (rank, message),
-    };
-    match said {
-        ToLauncher::State { phase, epoch, step } => {
-            Some(Event::Reported { rank, phase, epoch, step })
-        }
-        ToLauncher::Failed { exit_code, message } => {
-            Some(Event::Failed { rank, exit_code, message })
-        }
-        ToLauncher::Progress { epoch, epochs, step, steps, loss, accuracy, images_per_s } => {
-            let update = Update { epoch, epochs, step, steps, loss, accuracy, images_per_s };
-            progress.update(&update, now);
-            None
-        }
-        // The coordinator takes the others.
-        ToLauncher::Hello { .. } | ToLauncher::Put { .. } | ToLauncher::Get { .. } => None,
+        let unknown = || (PathBuf::from("a log on the lost node"), Vec::new());
+        let ranks = 0..self.job.ranks().len();
+        ranks.map(|rank| logs.remove(&rank).unwrap_or_else(unknown)).collect()
     }
 }

@@ -20,6 +20,8 @@ pub struct Evidence<'a> {
     pub logs: &'a [(PathBuf, Vec<String>)],
     /// Why the ranks were asked to stop, if they were.
     pub stop_reason: Option<&'a str>,
+    /// The name of each rank's node; empty when there is one node.
+    pub hosts: &'a [String],
     /// Restarts that were used up before.
     pub restarts: u32,
     /// The command that goes on with the run.
@@ -61,7 +63,9 @@ fn failed(evidence: &Evidence<'_>, failure: &Failure) -> String {
     if let Some(hint) = hint(&failure.cause) {
         push(&mut text, &format!("  {hint}"));
     }
-    push(&mut text, &format!("  it was {}", last_report(rank, Some(failure.at))));
+    let place = evidence.hosts.get(failure.rank);
+    let place = place.map_or_else(String::new, |host| format!(" on {host}"));
+    push(&mut text, &format!("  it was {}{place}", last_report(rank, Some(failure.at))));
     if let Some((_, _, message)) = &rank.said {
         push(&mut text, &format!("  it said: {message}"));
     }
@@ -112,6 +116,7 @@ fn last_report(rank: &Rank, before: Option<Duration>) -> String {
 
 fn fate(rank: &Rank, failed_at: Duration) -> String {
     let ended = match rank.exited {
+        _ if rank.lost.is_some() => "was on the lost node".to_owned(),
         _ if rank.killed => "was killed with the others".to_owned(),
         Some((at, exit)) => match at.checked_sub(failed_at) {
             Some(later) => format!("followed {:.1} s later: {exit}", later.as_secs_f64()),
@@ -137,6 +142,10 @@ fn hint(cause: &Cause) -> Option<&'static str> {
         Cause::Exited(Exit::Signal(libc::SIGILL)) => {
             Some("a library uses instructions that this CPU does not have")
         }
+        Cause::NodeLost(_) => Some(
+            "look at that machine and its launcher's output; started again there, it joins when \
+             --max-restarts is given",
+        ),
         Cause::Exited(Exit::Code(127)) => {
             Some("a shared library could not be loaded: `make setup` gets libtorch")
         }
@@ -178,7 +187,15 @@ mod tests {
         logs: &'a [(PathBuf, Vec<String>)],
     ) -> Evidence<'a> {
         let command = "launcher --run-dir r c.yaml";
-        Evidence { outcome, ranks, logs, stop_reason: Some("SIGTERM"), restarts: 1, command }
+        Evidence {
+            outcome,
+            ranks,
+            logs,
+            stop_reason: Some("SIGTERM"),
+            restarts: 1,
+            hosts: &[],
+            command,
+        }
     }
 
     #[test]

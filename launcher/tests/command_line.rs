@@ -47,12 +47,19 @@ fn an_unknown_key_ends_with_2_and_is_named_in_a_file_and_an_override() {
 }
 
 #[test]
-fn several_machines_are_refused_with_9() {
+fn half_a_description_of_several_machines_ends_with_2_and_says_what_is_missing() {
     let sandbox = Sandbox::with_stand_in();
-    for args in [&["--nodes", "2"][..], &["--rendezvous", "a:29500"]] {
+    for (args, missing) in
+        [(&["--nodes", "2"][..], "--node-rank"), (&["--rendezvous", "a:29500"], "--nodes")]
+    {
         let ended = run(sandbox.launcher(&[args, &["--cpu", "1", "c.yaml"]].concat()));
-        assert_eq!(ended.code, Some(9), "{}", ended.stderr);
-        assert!(ended.stderr.contains("several machines are not supported"), "{}", ended.stderr);
+        assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+        assert!(
+            ended.stderr.contains(&format!("want {missing}"))
+                || ended.stderr.contains(&format!("wants {missing}")),
+            "{}",
+            ended.stderr
+        );
     }
 }
 

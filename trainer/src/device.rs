@@ -98,6 +98,8 @@ pub fn backend(choice: CommBackend, device: Device, world: World) -> Result<Back
         (CommBackend::Mpi, _) => Ok(Backend::Mpi),
         (CommBackend::Auto | CommBackend::None, _) => Ok(match world.started_by {
             StartedBy::Mpirun | StartedBy::Srun => Backend::Mpi,
+            // Shared memory ends at the machine.
+            StartedBy::Launcher if world.local_world_size < world.world_size => Backend::Mpi,
             StartedBy::Launcher | StartedBy::Nobody => Backend::Shm,
         }),
     }

@@ -12,6 +12,7 @@ pub mod commands;
 pub mod confusion;
 pub mod convolutions;
 pub mod data;
+pub mod describe;
 pub mod device;
 mod error;
 pub mod eval;

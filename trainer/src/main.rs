@@ -10,11 +10,17 @@ use comm::env::{CONTROL_SOCKET, World};
 use tracing::error;
 use trainer::cli::{Cli, Command, TrainArgs};
 use trainer::commands::{self, Answer};
+use trainer::describe::describe;
 use trainer::link::Link;
 use trainer::run::Outcome;
 use trainer::{Result, TrainError, log, setup};
 
 fn main() -> ExitCode {
+    let args: Vec<_> = std::env::args().skip(1).collect();
+    if args.first().is_some_and(|arg| arg == "--describe") {
+        println!("{}", describe(args.get(1).is_some_and(|arg| arg == "gpus")));
+        return ExitCode::SUCCESS;
+    }
     let cli = Cli::parse();
     wait_passively();
     match (cli.command, cli.train) {

@@ -8,7 +8,7 @@ const SOON: Duration = Duration::from_secs(10);
 
 fn listen(world_size: usize) -> (Coordinator, UnboundedReceiver<Message>) {
     let (sender, receiver) = mpsc::unbounded_channel();
-    (Coordinator::listen(world_size, sender).unwrap(), receiver)
+    (Coordinator::listen(0..world_size, Values::Here, sender).unwrap(), receiver)
 }
 
 /// Runs the trainer's blocking end beside the coordinator.
@@ -133,4 +133,33 @@ async fn the_socket_is_private_and_goes_away() {
     });
     let _client = client.await;
     assert!(!coordinator.socket().exists(), "all ranks are connected");
+}
+
+#[tokio::test]
+async fn values_that_are_kept_elsewhere_are_asked_for_and_passed_on() {
+    let (sender, mut messages) = mpsc::unbounded_channel();
+    let coordinator = Coordinator::listen(2..3, Values::Elsewhere, sender).unwrap();
+    let socket = coordinator.socket().to_owned();
+    let found = tokio::spawn(blocking(move || {
+        let client = ControlClient::connect(&socket, 2, StopFlag::default()).unwrap();
+        client.put("mine", "1").unwrap();
+        client.get("theirs", SOON).unwrap()
+    }));
+    let said = messages.recv().await;
+    let Some(Message::Said { rank: 2, message: ToLauncher::Put { key, .. } }) = said else {
+        panic!("not passed on: {said:?}")
+    };
+    assert_eq!(key, "mine");
+    let said = messages.recv().await;
+    assert!(
+        matches!(said, Some(Message::Said { message: ToLauncher::Get { .. }, .. })),
+        "{said:?}"
+    );
+    coordinator.board().put("theirs".to_owned(), "2".to_owned());
+    assert_eq!(found.await.unwrap(), "2");
+
+    let (node, mut asked) = mpsc::unbounded_channel();
+    coordinator.board().get_for(node, "theirs".to_owned());
+    let value = ToMember::Value { key: "theirs".to_owned(), value: "2".to_owned() };
+    assert_eq!(asked.recv().await, Some(value));
 }

@@ -103,6 +103,33 @@ impl PlanError {
     }
 }
 
+/// Ranks of each node, and which one this is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// This node.
+    pub node_rank: usize,
+    /// Of each node, in order.
+    pub ranks_per_node: Vec<usize>,
+}
+
+impl Layout {
+    /// One node.
+    pub fn single(ranks: usize) -> Self {
+        Self { node_rank: 0, ranks_per_node: vec![ranks] }
+    }
+
+    /// Processes in the job.
+    pub fn world_size(&self) -> usize {
+        self.ranks_per_node.iter().sum()
+    }
+
+    /// The ranks of a node.
+    pub fn ranks_of(&self, node: usize) -> Range<usize> {
+        let first = self.ranks_per_node[..node].iter().sum();
+        first..first + self.ranks_per_node[node]
+    }
+}
+
 /// One rank's share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RankPlan {
@@ -125,7 +152,9 @@ pub struct Plan {
     pub backend: &'static str,
     /// OpenMP threads of each.
     pub threads_per_rank: usize,
-    /// In order of ranks.
+    /// Ranks of each node.
+    pub layout: Layout,
+    /// Those of this node, in order.
     pub ranks: Vec<RankPlan>,
     /// Training images.
     pub train_images: usize,
@@ -152,22 +181,23 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans a job of `config` on the devices that `request` asks for.
-    ///
-    /// `visible_gpus`: counted by the caller; not looked at for a request for the CPU.
+    /// Plans a job of `config` on `device`, as many ranks of them as `layout` says. `topology`: of this
+    /// node.
     ///
     /// # Errors
-    /// [`PlanError`] when the devices are not there or the backend does not serve them.
+    /// [`PlanError`] when the backend does not serve them.
     pub fn new(
         config: &Config,
         data: &Outline,
-        request: Request,
-        visible_gpus: usize,
+        device: Device,
+        layout: Layout,
         topology: &Topology,
     ) -> Result<Self, PlanError> {
-        let (device, world_size) = devices(request, visible_gpus, topology)?;
-        let backend = backend(config.comm.backend, device)?;
-        let threads_per_rank = (topology.usable() / world_size).max(1);
+        let nodes = layout.ranks_per_node.len();
+        let backend = backend(config.comm.backend, device, nodes)?;
+        let world_size = layout.world_size();
+        let local = layout.ranks_of(layout.node_rank);
+        let threads_per_rank = (topology.usable() / local.len()).max(1);
         let [train_images, test_images] = data.images;
         let global_batch_size = config.train.global_batch_size(world_size);
         let images_per_rank = config.train.global_batch_size(1);
@@ -175,15 +205,15 @@ impl Plan {
         let run_steps = (steps_per_epoch * config.train.epochs) as u64;
         let network = Network::new(&config.model, data.shape, data.classes);
         let images = train_images + test_images;
-        let ranks = (0..world_size).map(|rank| RankPlan {
+        let ranks = local.clone().enumerate().map(|(local_rank, rank)| RankPlan {
             world: World {
                 rank,
                 world_size,
-                local_rank: rank,
-                local_world_size: world_size,
+                local_rank,
+                local_world_size: local.len(),
                 started_by: StartedBy::Launcher,
             },
-            cpus: pinned_cpus(topology, rank, world_size, threads_per_rank),
+            cpus: pinned_cpus(topology, local_rank, local.len(), threads_per_rank),
             train_images: images_per_epoch(train_images, images_per_rank, rank, world_size),
             test_images: shard::evaluation_shard(test_images, rank, world_size),
         });
@@ -202,13 +232,14 @@ impl Plan {
             total_steps: config.train.max_steps.map_or(run_steps, |max| max.min(run_steps)),
             parameter_count: network.parameter_count(),
             memory: Memory::estimate(config, &network, images),
-            warnings: warnings(topology, device, world_size, train_images, global_batch_size),
+            warnings: warnings(topology, device, local.len(), train_images, global_batch_size),
+            layout,
         })
     }
 
     /// Processes in the job.
     pub fn world_size(&self) -> usize {
-        self.ranks.len()
+        self.layout.world_size()
     }
 
     /// Images of all ranks a step.
@@ -217,7 +248,13 @@ impl Plan {
     }
 }
 
-fn devices(
+/// What `request` asks for, and how many of them, on this node.
+///
+/// `visible`: GPUs, counted by the caller; not looked at for a request for the CPU.
+///
+/// # Errors
+/// [`PlanError`] when they are not there.
+pub fn devices(
     request: Request,
     visible: usize,
     topology: &Topology,
@@ -233,9 +270,18 @@ fn devices(
     }
 }
 
-fn backend(configured: CommBackend, device: Device) -> Result<&'static str, PlanError> {
+fn backend(
+    configured: CommBackend,
+    device: Device,
+    nodes: usize,
+) -> Result<&'static str, PlanError> {
     let wrong = |backend, problem| Err(PlanError::Backend { backend, problem });
     match (configured, device) {
+        (CommBackend::Shm, Device::Cpu) if nodes > 1 => {
+            wrong("shm", "ends at the machine; across nodes it is mpi, or auto, which picks it")
+        }
+        (CommBackend::Mpi, Device::Cpu) => Ok("mpi"),
+        (CommBackend::Auto | CommBackend::None, Device::Cpu) if nodes > 1 => Ok("mpi"),
         (CommBackend::Auto | CommBackend::None | CommBackend::Shm, Device::Cpu) => Ok("shm"),
         (CommBackend::Auto | CommBackend::None | CommBackend::Nccl, Device::Cuda) => Ok("nccl"),
         (CommBackend::Nccl, Device::Cpu) => {
@@ -244,10 +290,9 @@ fn backend(configured: CommBackend, device: Device) -> Result<&'static str, Plan
         (CommBackend::Shm, Device::Cuda) => {
             wrong("shm", "is for the CPU; on GPUs it is nccl, or auto, which picks it")
         }
-        (CommBackend::Mpi, _) => wrong(
-            "mpi",
-            "is for trainers that mpirun or srun starts: mpirun -n 2 trainer CONFIG, with no launcher",
-        ),
+        (CommBackend::Mpi, Device::Cuda) => {
+            wrong("mpi", "is for the CPU; on GPUs it is nccl, or auto, which picks it")
+        }
     }
 }
 
@@ -276,18 +321,18 @@ fn pinned_cpus(topology: &Topology, rank: usize, world_size: usize, threads: usi
 fn warnings(
     topology: &Topology,
     device: Device,
-    world_size: usize,
+    local_world_size: usize,
     train_images: usize,
     global_batch_size: usize,
 ) -> Vec<String> {
     let mut warnings = Vec::new();
     let cores = topology.usable();
-    if world_size > cores {
+    if local_world_size > cores {
         let what = match device {
             Device::Cpu => "each step takes longer than with fewer ranks",
             Device::Cuda => "data may not keep up with the GPUs",
         };
-        warnings.push(format!("{world_size} ranks share {cores} cores: {what}"));
+        warnings.push(format!("{local_world_size} ranks share {cores} cores: {what}"));
     }
     if global_batch_size > train_images {
         warnings.push(format!(

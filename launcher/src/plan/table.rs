@@ -9,6 +9,14 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut line = |name: &str, value: String| writeln!(f, "{name:<18}{value}");
         line("ranks", format!("{} on {}, over {}", self.world_size(), self.place(), self.backend))?;
+        let nodes = self.layout.ranks_per_node.len();
+        if nodes > 1 {
+            let node = self.layout.node_rank;
+            line(
+                "nodes",
+                format!("{nodes}, each taken to have as many ranks; this is node {node}"),
+            )?;
+        }
         line("threads", format!("{} per rank", self.threads_per_rank))?;
         line(
             "batch",

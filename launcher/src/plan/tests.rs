@@ -7,17 +7,27 @@ fn machine(cores: usize) -> Topology {
     Topology { cores: (0..cores).map(|core| vec![core, core + cores]).collect(), quota: None }
 }
 
-fn cpu_plan(ranks: usize, topology: &Topology) -> Plan {
-    plan(&Config::default(), Request::Cpu { ranks }, 0, topology).unwrap()
-}
-
 fn plan(
     config: &Config,
     request: Request,
     visible_gpus: usize,
     topology: &Topology,
 ) -> Result<Plan, PlanError> {
-    Plan::new(config, &outline(&config.data).unwrap(), request, visible_gpus, topology)
+    let (device, ranks) = devices(request, visible_gpus, topology)?;
+    laid_out(config, device, Layout::single(ranks), topology)
+}
+
+fn laid_out(
+    config: &Config,
+    device: Device,
+    layout: Layout,
+    topology: &Topology,
+) -> Result<Plan, PlanError> {
+    Plan::new(config, &outline(&config.data).unwrap(), device, layout, topology)
+}
+
+fn cpu_plan(ranks: usize, topology: &Topology) -> Plan {
+    plan(&Config::default(), Request::Cpu { ranks }, 0, topology).unwrap()
 }
 
 #[test]
@@ -101,7 +111,7 @@ fn a_backend_that_does_not_serve_the_device_is_a_usage_error() {
     for (backend, request, named) in [
         (CommBackend::Nccl, Request::Cpu { ranks: 1 }, "comm.backend: nccl is for GPUs"),
         (CommBackend::Shm, Request::AllGpus, "comm.backend: shm is for the CPU"),
-        (CommBackend::Mpi, Request::Cpu { ranks: 2 }, "mpirun -n 2 trainer CONFIG"),
+        (CommBackend::Mpi, Request::AllGpus, "comm.backend: mpi is for the CPU"),
     ] {
         let mut config = Config::default();
         config.comm.backend = backend;
@@ -133,4 +143,29 @@ fn the_table_shows_every_rank() {
     ] {
         assert!(text.contains(shown), "{shown:?} in\n{text}");
     }
+}
+
+#[test]
+fn ranks_of_several_nodes_follow_each_other_and_talk_over_mpi() {
+    let layout = Layout { node_rank: 1, ranks_per_node: vec![3, 2, 1] };
+    let plan = laid_out(&Config::default(), Device::Cpu, layout, &machine(4)).unwrap();
+    assert_eq!((plan.world_size(), plan.backend, plan.threads_per_rank), (6, "mpi", 2));
+    let worlds: Vec<_> = plan
+        .ranks
+        .iter()
+        .map(|it| (it.world.rank, it.world.local_rank, it.world.local_world_size))
+        .collect();
+    assert_eq!(worlds, [(3, 0, 2), (4, 1, 2)]);
+    assert_eq!(plan.ranks[1].cpus, [2, 6, 3, 7]);
+
+    let mut config = Config::default();
+    config.comm.backend = CommBackend::Shm;
+    let layout = Layout { node_rank: 0, ranks_per_node: vec![1, 1] };
+    let error = laid_out(&config, Device::Cpu, layout.clone(), &machine(4)).unwrap_err();
+    let error = error.to_string();
+    assert!(error.contains("ends at the machine"), "{error}");
+
+    config.comm.backend = CommBackend::None;
+    let plan = laid_out(&config, Device::Cpu, layout, &machine(4)).unwrap();
+    assert_eq!(plan.backend, "mpi");
 }

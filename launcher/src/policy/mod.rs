@@ -12,13 +12,17 @@ mod outcome;
 mod restart;
 #[cfg(test)]
 mod tests;
+mod walltime;
 
+use std::ops::Range;
 use std::time::Duration;
 
 use comm::control::Phase;
+use serde::{Deserialize, Serialize};
 
 pub use outcome::{Cause, Failure, Outcome};
 pub use restart::restart;
+pub use walltime::Walltime;
 
 /// How long ranks may go on after the first failure, so that they can report theirs. Together with
 /// the time that killing takes, it stays well under 2 s.
@@ -29,7 +33,7 @@ pub const SETTLE: Duration = Duration::from_millis(300);
 const OVERSLEPT: Duration = Duration::from_secs(5);
 
 /// How a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Exit {
     /// With an exit status.
     Code(i32),
@@ -101,8 +105,20 @@ pub enum Event {
         /// When; the event comes a little later, after what the rank had said before.
         at: Duration,
     },
+    /// A node's launcher is gone, and nobody knows what becomes of its ranks.
+    NodeLost {
+        /// Its ranks.
+        ranks: Range<usize>,
+        /// Which node, and what was seen of it.
+        reason: String,
+    },
     /// Somebody asked the launcher to stop.
     Signal(StopSignal),
+    /// Somebody asked another node's launcher to stop.
+    StopAsked {
+        /// By which signal, and on which node.
+        reason: String,
+    },
     /// Time passed.
     Tick,
 }
@@ -131,10 +147,19 @@ pub struct Rank {
     pub refused: Option<(Duration, String)>,
     /// For how long it had said nothing when the launcher gave up on it, and when that was.
     pub silent: Option<(Duration, Duration)>,
+    /// When and how its node was lost.
+    pub lost: Option<(Duration, String)>,
     /// When and how its process ended.
     pub exited: Option<(Duration, Exit)>,
     /// The launcher killed it.
     pub killed: bool,
+}
+
+impl Rank {
+    /// Whether its process may still be there.
+    const fn is_alive(&self) -> bool {
+        self.exited.is_none() && self.lost.is_none()
+    }
 }
 
 /// What a rank said it is doing.
@@ -167,7 +192,7 @@ enum Stage {
     Killing,
 }
 
-/// The ranks of one attempt at the job, and what has been decided about them.
+/// The ranks of one attempt at the job, on all nodes, and what has been decided about them.
 #[derive(Debug)]
 pub struct Job {
     ranks: Vec<Rank>,
@@ -175,18 +200,23 @@ pub struct Job {
     stage: Stage,
     stop_reason: Option<String>,
     interrupted: bool,
+    /// A signal was sent to all launchers, perhaps, and this one's is still to come.
+    echo_expected: bool,
     overdue: Vec<usize>,
+    walltime: Walltime,
 }
 
 impl Job {
     /// A job whose `world_size` ranks have just been started.
-    pub fn new(world_size: usize, limits: Limits) -> Self {
+    pub fn new(world_size: usize, limits: Limits, walltime: Walltime) -> Self {
         Self {
             ranks: vec![Rank::default(); world_size],
             limits,
+            walltime,
             stage: Stage::Running,
             stop_reason: None,
             interrupted: false,
+            echo_expected: false,
             overdue: Vec::new(),
         }
     }
@@ -201,10 +231,17 @@ impl Job {
         self.stop_reason.as_deref()
     }
 
+    /// The time that the job may take.
+    pub const fn walltime(&self) -> Walltime {
+        self.walltime
+    }
+
     /// When to send a [`Event::Tick`] at the latest.
     pub fn deadline(&self) -> Option<Duration> {
         match self.stage {
-            Stage::Running => self.silence_deadline(),
+            Stage::Running => {
+                self.silence_deadline().into_iter().chain(self.walltime.stop_at()).min()
+            }
             Stage::Stopping { until } => Some(until),
             Stage::Failing { kill_at } => Some(kill_at),
             Stage::Killing => None,
@@ -214,7 +251,7 @@ impl Job {
     /// Takes note of `event` and says what to do, and why.
     pub fn on(&mut self, event: &Event, now: Duration) -> (Decision, String) {
         self.record(event, now);
-        if self.ranks.iter().all(|rank| rank.exited.is_some()) {
+        if self.alive().next().is_none() {
             let outcome = self.outcome();
             let reason = outcome.to_string();
             return (Decision::Finish(outcome), reason);
@@ -243,13 +280,21 @@ impl Job {
     fn while_healthy(&mut self, event: &Event, now: Duration) -> (Decision, String) {
         let stopping = matches!(self.stage, Stage::Stopping { .. });
         match (event, self.stage) {
-            (Event::Signal(StopSignal::Interrupt), _) if stopping => {
+            (Event::Signal(StopSignal::Interrupt), _) if stopping && !self.echo_expected => {
                 self.interrupted = true;
                 self.kill("SIGINT while a checkpoint was being saved")
             }
             // Slurm and srun send these more than once: not a sign of impatience.
             (Event::Signal(signal), _) if stopping => {
+                self.echo_expected = false;
                 wait(&format!("{} while already stopping", signal.name()))
+            }
+            (Event::StopAsked { reason }, _) if stopping => {
+                wait(&format!("{reason} while already stopping"))
+            }
+            (Event::StopAsked { reason }, _) => {
+                self.echo_expected = true;
+                self.ask_to_stop(reason.clone(), now)
             }
             (Event::Signal(signal), _) => self.ask_to_stop(signal.name().to_owned(), now),
             (Event::Exited { rank, exit: Exit::Code(8), .. }, _) if !stopping => {
@@ -258,6 +303,10 @@ impl Job {
             (_, Stage::Stopping { until }) if now >= until => {
                 self.overdue = self.alive().collect();
                 self.kill(&format!("not all ranks stopped within {:.0?}", self.limits.stop))
+            }
+            (_, Stage::Running) if self.walltime.stop_at().is_some_and(|at| now >= at) => {
+                let margin = self.walltime.margin();
+                self.ask_to_stop(format!("the end of the job's time in {margin:.0?}"), now)
             }
             (_, Stage::Running) => self.check_silence(now),
             _ => wait("no failure"),
@@ -269,6 +318,9 @@ impl Job {
             Event::Reported { rank, phase, epoch, step } => {
                 let report = Report { at: now, phase: *phase, epoch: *epoch, step: *step };
                 self.ranks[*rank].report = Some(report);
+                if *rank == 0 {
+                    self.walltime.observe(*phase, now);
+                }
             }
             Event::Failed { rank, exit_code, message } => {
                 let said = (now, *exit_code, message.clone());
@@ -280,7 +332,13 @@ impl Job {
             Event::Exited { rank, exit, at } => {
                 self.ranks[*rank].exited.get_or_insert((*at, *exit));
             }
-            Event::Signal(_) | Event::Tick => {}
+            Event::NodeLost { ranks, reason } => {
+                let exited = |rank: &Rank| rank.exited.is_some();
+                for rank in self.ranks[ranks.clone()].iter_mut().filter(|rank| !exited(rank)) {
+                    rank.lost.get_or_insert((now, reason.clone()));
+                }
+            }
+            Event::Signal(_) | Event::StopAsked { .. } | Event::Tick => {}
         }
     }
 
@@ -292,14 +350,14 @@ impl Job {
 
     fn kill(&mut self, reason: &str) -> (Decision, String) {
         self.stage = Stage::Killing;
-        for rank in self.ranks.iter_mut().filter(|rank| rank.exited.is_none()) {
+        for rank in self.ranks.iter_mut().filter(|rank| rank.is_alive()) {
             rank.killed = true;
         }
         (Decision::Kill, reason.to_owned())
     }
 
     fn alive(&self) -> impl Iterator<Item = usize> {
-        let alive = |(rank, state): (usize, &Rank)| state.exited.is_none().then_some(rank);
+        let alive = |(rank, state): (usize, &Rank)| state.is_alive().then_some(rank);
         self.ranks.iter().enumerate().filter_map(alive)
     }
 

@@ -44,6 +44,8 @@ pub enum Cause {
     Announced,
     /// It does not fit this launcher.
     Refused(String),
+    /// Its node's launcher is gone: which node, and what was seen of it.
+    NodeLost(String),
     /// It said nothing for so long.
     Silent(Duration),
     /// Another rank gave up on it.
@@ -82,8 +84,12 @@ impl fmt::Display for Outcome {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Cause::NodeLost(reason) = &self.cause {
+            return f.write_str(reason);
+        }
         write!(f, "rank {} ", self.rank)?;
         match &self.cause {
+            Cause::NodeLost(_) => Ok(()),
             Cause::Exited(exit) => write!(f, "failed: {exit}"),
             Cause::Announced => f.write_str("failed"),
             Cause::Refused(reason) => write!(f, "does not fit this launcher: {reason}"),
@@ -191,6 +197,9 @@ fn own_failure(rank: usize, state: &Rank) -> Option<Failure> {
     if let Some((at, reason)) = &state.refused {
         return failed(*at, Cause::Refused(reason.clone()), ExitCode::Setup);
     }
+    if let Some((at, reason)) = &state.lost {
+        return failed(*at, Cause::NodeLost(reason.clone()), ExitCode::RankFailed);
+    }
     if let Some((at, silence)) = state.silent {
         return failed(at, Cause::Silent(silence), ExitCode::Hang);
     }
@@ -226,7 +235,7 @@ fn exit_code_of(exit: Exit) -> ExitCode {
 }
 
 fn origin(state: &Rank) -> Origin {
-    if state.refused.is_some() || state.silent.is_some() {
+    if state.refused.is_some() || state.silent.is_some() || state.lost.is_some() {
         return Origin::Own;
     }
     let peers_code = |code: i32| matches!(code, 4 | 5);

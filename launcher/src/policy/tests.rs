@@ -33,7 +33,7 @@ fn replay(job: &mut Job, events: &[(Event, Duration)]) -> (Decision, String) {
 }
 
 fn finish(world_size: usize, events: &[(Event, Duration)]) -> Outcome {
-    let mut job = Job::new(world_size, LIMITS);
+    let mut job = Job::new(world_size, LIMITS, Walltime::default());
     match replay(&mut job, events) {
         (Decision::Finish(outcome), _) => outcome,
         other => panic!("not finished: {other:?}"),
@@ -51,7 +51,7 @@ const GONE: &str = "rank 1 (process 77) is gone; all_reduce #9 cannot complete";
 
 #[test]
 fn ranks_that_exit_0_are_done() {
-    let mut job = Job::new(2, LIMITS);
+    let mut job = Job::new(2, LIMITS, Walltime::default());
     let (decision, reason) = replay(&mut job, &[exited(1, Exit::Code(0), 10)]);
     assert_eq!((decision, reason.as_str()), (Decision::Wait, "no failure"));
     let (decision, reason) = replay(&mut job, &[exited(0, Exit::Code(0), 11)]);
@@ -62,7 +62,7 @@ fn ranks_that_exit_0_are_done() {
 
 #[test]
 fn a_killed_rank_is_named_and_the_others_are_killed_after_a_moment() {
-    let mut job = Job::new(3, LIMITS);
+    let mut job = Job::new(3, LIMITS, Walltime::default());
     let (decision, reason) = replay(&mut job, &[exited(1, Exit::Signal(9), 1000)]);
     assert_eq!(decision, Decision::Wait);
     assert!(reason.starts_with("rank 1 failed: killed by SIGKILL; the others"), "{reason}");
@@ -171,7 +171,7 @@ fn a_signal_asks_all_ranks_to_save_and_they_exit_8() {
     for stop in
         [StopSignal::Interrupt, StopSignal::Terminate, StopSignal::User1, StopSignal::Hangup]
     {
-        let mut job = Job::new(2, LIMITS);
+        let mut job = Job::new(2, LIMITS, Walltime::default());
         let decision = replay(&mut job, &[signal(stop, 100)]);
         assert_eq!(decision, (Decision::AskToStop, stop.name().to_owned()));
         assert_eq!(job.stop_reason(), Some(stop.name()));
@@ -194,7 +194,7 @@ fn a_run_that_was_done_just_before_it_saw_the_signal_is_done() {
 
 #[test]
 fn a_second_interrupt_kills_at_once() {
-    let mut job = Job::new(1, LIMITS);
+    let mut job = Job::new(1, LIMITS, Walltime::default());
     let twice = [signal(StopSignal::Terminate, 1), signal(StopSignal::Interrupt, 2)];
     let (decision, reason) = replay(&mut job, &twice);
     assert_eq!(decision, Decision::Kill);
@@ -206,7 +206,7 @@ fn a_second_interrupt_kills_at_once() {
 
 #[test]
 fn signals_that_slurm_repeats_do_not_cut_a_checkpoint_short() {
-    let mut job = Job::new(1, LIMITS);
+    let mut job = Job::new(1, LIMITS, Walltime::default());
     let repeated = [
         signal(StopSignal::User1, 1),
         signal(StopSignal::Terminate, 2),
@@ -219,7 +219,7 @@ fn signals_that_slurm_repeats_do_not_cut_a_checkpoint_short() {
 
 #[test]
 fn ranks_that_do_not_stop_in_time_are_killed_and_named() {
-    let mut job = Job::new(2, LIMITS);
+    let mut job = Job::new(2, LIMITS, Walltime::default());
     replay(&mut job, &[signal(StopSignal::Terminate, 0), exited(0, Exit::Code(8), 50)]);
     assert_eq!(job.deadline(), Some(LIMITS.stop));
     let (decision, reason) = replay(&mut job, &[tick(150_000)]);
@@ -232,7 +232,7 @@ fn ranks_that_do_not_stop_in_time_are_killed_and_named() {
 
 #[test]
 fn a_rank_that_was_signalled_by_itself_stops_all() {
-    let mut job = Job::new(2, LIMITS);
+    let mut job = Job::new(2, LIMITS, Walltime::default());
     let (decision, reason) = replay(&mut job, &[exited(1, Exit::Code(8), 50)]);
     assert_eq!(decision, Decision::AskToStop);
     assert_eq!(reason, "a request to rank 1");
@@ -251,7 +251,7 @@ fn a_failure_while_stopping_is_a_failure() {
 
 #[test]
 fn a_signal_after_a_failure_kills_without_waiting() {
-    let mut job = Job::new(2, LIMITS);
+    let mut job = Job::new(2, LIMITS, Walltime::default());
     let events = [exited(1, Exit::Signal(9), 50), signal(StopSignal::Interrupt, 60)];
     let (decision, reason) = replay(&mut job, &events);
     assert_eq!((decision, reason.as_str()), (Decision::Kill, "SIGINT after a rank had failed"));
@@ -259,7 +259,7 @@ fn a_signal_after_a_failure_kills_without_waiting() {
 
 #[test]
 fn a_rank_that_falls_silent_in_training_hangs() {
-    let mut job = Job::new(2, LIMITS);
+    let mut job = Job::new(2, LIMITS, Walltime::default());
     let reports = [report(0, Phase::Training, 1000), report(1, Phase::Training, 60_000)];
     replay(&mut job, &reports);
     assert_eq!(job.deadline(), Some(ms(181_000)));
@@ -276,7 +276,7 @@ fn a_rank_that_falls_silent_in_training_hangs() {
 #[test]
 fn a_rank_that_takes_no_steps_may_be_silent() {
     for phase in [Phase::LoadingData, Phase::Preparing, Phase::Evaluating, Phase::Saving] {
-        let mut job = Job::new(1, LIMITS);
+        let mut job = Job::new(1, LIMITS, Walltime::default());
         replay(&mut job, &[report(0, phase, 1000)]);
         assert_eq!(job.deadline(), None);
         assert_eq!(replay(&mut job, &[tick(1_000_000)]).0, Decision::Wait);
@@ -285,7 +285,7 @@ fn a_rank_that_takes_no_steps_may_be_silent() {
 
 #[test]
 fn a_launcher_that_was_suspended_does_not_take_its_ranks_for_silent() {
-    let mut job = Job::new(1, LIMITS);
+    let mut job = Job::new(1, LIMITS, Walltime::default());
     replay(&mut job, &[report(0, Phase::Training, 1000)]);
     let (decision, reason) = replay(&mut job, &[tick(3_600_000)]);
     assert_eq!(decision, Decision::Wait);
@@ -316,4 +316,39 @@ fn restarts_are_for_failures_that_may_not_come_again() {
         assert_eq!(decide(code, false, 0), expected);
     }
     assert_eq!(restart(&Outcome::Stopped, true, 0, 2), (false, "nothing failed".to_owned()));
+}
+
+#[test]
+fn a_lost_node_is_named_and_its_ranks_are_not_waited_for() {
+    let mut job = Job::new(3, LIMITS, Walltime::default());
+    let reason = "node 1 (n1) is lost: it said nothing for 15s".to_owned();
+    let lost = (Event::NodeLost { ranks: 1..3, reason: reason.clone() }, ms(1000));
+    let (decision, why) = replay(&mut job, &[lost]);
+    assert_eq!(decision, Decision::Wait);
+    assert!(why.starts_with(&reason), "{why}");
+    let timed_out = "all_reduce #9: rank 0 waited 2.0s for its peers; nobody knows";
+    let (decision, _) = replay(&mut job, &[said(0, 5, timed_out, 1100), tick(1300)]);
+    assert_eq!(decision, Decision::Kill);
+    let (decision, _) = replay(&mut job, &[exited(0, Exit::Signal(9), 1301)]);
+    let Decision::Finish(outcome) = decision else { panic!("{decision:?}") };
+    assert_eq!(outcome.to_string(), reason);
+    assert_eq!(failure(outcome), (1, Cause::NodeLost(reason), ExitCode::RankFailed));
+}
+
+#[test]
+fn a_job_whose_time_runs_out_is_asked_to_stop_before() {
+    let mut job = Job::new(1, LIMITS, Walltime::new(Some(ms(100_000))));
+    assert_eq!(job.deadline(), Some(ms(45_000)));
+    let (decision, reason) = replay(&mut job, &[tick(44_000), tick(45_000)]);
+    assert_eq!(decision, Decision::AskToStop);
+    assert_eq!(reason, "the end of the job's time in 55s");
+}
+
+#[test]
+fn a_signal_on_another_node_stops_the_job_once() {
+    let mut job = Job::new(1, LIMITS, Walltime::default());
+    let asked = || (Event::StopAsked { reason: "SIGINT on node 1 (n1)".to_owned() }, ms(10));
+    assert_eq!(replay(&mut job, &[asked()]).0, Decision::AskToStop);
+    assert_eq!(replay(&mut job, &[asked()]).0, Decision::Wait);
+    assert_eq!(job.stop_reason(), Some("SIGINT on node 1 (n1)"));
 }

@@ -1,0 +1,157 @@
+//! Whether a launcher that wants to join fits the job. Pure.
+
+use std::collections::BTreeMap;
+
+use job::ExitCode;
+use serde_json::Value;
+
+use super::message::Introduction;
+
+/// Where files lie may differ between machines.
+const MAY_DIFFER: [&str; 2] = ["data.root", "data.download"];
+
+/// Differences that are listed; more are counted.
+const LISTED: usize = 5;
+
+/// Why two launchers do not belong to one job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mismatch {
+    /// How both end.
+    pub exit_code: ExitCode,
+    /// What differs, and where.
+    pub text: String,
+}
+
+/// Compares what the coordinator says of itself with what one says that `joins`.
+///
+/// # Errors
+/// [`Mismatch`], which names both sides.
+pub fn agree(coordinator: &Introduction, joins: &Introduction) -> Result<(), Mismatch> {
+    let (here, there) = (name(coordinator), name(joins));
+    let differ = |exit_code, what: &str, mine: &str, theirs: &str| {
+        let text = format!("{what}: {mine} on {here}, {theirs} on {there}");
+        Err(Mismatch { exit_code, text })
+    };
+    if coordinator.version != joins.version {
+        let what = "the launchers' versions differ";
+        return differ(ExitCode::Setup, what, &coordinator.version, &joins.version);
+    }
+    if coordinator.nodes != joins.nodes {
+        let (mine, theirs) = (coordinator.nodes.to_string(), joins.nodes.to_string());
+        return differ(ExitCode::Usage, "the numbers of nodes differ", &mine, &theirs);
+    }
+    if !(1..joins.nodes).contains(&joins.node_rank) {
+        let text =
+            format!("{there} joins {here}, which has room for nodes 1 to {}", joins.nodes - 1);
+        return Err(Mismatch { exit_code: ExitCode::Usage, text });
+    }
+    if coordinator.device != joins.device {
+        let what = "the devices differ";
+        return differ(ExitCode::Usage, what, &coordinator.device, &joins.device);
+    }
+    let differences = differences(&coordinator.config, &joins.config);
+    if !differences.is_empty() {
+        let listed: Vec<_> = differences
+            .iter()
+            .take(LISTED)
+            .map(|(path, mine, theirs)| format!("{path} is {mine} on {here}, {theirs} on {there}"))
+            .collect();
+        let more = match differences.len().saturating_sub(LISTED) {
+            0 => String::new(),
+            more => format!("; and {more} more"),
+        };
+        let text = format!("the configurations differ: {}{more}", listed.join("; "));
+        return Err(Mismatch { exit_code: ExitCode::Usage, text });
+    }
+    if coordinator.data_hash != joins.data_hash {
+        let what = "the data sets differ (BLAKE3 of images and labels)";
+        let short = |hash: &str| hash.chars().take(12).collect::<String>();
+        let (mine, theirs) = (short(&coordinator.data_hash), short(&joins.data_hash));
+        return differ(ExitCode::Data, what, &mine, &theirs);
+    }
+    Ok(())
+}
+
+/// `node 1 (host)`.
+pub fn name(of: &Introduction) -> String {
+    format!("node {} ({})", of.node_rank, of.host)
+}
+
+fn differences(mine: &Value, theirs: &Value) -> Vec<(String, String, String)> {
+    let (mut left, mut right) = (BTreeMap::new(), BTreeMap::new());
+    leaves("", mine, &mut left);
+    leaves("", theirs, &mut right);
+    let paths: std::collections::BTreeSet<_> = left.keys().chain(right.keys()).collect();
+    let shown = |of: &BTreeMap<String, String>, path: &str| {
+        of.get(path).cloned().unwrap_or_else(|| "unset".to_owned())
+    };
+    paths
+        .into_iter()
+        .filter(|path| !MAY_DIFFER.contains(&path.as_str()))
+        .map(|path| (path.clone(), shown(&left, path), shown(&right, path)))
+        .filter(|(_, mine, theirs)| mine != theirs)
+        .collect()
+}
+
+fn leaves(path: &str, value: &Value, found: &mut BTreeMap<String, String>) {
+    match value {
+        Value::Object(members) => {
+            for (key, member) in members {
+                let dot = if path.is_empty() { "" } else { "." };
+                leaves(&format!("{path}{dot}{key}"), member, found);
+            }
+        }
+        other => _ = found.insert(path.to_owned(), other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn introduction(node_rank: usize) -> Introduction {
+        Introduction {
+            version: "1.0.0".to_owned(),
+            host: format!("n{node_rank}"),
+            nodes: 3,
+            node_rank,
+            ranks: 2,
+            device: "cpu".to_owned(),
+            config: serde_json::json!({"train": {"seed": 0, "epochs": 2}, "data": {"root": "a"}}),
+            data_hash: "aaaa".to_owned(),
+            unix_seconds: 0.0,
+        }
+    }
+
+    #[test]
+    fn launchers_of_one_job_agree_wherever_their_files_lie() {
+        let mut other = introduction(2);
+        other.config["data"]["root"] = "b".into();
+        other.ranks = 5;
+        assert_eq!(agree(&introduction(0), &other), Ok(()));
+    }
+
+    #[test]
+    fn what_differs_is_said_with_both_sides() {
+        type Case = (fn(&mut Introduction), ExitCode, &'static str);
+        let cases: [Case; 6] = [
+            (|it| it.version = "2.0.0".into(), ExitCode::Setup, "versions differ: 1.0.0 on"),
+            (|it| it.nodes = 2, ExitCode::Usage, "numbers of nodes differ: 3 on node 0 (n0), 2 on"),
+            (|it| it.node_rank = 3, ExitCode::Usage, "room for nodes 1 to 2"),
+            (|it| it.device = "cuda".into(), ExitCode::Usage, "devices differ: cpu on"),
+            (
+                |it| it.config["train"]["seed"] = 7.into(),
+                ExitCode::Usage,
+                "train.seed is 0 on node 0 (n0), 7 on node 1 (n1)",
+            ),
+            (|it| it.data_hash = "bbbb".into(), ExitCode::Data, "aaaa on node 0 (n0), bbbb on"),
+        ];
+        for (change, exit_code, told) in cases {
+            let mut other = introduction(1);
+            change(&mut other);
+            let mismatch = agree(&introduction(0), &other).unwrap_err();
+            assert_eq!(mismatch.exit_code, exit_code, "{}", mismatch.text);
+            assert!(mismatch.text.contains(told), "{}", mismatch.text);
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! A connection between two launchers that know each other: messages both ways, and a sign of life every
+//! second. An end that says nothing for [`SILENCE`] is lost, whatever TCP believes.
+
+use std::io;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::handshake::{Seal, Seals};
+
+/// Between signs of life.
+const ALIVE_EVERY: Duration = Duration::from_secs(1);
+
+/// After so long without a word the other end is lost.
+pub const SILENCE: Duration = Duration::from_secs(15);
+
+/// How long the last messages may take to leave.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// The sending end. What was sent is on its way when [`close`](Self::close) returns.
+#[derive(Debug)]
+pub struct Connection<Out> {
+    sender: UnboundedSender<Out>,
+    writer: JoinHandle<()>,
+}
+
+impl<Out: Clone + Serialize + Send + Sync + 'static> Connection<Out> {
+    /// Sends and receives over `stream` from now on. `take` gets every message, and at the end why there
+    /// are no more.
+    pub fn start<In: DeserializeOwned + Send>(
+        stream: TcpStream,
+        seals: Seals,
+        alive: Out,
+        mut take: impl FnMut(Result<In, String>) + Send + 'static,
+    ) -> Self {
+        let (reader, writer) = stream.into_split();
+        let (sender, outgoing) = mpsc::unbounded_channel();
+        let writer = tokio::spawn(write(writer, seals.sending, outgoing, alive));
+        tokio::spawn(async move {
+            let reason = read(reader, seals.receiving, |message| take(Ok(message))).await;
+            take(Err(reason));
+        });
+        Self { sender, writer }
+    }
+
+    /// Sends a message, if the other end is still there.
+    pub fn send(&self, message: Out) {
+        // That it is gone is told by the reading end.
+        let _ = self.sender.send(message);
+    }
+
+    /// For somebody else to send.
+    pub fn sender(&self) -> UnboundedSender<Out> {
+        self.sender.clone()
+    }
+
+    /// Lets the last messages leave.
+    pub async fn close(self) {
+        let Self { sender, mut writer } = self;
+        drop(sender);
+        if timeout(LAST_WORDS, &mut writer).await.is_err() {
+            writer.abort();
+        }
+    }
+}
+
+async fn write<Out: Clone + Serialize>(
+    mut stream: OwnedWriteHalf,
+    mut seal: Seal,
+    mut outgoing: UnboundedReceiver<Out>,
+    alive: Out,
+) {
+    loop {
+        let message = match timeout(ALIVE_EVERY, outgoing.recv()).await {
+            Ok(Some(message)) => message,
+            Ok(None) => break,
+            Err(_) => alive.clone(),
+        };
+        let frame = match seal.seal(&message) {
+            Ok(frame) => frame,
+            Err(error) => {
+                tracing::warn!("a message to another node is left out: {error}");
+                continue;
+            }
+        };
+        if stream.write_all(&frame).await.is_err() {
+            break;
+        }
+    }
+    let _ = stream.shutdown().await;
+}
+
+async fn read<In: DeserializeOwned>(
+    mut stream: OwnedReadHalf,
+    mut seal: Seal,
+    mut take: impl FnMut(In),
+) -> String {
+    loop {
+        match timeout(SILENCE, seal.read(&mut stream)).await {
+            Ok(Ok(message)) => take(message),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return "it closed the connection".to_owned();
+            }
+            Ok(Err(error)) => return error.to_string(),
+            Err(_) => return format!("it said nothing for {SILENCE:?}"),
+        }
+    }
+}

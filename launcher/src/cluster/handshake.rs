@@ -1,0 +1,252 @@
+//! Who is at the other end of a TCP connection: decided before anything else is said.
+//!
+//! Both ends prove that they know the job's token, the coordinator first, so that a launcher tells
+//! nothing to a stranger who listens at the right address. What is proved is a keyed BLAKE3 hash over a
+//! fresh nonce of each end, so a recording is worth nothing. Every message has a fixed length: there is
+//! nothing that a stranger could make long. Afterwards each frame carries a keyed hash of its content
+//! and its number.
+
+use std::io;
+use std::time::Duration;
+
+use comm::control::{self, MAX_FRAME_BYTES};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::token::Token;
+
+/// The first bytes of a member; the digit changes when the handshake does.
+const MAGIC: &[u8; 16] = b"lockstep join 1\n";
+
+const HASH_BYTES: usize = 32;
+
+type Nonce = [u8; HASH_BYTES];
+
+/// Why the other end is not trusted.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// It does not speak this protocol.
+    #[error("it is not a launcher of this version")]
+    NotALauncher,
+    /// It does not know the token.
+    #[error("it has another token")]
+    WrongToken,
+    /// It took too long.
+    #[error("it did not say who it is within {0:?}")]
+    Silent(Duration),
+    /// The connection broke.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// One direction of a connection whose ends know each other.
+pub struct Seal {
+    key: [u8; HASH_BYTES],
+    frames: u64,
+}
+
+/// The two directions, as one end sees them.
+pub struct Seals {
+    /// For what this end sends.
+    pub sending: Seal,
+    /// For what it receives.
+    pub receiving: Seal,
+}
+
+/// The coordinator's part. The caller sets the deadline.
+///
+/// # Errors
+/// [`HandshakeError`]; nothing that helps a stranger has been sent then.
+pub async fn accept(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    token: &Token,
+) -> Result<Seals, HandshakeError> {
+    let mut magic = [0; MAGIC.len()];
+    stream.read_exact(&mut magic).await?;
+    if magic != *MAGIC {
+        return Err(HandshakeError::NotALauncher);
+    }
+    let mut theirs = Nonce::default();
+    stream.read_exact(&mut theirs).await?;
+    let nonces = [theirs, nonce()?];
+    stream.write_all(&nonces[1]).await?;
+    stream.write_all(proof(token, "coordinator", &nonces).as_bytes()).await?;
+    check(stream, token, "member", &nonces).await?;
+    Ok(Seals {
+        sending: Seal::new(token, "to member", &nonces),
+        receiving: Seal::new(token, "to coordinator", &nonces),
+    })
+}
+
+/// The other launchers' part. The caller sets the deadline.
+///
+/// # Errors
+/// [`HandshakeError`]; nothing that helps a stranger has been sent then.
+pub async fn connect(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    token: &Token,
+) -> Result<Seals, HandshakeError> {
+    let mine = nonce()?;
+    stream.write_all(MAGIC).await?;
+    stream.write_all(&mine).await?;
+    let mut theirs = Nonce::default();
+    stream.read_exact(&mut theirs).await?;
+    let nonces = [mine, theirs];
+    check(stream, token, "coordinator", &nonces).await?;
+    stream.write_all(proof(token, "member", &nonces).as_bytes()).await?;
+    Ok(Seals {
+        sending: Seal::new(token, "to coordinator", &nonces),
+        receiving: Seal::new(token, "to member", &nonces),
+    })
+}
+
+fn nonce() -> io::Result<Nonce> {
+    let mut nonce = Nonce::default();
+    getrandom::fill(&mut nonce).map_err(io::Error::other)?;
+    Ok(nonce)
+}
+
+/// `nonces`: the member's, the coordinator's.
+fn proof(token: &Token, role: &str, nonces: &[Nonce; 2]) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new_keyed(token.key());
+    hasher.update(&nonces[0]).update(&nonces[1]).update(role.as_bytes());
+    hasher.finalize()
+}
+
+async fn check(
+    stream: &mut (impl AsyncRead + Unpin),
+    token: &Token,
+    role: &str,
+    nonces: &[Nonce; 2],
+) -> Result<(), HandshakeError> {
+    let mut theirs = [0; HASH_BYTES];
+    stream.read_exact(&mut theirs).await?;
+    // Takes the same time wherever they differ.
+    match proof(token, role, nonces) == blake3::Hash::from_bytes(theirs) {
+        true => Ok(()),
+        false => Err(HandshakeError::WrongToken),
+    }
+}
+
+impl Seal {
+    fn new(token: &Token, direction: &str, nonces: &[Nonce; 2]) -> Self {
+        Self { key: *proof(token, direction, nonces).as_bytes(), frames: 0 }
+    }
+
+    fn next(&mut self, body: &[u8]) -> blake3::Hash {
+        let mut hasher = blake3::Hasher::new_keyed(&self.key);
+        hasher.update(&self.frames.to_le_bytes()).update(body);
+        self.frames += 1;
+        hasher.finalize()
+    }
+
+    /// `message` as a frame: its length, itself, its hash.
+    ///
+    /// # Errors
+    /// When it is longer than [`MAX_FRAME_BYTES`].
+    pub fn seal(&mut self, message: &impl Serialize) -> io::Result<Vec<u8>> {
+        let mut frame = control::encode(message)?;
+        let hash = self.next(&frame[4..]);
+        frame.extend_from_slice(hash.as_bytes());
+        Ok(frame)
+    }
+
+    /// Reads one frame. The caller sets the deadline.
+    ///
+    /// # Errors
+    /// Of the stream, or when the frame is too long or was not sent by the other end.
+    pub async fn read<T: DeserializeOwned>(
+        &mut self,
+        stream: &mut (impl AsyncRead + Unpin),
+    ) -> io::Result<T> {
+        let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
+        let length = stream.read_u32_le().await? as usize;
+        if length > MAX_FRAME_BYTES {
+            return Err(invalid(format!("a frame of {length} bytes, more than {MAX_FRAME_BYTES}")));
+        }
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).await?;
+        let mut hash = [0; HASH_BYTES];
+        stream.read_exact(&mut hash).await?;
+        if self.next(&body) != blake3::Hash::from_bytes(hash) {
+            return Err(invalid("a frame that the other end did not send".to_owned()));
+        }
+        control::decode(&body)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::duplex;
+
+    use super::*;
+
+    fn token() -> Token {
+        let folder = tempfile::tempdir().unwrap();
+        Token::create(&folder.path().join("token")).unwrap()
+    }
+
+    #[tokio::test]
+    async fn ends_with_the_same_token_understand_each_other() {
+        let (mut here, mut there) = duplex(1024);
+        let token = token();
+        let (accepted, connected) =
+            tokio::join!(accept(&mut here, &token), connect(&mut there, &token));
+        let (mut accepted, mut connected) = (accepted.unwrap(), connected.unwrap());
+        for text in ["one", "two"] {
+            let frame = accepted.sending.seal(&text).unwrap();
+            here.write_all(&frame).await.unwrap();
+            assert_eq!(connected.receiving.read::<String>(&mut there).await.unwrap(), text);
+        }
+        let frame = connected.sending.seal(&"back").unwrap();
+        there.write_all(&frame).await.unwrap();
+        assert_eq!(accepted.receiving.read::<String>(&mut here).await.unwrap(), "back");
+    }
+
+    #[tokio::test]
+    async fn a_member_with_another_token_learns_that_and_proves_nothing() {
+        let (mut here, mut there) = duplex(1024);
+        let (mine, other) = (token(), token());
+        let member = async {
+            let error = connect(&mut there, &other).await.err();
+            drop(there);
+            error
+        };
+        let (accepted, refused) = tokio::join!(accept(&mut here, &mine), member);
+        assert!(matches!(refused, Some(HandshakeError::WrongToken)));
+        assert!(matches!(accepted, Err(HandshakeError::Io(_))), "it has sent no proof");
+    }
+
+    #[tokio::test]
+    async fn a_replayed_handshake_is_worth_nothing() {
+        let token = token();
+        let (mut here, mut there) = duplex(1024);
+        let mut recorded = MAGIC.to_vec();
+        let nonces = [[7; HASH_BYTES], [9; HASH_BYTES]];
+        recorded.extend_from_slice(&nonces[0]);
+        recorded.extend_from_slice(proof(&token, "member", &nonces).as_bytes());
+        there.write_all(&recorded).await.unwrap();
+        assert!(matches!(accept(&mut here, &token).await, Err(HandshakeError::WrongToken)));
+    }
+
+    #[tokio::test]
+    async fn garbage_and_too_long_or_replayed_frames_are_refused() {
+        let token = token();
+        let (mut here, mut there) = duplex(1024);
+        there.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        assert!(matches!(accept(&mut here, &token).await, Err(HandshakeError::NotALauncher)));
+
+        let nonces = [[0; HASH_BYTES]; 2];
+        let seal = || Seal::new(&token, "to member", &nonces);
+        let frame = seal().seal(&"Kill").unwrap();
+        let twice = [frame.as_slice(), frame.as_slice()].concat();
+        let (mut stream, mut opened) = (twice.as_slice(), seal());
+        assert_eq!(opened.read::<String>(&mut stream).await.unwrap(), "Kill");
+        assert!(opened.read::<String>(&mut stream).await.is_err());
+
+        let long = u32::MAX.to_le_bytes();
+        let error = seal().read::<String>(&mut long.as_slice()).await.unwrap_err().to_string();
+        assert!(error.contains("4294967295 bytes"), "{error}");
+    }
+}

@@ -1,0 +1,281 @@
+//! The other nodes' end: joins node 0's launcher and does what that one says.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use comm::control::ToLauncher;
+use job::ExitCode;
+use job::run_dir::RunDir;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::Cluster;
+use super::address::{Interface, interface_of};
+use super::connection::Connection;
+use super::handshake::{self, HandshakeError};
+use super::host::FAREWELL;
+use super::message::{Introduction, News, ToCoordinator, ToMember};
+use crate::coordinator::Values;
+use crate::error::LaunchError;
+use crate::local::{Local, LocalRanks, OverMpi};
+use crate::plan::{Layout, Plan};
+use crate::signals::Signals;
+use crate::spawn::Spec;
+
+/// Between attempts to reach node 0.
+const RETRY: Duration = Duration::from_millis(300);
+
+/// For one attempt to reach one address.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Lines of a log longer than this are cut, so that its end fits a frame.
+const MAX_TAIL_LINE: usize = 1000;
+
+/// What this node brings to the job.
+pub struct Member<'a> {
+    /// Which job.
+    pub cluster: &'a Cluster,
+    /// What this launcher says of itself.
+    pub me: Introduction,
+    /// The program of each rank.
+    pub trainer: &'a Path,
+    /// Whether ranks log JSON.
+    pub json: bool,
+    /// How often the job may be started again.
+    pub max_restarts: u32,
+    /// The plan for this node, once it is known how many ranks the others have.
+    pub plan: &'a dyn Fn(Layout) -> Result<Plan, LaunchError>,
+}
+
+struct Link {
+    connection: Connection<ToCoordinator>,
+    incoming: UnboundedReceiver<Result<ToMember, String>>,
+    interface: Option<Interface>,
+}
+
+/// What ended a stretch of work.
+enum End {
+    Finished(ExitCode, String),
+    Lost(String),
+}
+
+impl Member<'_> {
+    /// Takes part until node 0's launcher says how the job has ended.
+    ///
+    /// # Errors
+    /// [`LaunchError`] when node 0 cannot be joined, or is lost.
+    pub async fn run(&self) -> Result<(ExitCode, String), LaunchError> {
+        let mut signals = Signals::catch().map_err(LaunchError::system("catch signals"))?;
+        let mut restarts = 0;
+        loop {
+            let mut link = tokio::select! {
+                link = self.join() => link?,
+                signal = signals.next() => return Ok(stopped_early(signal.name())),
+            };
+            tracing::info!("joined {}; waiting for the other nodes", self.cluster.rendezvous);
+            let end = self.follow(&mut link, &mut signals).await?;
+            link.connection.close().await;
+            match end {
+                End::Finished(exit_code, text) => {
+                    let gone = async { while receive(&mut link.incoming).await.is_ok() {} };
+                    // When node 0's does, so that all launchers end at the same moment.
+                    let _ = timeout(FAREWELL, gone).await;
+                    return Ok((exit_code, text));
+                }
+                End::Lost(reason) => {
+                    let text =
+                        format!("node 0 ({}) is lost: {reason}", self.cluster.rendezvous.host);
+                    if restarts >= self.max_restarts {
+                        return Err(LaunchError::Cluster { exit_code: ExitCode::RankFailed, text });
+                    }
+                    restarts += 1;
+                    tracing::warn!("{text}; joining again");
+                }
+            }
+        }
+    }
+
+    /// Connects to node 0 and introduces itself, again and again until the deadline.
+    async fn join(&self) -> Result<Link, LaunchError> {
+        let deadline = Instant::now() + self.cluster.join_timeout;
+        // A name that does not resolve will not do so later either.
+        let addresses = self.cluster.rendezvous.resolve().await;
+        let addresses = addresses.map_err(LaunchError::cluster(ExitCode::Setup))?;
+        let mut problem = "nobody answered".to_owned();
+        while Instant::now() < deadline {
+            for address in &addresses {
+                for port in self.cluster.rendezvous.ports.clone() {
+                    match self.try_join((*address, port).into()).await {
+                        Ok(link) => return Ok(link),
+                        // Another job may have one of several ports, but not the only one.
+                        Err(HandshakeError::WrongToken) if self.cluster.has_one_port() => {
+                            let text = format!(
+                                "the launcher at {} has another token",
+                                self.cluster.rendezvous
+                            );
+                            return Err(LaunchError::Cluster { exit_code: ExitCode::Setup, text });
+                        }
+                        Err(error) => problem = format!("port {port}: {error}"),
+                    }
+                }
+            }
+            sleep(RETRY).await;
+        }
+        let text = format!(
+            "cannot join node 0 at {} within {:?}: {problem}",
+            self.cluster.rendezvous, self.cluster.join_timeout
+        );
+        Err(LaunchError::Cluster { exit_code: ExitCode::Hang, text })
+    }
+
+    async fn try_join(&self, address: std::net::SocketAddr) -> Result<Link, HandshakeError> {
+        let late = |_| HandshakeError::Silent(CONNECT_TIMEOUT);
+        // Made by node 0's launcher, so read again each time.
+        let Some(token) = self.cluster.secret.read().map_err(std::io::Error::other)? else {
+            return Err(std::io::Error::other(self.cluster.secret.absent()).into());
+        };
+        let mut stream =
+            timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await.map_err(late)??;
+        stream.set_nodelay(true)?;
+        let shaking = handshake::connect(&mut stream, &token);
+        let seals = timeout(CONNECT_TIMEOUT, shaking).await.map_err(late)??;
+        let interface = interface_of(stream.local_addr()?.ip());
+        let (sender, incoming) = mpsc::unbounded_channel();
+        let connection = Connection::start(stream, seals, ToCoordinator::Alive, move |message| {
+            // Nobody listens any more when this launcher ends.
+            let _ = sender.send(message);
+        });
+        let me = Introduction { unix_seconds: super::unix_seconds(), ..self.me.clone() };
+        connection.send(ToCoordinator::Join(Box::new(me)));
+        Ok(Link { connection, incoming, interface })
+    }
+
+    async fn follow(&self, link: &mut Link, signals: &mut Signals) -> Result<End, LaunchError> {
+        // The others may come as late as this one did.
+        let deadline = Instant::now() + 2 * self.cluster.join_timeout;
+        let (layout, run_dir, config) = loop {
+            let message = tokio::select! {
+                message = timeout_at(deadline, receive(&mut link.incoming)) => message,
+                signal = signals.next() => {
+                    let (exit_code, text) = stopped_early(signal.name());
+                    return Ok(End::Finished(exit_code, text));
+                }
+            };
+            match message {
+                Ok(Ok(ToMember::Welcome { layout, run_dir, config, .. })) => {
+                    break (layout, run_dir, config);
+                }
+                Ok(Ok(ToMember::Finish { exit_code, text })) => {
+                    return Ok(finished(exit_code, text));
+                }
+                Ok(Ok(_)) => {}
+                Ok(Err(reason)) => return Ok(End::Lost(reason)),
+                Err(_) => return Ok(End::Lost("it did not say who else is there".to_owned())),
+            }
+        };
+        let plan = (self.plan)(Layout { node_rank: self.me.node_rank, ranks_per_node: layout })?;
+        let folder = tempfile::tempdir().map_err(LaunchError::system("make a folder"))?;
+        let config_path = folder.path().join("config.yaml");
+        std::fs::write(&config_path, config)
+            .map_err(LaunchError::system("write the configuration for this node's ranks"))?;
+        let run_dir = self.cluster.run_dir.clone().unwrap_or(run_dir);
+        let run_dir = RunDir::at(&run_dir);
+        std::fs::create_dir_all(run_dir.logs_dir()).map_err(LaunchError::system(format!(
+            "make a folder for logs in {}",
+            run_dir.root().display()
+        )))?;
+        let mut spec = Spec {
+            trainer: self.trainer.to_owned(),
+            config: config_path,
+            run_dir: Arc::new(run_dir),
+            resume: String::new(),
+            device: plan.device,
+            threads: plan.threads_per_rank,
+            json: self.json,
+            env: link.interface.as_ref().map(super::network_variables).unwrap_or_default(),
+        };
+        loop {
+            match receive(&mut link.incoming).await {
+                Ok(ToMember::Start { resume }) => {
+                    spec.resume = resume;
+                    if let Some(end) = self.attempt(&plan, &spec, link, signals).await? {
+                        return Ok(end);
+                    }
+                }
+                Ok(ToMember::Finish { exit_code, text }) => return Ok(finished(exit_code, text)),
+                Ok(_) => {}
+                Err(reason) => return Ok(End::Lost(reason)),
+            }
+        }
+    }
+
+    /// One attempt at the job; `None` when it has ended and been reported.
+    async fn attempt(
+        &self,
+        plan: &Plan,
+        spec: &Spec,
+        link: &mut Link,
+        signals: &mut Signals,
+    ) -> Result<Option<End>, LaunchError> {
+        let mpi = if plan.backend == "mpi" { OverMpi::Slots } else { OverMpi::No };
+        let mut local =
+            LocalRanks::start(&plan.ranks, spec.clone(), Values::Elsewhere, &mpi, None)?;
+        let mut running = plan.ranks.len();
+        while running > 0 {
+            tokio::select! {
+                biased;
+                signal = signals.next() => {
+                    link.connection.send(ToCoordinator::Signal(signal.name().to_owned()));
+                }
+                message = receive(&mut link.incoming) => match message {
+                    Ok(ToMember::Stop { reason }) => local.stop(&reason),
+                    Ok(ToMember::Kill) => local.kill(),
+                    Ok(ToMember::Value { key, value }) => local.board().put(key, value),
+                    Ok(ToMember::Daemon { command }) => local.start_daemon(&command),
+                    // Dropping the ranks kills them.
+                    Ok(ToMember::Finish { exit_code, text }) => return Ok(Some(finished(exit_code, text))),
+                    Ok(ToMember::Start { .. } | ToMember::Welcome { .. } | ToMember::Alive) => {}
+                    Err(reason) => return Ok(Some(End::Lost(reason))),
+                },
+                local = local.next() => if let Local::News(news) = local {
+                    running -= usize::from(matches!(news, News::Exited { .. }));
+                    link.connection.send(ToCoordinator::News(short_enough(news)));
+                },
+            }
+        }
+        let first = plan.layout.ranks_of(plan.layout.node_rank).start;
+        for (index, (path, tail)) in local.end().await.into_iter().enumerate() {
+            let tail = tail.iter().map(|line| line.chars().take(MAX_TAIL_LINE).collect()).collect();
+            link.connection.send(ToCoordinator::Log { rank: first + index, path, tail });
+        }
+        link.connection.send(ToCoordinator::AttemptEnded);
+        Ok(None)
+    }
+}
+
+async fn receive(
+    incoming: &mut UnboundedReceiver<Result<ToMember, String>>,
+) -> Result<ToMember, String> {
+    incoming.recv().await.unwrap_or_else(|| Err("the connection is closed".to_owned()))
+}
+
+fn stopped_early(signal: &str) -> (ExitCode, String) {
+    (ExitCode::Stopped, format!("stopped by {signal} before the job began"))
+}
+
+fn finished(exit_code: u8, text: String) -> End {
+    End::Finished(ExitCode::from_code(exit_code).unwrap_or(ExitCode::RankFailed), text)
+}
+
+/// A rank's frame had room for its message; with what is around it here, it may not.
+fn short_enough(news: News) -> News {
+    match news {
+        News::Said { rank, message: ToLauncher::Failed { exit_code, message } } => {
+            let message = message.chars().take(8 * MAX_TAIL_LINE).collect();
+            News::Said { rank, message: ToLauncher::Failed { exit_code, message } }
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,132 @@
+//! Several machines, one launcher on each.
+//!
+//! Node 0's launcher decides for all ([`host`]); the others join it over TCP and do what it says
+//! ([`member`]). Trainers talk to the launcher of their own machine only.
+
+pub mod address;
+mod agree;
+mod connection;
+pub mod handshake;
+pub mod host;
+pub mod member;
+pub mod message;
+pub mod token;
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use address::{Interface, Rendezvous};
+use token::{Token, TokenError};
+
+/// The machines of a job, as each launcher is told.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    /// How many.
+    pub nodes: usize,
+    /// This one's place among them.
+    pub node_rank: usize,
+    /// Where node 0's launcher is.
+    pub rendezvous: Rendezvous,
+    /// How long to wait for the others.
+    pub join_timeout: Duration,
+    /// Where the token is.
+    pub secret: Secret,
+    /// Where this node keeps its part of the run, if it was told.
+    pub run_dir: Option<PathBuf>,
+}
+
+impl Cluster {
+    /// Whether all agree on one port, so that whoever listens there is meant.
+    pub fn has_one_port(&self) -> bool {
+        self.rendezvous.ports.start() == self.rendezvous.ports.end()
+    }
+}
+
+/// Where the token is.
+#[derive(Debug, Clone)]
+pub enum Secret {
+    /// In the environment.
+    Environment,
+    /// In this file, which the user keeps.
+    File(PathBuf),
+    /// In this file, which node 0 makes for the job.
+    Made(PathBuf),
+}
+
+impl Secret {
+    /// The environment wins over `file`, and that over one that is made for the `job`.
+    pub fn choose(file: Option<PathBuf>, job: &str) -> Self {
+        match (std::env::var_os(token::TOKEN), file) {
+            (Some(_), _) => Self::Environment,
+            (None, Some(path)) => Self::File(path),
+            (None, None) => Self::Made(token::default_path(job)),
+        }
+    }
+
+    /// The token, if it is there.
+    ///
+    /// # Errors
+    /// [`TokenError`].
+    pub fn read(&self) -> Result<Option<Token>, TokenError> {
+        match self {
+            Self::Environment => Token::from_env(),
+            Self::File(path) | Self::Made(path) => Token::read(path),
+        }
+    }
+
+    /// The token of node 0, which makes it where the user has not.
+    ///
+    /// # Errors
+    /// [`TokenError`].
+    pub fn read_or_make(&self) -> Result<Token, TokenError> {
+        match (self, self.read()) {
+            (Self::Made(path), _) => Token::create(path),
+            (_, Ok(Some(token))) => Ok(token),
+            (Self::File(path), Ok(None)) => Token::create(path),
+            (Self::Environment, Ok(None)) => {
+                Err(TokenError::Short { place: token::TOKEN.to_owned() })
+            }
+            (_, Err(error)) => Err(error),
+        }
+    }
+
+    /// Removes a file that was made for this job.
+    pub fn remove(&self) {
+        if let Self::Made(path) = self {
+            // One that is gone is what is wanted.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
+    /// What to do where there is no token.
+    pub fn absent(&self) -> String {
+        match self {
+            Self::Environment => format!("{} is not set", token::TOKEN),
+            Self::File(path) | Self::Made(path) => format!(
+                "no token: {} is not there; node 0's launcher makes it: copy it here, or set {} on \
+                 every node",
+                path.display(),
+                token::TOKEN
+            ),
+        }
+    }
+}
+
+/// Has libraries use the network between the nodes; a variable that is set already wins.
+pub fn network_variables(interface: &Interface) -> Vec<(&'static str, String)> {
+    vec![
+        // Exactly this one, not those whose names begin like it.
+        ("NCCL_SOCKET_IFNAME", format!("={}", interface.name)),
+        ("OMPI_MCA_btl_tcp_if_include", interface.network.clone()),
+    ]
+}
+
+/// The machine's name for itself.
+pub fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// What this machine's clock says, in seconds since 1970.
+pub fn unix_seconds() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}

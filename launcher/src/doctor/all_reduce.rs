@@ -1,0 +1,95 @@
+//! How long an all-reduce takes, measured with ranks that are threads of this process.
+
+use std::collections::HashMap;
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use comm::bootstrap::{Backend, Store, connect};
+use comm::env::{StartedBy, World};
+use comm::{BufferMut, CommError, ReduceOp};
+
+/// Rounds that are timed; the first one is for warming up.
+const ROUNDS: usize = 6;
+
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The median over rounds, of averaging `bytes` of f32 over `ranks` ranks.
+///
+/// # Errors
+/// A sentence: why it does not work.
+pub fn over_shared_memory(ranks: usize, bytes: usize) -> Result<Duration, String> {
+    let store = Board::default();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..ranks)
+            .map(|rank| {
+                let store = &store;
+                scope.spawn(move || one_rank(rank, ranks, bytes, store))
+            })
+            .collect();
+        let mut longest = Duration::ZERO;
+        for thread in threads {
+            let took = thread.join().map_err(|_| "a rank panicked".to_owned())?;
+            longest = longest.max(took.map_err(|error| error.to_string())?);
+        }
+        Ok(longest)
+    })
+}
+
+fn one_rank(rank: usize, ranks: usize, bytes: usize, store: &Board) -> Result<Duration, CommError> {
+    let world = World {
+        rank,
+        world_size: ranks,
+        local_rank: rank,
+        local_world_size: ranks,
+        started_by: StartedBy::Launcher,
+    };
+    let communicator = connect(Backend::Shm, world, Some(store), TIMEOUT)?;
+    let mut gradients = vec![1.0f32; bytes / 4];
+    let mut times = Vec::with_capacity(ROUNDS);
+    for _ in 0..ROUNDS {
+        communicator.barrier()?;
+        let started = Instant::now();
+        communicator.all_reduce(BufferMut::host(&mut gradients), ReduceOp::Mean)?;
+        times.push(started.elapsed());
+    }
+    communicator.finalize()?;
+    times.remove(0);
+    times.sort_unstable();
+    Ok(times[times.len() / 2])
+}
+
+/// Values that ranks leave for each other.
+#[derive(Default)]
+struct Board {
+    values: Mutex<HashMap<String, String>>,
+    changed: Condvar,
+}
+
+impl Store for Board {
+    fn put(&self, key: &str, value: &str) -> Result<(), CommError> {
+        let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
+        values.insert(key.to_owned(), value.to_owned());
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    fn get(&self, key: &str, timeout: Duration) -> Result<String, CommError> {
+        let values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
+        let (values, _) = self
+            .changed
+            .wait_timeout_while(values, timeout, |values| !values.contains_key(key))
+            .unwrap_or_else(PoisonError::into_inner);
+        let absent = || CommError::Control(format!("nobody published {key} within {timeout:?}"));
+        values.get(key).cloned().ok_or_else(absent)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_of_this_process_average_gradients() {
+        assert!(over_shared_memory(2, 1 << 20).unwrap() > Duration::ZERO);
+    }
+}

@@ -1,0 +1,303 @@
+//! The ranks of this node during one attempt at the job: starts them, hears them, stops them.
+//!
+//! Decides nothing: what happens is told as [`News`], and what to do comes from the supervisor, which is
+//! in this process or on another machine.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use comm::control::ToLauncher;
+use job::ExitCode;
+use tokio::process::Child;
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::time::{Instant, timeout};
+
+use crate::cluster::message::News;
+use crate::console::Console;
+use crate::coordinator::{Board, Coordinator, Message, Values};
+use crate::error::LaunchError;
+use crate::logs::RankLog;
+use crate::mpi::{Mpirun, Progress, Slots};
+use crate::plan::RankPlan;
+use crate::policy::Exit;
+use crate::spawn::{self, Groups, Spec};
+
+/// How long the last words of a rank whose process has ended are waited for.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// How long the rest of the ranks' output is waited for at the end.
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
+
+/// A rank's log and its last lines.
+pub type LogTail = (PathBuf, Vec<String>);
+
+/// What an attempt needs of MPI.
+#[derive(Debug, Clone)]
+pub enum OverMpi {
+    /// Nothing.
+    No,
+    /// Slots, for which another node's launcher runs `mpirun`.
+    Slots,
+    /// Slots and `mpirun` itself.
+    Mpirun(Mpirun),
+}
+
+/// Something that happened on this node.
+#[derive(Debug)]
+pub enum Local {
+    /// To a rank.
+    News(News),
+    /// `mpirun` wants a daemon on another node.
+    Daemon {
+        /// The node's name.
+        host: String,
+        /// A shell command.
+        command: String,
+    },
+}
+
+struct Exited {
+    rank: usize,
+    status: ExitStatus,
+    at: Instant,
+}
+
+/// The processes, and the channels that tell of them. The processes are killed when it is dropped.
+pub struct LocalRanks<'a> {
+    spec: Spec,
+    plans: &'a [RankPlan],
+    console: Option<Console>,
+    groups: Groups,
+    coordinator: Coordinator,
+    messages: UnboundedReceiver<Message>,
+    exits: UnboundedReceiver<Exited>,
+    exit_sender: UnboundedSender<Exited>,
+    news: VecDeque<News>,
+    logs: Vec<RankLog>,
+    slots: Option<Slots>,
+}
+
+impl<'a> LocalRanks<'a> {
+    /// Starts the ranks of `plans`, whose numbers follow each other; over MPI, as soon as they have
+    /// slots. `values`: where values that ranks leave for each other are kept. `console`: where the
+    /// first of them is shown, if it is.
+    ///
+    /// # Errors
+    /// [`LaunchError`] when the operating system refuses what is needed.
+    pub fn start(
+        plans: &'a [RankPlan],
+        spec: Spec,
+        values: Values,
+        mpi: &OverMpi,
+        console: Option<Console>,
+    ) -> Result<Self, LaunchError> {
+        let ranks = range(plans);
+        let (message_sender, messages) = mpsc::unbounded_channel();
+        let (exit_sender, exits) = mpsc::unbounded_channel();
+        let coordinator = Coordinator::listen(ranks.clone(), values, message_sender)
+            .map_err(LaunchError::system("open a control socket"))?;
+        let slots = match mpi {
+            OverMpi::No => None,
+            OverMpi::Slots | OverMpi::Mpirun(_) => {
+                let failed = LaunchError::system("open a socket for MPI");
+                Some(Slots::listen(ranks).map_err(failed)?)
+            }
+        };
+        let mut local = Self {
+            spec,
+            plans,
+            console,
+            groups: Groups::default(),
+            coordinator,
+            messages,
+            exits,
+            exit_sender,
+            news: VecDeque::new(),
+            logs: Vec::new(),
+            slots,
+        };
+        match (&mut local.slots, mpi) {
+            (Some(slots), OverMpi::Mpirun(mpirun)) => slots.start(mpirun).map_err(|source| {
+                let program = mpirun.program.display();
+                LaunchError::System { what: format!("start {program}, which MPI needs"), source }
+            })?,
+            (Some(_), _) => {}
+            (None, _) => local.spawn(),
+        }
+        Ok(local)
+    }
+
+    fn spawn(&mut self) {
+        for plan in self.plans {
+            let rank = plan.world.rank;
+            let mpi = self.slots.as_ref().map(|slots| slots.env(rank)).unwrap_or_default();
+            match self.spawn_one(plan, mpi) {
+                Ok(pid) => self.news.push_back(News::Spawned { rank, pid }),
+                Err(error) => self.give_up(rank, &error.to_string()),
+            }
+        }
+    }
+
+    fn spawn_one(
+        &mut self,
+        plan: &RankPlan,
+        mpi: Vec<(std::ffi::OsString, std::ffi::OsString)>,
+    ) -> Result<u32, LaunchError> {
+        let rank = plan.world.rank;
+        let socket = self.coordinator.socket();
+        let (child, output) = spawn::spawn(&self.spec, plan, socket, mpi).map_err(|source| {
+            LaunchError::Spawn { rank, trainer: self.spec.trainer.clone(), source }
+        })?;
+        let pid = child.id().unwrap_or_default();
+        self.groups.add(rank, pid);
+        let console = self.console.clone().filter(|_| rank == self.plans[0].world.rank);
+        let path = self.spec.run_dir.log_path(rank);
+        let log = RankLog::start(rank, path, output, console)
+            .map_err(LaunchError::system("start a thread"))?;
+        self.logs.push(log);
+        let last_words = self.coordinator.drained(rank);
+        tokio::spawn(watch(child, rank, last_words, self.exit_sender.clone()));
+        Ok(pid)
+    }
+
+    /// A rank that cannot be started.
+    fn give_up(&mut self, rank: usize, reason: &str) {
+        let exit_code = ExitCode::Setup as u8;
+        let message = ToLauncher::Failed { exit_code, message: reason.to_owned() };
+        self.news.push_back(News::Said { rank, message });
+        self.news.push_back(News::Exited { rank, exit: Exit::Code(exit_code.into()), ago_ms: 0 });
+    }
+
+    /// What happens next. May be dropped and called again.
+    pub async fn next(&mut self) -> Local {
+        loop {
+            if let Some(news) = self.news.pop_front() {
+                return Local::News(news);
+            }
+            let slots = async {
+                match &mut self.slots {
+                    Some(slots) => slots.next().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                // Before exits: a rank's last words explain its end.
+                Some(message) = self.messages.recv() => return Local::News(message.into()),
+                Some(exited) = self.exits.recv() => return Local::News(self.exited(&exited)),
+                progress = slots => match progress {
+                    Progress::Daemon { host, command } => return Local::Daemon { host, command },
+                    Progress::Ready => self.spawn(),
+                    Progress::Failed(reason) => self.never_spawned(&reason),
+                },
+            }
+        }
+    }
+
+    fn exited(&mut self, exited: &Exited) -> News {
+        let rank = exited.rank;
+        self.groups.remove(rank);
+        let exit = match (exited.status.code(), exited.status.signal()) {
+            (Some(code), _) => Exit::Code(code),
+            (None, signal) => Exit::Signal(signal.unwrap_or_default()),
+        };
+        if let (Some(slots), Exit::Code(0 | 8)) = (&mut self.slots, exit) {
+            slots.release(rank);
+        }
+        let ago_ms = u64::try_from(exited.at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        News::Exited { rank, exit, ago_ms }
+    }
+
+    /// Ranks for which there was no slot.
+    fn never_spawned(&mut self, reason: &str) {
+        self.slots = None;
+        for rank in range(self.plans) {
+            self.give_up(rank, reason);
+        }
+    }
+
+    /// The values that ranks leave for each other.
+    pub fn board(&self) -> Board {
+        self.coordinator.board()
+    }
+
+    /// Asks all ranks to save a checkpoint and exit.
+    pub fn stop(&self, reason: &str) {
+        self.coordinator.stop(reason);
+    }
+
+    /// Kills all ranks.
+    pub fn kill(&mut self) {
+        if self.slots.is_some() && self.logs.is_empty() {
+            return self.never_spawned("killed before it was started");
+        }
+        self.groups.kill();
+    }
+
+    /// Starts a daemon that `mpirun` wants on this node.
+    pub fn start_daemon(&mut self, command: &str) {
+        let Some(slots) = &mut self.slots else { return };
+        if let Err(error) = slots.start_daemon(command) {
+            self.never_spawned(&format!("cannot start a daemon of mpirun: {error}"));
+        }
+    }
+
+    /// What each rank wrote last; to be called when all have ended.
+    pub async fn end(&mut self) -> Vec<LogTail> {
+        if let Some(slots) = &mut self.slots {
+            slots.end().await;
+        }
+        let ended = async {
+            for log in &mut self.logs {
+                log.ended().await;
+            }
+        };
+        if timeout(LAST_OUTPUT, ended).await.is_err() {
+            tracing::warn!("something that a rank started still holds its output open");
+        }
+        let tails = self.logs.iter().map(|log| (log.path().to_owned(), log.tail()));
+        let mut tails: Vec<_> = tails.collect();
+        let missing = range(self.plans).skip(tails.len());
+        tails.extend(missing.map(|rank| (self.spec.run_dir.log_path(rank), Vec::new())));
+        tails
+    }
+}
+
+/// The ranks of `plans`, whose numbers follow each other.
+fn range(plans: &[RankPlan]) -> Range<usize> {
+    let first = plans.first().map_or(0, |plan| plan.world.rank);
+    first..first + plans.len()
+}
+
+impl From<Message> for News {
+    fn from(message: Message) -> Self {
+        match message {
+            Message::Said { rank, message } => Self::Said { rank, message },
+            Message::Refused { rank, reason } => Self::Refused { rank, reason },
+        }
+    }
+}
+
+async fn watch(
+    mut child: Child,
+    rank: usize,
+    last_words: impl Future<Output = ()>,
+    exits: UnboundedSender<Exited>,
+) {
+    let status = match child.wait().await {
+        Ok(status) => status,
+        Err(error) => {
+            tracing::error!("cannot wait for rank {rank}: {error}");
+            ExitStatus::from_raw(libc::SIGKILL)
+        }
+    };
+    let at = Instant::now();
+    // A rank that never connected has no last words, so this has a limit.
+    let _ = timeout(LAST_WORDS, last_words).await;
+    // Nobody listens any more when the attempt was given up.
+    let _ = exits.send(Exited { rank, status, at });
+}

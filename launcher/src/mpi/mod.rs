@@ -1,0 +1,348 @@
+//! Ranks over MPI, started by launchers: `mpirun` without ssh.
+//!
+//! `mpirun` (Open MPI 5) wants to start two kinds of processes, and gets a stand-in for each. Its
+//! daemons on other nodes: it runs [`helper::agent`] in place of ssh, which hands the command line to
+//! node 0's launcher, and that to the node's. And the ranks: it runs [`helper::slot`], which hands the
+//! environment that MPI needs to its node's launcher and waits. The launcher then starts the trainer
+//! with that environment, so that a rank over MPI is watched, logged, pinned and killed like any other.
+
+pub mod helper;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::Permissions;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use comm::control::{self, MAX_FRAME_BYTES};
+use rustix::process::{Pid, Signal, kill_process_group};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::logs::RankLog;
+use crate::spawn::block_stop_signals;
+use helper::{HUB, ToHub};
+
+/// From the start of `mpirun` until all slots of a node are there.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What `mpirun` and its daemons may take to end by themselves.
+const END_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Variables that a rank takes from its slot.
+const FROM_SLOT: [&str; 3] = ["PMIX_", "OMPI_", "PRTE_"];
+
+/// What `mpirun` must not see: it would take the allocation for its own, or itself for a rank.
+const NOT_FOR_MPIRUN: [&str; 4] = ["SLURM_", "PMI_", "PMIX_", "OMPI_COMM_WORLD_"];
+
+/// How `mpirun` is called.
+#[derive(Debug, Clone)]
+pub struct Mpirun {
+    /// The program.
+    pub program: PathBuf,
+    /// Name and ranks of each node.
+    pub nodes: Vec<(String, usize)>,
+    /// The network between the nodes, such as `10.0.0.0/24`, if there is more than one.
+    pub network: Option<String>,
+    /// Where its output goes.
+    pub log: PathBuf,
+}
+
+/// Something that this node's part of MPI needs, or has.
+pub enum Progress {
+    /// `mpirun` wants a daemon on another node.
+    Daemon {
+        /// The node's name.
+        host: String,
+        /// A shell command.
+        command: String,
+    },
+    /// Every rank of this node has a slot.
+    Ready,
+    /// It does not come about.
+    Failed(String),
+}
+
+enum Arrival {
+    Slot { rank: usize, env: Vec<(String, String)>, release: oneshot::Sender<u8> },
+    Daemon { host: String, command: String },
+    MpirunEnded(ExitStatus),
+}
+
+struct Slot {
+    env: Vec<(String, String)>,
+    release: Option<oneshot::Sender<u8>>,
+}
+
+/// This node's slots, and the processes that MPI needs beside them. All are killed when it is dropped.
+pub struct Slots {
+    folder: TempDir,
+    launcher: PathBuf,
+    ranks: Range<usize>,
+    slots: BTreeMap<usize, Slot>,
+    arrivals: UnboundedReceiver<Arrival>,
+    sender: UnboundedSender<Arrival>,
+    deadline: Instant,
+    is_ready: bool,
+    groups: Vec<Pid>,
+    running: watch::Sender<usize>,
+    log: Option<RankLog>,
+}
+
+impl Slots {
+    /// For the ranks of this node; starts nothing.
+    ///
+    /// # Errors
+    /// When there can be no socket for them.
+    pub fn listen(ranks: Range<usize>) -> io::Result<Self> {
+        let folder = tempfile::Builder::new()
+            .prefix("lockstep-mpi-")
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir()?;
+        // A name without spaces: mpirun splits its agent's.
+        let launcher = folder.path().join("launcher");
+        std::os::unix::fs::symlink(std::env::current_exe()?, &launcher)?;
+        let listener = UnixListener::bind(folder.path().join("hub"))?;
+        let (sender, arrivals) = mpsc::unbounded_channel();
+        tokio::spawn(accept(listener, sender.clone()));
+        Ok(Self {
+            folder,
+            launcher,
+            ranks,
+            slots: BTreeMap::new(),
+            arrivals,
+            sender,
+            deadline: Instant::now() + START_TIMEOUT,
+            is_ready: false,
+            groups: Vec::new(),
+            running: watch::Sender::new(0),
+            log: None,
+        })
+    }
+
+    /// Starts `mpirun`, on node 0.
+    ///
+    /// # Errors
+    /// When it cannot be executed.
+    pub fn start(&mut self, mpirun: &Mpirun) -> io::Result<()> {
+        let (reader, writer) = io::pipe()?;
+        let mut command = Command::new(&mpirun.program);
+        if rustix::process::getuid().is_root() {
+            command.arg("--allow-run-as-root");
+        }
+        let world_size: usize = mpirun.nodes.iter().map(|(_, ranks)| ranks).sum();
+        let hosts: Vec<_> =
+            mpirun.nodes.iter().map(|(host, ranks)| format!("{host}:{ranks}")).collect();
+        let agent = format!("{} mpi-agent", self.launcher.display());
+        command
+            .args(["-n", &world_size.to_string(), "--host", &hosts.join(",")])
+            .args(["--map-by", "slot", "--bind-to", "none", "--leave-session-attached"])
+            .args(["--prtemca", "plm", "ssh", "--prtemca", "plm_ssh_agent", &agent])
+            .args(["--prtemca", "plm_ssh_no_tree_spawn", "1"]);
+        if let Some(network) = &mpirun.network {
+            command.args(["--prtemca", "prte_if_include", network]);
+        }
+        command.arg(&self.launcher).arg("mpi-slot").stdout(writer.try_clone()?).stderr(writer);
+        let child = self.spawn(command)?;
+        self.log = Some(RankLog::start(0, mpirun.log.clone(), reader, None)?);
+        self.watch(child, true);
+        Ok(())
+    }
+
+    /// Starts a daemon that `mpirun` wants on this node.
+    ///
+    /// # Errors
+    /// When there can be no more processes.
+    pub fn start_daemon(&mut self, command_line: &str) -> io::Result<()> {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", command_line]).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = self.spawn(command)?;
+        self.watch(child, false);
+        Ok(())
+    }
+
+    fn spawn(&mut self, mut command: Command) -> io::Result<Child> {
+        for (name, _) in std::env::vars_os() {
+            let name = name.to_string_lossy().into_owned();
+            if NOT_FOR_MPIRUN.iter().any(|prefix| name.starts_with(prefix)) {
+                command.env_remove(name);
+            }
+        }
+        // SAFETY: `block_stop_signals` does nothing but what may be done between fork and exec.
+        unsafe { command.pre_exec(block_stop_signals) };
+        let child = command
+            .env(HUB, self.folder.path().join("hub"))
+            // What it leaves behind when it is killed goes with the folder.
+            .env("TMPDIR", self.folder.path())
+            .stdin(Stdio::null())
+            .process_group(0)
+            .spawn()?;
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+        self.groups.extend(pid);
+        Ok(child)
+    }
+
+    fn watch(&self, mut child: Child, is_mpirun: bool) {
+        let (sender, running) = (self.sender.clone(), self.running.clone());
+        running.send_modify(|count| *count += 1);
+        tokio::spawn(async move {
+            let status = child.wait().await;
+            running.send_modify(|count| *count -= 1);
+            if let (true, Ok(status)) = (is_mpirun, status) {
+                let _ = sender.send(Arrival::MpirunEnded(status));
+            }
+        });
+    }
+
+    /// The next thing to do or to know. Waits for ever once all is ready.
+    pub async fn next(&mut self) -> Progress {
+        loop {
+            let arrival = tokio::select! {
+                arrival = self.arrivals.recv() => arrival,
+                () = sleep_until(self.deadline), if !self.is_ready => {
+                    return Progress::Failed(self.missing());
+                }
+            };
+            match arrival {
+                Some(Arrival::Daemon { host, command }) => {
+                    return Progress::Daemon { host, command };
+                }
+                Some(Arrival::Slot { rank, env, release }) if self.ranks.contains(&rank) => {
+                    self.slots.insert(rank, Slot { env, release: Some(release) });
+                    if self.slots.len() == self.ranks.len() && !self.is_ready {
+                        self.is_ready = true;
+                        return Progress::Ready;
+                    }
+                }
+                Some(Arrival::Slot { rank, .. }) => {
+                    return Progress::Failed(format!(
+                        "mpirun put rank {rank} on this node, whose ranks are {} to {}; do two nodes \
+                         have the same name?",
+                        self.ranks.start,
+                        self.ranks.end - 1
+                    ));
+                }
+                Some(Arrival::MpirunEnded(status)) if !self.is_ready => {
+                    return Progress::Failed(format!("mpirun ended with {status}{}", self.said()));
+                }
+                Some(Arrival::MpirunEnded(_)) | None => std::future::pending().await,
+            }
+        }
+    }
+
+    fn missing(&self) -> String {
+        let missing: Vec<_> = self
+            .ranks
+            .clone()
+            .filter(|rank| !self.slots.contains_key(rank))
+            .map(|rank| rank.to_string())
+            .collect();
+        format!(
+            "mpirun made no place for ranks {} of this node within {START_TIMEOUT:?}{}",
+            missing.join(", "),
+            self.said()
+        )
+    }
+
+    fn said(&self) -> String {
+        let tail = self.log.as_ref().map(RankLog::tail).unwrap_or_default();
+        let lines: Vec<_> =
+            tail.into_iter().filter(|line| !line.trim_matches('-').is_empty()).collect();
+        if lines.is_empty() { String::new() } else { format!("; it said: {}", lines.join(" ")) }
+    }
+
+    /// What `rank`'s trainer needs in its environment; empty before all is ready.
+    pub fn env(&self, rank: usize) -> Vec<(OsString, OsString)> {
+        let env = self.slots.get(&rank).map_or(&[][..], |slot| &slot.env);
+        env.iter().map(|(name, value)| (name.into(), value.into())).collect()
+    }
+
+    /// `rank` has ended well, and so may its slot.
+    pub fn release(&mut self, rank: usize) {
+        if let Some(release) = self.slots.get_mut(&rank).and_then(|slot| slot.release.take()) {
+            // A slot that is gone is what is wanted.
+            let _ = release.send(0);
+        }
+    }
+
+    /// Waits until `mpirun` and its daemons have ended, not for long, and kills what is left.
+    pub async fn end(&mut self) {
+        for slot in self.slots.values_mut() {
+            slot.release.take().map(|release| release.send(1));
+        }
+        let mut running = self.running.subscribe();
+        let _ = timeout(END_TIMEOUT, running.wait_for(|count| *count == 0)).await;
+        self.kill();
+    }
+
+    fn kill(&mut self) {
+        for group in self.groups.drain(..) {
+            // A group that is empty is what is wanted.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+}
+
+impl Drop for Slots {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+async fn accept(listener: UnixListener, arrivals: UnboundedSender<Arrival>) {
+    loop {
+        tokio::select! {
+            () = arrivals.closed() => return,
+            accepted = listener.accept() => {
+                if let Ok((stream, _)) = accepted {
+                    tokio::spawn(serve(stream, arrivals.clone()));
+                }
+            }
+        }
+    }
+}
+
+/// The connection stays open until its process may end.
+async fn serve(mut stream: UnixStream, arrivals: UnboundedSender<Arrival>) {
+    match read(&mut stream).await {
+        Ok(ToHub::Slot { rank, env }) => {
+            let (release, released) = oneshot::channel();
+            let _ = arrivals.send(Arrival::Slot { rank, env, release });
+            let code = released.await.unwrap_or(1);
+            let _ = stream.write_all(&[code]).await;
+        }
+        Ok(ToHub::Daemon { host, command }) => {
+            let _ = arrivals.send(Arrival::Daemon { host, command });
+            arrivals.closed().await;
+        }
+        Err(error) => tracing::warn!("a process of mpirun said nothing sensible: {error}"),
+    }
+}
+
+async fn read(stream: &mut UnixStream) -> io::Result<ToHub> {
+    let length = stream.read_u32_le().await? as usize;
+    if length > MAX_FRAME_BYTES {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{length} bytes")));
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await?;
+    control::decode(&body)
+}
+
+/// The `mpirun` to use: `LOCKSTEP_MPIRUN`, else the one beside the MPI library that the trainer was
+/// built with (`built_with`), else the first on `PATH`.
+pub fn find_mpirun(built_with: &Path) -> PathBuf {
+    std::env::var_os("LOCKSTEP_MPIRUN").map_or_else(
+        || if built_with.exists() { built_with.to_owned() } else { "mpirun".into() },
+        PathBuf::from,
+    )
+}

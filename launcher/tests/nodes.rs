@@ -1,0 +1,398 @@
+//! Several launchers, each on a machine of its own as far as the kernel can pretend: a host name, and
+//! where a test cuts the link, a network. Needs root and Open MPI's `mpirun`; skipped elsewhere.
+
+#![allow(clippy::unwrap_used)] // all of it is test code
+
+mod support;
+
+use std::fs;
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use std::io::{Read, Write};
+use support::{Ended, Running, Sandbox, eventually, is_running};
+
+const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
+/// Nobody is waited for longer; the tests below are over in far less.
+const JOIN_TIMEOUT: &str = "60";
+
+/// The `mpirun` that `make setup` installs, or the system's.
+fn mpirun() -> PathBuf {
+    let own = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.deps/venv/bin/mpirun"));
+    if own.exists() { own } else { "mpirun".into() }
+}
+
+fn is_possible() -> bool {
+    let possible = rustix::process::getuid().is_root()
+        && Command::new("unshare").args(["--uts", "true"]).status().is_ok_and(|it| it.success())
+        && Command::new(mpirun()).arg("--version").output().is_ok_and(|it| it.status.success());
+    if !possible {
+        println!("skipped: needs root, unshare and mpirun");
+    }
+    possible
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// A job on machines `m0`, `m1`, ...
+struct Job {
+    sandbox: Sandbox,
+    nodes: usize,
+    rendezvous: String,
+}
+
+impl Job {
+    fn new(nodes: usize) -> Self {
+        let rendezvous = format!("127.0.0.1:{}", free_port());
+        Self { sandbox: Sandbox::with_stand_in(), nodes, rendezvous }
+    }
+
+    /// The launcher of machine `node`, with one rank, or as `args` say.
+    fn launcher(&self, node: usize, args: &[&str]) -> Command {
+        let (nodes, node_rank) = (self.nodes.to_string(), node.to_string());
+        let usual = [
+            ("--cpu", "1"),
+            ("--run-dir", "run"),
+            ("--join-timeout", JOIN_TIMEOUT),
+            ("--nodes", &nodes),
+            ("--node-rank", &node_rank),
+            ("--rendezvous", &self.rendezvous),
+        ];
+        let unsaid = usual.iter().filter(|(name, _)| !args.contains(name));
+        let unsaid: Vec<&str> = unsaid.flat_map(|(name, value)| [*name, *value]).collect();
+        let launcher = self.sandbox.launcher(&[&unsaid[..], args, &["c.yaml"]].concat());
+        let mut command = on_machine(&format!("m{node}"), &launcher);
+        command.env("LOCKSTEP_TOKEN", TOKEN);
+        command
+    }
+
+    fn start(&self, node: usize) -> Running {
+        Running::start(self.launcher(node, &[]))
+    }
+}
+
+/// `command` with a host name of its own, and all else as it was.
+fn on_machine(host: &str, command: &Command) -> Command {
+    let mut there = Command::new("unshare");
+    there.args(["--uts", "sh", "-c", "hostname \"$0\" && exec \"$@\"", host]);
+    there.arg(command.get_program()).args(command.get_args());
+    there.current_dir(command.get_current_dir().unwrap());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => there.env(name, value),
+            None => there.env_remove(name),
+        };
+    }
+    there.env("LOCKSTEP_MPIRUN", mpirun());
+    there.stdin(std::process::Stdio::null());
+    there.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    there
+}
+
+fn end_all(launchers: Vec<Running>) -> Vec<Ended> {
+    launchers.into_iter().map(Running::end).collect()
+}
+
+fn codes(ended: &[Ended]) -> Vec<Option<i32>> {
+    ended.iter().map(|it| it.code).collect()
+}
+
+fn said(ended: &[Ended]) -> String {
+    ended.iter().map(|it| format!("---\n{}", it.stderr)).collect()
+}
+
+#[test]
+fn ranks_of_three_machines_are_one_job() {
+    if !is_possible() {
+        return;
+    }
+    let job = Job::new(3);
+    let mut launchers: Vec<_> = (0..2).map(|node| job.start(node)).collect();
+    launchers.push(Running::start(job.launcher(2, &["--cpu", "2"])));
+    let ended = end_all(launchers);
+    assert_eq!(codes(&ended), [Some(0); 3], "{}", said(&ended));
+    assert!(ended[0].stderr.contains("stand-in 0 of 4"), "{}", said(&ended));
+    let log = fs::read_to_string(job.sandbox.path("run/logs/rank-3.log")).unwrap();
+    assert!(log.contains("stand-in 3 of 4"), "{log}");
+    let spawned = job.sandbox.events().iter().filter(|event| event["event"] == "spawned").count();
+    assert_eq!(spawned, 4);
+    eventually("the end of every process", || {
+        !job.sandbox.pids().iter().any(|pid| is_running(*pid))
+    });
+}
+
+#[test]
+fn a_rank_that_is_killed_on_another_machine_ends_the_job_everywhere_and_is_named() {
+    if !is_possible() {
+        return;
+    }
+    let job = Job::new(2);
+    let mut second = job.launcher(1, &[]);
+    second.env("STAND_IN_1", "killed-with-child");
+    let mut first = job.launcher(0, &[]);
+    first.env("STAND_IN_0", "forever");
+    let ended = end_all(vec![Running::start(first), Running::start(second)]);
+    assert_eq!(codes(&ended), [Some(4); 2], "{}", said(&ended));
+    for told in ["rank 1 failed: killed by SIGKILL", "on m1", "| last words of 1"] {
+        assert!(ended.iter().all(|it| it.stderr.contains(told)), "{told}: {}", said(&ended));
+    }
+    let pids = job.sandbox.pids();
+    assert_eq!(pids.len(), 3);
+    eventually("the end of every process", || !pids.iter().any(|pid| is_running(*pid)));
+}
+
+#[test]
+fn a_signal_to_any_launcher_saves_on_all_machines() {
+    if !is_possible() {
+        return;
+    }
+    let job = Job::new(2);
+    let forever = |node: usize| {
+        let mut command = job.launcher(node, &[]);
+        command.env("STAND_IN_0", "forever").env("STAND_IN_1", "forever");
+        Running::start(command)
+    };
+    let (mut first, second) = (forever(0), forever(1));
+    first.wait_for("all ranks train");
+    second.signal(Signal::TERM);
+    first.wait_for("SIGTERM on node 1 (m1): saving a checkpoint");
+    let ended = end_all(vec![first, second]);
+    assert_eq!(codes(&ended), [Some(8); 2], "{}", said(&ended));
+    for rank in ["saved-0", "saved-1"] {
+        let reason = fs::read_to_string(job.sandbox.path("run").join(rank)).unwrap();
+        assert_eq!(reason, "SIGTERM on node 1 (m1)");
+    }
+}
+
+#[test]
+fn a_lost_launcher_is_named_and_joins_again_for_a_restart() {
+    if !is_possible() {
+        return;
+    }
+    let job = Job::new(2);
+    let start = |node: usize, stand_in: &str| {
+        let mut command = job.launcher(node, &["--max-restarts", "1"]);
+        command.env(format!("STAND_IN_{node}"), stand_in);
+        Running::start(command)
+    };
+    let (mut first, second) = (start(0, "panic-once"), start(1, "forever"));
+    first.wait_for("restart 1 of 1: rank 0 failed");
+    first.wait_for("all ranks train");
+    second.signal(Signal::KILL);
+    let ended = first.end();
+    assert_eq!(ended.code, Some(4), "{}", ended.stderr);
+    assert!(ended.stderr.contains("node 1 (m1) is lost"), "{}", ended.stderr);
+
+    let job = Job::new(2);
+    let start = |node: usize, stand_in: &str| {
+        let mut command = job.launcher(node, &["--max-restarts", "1"]);
+        command.env(format!("STAND_IN_{node}"), stand_in);
+        Running::start(command)
+    };
+    // The rank must not be done before its launcher is killed.
+    let (mut first, mut second) = (start(0, "forever-once"), start(1, "forever"));
+    first.wait_for("all ranks train");
+    second.signal(Signal::KILL);
+    second.child.wait().unwrap();
+    first.wait_for("restart 1 of 1: node 1 (m1) is lost");
+    let ended = end_all(vec![first, start(1, "")]);
+    assert_eq!(codes(&ended), [Some(0); 2], "{}", said(&ended));
+}
+
+#[test]
+fn what_does_not_fit_is_said_on_both_machines() {
+    if !is_possible() {
+        return;
+    }
+    let cases: [(&[&str], i32, &str); 3] = [
+        (&["--set", "train.seed=7"], 2, "train.seed is 0 on node 0 (m0), 7 on node 1 (m1)"),
+        (&["--set", "data.train_images=99"], 2, "data.train_images"),
+        (&["--nodes", "3"], 2, "the numbers of nodes differ: 2 on node 0 (m0), 3 on node 1 (m1)"),
+    ];
+    for (args, code, told) in cases {
+        let job = Job::new(2);
+        let second = Running::start(job.launcher(1, args));
+        let ended = end_all(vec![job.start(0), second]);
+        assert_eq!(codes(&ended), [Some(code); 2], "{}", said(&ended));
+        assert!(ended.iter().all(|it| it.stderr.contains(told)), "{told}: {}", said(&ended));
+    }
+}
+
+#[test]
+fn strangers_do_not_get_in_and_who_is_missing_is_named() {
+    if !is_possible() {
+        return;
+    }
+    let job = Job::new(3);
+    let first = Running::start(job.launcher(0, &["--join-timeout", "8"]));
+    let mut stranger = job.launcher(1, &[]);
+    stranger.env("LOCKSTEP_TOKEN", "another token, just as long");
+    let stranger = Running::start(stranger).end();
+    assert_eq!(stranger.code, Some(9), "{}", stranger.stderr);
+    assert!(stranger.stderr.contains("has another token"), "{}", stranger.stderr);
+
+    // Silent ones, one that talks rubbish, and one that claims a frame of 4 GiB.
+    let silent: Vec<_> =
+        (0..200).filter_map(|_| TcpStream::connect(&job.rendezvous).ok()).collect();
+    assert!(!silent.is_empty());
+    drop(silent);
+    for rubbish in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4096]] {
+        let mut stream = TcpStream::connect(&job.rendezvous).unwrap();
+        let _ = stream.write_all(rubbish);
+        let _ = stream.shutdown(Shutdown::Write);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        assert_eq!(answer, [0; 0], "a stranger was answered");
+    }
+    let second = job.start(1);
+    let ended = end_all(vec![first, second]);
+    assert_eq!(codes(&ended), [Some(5); 2], "{}", said(&ended));
+    for told in ["node 2 did not join within 8s", "there: node 0 (m0), node 1 (m1)"] {
+        assert!(ended.iter().all(|it| it.stderr.contains(told)), "{told}: {}", said(&ended));
+    }
+}
+
+#[test]
+fn a_node_0_that_cannot_be_found_is_said_within_the_deadline() {
+    if !is_possible() {
+        return;
+    }
+    let mut job = Job::new(2);
+    let started = Instant::now();
+    let ended = Running::start(job.launcher(1, &["--join-timeout", "2"])).end();
+    assert_eq!(ended.code, Some(5), "{}", ended.stderr);
+    assert!(ended.stderr.contains("cannot join node 0 at 127.0.0.1"), "{}", ended.stderr);
+    assert!(started.elapsed() < Duration::from_secs(20));
+
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    job.rendezvous = taken.local_addr().unwrap().to_string();
+    let ended = job.start(0).end();
+    assert_eq!(ended.code, Some(9), "{}", ended.stderr);
+    assert!(ended.stderr.contains(&job.rendezvous), "{}", ended.stderr);
+
+    job.rendezvous = "no-such-host.invalid:29400".to_owned();
+    for node in 0..2 {
+        let ended = job.start(node).end();
+        assert_eq!(ended.code, Some(9), "{}", ended.stderr);
+        let told = "the host name no-such-host.invalid does not resolve";
+        assert!(ended.stderr.contains(told), "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn the_first_launcher_makes_a_token_that_only_its_user_can_read() {
+    if !is_possible() {
+        return;
+    }
+    let job = Job::new(2);
+    let file = job.sandbox.path("token");
+    let start = |node: usize| {
+        let mut command = job.launcher(node, &["--token-file", file.to_str().unwrap()]);
+        command.env_remove("LOCKSTEP_TOKEN");
+        Running::start(command)
+    };
+    let second = start(1);
+    let ended = end_all(vec![start(0), second]);
+    assert_eq!(codes(&ended), [Some(0); 2], "{}", said(&ended));
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+    let ended = start(0).end();
+    assert_eq!(ended.code, Some(9), "{}", ended.stderr);
+    assert!(ended.stderr.contains("chmod 600"), "{}", ended.stderr);
+}
+
+/// Two networks with a bridge between them.
+struct Networks(String);
+
+impl Networks {
+    fn make() -> Option<Self> {
+        let networks = Self(format!("{:x}", std::process::id()));
+        let tag = &networks.0;
+        let mut script =
+            format!("set -e\nip link add lkb{tag} type bridge\nip link set lkb{tag} up\n");
+        for node in 0..2 {
+            script += &format!(
+                "ip netns add lk{tag}-{node}\n\
+                 ip link add lkv{tag}.{node} type veth peer name eth0 netns lk{tag}-{node}\n\
+                 ip link set lkv{tag}.{node} master lkb{tag} up\n\
+                 ip -n lk{tag}-{node} addr add 10.98.0.{}/24 dev eth0\n\
+                 ip -n lk{tag}-{node} link set eth0 up\n\
+                 ip -n lk{tag}-{node} link set lo up\n",
+                node + 1
+            );
+        }
+        let made = Command::new("sh").args(["-c", &script]).output().ok()?;
+        made.status.success().then_some(networks)
+    }
+
+    fn enter(&self, node: usize, command: &Command) -> Command {
+        let mut inside = Command::new("nsenter");
+        inside.arg(format!("--net=/run/netns/lk{}-{node}", self.0));
+        inside.arg(command.get_program()).args(command.get_args());
+        inside.current_dir(command.get_current_dir().unwrap());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => inside.env(name, value),
+                None => inside.env_remove(name),
+            };
+        }
+        inside.stdin(std::process::Stdio::null());
+        inside.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        inside
+    }
+
+    fn cut(&self, node: usize) {
+        let link = format!("lkv{}.{node}", self.0);
+        let cut = Command::new("ip").args(["link", "set", &link, "down"]).status().unwrap();
+        assert!(cut.success());
+    }
+}
+
+impl Drop for Networks {
+    fn drop(&mut self) {
+        let tag = &self.0;
+        for node in 0..2 {
+            let _ =
+                Command::new("ip").args(["link", "delete", &format!("lkv{tag}.{node}")]).output();
+            let _ =
+                Command::new("ip").args(["netns", "delete", &format!("lk{tag}-{node}")]).output();
+        }
+        let _ = Command::new("ip").args(["link", "delete", &format!("lkb{tag}")]).output();
+    }
+}
+
+#[test]
+fn a_cut_link_is_noticed_at_both_ends_and_stops_the_job() {
+    if !is_possible() {
+        return;
+    }
+    let mut job = Job::new(2);
+    job.rendezvous = "10.98.0.1:29400".to_owned();
+    let Some(networks) = Networks::make() else {
+        return println!("skipped: no network namespaces");
+    };
+    let start = |node: usize| {
+        let mut command = job.launcher(node, &[]);
+        command.env("STAND_IN_0", "forever").env("STAND_IN_1", "forever");
+        Running::start(networks.enter(node, &command))
+    };
+    let (mut first, second) = (start(0), start(1));
+    first.wait_for("all ranks train");
+    networks.cut(1);
+    let cut = Instant::now();
+    let ended = end_all(vec![first, second]);
+    assert!(cut.elapsed() < Duration::from_secs(45), "{:?}", cut.elapsed());
+    assert_eq!(codes(&ended), [Some(4); 2], "{}", said(&ended));
+    assert!(ended[0].stderr.contains("node 1 (m1) is lost: it said nothing"), "{}", said(&ended));
+    assert!(ended[1].stderr.contains("node 0 (10.98.0.1) is lost"), "{}", said(&ended));
+    eventually("the end of every process", || {
+        !job.sandbox.pids().iter().any(|pid| is_running(*pid))
+    });
+}

@@ -1,0 +1,34 @@
+//! `trainer --describe [gpus]`: what this program is built on and finds here, as JSON for the launcher,
+//! which does not link it.
+
+use serde_json::{Value, json};
+
+/// What this build is. With `gpus`, also whether libtorch and NCCL get along with the driver here, which
+/// takes a while to find out.
+pub fn describe(gpus: bool) -> Value {
+    let mut about = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "mpirun": comm::bootstrap::MPIRUN,
+    });
+    if gpus {
+        about["gpus"] = match find_gpus() {
+            Ok(count) => json!({"count": count}),
+            Err(problem) => json!({"count": 0, "problem": problem}),
+        };
+        about["nccl"] = match comm::bootstrap::nccl_version() {
+            Ok(version) => json!({"version": version}),
+            Err(error) => json!({"problem": error.to_string()}),
+        };
+    }
+    about
+}
+
+fn find_gpus() -> Result<i64, String> {
+    torch_ext::load_cuda().map_err(|error| error.to_string())?;
+    match tch::Cuda::device_count() {
+        count if count > 0 && !tch::Cuda::cudnn_is_available() => {
+            Err(format!("libtorch sees {count} GPUs but no cuDNN"))
+        }
+        count => Ok(count),
+    }
+}
