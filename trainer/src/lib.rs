@@ -31,5 +31,6 @@ pub mod run;
 pub mod schedule;
 pub mod setup;
 pub mod step;
+pub mod step_times;
 
 pub use error::{Result, TrainError};

@@ -5,32 +5,26 @@ use std::time::{Duration, Instant};
 use comm::env::World;
 use job::config::{self, Config};
 use job::run_dir::RunDir;
+use tch::Device;
 use tracing::info;
 
 use crate::Result;
 use crate::checkpoint::State;
-use crate::metrics::{EpochRecord, Record, StepRecord, SummaryRecord, Writer, draw_curves};
+use crate::metrics::{
+    EpochRecord, Record, StepRecord, StepSplit, SummaryRecord, Writer, draw_curves,
+};
 use crate::step::Tally;
+use crate::step_times::StepTimes;
 
 /// Steps of a process that its speed leaves out: caches and clocks are still cold.
 const WARMUP_STEPS: u64 = 10;
-
-/// How long a step took, and parts of it.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct StepTimes {
-    /// The whole step.
-    pub total: Duration,
-    /// Making the batch.
-    pub data: Duration,
-    /// Waiting for gradients of other ranks.
-    pub comm_exposed: Duration,
-}
 
 /// Collects what steps and epochs report; on rank 0, writes it.
 pub struct Recorder {
     writer: Option<Writer>,
     run_dir: RunDir,
     world: World,
+    device: Device,
     train: config::Train,
     log_every: u64,
     started: Instant,
@@ -47,8 +41,9 @@ pub struct Recorder {
 /// Steps since the last record.
 #[derive(Default)]
 struct Window {
-    steps: u32,
     times: StepTimes,
+    /// Of each step.
+    step_ms: Vec<f64>,
     tally: Tally,
     throughput: Throughput,
 }
@@ -82,6 +77,7 @@ impl Recorder {
         run_dir: &RunDir,
         state: &State,
         world: World,
+        device: Device,
         started: Instant,
     ) -> Result<Self> {
         let open = || Writer::resume(&run_dir.metrics_path(), state.step, state.epochs_completed);
@@ -89,6 +85,7 @@ impl Recorder {
             writer: (world.rank == 0).then(open).transpose()?,
             run_dir: RunDir::at(run_dir.root()),
             world,
+            device,
             train: config.train.clone(),
             log_every: config.metrics.log_every,
             started,
@@ -121,10 +118,8 @@ impl Recorder {
     ) -> Result<()> {
         self.seconds_to_first_step.get_or_insert_with(|| self.started.elapsed().as_secs_f64());
         self.steps_taken += 1;
-        self.window.steps += 1;
-        self.window.times.total += times.total;
-        self.window.times.data += times.data;
-        self.window.times.comm_exposed += times.comm_exposed;
+        self.window.times.add(times);
+        self.window.step_ms.push(milliseconds(times.total));
         if self.steps_taken > WARMUP_STEPS {
             self.window.throughput.add(images, times.total);
             self.total.add(images, times.total);
@@ -146,16 +141,26 @@ impl Recorder {
         grad_norm: impl FnOnce() -> f64,
     ) -> Result<()> {
         let Some(writer) = &mut self.writer else { return Ok(()) };
-        let steps = f64::from(window.steps);
+        let mean = |sum: Duration| milliseconds(sum) / window.step_ms.len() as f64;
+        let StepTimes { total, data, phases, skew } = window.times;
+        // The host does not see when a GPU begins and ends something.
+        let split = (!self.device.is_cuda()).then(|| StepSplit {
+            skew_ms: mean(skew),
+            forward_ms: mean(phases.forward),
+            backward_ms: mean(phases.backward),
+            optimizer_ms: mean(phases.optimizer),
+            each_step_ms: window.step_ms.clone(),
+        });
         let record = StepRecord {
             step: state.step,
             epoch: state.epoch(),
             loss: window.tally.loss(),
             lr,
             images_per_s: window.throughput.images_per_s(),
-            step_ms: milliseconds(window.times.total) / steps,
-            data_ms: milliseconds(window.times.data) / steps,
-            comm_exposed_ms: milliseconds(window.times.comm_exposed) / steps,
+            step_ms: mean(total),
+            data_ms: mean(data),
+            comm_exposed_ms: mean(phases.comm_exposed),
+            split,
             grad_norm: grad_norm(),
         };
         Ok(writer.write(&Record::Step(record))?)

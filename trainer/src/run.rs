@@ -17,9 +17,10 @@ use crate::grad_sync::GradSync;
 use crate::link::Link;
 use crate::model::Draw;
 use crate::optim::Optimizer;
-use crate::recorder::{Recorder, StepTimes};
+use crate::recorder::Recorder;
 use crate::schedule::learning_rate;
-use crate::step::{Counter, Microbatch, Replica, StepParts, Tally, train_step};
+use crate::step::{Counter, Microbatch, Phases, Replica, StepParts, Tally, train_step};
+use crate::step_times::StepTimes;
 use crate::{Result, TrainError, eval};
 
 /// Steps on a GPU after which ranks ask each other whether to stop, at the latest.
@@ -182,18 +183,26 @@ impl Run<'_> {
             grad_sync: &self.grad_sync,
             counter: &mut self.counter,
         };
-        let comm_exposed =
-            train_step(&mut self.replica, parts, microbatches, batch.global.len(), lr)?;
+        let phases = train_step(&mut self.replica, parts, microbatches, batch.global.len(), lr)?;
 
         self.state.step += 1;
         self.state.samples_into_epoch = batch.global.end;
         let stop = self.exchange(lr)?;
-        let times = StepTimes { total: started.elapsed(), data, comm_exposed };
+        let mut times = self.times(data, phases)?;
+        times.total = started.elapsed();
         self.state.epoch_seconds += times.total.as_secs_f64();
         let grad_norm = || self.optimizer.grad_norm(&self.replica.flat);
         self.recorder.step(&self.state, lr, times, batch.global.len(), grad_norm)?;
         self.report();
         Ok(stop)
+    }
+
+    /// On a GPU, asking other ranks would wait for the device.
+    fn times(&self, data: Duration, phases: Phases) -> Result<StepTimes> {
+        if self.replica.device.is_cuda() {
+            return Ok(StepTimes { data, phases, ..StepTimes::default() });
+        }
+        StepTimes::over_ranks(&*self.communicator, data, phases)
     }
 
     /// Lets ranks add up what they counted, where it is time for it.

@@ -101,7 +101,7 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
             "one image a rank: batch norm has nothing to normalise over and uses running statistics"
         );
     }
-    let recorder = Recorder::open(&config, &run_dir, &state, world, started)?;
+    let recorder = Recorder::open(&config, &run_dir, &state, world, device, started)?;
     info!(
         "{} ranks on {}, {} parameters, {} training and {} test images of {}, global batch {}",
         world.world_size,

@@ -152,10 +152,23 @@ pub struct StepParts<'a> {
     pub counter: &'a mut Counter,
 }
 
+/// How long the phases of a step took on the host; on a GPU, how long it took to queue them.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Phases {
+    /// Clearing gradients, and from the images to the loss.
+    pub forward: Duration,
+    /// From the loss to this rank's gradients.
+    pub backward: Duration,
+    /// Waiting for the other ranks' gradients.
+    pub comm_exposed: Duration,
+    /// Changing the weights.
+    pub optimizer: Duration,
+}
+
 /// One step on this rank's part of a global batch of `global_batch_size` images, which goes through
 /// the network in `microbatches`. Where all of them are empty the rank still takes part in the
 /// collectives. Gradients are added up over microbatches, and reduced over ranks as the last one makes
-/// them. Returns how long the step waited for other ranks' gradients.
+/// them. Making microbatches belongs to no phase.
 ///
 /// On a GPU the step is queued and the host waits for nothing: batches come through pinned memory,
 /// gradients are ordered with the communicator's stream by events, loss and hits stay in
@@ -173,11 +186,16 @@ pub fn train_step(
     microbatches: impl ExactSizeIterator<Item = Microbatch>,
     global_batch_size: usize,
     lr: f64,
-) -> Result<Duration> {
+) -> Result<Phases> {
+    let mut phases = Phases::default();
+    let mut started = Instant::now();
+    let mut lap = || std::mem::replace(&mut started, Instant::now()).elapsed();
     let StepParts { optimizer, grad_sync, counter } = parts;
     let _ = replica.flat.grads.zero_();
+    phases.forward = lap();
     let last = microbatches.len().saturating_sub(1);
     for (index, microbatch) in microbatches.enumerate() {
+        lap();
         if index == last {
             grad_sync.begin();
         }
@@ -188,16 +206,18 @@ pub fn train_step(
                 let loss = cross_entropy_sum(&logits, &batch.labels);
                 (logits, loss)
             })?;
+            phases.forward += lap();
             (&loss_sum / global_batch_size as f64).backward();
             counter.add(&logits, &batch.labels, &loss_sum);
         }
         replica.flat.batches_tracked += 1;
+        phases.backward += lap();
     }
-    let started = Instant::now();
     grad_sync.finish()?;
-    let waited = started.elapsed();
+    phases.comm_exposed = lap();
     optimizer.step(&replica.flat, lr)?;
-    Ok(waited)
+    phases.optimizer = lap();
+    Ok(phases)
 }
 
 /// The sum of the losses of `[N, classes]` logits, a number.

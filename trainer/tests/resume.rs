@@ -102,11 +102,10 @@ impl Job {
         let text = fs::read_to_string(self.run_dir().join("metrics.jsonl")).unwrap();
         let records = text.lines().map(|line| {
             let mut record: Value = serde_json::from_str(line).unwrap();
-            let timed =
-                ["time", "seconds", "images_per_s", "step_ms", "data_ms", "comm_exposed_ms"];
-            for key in timed {
-                record.as_object_mut().unwrap().remove(key);
-            }
+            let is_timed = |key: &str| {
+                key.ends_with("_ms") || ["time", "seconds", "images_per_s"].contains(&key)
+            };
+            record.as_object_mut().unwrap().retain(|key, _| !is_timed(key));
             record
         });
         records.filter(|record| record["kind"] != "summary").collect()

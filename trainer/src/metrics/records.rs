@@ -48,9 +48,27 @@ pub struct StepRecord {
     /// Of these: waiting for gradients of other ranks.
     #[serde(deserialize_with = "null_is_nan")]
     pub comm_exposed_ms: f64,
+    /// On the CPU, more of where the time went.
+    #[serde(flatten)]
+    pub split: Option<StepSplit>,
     /// The Euclidean norm of the averaged gradient, of the last step.
     #[serde(deserialize_with = "null_is_nan")]
     pub grad_norm: f64,
+}
+
+/// Parts of steps on CPU ranks, means over ranks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepSplit {
+    /// Of `comm_exposed_ms`: waiting until the slowest rank had its gradients.
+    pub skew_ms: f64,
+    /// From the images to the loss.
+    pub forward_ms: f64,
+    /// From the loss to the gradients of a rank.
+    pub backward_ms: f64,
+    /// Changing the weights.
+    pub optimizer_ms: f64,
+    /// Of each step by itself, what `step_ms` is the mean of.
+    pub each_step_ms: Vec<f64>,
 }
 
 /// An epoch and the evaluation after it. Losses and accuracies are means over all samples of all
@@ -123,8 +141,21 @@ pub(super) mod tests {
             step_ms: 12.5,
             data_ms: 0.5,
             comm_exposed_ms: 1.25,
+            split: None,
             grad_norm: 3.0,
         })
+    }
+
+    fn step_with_split() -> Record {
+        let Record::Step(record) = step(20, 1) else { unreachable!() };
+        let split = StepSplit {
+            skew_ms: 0.75,
+            forward_ms: 4.0,
+            backward_ms: 6.0,
+            optimizer_ms: 0.5,
+            each_step_ms: vec![12.0, 13.0],
+        };
+        Record::Step(StepRecord { split: Some(split), ..record })
     }
 
     pub(in crate::metrics) fn epoch(epoch: usize, test_accuracy: f64) -> EpochRecord {
@@ -162,6 +193,14 @@ pub(super) mod tests {
                 r#"{"kind":"step","step":10,"epoch":1,"loss":2.3,"lr":0.001,"images_per_s":null,"#
                     .to_string()
                     + r#""step_ms":12.5,"data_ms":0.5,"comm_exposed_ms":1.25,"grad_norm":3.0}"#,
+            ),
+            (
+                step_with_split(),
+                r#"{"kind":"step","step":20,"epoch":1,"loss":2.3,"lr":0.001,"images_per_s":null,"#
+                    .to_string()
+                    + r#""step_ms":12.5,"data_ms":0.5,"comm_exposed_ms":1.25,"skew_ms":0.75,"#
+                    + r#""forward_ms":4.0,"backward_ms":6.0,"optimizer_ms":0.5,"#
+                    + r#""each_step_ms":[12.0,13.0],"grad_norm":3.0}"#,
             ),
             (
                 Record::Epoch(epoch(1, 0.5)),
