@@ -187,6 +187,7 @@ data: {dataset: synthetic, train_images: 480, test_images: 96}
 train: {epochs: 2, batch_size_per_rank: 8}
 model: {name: resnet18}
 precision: fp32
+performance: {convolution: library}
 YAML
 sed 's/epochs: 2, batch_size_per_rank: 8/epochs: 6, batch_size_per_rank: 16/' short.yaml >medium.yaml
 sed 's/epochs: 2, batch_size_per_rank: 8/epochs: 1000, batch_size_per_rank: 16/' short.yaml >long.yaml

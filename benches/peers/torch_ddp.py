@@ -29,6 +29,7 @@ import time
 REFERENCE = pathlib.Path(__file__).resolve().parents[2] / "trainer" / "tests" / "reference"
 EXIT_SET_UP = 9
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+TRAINING, TEST = tuple(f"data_batch_{n}.bin" for n in range(1, 6)), ("test_batch.bin",)
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE
 
@@ -43,6 +44,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--batch-per-rank", type=int, default=64)
     parser.add_argument("--steps", type=int, default=60, help="timed steps")
     parser.add_argument("--warmup-steps", type=int, default=10, help="steps before those")
+    parser.add_argument("--to-accuracy", type=float, help="instead of timing steps: train until the "
+                        "test accuracy is this, evaluating after every epoch")
+    parser.add_argument("--epochs", type=int, default=20, help="with --to-accuracy: at most so many")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and the order of samples")
     parser.add_argument("--data", type=pathlib.Path, help="folder with CIFAR-10's .bin files, or its "
                         "parent; without it images are random")
     parser.add_argument("--no-pin", action="store_true", help="leave ranks where the system puts them")
@@ -96,15 +101,15 @@ def import_torch():
     return torch
 
 
-def read_images(torch, folder: pathlib.Path | None):
-    """Training images [N, 3, 32, 32] u8 and labels [N] i64."""
+def read_images(torch, folder: pathlib.Path | None, files=TRAINING):
+    """Images [N, 3, 32, 32] u8 and labels [N] i64."""
     if folder is None:
         generator = torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, (10_000, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator)
         return images, torch.randint(0, 10, (10_000,), generator=generator)
     batches = folder / "cifar-10-batches-bin"
     folder = batches if batches.is_dir() else folder
-    raw = b"".join((folder / f"data_batch_{n}.bin").read_bytes() for n in range(1, 6))
+    raw = b"".join((folder / name).read_bytes() for name in files)
     records = torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(-1, 1 + PIXELS)
     return records[:, 1:].reshape(-1, 3, SIDE, SIDE).contiguous(), records[:, 0].long()
 
@@ -116,10 +121,12 @@ class Plain:
         from torch.utils.data import DataLoader, TensorDataset
         from torch.utils.data.distributed import DistributedSampler
 
+        self.torch = torch
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
         images = (images.float() / 255 - mean) / std
         self.sampler = DistributedSampler(
-            TensorDataset(images, labels), num_replicas=place.world_size, rank=place.rank)
+            TensorDataset(images, labels), num_replicas=place.world_size, rank=place.rank,
+            seed=place.seed)
         self.loader = DataLoader(
             self.sampler.dataset, batch_size=place.batch, sampler=self.sampler)
         self.device = place.device
@@ -133,6 +140,13 @@ class Plain:
         for epoch in itertools.count():
             self.sampler.set_epoch(epoch)
             yield from self.loader
+
+    def steps_per_epoch(self):
+        return len(self.loader)
+
+    def logits(self, images):
+        mean, std = (self.torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+        return self.model.module(((images.float() / 255 - mean) / std).to(self.device))
 
     def step(self, batch):
         images, labels = (tensor.to(self.device) for tensor in batch)
@@ -169,19 +183,34 @@ class Tuned:
     def batches(self):
         """Indices into the images, of this rank."""
         for epoch in itertools.count():
-            generator = self.torch.Generator().manual_seed(epoch)
+            generator = self.torch.Generator().manual_seed(self.place.seed * 1_000_003 + epoch)
             order = self.torch.randperm(len(self.labels), generator=generator)
             yield from order[self.place.rank :: self.place.world_size].split(self.place.batch)
 
+    def steps_per_epoch(self):
+        mine = len(range(self.place.rank, len(self.labels), self.place.world_size))
+        return -(-mine // self.place.batch)
+
+    def normalized(self, pixels):
+        """Channels last, bytes."""
+        images = (pixels.float() - self.mean) / self.std
+        return images.permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)
+
+    def autocast(self):
+        return self.torch.autocast(
+            self.place.device.type, dtype=self.torch.bfloat16, enabled=self.is_bf16)
+
+    def logits(self, images):
+        pixels = images.permute(0, 2, 3, 1).to(self.place.device)
+        with self.autocast():
+            return getattr(self.model, "module", self.model)(self.normalized(pixels))
+
     def step(self, index):
         index = index.to(self.place.device, non_blocking=True)
-        images = (self.images.index_select(0, index).float() - self.mean) / self.std
-        images = images.permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)
+        images = self.normalized(self.images.index_select(0, index))
         labels = self.labels.index_select(0, index)
         self.optimizer.zero_grad()
-        with self.torch.autocast(
-            self.place.device.type, dtype=self.torch.bfloat16, enabled=self.is_bf16
-        ):
+        with self.autocast():
             logits = self.model(images)
             loss = self.torch.nn.functional.cross_entropy(logits, labels)
         loss.backward()
@@ -194,7 +223,7 @@ class Place:
 
     def __init__(self, torch, args):
         self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        self.batch = args.batch_per_rank
+        self.batch, self.seed = args.batch_per_rank, args.seed
         local_rank = int(os.environ["LOCAL_RANK"])
         self.device = torch.device(args.device, local_rank) if args.device == "cuda" else \
             torch.device("cpu")
@@ -215,6 +244,7 @@ def measure(torch, trainer, place, args) -> dict:
             first_step_done_at = time.time()
     wait()
     torch.distributed.barrier()
+    timed_from = time.time()
     started, marks, images = time.perf_counter(), [], 0
     for _ in range(args.steps):
         before = time.perf_counter()
@@ -242,9 +272,43 @@ def measure(torch, trainer, place, args) -> dict:
         "data_ms": data_seconds / args.steps * 1e3,
         "first_step_at": first_step_at,
         "first_step_done_at": first_step_done_at,
+        "timed_from": timed_from,
+        "timed_to": timed_from + seconds,
         "peak_memory_bytes": peak_memory_bytes,
         "cpus": sorted(os.sched_getaffinity(0)),
     }
+
+
+def evaluate(torch, trainer, place, images, labels) -> float:
+    """The accuracy on all images, with rank 0's running statistics; each rank takes its part."""
+    for buffer in trainer.model.buffers():
+        torch.distributed.broadcast(buffer, 0)
+    trainer.model.eval()
+    hits = torch.zeros((), device=place.device)
+    with torch.no_grad():
+        mine = slice(place.rank, None, place.world_size)
+        for part, wanted in zip(images[mine].split(500), labels[mine].split(500)):
+            hits += (trainer.logits(part).argmax(-1) == wanted.to(place.device)).sum()
+    trainer.model.train()
+    torch.distributed.all_reduce(hits)
+    return hits.item() / len(labels)
+
+
+def train_to(torch, trainer, place, args) -> list[dict]:
+    """Trains until the test accuracy is `args.to_accuracy`; when each epoch's evaluation ended."""
+    images, labels = read_images(torch, args.data, TEST)
+    batches, ends = trainer.batches(), []
+    torch.distributed.barrier()
+    started = time.perf_counter()
+    for epoch in range(1, args.epochs + 1):
+        for batch in itertools.islice(batches, trainer.steps_per_epoch()):
+            trainer.step(batch)
+        accuracy = evaluate(torch, trainer, place, images, labels)
+        ends.append({"epoch": epoch, "seconds": time.perf_counter() - started,
+                     "test_accuracy": accuracy})
+        if accuracy >= args.to_accuracy:
+            break
+    return ends
 
 
 def percentile(values: list[float], fraction: float) -> float:
@@ -264,6 +328,8 @@ def main() -> None:
                  "--nproc-per-node N torch_ddp.py ...")
     if args.warmup_steps < 1 or args.steps < 2:
         sys.exit("torch_ddp: needs at least one warm-up step and two timed ones")
+    if args.to_accuracy is not None and args.data is None:
+        sys.exit("torch_ddp: --to-accuracy needs real images: --data")
     threads = take_cores(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]),
                          not args.no_pin, args.mode != "plain")
     # All ranks are on this machine.
@@ -272,7 +338,7 @@ def main() -> None:
     sys.path.insert(0, str(REFERENCE))
     from notes_resnet import ResNet
 
-    torch.manual_seed(0)
+    torch.manual_seed(args.seed)
     place = Place(torch, args)
     backend = "nccl" if args.device == "cuda" else "gloo"
     torch.distributed.init_process_group(backend)
@@ -283,6 +349,13 @@ def main() -> None:
     else:
         trainer = Tuned(torch, model, images, labels, place, args.mode)
     del images, labels
+    if args.to_accuracy is not None:
+        epochs = train_to(torch, trainer, place, args)
+        torch.distributed.destroy_process_group()
+        if place.rank == 0:
+            text = json.dumps({"mode": args.mode, "seed": args.seed, "epochs": epochs}, indent=2)
+            args.json.write_text(text + "\n") if args.json else print(text)
+        return
     mine = measure(torch, trainer, place, args)
     ranks = [None] * place.world_size
     torch.distributed.all_gather_object(ranks, mine)
@@ -312,6 +385,8 @@ def report(args, ranks: list[dict], threads: int, version: str, backend: str) ->
         "peak_memory_bytes": max(rank["peak_memory_bytes"] for rank in ranks),
         "first_step_at": max(rank["first_step_at"] for rank in ranks),
         "first_step_done_at": max(rank["first_step_done_at"] for rank in ranks),
+        "timed_from": min(rank["timed_from"] for rank in ranks),
+        "timed_to": max(rank["timed_to"] for rank in ranks),
         "ranks": ranks,
     }
     if args.json:

@@ -2,13 +2,51 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Parser, ValueEnum};
+use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 
 use crate::plan::Device;
 
-/// Measures training at several rank counts, beside PyTorch DDP in the same rounds.
+/// Measures training at several rank counts, beside PyTorch DDP in the same rounds; compares two such
+/// measurements; predicts what more GPUs would do.
 #[derive(Debug, Parser)]
-#[command(group = ArgGroup::new("ranks").required(true).args(["cpu", "gpus"]))]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Cli {
+    /// Instead of measuring or predicting.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// Measure or predict.
+    #[command(flatten)]
+    pub run: Args,
+}
+
+/// What is done with measurements.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Shows what changed from one results.json to another, and whether it is outside the noise
+    ///
+    /// The test is the exact two-sided Mann-Whitney test on the images/s of the rounds (on the seconds
+    /// of the seeds for time to accuracy), at 5 %. It assumes nothing of how rounds spread but that
+    /// they are independent. It cannot call anything a change with fewer than four rounds on a side.
+    Compare {
+        /// Before
+        #[arg(value_name = "A.json")]
+        before: PathBuf,
+        /// After
+        #[arg(value_name = "B.json")]
+        after: PathBuf,
+    },
+    /// Writes table, pictures and HTML of a results.json again, beside it
+    Render {
+        /// The results
+        #[arg(value_name = "results.json")]
+        results: PathBuf,
+    },
+}
+
+/// What to measure or to predict.
+#[derive(Debug, clap::Args)]
+#[command(group = ArgGroup::new("ranks").required(true).args(["cpu", "gpus", "predict"]))]
 pub struct Args {
     /// Rank counts on the CPU
     #[arg(long, value_name = "N,N", value_delimiter = ',')]
@@ -18,8 +56,20 @@ pub struct Args {
     #[arg(long, value_name = "N,N", value_delimiter = ',')]
     pub gpus: Vec<usize>,
 
-    /// Configurations to measure
-    #[arg(long, value_name = "FILE,FILE", value_delimiter = ',', required = true)]
+    /// Predict these GPU counts instead of measuring
+    #[arg(long, value_name = "N,N", value_delimiter = ',', requires = "cluster")]
+    pub predict: Vec<usize>,
+
+    #[command(flatten)]
+    pub prediction: Prediction,
+
+    /// Configurations
+    #[arg(
+        long,
+        value_name = "FILE,FILE",
+        value_delimiter = ',',
+        required_unless_present = "network"
+    )]
     pub configs: Vec<PathBuf>,
 
     /// Weak scaling: images a rank takes a step [default: the configuration's]
@@ -39,12 +89,24 @@ pub struct Args {
     pub repeats: usize,
 
     /// What PyTorch runs as
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Mode::Plain, Mode::Tuned, Mode::TunedFp32])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Mode::Plain, Mode::Tuned, Mode::TunedFp32, Mode::None])]
     pub peers: Vec<Mode>,
 
     /// Measure ours only
     #[arg(long, conflicts_with = "peers")]
     pub no_peers: bool,
+
+    /// Leave out our ranks that do not communicate, which the others are compared with
+    #[arg(long)]
+    pub no_isolated: bool,
+
+    /// Besides, train to this test accuracy, a fraction; needs --data
+    #[arg(long, value_name = "FRACTION", value_parser = fraction, requires = "data")]
+    pub to_accuracy: Option<f64>,
+
+    /// Seeds to train to it with
+    #[arg(long, value_name = "N", default_value_t = 3, requires = "to_accuracy")]
+    pub seeds: u64,
 
     /// The Python that has PyTorch
     #[arg(long, value_name = "PATH", default_value = "python3")]
@@ -82,9 +144,10 @@ pub struct Args {
     #[arg(long, value_name = "SHARE")]
     pub max_others: Option<f64>,
 
-    /// Folder for results.json and table.md
+    /// Folder for results.json, table.md, report.html and the pictures
+    /// [default: benches/results/MODEL_HARDWARE_DATE]
     #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
+    pub out: Option<PathBuf>,
 }
 
 impl Args {
@@ -97,6 +160,34 @@ impl Args {
     pub const fn device(&self) -> Device {
         if self.gpus.is_empty() { Device::Cpu } else { Device::Gpu }
     }
+}
+
+/// What a prediction rests on.
+#[derive(Debug, clap::Args)]
+pub struct Prediction {
+    /// Where to predict: a name in benches/clusters, or a YAML file
+    #[arg(long, value_name = "NAME|FILE", requires = "predict")]
+    pub cluster: Option<String>,
+
+    /// A network for ImageNet, instead of a configuration's
+    #[arg(long, value_name = "NAME", requires = "predict", conflicts_with = "configs")]
+    pub network: Option<String>,
+
+    /// What one GPU does at the batch of a rank, where nothing was measured
+    #[arg(long, value_name = "RATE", requires = "predict", conflicts_with = "measured")]
+    pub images_per_s: Option<f64>,
+
+    /// Where one rank was measured at the batch of a rank
+    #[arg(long, value_name = "results.json", requires = "predict")]
+    pub measured: Option<PathBuf>,
+
+    /// Gradients of a bucket, in MiB [default: the configuration's, or 25]
+    #[arg(long, value_name = "MIB", requires = "predict")]
+    pub bucket_mib: Option<f64>,
+
+    /// The batch from which a larger one no longer saves steps, in images; see docs/prediction.md
+    #[arg(long, value_name = "IMAGES", requires = "predict")]
+    pub critical_batch: Option<f64>,
 }
 
 /// A way to run PyTorch.
@@ -166,6 +257,12 @@ fn whole_records(text: &str) -> Result<u64, String> {
     Err("must be a multiple of 10, and not 0".to_owned())
 }
 
+fn fraction(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|error| format!("{error}"))?;
+    let problem = || "must lie between 0 and 1".to_owned();
+    (value > 0.0 && value < 1.0).then_some(value).ok_or_else(problem)
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -174,7 +271,7 @@ mod tests {
 
     #[test]
     fn the_definition_is_sound() {
-        Args::command().debug_assert();
+        Cli::command().debug_assert();
     }
 
     #[test]
@@ -187,14 +284,32 @@ mod tests {
         }
     }
 
+    fn parse(extra: &[&str]) -> Result<Args, clap::Error> {
+        let all = [&["scaling", "--configs", "c", "--out", "o"], extra].concat();
+        Cli::try_parse_from(all).map(|cli| cli.run)
+    }
+
     #[test]
-    fn ranks_are_on_the_cpu_or_on_gpus() {
-        let parse = |extra: &[&str]| {
-            Args::try_parse_from([&["scaling", "--configs", "c", "--out", "o"], extra].concat())
-        };
+    fn ranks_are_on_the_cpu_or_on_gpus_or_predicted() {
         assert_eq!(parse(&["--cpu", "1,2"]).unwrap().cpu, [1, 2]);
-        assert!(parse(&[]).is_err());
-        assert!(parse(&["--cpu", "1", "--steps", "5"]).is_err());
-        assert!(parse(&["--cpu", "1", "--gpus", "1"]).is_err());
+        let predicted = parse(&["--predict", "8,64", "--cluster", "c"]).unwrap();
+        assert_eq!(predicted.predict, [8, 64]);
+        for bad in [
+            &[][..],
+            &["--cpu", "1", "--steps", "5"],
+            &["--cpu", "1", "--gpus", "1"],
+            &["--predict", "8"],
+            &["--cpu", "1", "--to-accuracy", "0.7"],
+            &["--cpu", "1", "--to-accuracy", "70", "--data", "d"],
+        ] {
+            assert!(parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn two_results_are_compared_without_the_rest() {
+        let cli = Cli::try_parse_from(["scaling", "compare", "a.json", "b.json"]).unwrap();
+        assert!(matches!(cli.command, Some(Command::Compare { .. })));
+        assert!(Cli::try_parse_from(["scaling"]).is_err());
     }
 }

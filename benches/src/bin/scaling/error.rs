@@ -34,6 +34,14 @@ pub enum BenchError {
         /// Why not.
         source: io::Error,
     },
+    /// A cluster's file cannot be used.
+    #[error("cluster {}: {problem}", path.display())]
+    Cluster {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        problem: String,
+    },
     /// A program cannot be started.
     #[error("cannot start {program}: {source}")]
     Start {

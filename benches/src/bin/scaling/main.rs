@@ -1,4 +1,5 @@
-//! Measures training at several rank counts, beside PyTorch DDP in the same rounds.
+//! Measures training at several rank counts, beside PyTorch DDP in the same rounds; compares two such
+//! measurements; predicts what more GPUs would do.
 //!
 //! ```text
 //! cargo build --release -p launcher -p trainer
@@ -6,26 +7,34 @@
 //!     --batch-per-rank 64 --repeats 5 --python /path/to/python --out benches/results/NAME
 //! ```
 
+mod accuracy;
+mod chart;
 mod cli;
+mod compare;
+mod document;
+mod energy;
 mod error;
 mod load;
 mod machine;
 mod ours;
 mod peer;
+mod pictures;
 mod plan;
+mod predict;
 mod process;
 mod record;
 mod rounds;
 mod stats;
-mod table;
+mod summary;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 
-use cli::Args;
+use cli::{Args, Cli, Command};
+use document::Block;
 use ours::Ours;
 use peer::Peer;
 use plan::Plan;
@@ -33,21 +42,100 @@ use record::Report;
 use rounds::Runner;
 
 fn main() -> Result<()> {
-    let args = Args::parse();
-    let plan = Plan::new(&args)?;
-    let ours = Ours::new(&args)?;
-    let peer = Peer::find(&args, plan.has_peers());
-    fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
-    let mut report = Report::new(&args, peer.versions());
-    let runner = Runner { args: &args, ours: &ours, peer: &peer };
-    runner.run(&plan, &mut report, |report| write(&args.out, &plan, report))?;
-    print!("{}", table::render(&plan, &report));
+    let cli = Cli::parse();
+    match cli.command {
+        Some(Command::Compare { before, after }) => compare(&before, &after),
+        Some(Command::Render { results }) => {
+            write(results.parent().unwrap_or(Path::new(".")), &read(&results)?)
+        }
+        None if cli.run.predict.is_empty() => measure(&cli.run),
+        None => predict(&cli.run),
+    }
+}
+
+fn measure(args: &Args) -> Result<()> {
+    let plan = Plan::new(args)?;
+    let ours = Ours::new(args)?;
+    let peer = Peer::find(args, plan.has_peers());
+    let mut report = Report::new(args, peer.versions());
+    let out = args.out.clone().unwrap_or_else(|| default_out(&plan, &report));
+    fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
+    let runner = Runner { args, ours: &ours, peer: &peer };
+    let keep = |report: &Report| write_results(&out, report);
+    runner.run(&plan, &mut report, keep)?;
+    if let Some(target) = args.to_accuracy {
+        runner.run_to_accuracy(&plan, target, &mut report, keep)?;
+    }
     ensure!(report.has_results(), "nothing was measured");
+    write(&out, &report)
+}
+
+fn predict(args: &Args) -> Result<()> {
+    let document = predict::document(args)?;
+    let Some(out) = &args.out else {
+        print!("{}", document::to_markdown(&document));
+        return Ok(());
+    };
+    fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    let records = serde_json::to_string(&std::env::args().collect::<Vec<_>>())?;
+    write_document(out, ["prediction.md", "prediction.html"], "Prediction", &document, &records)
+}
+
+/// Such as `benches/results/resnet18_2cpu_2026-11-24`.
+fn default_out(plan: &Plan, report: &Report) -> PathBuf {
+    let model = plan.cases.first().map_or("none", |case| case.network.model);
+    let hardware = match report.machine.gpus.as_slice() {
+        [] => format!("{}cpu", report.machine.logical_cpus),
+        [first, ..] => {
+            let name = first.split(',').next().unwrap_or("gpu").replace("NVIDIA ", "");
+            format!("{}x{}", report.machine.gpus.len(), name.replace(' ', "-").to_lowercase())
+        }
+    };
+    let date = report.date.split('T').next().unwrap_or_default();
+    Path::new("benches/results").join(format!("{model}_{hardware}_{date}"))
+}
+
+fn compare(before: &Path, after: &Path) -> Result<()> {
+    let (a, b) = (before.display().to_string(), after.display().to_string());
+    let document = compare::document([&a, &b], [&read(before)?, &read(after)?]);
+    print!("{}", document::to_markdown(&document));
     Ok(())
 }
 
-fn write(out: &Path, plan: &Plan, report: &Report) -> Result<()> {
-    fs::write(out.join("results.json"), serde_json::to_string_pretty(report)? + "\n")?;
-    fs::write(out.join("table.md"), table::render(plan, report))?;
+fn read(results: &Path) -> Result<Report> {
+    let name = || results.display().to_string();
+    let text = fs::read_to_string(results).with_context(name)?;
+    serde_json::from_str(&text).with_context(name)
+}
+
+/// After every run, so that nothing is lost when a later one is interrupted.
+fn write_results(out: &Path, report: &Report) -> Result<()> {
+    Ok(fs::write(out.join("results.json"), serde_json::to_string_pretty(report)? + "\n")?)
+}
+
+/// Everything, and shows the table.
+fn write(out: &Path, report: &Report) -> Result<()> {
+    write_results(out, report)?;
+    let document = summary::document(report)?;
+    let records = serde_json::to_string(&report.records)?;
+    write_document(out, ["table.md", "report.html"], "Scaling", &document, &records)
+}
+
+fn write_document(
+    out: &Path,
+    [markdown, html_name]: [&str; 2],
+    title: &str,
+    document: &[Block],
+    records: &str,
+) -> Result<()> {
+    let text = document::to_markdown(document);
+    fs::write(out.join(markdown), &text)?;
+    let html = document::to_html(title, document, records);
+    fs::write(out.join(html_name), html)?;
+    for picture in document::pictures(document) {
+        fs::write(out.join(format!("{}.svg", picture.name)), &picture.svg)?;
+        fs::write(out.join(format!("{}.png", picture.name)), chart::to_png(&picture.svg)?)?;
+    }
+    print!("{text}");
     Ok(())
 }

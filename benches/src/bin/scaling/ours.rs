@@ -8,11 +8,13 @@ use serde::Deserialize;
 use serde_json::Value;
 use time::OffsetDateTime;
 
-use crate::cli::{Args, Variant};
+use crate::accuracy::{self, EpochEnd};
+use crate::cli::Args;
+use crate::energy::seconds;
 use crate::error::{BenchError, Result};
-use crate::plan::{Case, Cell, Device};
+use crate::plan::{Case, Cell, Device, Goal};
 use crate::process;
-use crate::record::Measured;
+use crate::record::{Measured, Split};
 
 /// Steps that neither we nor the peers count: caches and clocks are still cold.
 pub const WARMUP_STEPS: u64 = 10;
@@ -58,40 +60,59 @@ impl Ours {
         &self,
         case: &Case,
         cell: Cell,
-        variant: &Variant,
+        overrides: &[String],
         folder: &Path,
     ) -> Result<Measured> {
+        let steps = WARMUP_STEPS + self.steps;
+        let own = [
+            format!("train.max_steps={steps}"),
+            // The evaluation at the end is not timed, but waited for.
+            "data.test_images=100".to_owned(),
+        ];
         let run_dir = folder.join("run");
+        let mut command = self.command(case, cell, &run_dir, &[&own, overrides].concat());
+        let started = process::run(&mut command, folder, self.timeout_seconds)?;
+        from_metrics(&metrics(&run_dir)?, started, steps)
+    }
+
+    /// Trains until an evaluation shows `target`, or to the end, with everything in `folder`.
+    ///
+    /// # Errors
+    /// As [`Self::measure`].
+    pub fn train_to(
+        &self,
+        case: &Case,
+        cell: Cell,
+        overrides: &[String],
+        folder: &Path,
+        goal: Goal,
+    ) -> Result<Vec<EpochEnd>> {
+        let own = [format!("train.seed={}", goal.seed)];
+        let run_dir = folder.join("run");
+        let mut command = self.command(case, cell, &run_dir, &[&own, overrides].concat());
+        let is_enough = || accuracy::is_reached(&run_dir, goal.target);
+        process::run_until(&mut command, folder, goal.timeout_seconds, is_enough)?;
+        epochs_from_metrics(&metrics(&run_dir)?)
+    }
+
+    fn command(&self, case: &Case, cell: Cell, run_dir: &Path, overrides: &[String]) -> Command {
         let mut command = Command::new(&self.launcher);
         command
             .arg(&case.config)
             .arg(if self.device == Device::Gpu { "--gpus" } else { "--cpu" })
             .arg(cell.ranks.to_string())
             .args(["--quiet", "--resume", "never", "--run-dir"])
-            .arg(&run_dir);
-        let sets = self.own_overrides(cell);
-        for set in sets.iter().chain(&self.overrides).chain(&variant.overrides) {
+            .arg(run_dir);
+        let batch = format!("train.batch_size_per_rank={}", cell.batch_per_rank);
+        let made_up = self.data.is_none().then(|| "data.dataset=synthetic".to_owned());
+        let own = std::iter::once(&batch).chain(&made_up);
+        for set in own.chain(&self.overrides).chain(overrides) {
             command.args(["--set", set]);
         }
         if let Some(data) = &self.data {
             command.env("CIFAR10_DIR", data);
         }
-        let started = process::run(&mut command, folder, self.timeout_seconds)?;
-        let path = run_dir.join("metrics.jsonl");
-        let text = fs::read_to_string(&path).map_err(|source| BenchError::File { path, source })?;
-        from_metrics(&text, started, WARMUP_STEPS + self.steps)
-    }
-
-    /// What makes a run of the configuration a measurement.
-    fn own_overrides(&self, cell: Cell) -> Vec<String> {
-        let mut sets = vec![
-            format!("train.max_steps={}", WARMUP_STEPS + self.steps),
-            format!("train.batch_size_per_rank={}", cell.batch_per_rank),
-            // The evaluation at the end is not timed, but waited for.
-            "data.test_images=100".to_owned(),
-        ];
-        sets.extend(self.data.is_none().then(|| "data.dataset=synthetic".to_owned()));
-        sets
+        command
     }
 }
 
@@ -99,9 +120,10 @@ impl Ours {
 #[derive(Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 enum Line {
-    Step {
-        step: u64,
-        step_ms: f64,
+    Step(StepLine),
+    Epoch {
+        epoch: usize,
+        test_accuracy: f64,
         #[serde(with = "time::serde::rfc3339")]
         time: OffsetDateTime,
     },
@@ -118,27 +140,104 @@ enum Line {
     Other,
 }
 
+/// Means over the steps since the last such line.
+#[derive(Deserialize)]
+struct StepLine {
+    step: u64,
+    step_ms: f64,
+    #[serde(default)]
+    data_ms: f64,
+    #[serde(default)]
+    comm_exposed_ms: f64,
+    /// This and what follows is only there on the CPU.
+    skew_ms: Option<f64>,
+    forward_ms: Option<f64>,
+    backward_ms: Option<f64>,
+    optimizer_ms: Option<f64>,
+    #[serde(default)]
+    each_step_ms: Vec<f64>,
+    #[serde(with = "time::serde::rfc3339")]
+    time: OffsetDateTime,
+}
+
+impl StepLine {
+    /// When the first step began, by the first line.
+    fn first_step_began(&self) -> OffsetDateTime {
+        self.time - time::Duration::seconds_f64(self.step as f64 * self.step_ms / 1e3)
+    }
+
+    fn split(&self) -> Option<Split> {
+        let mut split = Split {
+            data_ms: self.data_ms,
+            forward_ms: self.forward_ms?,
+            backward_ms: self.backward_ms?,
+            skew_ms: self.skew_ms?,
+            comm_exposed_ms: self.comm_exposed_ms - self.skew_ms?,
+            optimizer_ms: self.optimizer_ms?,
+            other_ms: 0.0,
+        };
+        let parts: f64 = Split::PARTS.iter().map(|(_, part)| part(&split)).sum();
+        split.other_ms = self.step_ms - parts;
+        Some(split)
+    }
+}
+
+/// The mean of means over equally many steps.
+fn mean(splits: &[Split]) -> Option<Split> {
+    let mean = |part: fn(&Split) -> f64| splits.iter().map(part).sum::<f64>() / splits.len() as f64;
+    (!splits.is_empty()).then(|| Split {
+        data_ms: mean(|split| split.data_ms),
+        forward_ms: mean(|split| split.forward_ms),
+        backward_ms: mean(|split| split.backward_ms),
+        skew_ms: mean(|split| split.skew_ms),
+        comm_exposed_ms: mean(|split| split.comm_exposed_ms),
+        optimizer_ms: mean(|split| split.optimizer_ms),
+        other_ms: mean(|split| split.other_ms),
+    })
+}
+
+fn metrics(run_dir: &Path) -> Result<String> {
+    let path = run_dir.join("metrics.jsonl");
+    fs::read_to_string(&path).map_err(|source| BenchError::File { path, source })
+}
+
+fn problem(problem: &str) -> BenchError {
+    BenchError::Unexpected { what: "metrics.jsonl", problem: problem.to_owned() }
+}
+
+/// Reads the epochs' ends.
+fn epochs_from_metrics(text: &str) -> Result<Vec<EpochEnd>> {
+    let (mut begin, mut ends) = (None, Vec::new());
+    for line in text.lines() {
+        match serde_json::from_str(line).map_err(|error| problem(&error.to_string()))? {
+            Line::Step(line) => {
+                begin.get_or_insert_with(|| line.first_step_began());
+            }
+            Line::Epoch { epoch, test_accuracy, time } => {
+                let begin = begin.ok_or_else(|| problem("no step before an epoch's end"))?;
+                let seconds = (time - begin).as_seconds_f64();
+                ends.push(EpochEnd { epoch, seconds, test_accuracy });
+            }
+            Line::Summary { .. } | Line::Other => {}
+        }
+    }
+    Ok(ends)
+}
+
 /// Reads the metrics of a run of `steps` steps that was started at `command_at`.
 ///
 /// Images/s come from the times of records, not from the summary: so they count all that happens
 /// between steps too, as the peers' do.
 fn from_metrics(text: &str, command_at: OffsetDateTime, steps: u64) -> Result<Measured> {
-    let problem = |problem: &str| BenchError::Unexpected {
-        what: "metrics.jsonl",
-        problem: problem.to_owned(),
-    };
     let parse = |error: serde_json::Error| problem(&error.to_string());
     let mut raw = Vec::new();
-    let (mut marks, mut first, mut summary) = (Vec::new(), None, None);
+    let (mut lines, mut summary) = (Vec::new(), None);
     for line in text.lines() {
         raw.push(serde_json::from_str::<Value>(line).map_err(parse)?);
         match serde_json::from_str(line).map_err(parse)? {
-            Line::Step { step, step_ms, time } => {
-                first.get_or_insert((step, step_ms, time));
-                marks.push((step, time));
-            }
+            Line::Step(line) => lines.push(line),
             line @ Line::Summary { .. } => summary = Some(line),
-            Line::Other => {}
+            Line::Epoch { .. } | Line::Other => {}
         }
     }
     let Some(Line::Summary {
@@ -156,20 +255,24 @@ fn from_metrics(text: &str, command_at: OffsetDateTime, steps: u64) -> Result<Me
     if taken != steps {
         return Err(problem(&format!("{taken} steps instead of {steps}; more epochs are needed")));
     }
-    let warm = marks.iter().find(|(step, _)| *step >= WARMUP_STEPS);
-    let (Some((from, from_time)), Some((to, to_time)), Some((step, step_ms, time))) =
-        (warm, marks.last(), first)
-    else {
+    let warm = lines.iter().position(|line| line.step >= WARMUP_STEPS);
+    let (Some(warm), Some(first), Some(last)) = (warm, lines.first(), lines.last()) else {
         return Err(problem("no record of a step"));
     };
-    let images = (to - from) as f64 * (world_size * batch_size_per_rank * grad_accum_steps) as f64;
-    let before_first = time - time::Duration::seconds_f64(step as f64 * step_ms / 1e3);
+    let (from, timed) = (&lines[warm], &lines[warm + 1..]);
+    let images = (last.step - from.step) as f64
+        * (world_size * batch_size_per_rank * grad_accum_steps) as f64;
+    let splits: Option<Vec<Split>> = timed.iter().map(StepLine::split).collect();
     Ok(Measured {
-        images_per_s: images / (*to_time - *from_time).as_seconds_f64(),
+        images_per_s: images / (last.time - from.time).as_seconds_f64(),
         step_ms_p50,
         step_ms_p95,
-        seconds_to_training: (before_first - command_at).as_seconds_f64(),
+        seconds_to_training: (first.first_step_began() - command_at).as_seconds_f64(),
         peak_memory_bytes,
+        step_ms: timed.iter().flat_map(|line| line.each_step_ms.iter().copied()).collect(),
+        split: mean(&splits.unwrap_or_default()),
+        timed: (seconds(from.time), seconds(last.time)),
+        energy: None,
         raw: Value::Array(raw),
     })
 }
@@ -203,6 +306,33 @@ mod tests {
     #[test]
     fn training_begins_before_the_steps_of_the_first_record() {
         assert_eq!(read(METRICS, 30).unwrap().seconds_to_training, 1.5);
+    }
+
+    #[test]
+    fn an_epoch_ends_with_its_evaluation() {
+        let ends = epochs_from_metrics(METRICS.trim()).unwrap();
+        assert_eq!(ends, [EpochEnd { epoch: 1, seconds: 4.5, test_accuracy: 0.1 }]);
+    }
+
+    #[test]
+    fn the_split_is_that_of_timed_steps_and_adds_up() {
+        assert_eq!(read(METRICS, 30).unwrap().split, None);
+        let split =
+            r#""step_ms":100.0,"data_ms":1.0,"comm_exposed_ms":10.0,"skew_ms":4.0,"forward_ms":
+            30.0,"backward_ms":50.0,"optimizer_ms":5.0,"each_step_ms":[90.0,110.0]"#
+                .replace('\n', "");
+        let measured = read(&METRICS.replace(r#""step_ms":100.0"#, &split), 30).unwrap();
+        let expected = Split {
+            data_ms: 1.0,
+            forward_ms: 30.0,
+            backward_ms: 50.0,
+            skew_ms: 4.0,
+            comm_exposed_ms: 6.0,
+            optimizer_ms: 5.0,
+            other_ms: 4.0,
+        };
+        assert_eq!(measured.split, Some(expected));
+        assert_eq!(measured.step_ms, [90.0, 110.0, 90.0, 110.0]);
     }
 
     #[test]

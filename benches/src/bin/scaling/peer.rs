@@ -8,10 +8,12 @@ use serde::Deserialize;
 use serde_json::Value;
 use time::OffsetDateTime;
 
+use crate::accuracy::EpochEnd;
 use crate::cli::{Args, Mode};
+use crate::energy::seconds;
 use crate::error::{BenchError, Result};
 use crate::ours::WARMUP_STEPS;
-use crate::plan::{Case, Cell, Device};
+use crate::plan::{Case, Cell, Device, Goal};
 use crate::process;
 use crate::record::Measured;
 
@@ -73,6 +75,39 @@ impl Peer {
     /// When the run fails, or does not say what was expected.
     pub fn measure(&self, case: &Case, cell: Cell, mode: Mode, folder: &Path) -> Result<Measured> {
         let json = folder.join("peer.json");
+        let mut command = self.command(case, cell, mode, &json);
+        command.args(["--steps", &self.steps.to_string()]);
+        let started = process::run(&mut command, folder, self.timeout_seconds)?;
+        from_json(&read(json)?, started)
+    }
+
+    /// Trains until an evaluation shows `goal.target`, or to the end of the case's epochs, with
+    /// everything in `folder`.
+    ///
+    /// # Errors
+    /// As [`Self::measure`].
+    pub fn train_to(
+        &self,
+        case: &Case,
+        cell: Cell,
+        mode: Mode,
+        folder: &Path,
+        goal: Goal,
+    ) -> Result<Vec<EpochEnd>> {
+        let json = folder.join("peer.json");
+        let mut command = self.command(case, cell, mode, &json);
+        command.args(["--to-accuracy", &goal.target.to_string()]).args([
+            "--epochs",
+            &case.epochs.to_string(),
+            "--seed",
+            &goal.seed.to_string(),
+        ]);
+        process::run(&mut command, folder, goal.timeout_seconds)?;
+        let report: Epochs = serde_json::from_slice(&read(json)?).map_err(|e| unexpected(&e))?;
+        Ok(report.epochs)
+    }
+
+    fn command(&self, case: &Case, cell: Cell, mode: Mode, json: &Path) -> Command {
         let mut command = Command::new(&self.python);
         command
             .args(["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"])
@@ -82,17 +117,24 @@ impl Peer {
             .args(["--model", case.network.model, "--stem", case.network.stem])
             .args(["--device", if self.device == Device::Gpu { "cuda" } else { "cpu" }])
             .args(["--batch-per-rank", &cell.batch_per_rank.to_string()])
-            .args(["--steps", &self.steps.to_string()])
             .args(["--warmup-steps", &WARMUP_STEPS.to_string()])
             .arg("--json")
-            .arg(&json);
+            .arg(json);
         if let Some(data) = &self.data {
             command.arg("--data").arg(data);
         }
-        let started = process::run(&mut command, folder, self.timeout_seconds)?;
-        let text = fs::read(&json).map_err(|source| BenchError::File { path: json, source })?;
-        from_json(&text, started)
+        command
     }
+}
+
+fn read(path: PathBuf) -> Result<Vec<u8>> {
+    fs::read(&path).map_err(|source| BenchError::File { path, source })
+}
+
+/// The peer's file after training to an accuracy, as far as it matters here.
+#[derive(Deserialize)]
+struct Epochs {
+    epochs: Vec<EpochEnd>,
 }
 
 fn unexpected(error: &serde_json::Error) -> BenchError {
@@ -106,20 +148,32 @@ struct Report {
     step_ms_p50: f64,
     step_ms_p95: f64,
     peak_memory_bytes: u64,
-    /// In seconds since 1970.
+    /// In seconds since 1970, as are the next.
     first_step_at: f64,
+    timed_from: f64,
+    timed_to: f64,
+    ranks: Vec<RankReport>,
+}
+
+#[derive(Deserialize)]
+struct RankReport {
+    step_ms: Vec<f64>,
 }
 
 fn from_json(text: &[u8], command_at: OffsetDateTime) -> Result<Measured> {
     let raw: Value = serde_json::from_slice(text).map_err(|error| unexpected(&error))?;
     let report = Report::deserialize(&raw).map_err(|error| unexpected(&error))?;
-    let command_at = command_at.unix_timestamp_nanos() as f64 / 1e9;
+    let step_ms = report.ranks.first().map(|rank| rank.step_ms.clone());
     Ok(Measured {
         images_per_s: report.images_per_s,
         step_ms_p50: report.step_ms_p50,
         step_ms_p95: report.step_ms_p95,
-        seconds_to_training: report.first_step_at - command_at,
+        seconds_to_training: report.first_step_at - seconds(command_at),
         peak_memory_bytes: report.peak_memory_bytes,
+        step_ms: step_ms.unwrap_or_default(),
+        split: None,
+        timed: (report.timed_from, report.timed_to),
+        energy: None,
         raw,
     })
 }
@@ -134,9 +188,11 @@ mod tests {
     fn a_peers_file_is_read() {
         let text =
             br#"{"mode":"tuned","images_per_s":700.5,"step_ms_p50":180.0,"step_ms_p95":190.0,
-            "peak_memory_bytes":1000,"first_step_at":6.5}"#;
+            "peak_memory_bytes":1000,"first_step_at":6.5,"timed_from":7.0,"timed_to":9.0,
+            "ranks":[{"step_ms":[179.0,181.0]}]}"#;
         let measured = from_json(text, datetime!(1970-01-01 00:00:02 UTC)).unwrap();
         assert_eq!((measured.images_per_s, measured.seconds_to_training), (700.5, 4.5));
+        assert_eq!((measured.timed, &measured.step_ms[..]), ((7.0, 9.0), &[179.0, 181.0][..]));
         assert_eq!(measured.raw["mode"], "tuned");
         assert!(from_json(b"{}", OffsetDateTime::UNIX_EPOCH).is_err());
     }

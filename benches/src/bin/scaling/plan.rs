@@ -32,6 +32,8 @@ pub struct Case {
     pub network: PeerNetwork,
     /// Rank counts, in the order of the command line.
     pub cells: Vec<Cell>,
+    /// Epochs that the configuration trains for.
+    pub epochs: usize,
     /// Who runs.
     pub contestants: Vec<Contestant>,
     /// Why no peer does, where the configuration is not one for them.
@@ -56,6 +58,17 @@ pub struct Cell {
     pub batch_per_rank: usize,
 }
 
+/// What a run trains for, where that is an accuracy.
+#[derive(Debug, Clone, Copy)]
+pub struct Goal {
+    /// On the test images, a fraction.
+    pub target: f64,
+    /// Of weights and of the order of samples.
+    pub seed: u64,
+    /// A run that takes longer has failed.
+    pub timeout_seconds: u64,
+}
+
 /// One of what a round consists of.
 #[derive(Clone, Copy)]
 pub struct Run<'a> {
@@ -72,6 +85,8 @@ pub struct Run<'a> {
 pub enum Contestant {
     /// We do.
     Ours(Variant),
+    /// We do, with ranks that do not communicate.
+    Isolated,
     /// PyTorch does.
     Peer(Mode),
 }
@@ -82,13 +97,28 @@ impl Contestant {
         match self {
             Self::Ours(variant) if variant.name.is_empty() => "Lockstep".to_owned(),
             Self::Ours(variant) => format!("Lockstep, {}", variant.name),
+            Self::Isolated => "Lockstep, isolated".to_owned(),
             Self::Peer(mode) => format!("PyTorch DDP, {}", mode.name()),
+        }
+    }
+
+    /// What it changes in a configuration; nothing where PyTorch trains.
+    pub fn overrides(&self) -> Vec<String> {
+        match self {
+            Self::Ours(variant) => variant.overrides.clone(),
+            Self::Isolated => vec!["comm.backend=none".to_owned()],
+            Self::Peer(_) => Vec::new(),
         }
     }
 
     /// Whether it is PyTorch.
     pub const fn is_peer(&self) -> bool {
         matches!(self, Self::Peer(_))
+    }
+
+    /// Whether its ranks train each for itself.
+    pub const fn is_isolated(&self) -> bool {
+        matches!(self, Self::Isolated | Self::Peer(Mode::None))
     }
 }
 
@@ -114,11 +144,15 @@ impl Plan {
 
     /// What a round consists of, in order.
     pub fn runs(&self) -> impl Iterator<Item = Run<'_>> {
-        self.cases.iter().flat_map(|case| {
-            case.cells.iter().flat_map(move |&cell| {
-                case.contestants.iter().map(move |contestant| Run { case, cell, contestant })
+        self.cases
+            .iter()
+            .flat_map(|case| {
+                case.cells.iter().flat_map(move |&cell| {
+                    case.contestants.iter().map(move |contestant| Run { case, cell, contestant })
+                })
             })
-        })
+            // A single rank has nobody to communicate with.
+            .filter(|run| run.cell.ranks > 1 || !run.contestant.is_isolated())
     }
 
     /// Whether PyTorch runs at all.
@@ -158,9 +192,11 @@ impl Case {
             name,
             config: path.to_owned(),
             network: PeerNetwork::of(config),
+            epochs: config.train.epochs,
             cells: cells.collect::<Result<_>>()?,
             contestants: ours
                 .map(Contestant::Ours)
+                .chain((!args.no_isolated).then_some(Contestant::Isolated))
                 .chain(peers.map(|mode| Contestant::Peer(*mode)))
                 .collect(),
             without_peers,
@@ -203,6 +239,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::cli::Cli;
 
     fn plan(yaml: &str, extra: &[&str]) -> Result<Plan> {
         let folder = tempfile::tempdir().unwrap();
@@ -210,7 +247,7 @@ mod tests {
         std::fs::write(&path, yaml).unwrap();
         let required =
             ["scaling", "--cpu", "1,2", "--out", "o", "--configs", path.to_str().unwrap()];
-        Plan::new(&Args::parse_from([&required, extra].concat()))
+        Plan::new(&Cli::parse_from([&required, extra].concat()).run)
     }
 
     fn batches_of(case: &Case) -> Vec<(usize, usize)> {
@@ -242,7 +279,26 @@ mod tests {
     fn everybody_runs_side_by_side() {
         let plan = plan("", &["--variant", "fp32:precision=fp32", "--peers", "tuned"]).unwrap();
         let names: Vec<_> = plan.cases[0].contestants.iter().map(Contestant::name).collect();
-        assert_eq!(names, ["Lockstep", "Lockstep, fp32", "PyTorch DDP, tuned"]);
+        assert_eq!(
+            names,
+            ["Lockstep", "Lockstep, fp32", "Lockstep, isolated", "PyTorch DDP, tuned"]
+        );
+    }
+
+    #[test]
+    fn a_single_rank_is_not_measured_in_isolation() {
+        let plan = plan("", &["--peers", "none"]).unwrap();
+        let runs: Vec<_> = plan.runs().map(|run| (run.cell.ranks, run.contestant.name())).collect();
+        let run = |ranks: usize, name: &str| (ranks, name.to_owned());
+        assert_eq!(
+            runs,
+            [
+                run(1, "Lockstep"),
+                run(2, "Lockstep"),
+                run(2, "Lockstep, isolated"),
+                run(2, "PyTorch DDP, none"),
+            ]
+        );
     }
 
     #[test]

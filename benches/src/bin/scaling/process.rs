@@ -28,6 +28,20 @@ const LINES_SHOWN: usize = 20;
 /// [`BenchError`] when it cannot be started, fails, or takes more than `limit_seconds`; with the
 /// last that it wrote.
 pub fn run(command: &mut Command, folder: &Path, limit_seconds: u64) -> Result<OffsetDateTime> {
+    run_until(command, folder, limit_seconds, || false)
+}
+
+/// As [`run`], but asks the program to stop as soon as `is_enough`; then it does not matter how it
+/// ends.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_until(
+    command: &mut Command,
+    folder: &Path,
+    limit_seconds: u64,
+    is_enough: impl Fn() -> bool,
+) -> Result<OffsetDateTime> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = folder.join("output");
     let file = |source| BenchError::File { path: output.clone(), source };
@@ -36,31 +50,39 @@ pub fn run(command: &mut Command, folder: &Path, limit_seconds: u64) -> Result<O
     let started = OffsetDateTime::now_utc();
     let mut child =
         command.spawn().map_err(|source| BenchError::Start { program: program.clone(), source })?;
-    let ended = wait(&mut child, Duration::from_secs(limit_seconds));
-    let ended = match ended.map_err(file)? {
-        Some(ended) => Some(ended),
-        None => {
-            stop(&mut child).map_err(file)?;
-            None
-        }
-    };
+    let ended = wait(&mut child, Duration::from_secs(limit_seconds), &is_enough).map_err(file)?;
+    if matches!(ended, Wait::Enough | Wait::TooLong) {
+        stop(&mut child).map_err(file)?;
+    }
     let output = || last_lines(&fs::read_to_string(&output).unwrap_or_default());
     match ended {
-        Some(status) if status.success() => Ok(started),
-        Some(status) => Err(BenchError::Ended { program, status, output: output() }),
-        None => Err(BenchError::TimedOut { program, seconds: limit_seconds, output: output() }),
+        Wait::Enough => Ok(started),
+        Wait::Ended(status) if status.success() => Ok(started),
+        Wait::Ended(status) => Err(BenchError::Ended { program, status, output: output() }),
+        Wait::TooLong => {
+            Err(BenchError::TimedOut { program, seconds: limit_seconds, output: output() })
+        }
     }
 }
 
-/// How `child` ended; `None` if it did not within `limit`.
-fn wait(child: &mut Child, limit: Duration) -> std::io::Result<Option<ExitStatus>> {
+/// Why a wait is over.
+enum Wait {
+    Ended(ExitStatus),
+    Enough,
+    TooLong,
+}
+
+fn wait(child: &mut Child, limit: Duration, is_enough: impl Fn() -> bool) -> std::io::Result<Wait> {
     let start = Instant::now();
     loop {
         if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
+            return Ok(Wait::Ended(status));
+        }
+        if is_enough() {
+            return Ok(Wait::Enough);
         }
         if start.elapsed() >= limit {
-            return Ok(None);
+            return Ok(Wait::TooLong);
         }
         sleep(LOOK_EVERY);
     }
@@ -71,7 +93,7 @@ fn stop(child: &mut Child) -> std::io::Result<()> {
     if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
         kill_process(pid, Signal::TERM)?;
     }
-    if wait(child, GRACE)?.is_none() {
+    if !matches!(wait(child, GRACE, || false)?, Wait::Ended(_)) {
         child.kill()?;
         child.wait()?;
     }
@@ -102,6 +124,16 @@ mod tests {
     fn a_program_that_takes_too_long_is_stopped() {
         let error = shell("echo begun; exec sleep 600", 0).unwrap_err().to_string();
         assert!(error.starts_with("sh was stopped after 0 s"), "{error}");
+    }
+
+    #[test]
+    fn a_program_is_stopped_once_it_did_enough() {
+        let folder = tempfile::tempdir().unwrap();
+        let mark = folder.path().join("mark");
+        let script =
+            format!("trap 'exit 8' TERM; touch {}; while :; do sleep 0.1; done", mark.display());
+        let mut command = Command::new("sh");
+        run_until(command.args(["-c", &script]), folder.path(), 60, || mark.exists()).unwrap();
     }
 
     #[test]

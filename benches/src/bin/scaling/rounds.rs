@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use crate::accuracy::AccuracyRun;
 use crate::cli::Args;
+use crate::energy::Meter;
 use crate::load::Ticks;
 use crate::machine::now;
 use crate::ours::Ours;
 use crate::peer::Peer;
-use crate::plan::{Contestant, Plan, Run};
+use crate::plan::{Contestant, Goal, Plan, Run};
 use crate::record::{Outcome, Record, Report};
 
 /// How often a run is tried that others disturb; the last try counts.
@@ -94,14 +96,70 @@ impl Runner<'_> {
         }
     }
 
+    /// Trains everybody to the accuracy with each seed, and hands over the report after each run.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_to_accuracy(
+        &self,
+        plan: &Plan,
+        target: f64,
+        report: &mut Report,
+        after_each: impl Fn(&Report) -> Result<()>,
+    ) -> Result<()> {
+        for seed in 0..self.args.seeds {
+            for one in plan.runs().filter(|one| !one.contestant.is_isolated()) {
+                if one.contestant.is_peer() && self.peer.versions().is_none() {
+                    continue;
+                }
+                self.rest();
+                let timeout_seconds = self.args.timeout_seconds * one.case.epochs as u64;
+                let run = self.train_to(one, Goal { target, seed, timeout_seconds })?;
+                tell_accuracy(&run);
+                report.to_accuracy.push(run);
+                after_each(report)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn train_to(&self, one: Run<'_>, goal: Goal) -> Result<AccuracyRun> {
+        let Run { case, cell, contestant } = one;
+        let folder = tempfile::tempdir()?;
+        let path = folder.path();
+        let (started, before) = (now(), Ticks::now());
+        let epochs = match contestant {
+            Contestant::Peer(mode) => self.peer.train_to(case, cell, *mode, path, goal),
+            _ => self.ours.train_to(case, cell, &contestant.overrides(), path, goal),
+        };
+        let load = Ticks::now().since(before);
+        let failure = epochs.as_ref().err().map(ToString::to_string);
+        Ok(AccuracyRun {
+            case: case.name.clone(),
+            ranks: cell.ranks,
+            contestant: contestant.name(),
+            seed: goal.seed,
+            target: goal.target,
+            started,
+            load,
+            epochs: epochs.unwrap_or_default(),
+            failure,
+        })
+    }
+
     fn run_once(&self, one: Run<'_>, round: usize) -> Result<Record> {
         let Run { case, cell, contestant } = one;
         let folder = tempfile::tempdir()?;
+        let meter = Meter::start(self.args.device(), cell.ranks);
         let (started, before) = (now(), Ticks::now());
-        let measured = match contestant {
-            Contestant::Ours(variant) => self.ours.measure(case, cell, variant, folder.path()),
+        let mut measured = match contestant {
             Contestant::Peer(mode) => self.peer.measure(case, cell, *mode, folder.path()),
+            _ => self.ours.measure(case, cell, &contestant.overrides(), folder.path()),
         };
+        if let (Some(meter), Ok(measured)) = (meter, &mut measured) {
+            let (from, to) = measured.timed;
+            measured.energy = meter.stop(from, to);
+        }
         Ok(Record {
             round,
             case: case.name.clone(),
@@ -115,6 +173,16 @@ impl Runner<'_> {
                 .map_or_else(|error| Outcome::Failed(error.to_string()), Outcome::Measured),
         })
     }
+}
+
+fn tell_accuracy(run: &AccuracyRun) {
+    let AccuracyRun { case, ranks, contestant, seed, target, .. } = run;
+    let end = match (&run.failure, run.reached()) {
+        (Some(reason), _) => reason.clone(),
+        (None, Some(end)) => format!("{:.1} s, {} epochs", end.seconds, end.epoch),
+        (None, None) => "not reached".to_owned(),
+    };
+    eprintln!("to accuracy {target}, {case}, ranks {ranks}, {contestant}, seed {seed}: {end}");
 }
 
 /// One line a run, on standard error.

@@ -1,0 +1,325 @@
+//! What more GPUs would do: measured compute time, a model of collectives, and the schedule between
+//! the two. Pure but for reading its inputs; docs/prediction.md says what it rests on.
+
+mod cluster;
+mod collective;
+mod document;
+mod network;
+mod schedule;
+
+#[cfg(test)]
+mod published;
+
+use job::config::BucketCap;
+
+use crate::cli::{Args, Prediction};
+use crate::document::Block;
+use crate::error::{BenchError, Result};
+use crate::record::{Report, Split};
+use crate::stats::Spread;
+
+use cluster::Cluster;
+use collective::Group;
+use network::Layers;
+use schedule::{Communication, Compute, Timeline, simulate};
+
+/// Exposed communication below this share of a step counts as hidden.
+const HIDDEN: f64 = 0.05;
+
+/// The most GPUs that are looked at for the point where communication stops hiding.
+const MOST_RANKS: usize = 1 << 16;
+
+/// One network on one cluster.
+struct Model {
+    layers: Layers,
+    cluster: Cluster,
+    batch_per_rank: usize,
+    compute: Compute,
+    bucket_cap_bytes: usize,
+    /// Where `compute` comes from.
+    basis: String,
+}
+
+/// A step of `ranks` ranks.
+#[derive(Debug, Clone, Copy)]
+struct Step {
+    ranks: usize,
+    seconds: f64,
+    timeline: Timeline,
+}
+
+/// Predicts what the command line asks for.
+///
+/// # Errors
+/// When a file is missing or wrong, or the command line says too little.
+pub fn document(args: &Args) -> Result<Vec<Block>> {
+    let mut blocks = vec![Block::Heading(1, "Prediction".to_owned())];
+    for model in models(args)? {
+        blocks.extend(document::of(&model, args)?);
+    }
+    Ok(blocks)
+}
+
+/// PyTorch DDP's.
+const DEFAULT_BUCKET_MIB: f64 = 25.0;
+
+fn models(args: &Args) -> Result<Vec<Model>> {
+    let prediction = &args.prediction;
+    let cluster = Cluster::load(prediction.cluster.as_deref().unwrap_or_default())?;
+    let wanted = |problem: &str| BenchError::Unexpected {
+        what: "the command line",
+        problem: problem.to_owned(),
+    };
+    let mut networks = Vec::new();
+    if let Some(name) = &prediction.network {
+        let layers = Layers::for_imagenet(name).ok_or_else(|| {
+            wanted(&format!("--network {name}: `trainer models` lists what there is"))
+        })?;
+        networks.push((layers, DEFAULT_BUCKET_MIB, 64, String::new()));
+    }
+    for path in &args.configs {
+        let config = job::config::load(path, &args.overrides)?;
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let cap = match config.comm.bucket_cap_mib {
+            BucketCap::Mib(mib) => mib as f64,
+            BucketCap::Auto => DEFAULT_BUCKET_MIB,
+        };
+        let batch = config.train.batch_size_per_rank;
+        networks.push((Layers::of_config(&config), cap, batch, stem));
+    }
+    let mut models = Vec::new();
+    for (mut layers, cap_mib, configured, stem) in networks {
+        if let Some(images) = prediction.critical_batch {
+            layers.critical_batch = (images, "the command line");
+        }
+        let batches = match args.batch_per_rank.as_slice() {
+            [] => vec![configured],
+            batches => batches.to_vec(),
+        };
+        for batch_per_rank in batches {
+            let (compute, basis) = compute(prediction, &stem, batch_per_rank)?;
+            let cap_mib = prediction.bucket_mib.unwrap_or(cap_mib);
+            models.push(Model {
+                layers: layers.clone(),
+                cluster: cluster.clone(),
+                batch_per_rank,
+                compute,
+                bucket_cap_bytes: (cap_mib * f64::from(1 << 20)) as usize,
+                basis,
+            });
+        }
+    }
+    Ok(models)
+}
+
+/// What one rank computes in a step, and how that is known.
+fn compute(prediction: &Prediction, stem: &str, batch: usize) -> Result<(Compute, String)> {
+    if let Some(rate) = prediction.images_per_s {
+        let basis = format!("{rate} images/s of one GPU, as the command line says");
+        return Ok((Compute::from_step(batch as f64 / rate), basis));
+    }
+    let Some(path) = &prediction.measured else {
+        return Err(BenchError::Unexpected {
+            what: "the command line",
+            problem: "a prediction needs the speed of one GPU: --measured or --images-per-s".into(),
+        });
+    };
+    let file = |source| BenchError::File { path: path.clone(), source };
+    let text = std::fs::read_to_string(path).map_err(file)?;
+    let unexpected = |problem: String| BenchError::Unexpected { what: "the measurement", problem };
+    let report: Report = serde_json::from_str(&text).map_err(|e| unexpected(e.to_string()))?;
+    let compute = measured_compute(&report, stem, batch).ok_or_else(|| {
+        unexpected(format!("no run of {stem} by one rank at batch {batch} in {}", path.display()))
+    })?;
+    let hardware = report.machine.gpus.first().unwrap_or(&report.machine.cpu);
+    Ok((compute, format!("one rank measured on {hardware}, {}", report.versions.lockstep)))
+}
+
+/// Of the median run of one rank; its split where it has one.
+fn measured_compute(report: &Report, stem: &str, batch: usize) -> Option<Compute> {
+    let case = report.cases().into_iter().find(|case| {
+        case.starts_with(&format!("{stem},")) && report.sizes(case).contains(&(1, batch))
+    })?;
+    let runs: Vec<_> = report.measured(case, 1, "Lockstep").map(|(_, run)| run).collect();
+    let step = batch as f64 / Spread::of(runs.iter().map(|run| run.images_per_s))?.median;
+    let median = |part: fn(&Split) -> f64| {
+        let parts = runs.iter().filter_map(|run| run.split.as_ref()).map(part);
+        Some(Spread::of(parts)?.median / 1e3)
+    };
+    let split = median(|split| split.forward_ms).zip(median(|split| split.backward_ms));
+    Some(split.map_or(Compute::from_step(step), |(forward, backward)| Compute {
+        forward,
+        backward,
+        rest: (step - forward - backward).max(0.0),
+    }))
+}
+
+impl Model {
+    /// A step of `ranks` ranks.
+    fn step(&self, ranks: usize) -> Step {
+        let group = Group::new(&self.cluster, ranks);
+        let communication = Communication {
+            bucket_cap_bytes: self.bucket_cap_bytes,
+            overlap: true,
+            slowdown: self.cluster.slowdown_while_communicating.value,
+        };
+        let timeline = simulate(&self.layers.layers, &self.compute, &communication, |bytes| {
+            group.all_reduce(bytes).seconds
+        });
+        let Compute { forward, rest, .. } = self.compute;
+        let mut seconds = forward + timeline.communication_end + rest;
+        if ranks > 1 {
+            let slowest = self.cluster.step_noise.value * expected_maximum(ranks);
+            seconds *= (1.0 + self.cluster.step_overhead.value) * (1.0 + slowest);
+        }
+        Step { ranks, seconds, timeline }
+    }
+
+    fn images_per_s(&self, step: &Step) -> f64 {
+        (step.ranks * self.batch_per_rank) as f64 / step.seconds
+    }
+
+    /// Of what as many ranks would do that need not wait for each other.
+    fn efficiency(&self, step: &Step) -> f64 {
+        self.compute.total() / step.seconds
+    }
+
+    /// The lowest and the highest efficiency if all figures are off to the same side.
+    fn efficiency_range(&self, ranks: usize) -> (f64, f64) {
+        let off = |part| {
+            let model = Self { cluster: self.cluster.off_by(part), ..self.with_batch(1.0) };
+            model.efficiency(&model.step(ranks))
+        };
+        (off(1.0), off(-1.0))
+    }
+
+    fn with_batch(&self, factor: f64) -> Self {
+        Self {
+            layers: self.layers.clone(),
+            cluster: self.cluster.clone(),
+            batch_per_rank: (self.batch_per_rank as f64 * factor).round() as usize,
+            compute: self.compute.scaled(factor),
+            bucket_cap_bytes: self.bucket_cap_bytes,
+            basis: self.basis.clone(),
+        }
+    }
+
+    fn with_bucket_mib(&self, mib: f64) -> Self {
+        Self { bucket_cap_bytes: (mib * f64::from(1 << 20)) as usize, ..self.with_batch(1.0) }
+    }
+
+    fn is_hidden(&self, ranks: usize) -> bool {
+        let step = self.step(ranks);
+        step.timeline.exposed() <= HIDDEN * step.seconds
+    }
+
+    /// The first of 2, 4, 8, ... ranks whose communication is not hidden.
+    fn stops_hiding(&self) -> Option<usize> {
+        let doublings = std::iter::successors(Some(2usize), |ranks| ranks.checked_mul(2));
+        doublings.take_while(|ranks| *ranks <= MOST_RANKS).find(|ranks| !self.is_hidden(*ranks))
+    }
+
+    /// The bucket, of powers of two in MiB, with the shortest step.
+    fn best_bucket_mib(&self, ranks: usize) -> (f64, Step) {
+        let step = |mib: f64| (mib, self.with_bucket_mib(mib).step(ranks));
+        let caps = (-2..=8).map(|power| 2f64.powi(power));
+        let first = step(25.0);
+        caps.map(step).fold(first, |a, b| if b.1.seconds < a.1.seconds { b } else { a })
+    }
+
+    /// The smallest batch of a rank, of this one and its doublings, that hides communication.
+    fn hiding_batch(&self, ranks: usize) -> Option<usize> {
+        let factors = (0..=8).map(|power| 2f64.powi(power));
+        factors
+            .map(|factor| self.with_batch(factor))
+            .find(|model| model.is_hidden(ranks))
+            .map(|model| model.batch_per_rank)
+    }
+
+    /// How many times sooner than one rank with its batch so many come to the same loss, if a batch of
+    /// B images takes 1 + critical / B times the fewest steps there can be.
+    ///
+    /// Source: McCandlish et al., An Empirical Model of Large-Batch Training, 2018, equation 2.11.
+    fn training_speed_up(&self, step: &Step) -> f64 {
+        let critical = self.layers.critical_batch.0;
+        let steps = |images: f64| 1.0 + critical / images;
+        let batch = self.batch_per_rank as f64;
+        let alone = steps(batch) * self.compute.total();
+        alone / (steps(batch * step.ranks as f64) * step.seconds)
+    }
+}
+
+/// The expected largest of `n` numbers with a standard normal distribution.
+///
+/// Source: Blom, Statistical Estimates and Transformed Beta-Variables, 1958; for the quantile,
+/// Abramowitz and Stegun, Handbook of Mathematical Functions, 26.2.23.
+fn expected_maximum(n: usize) -> f64 {
+    let n = n as f64;
+    let above = 1.0 - (n - 0.375) / (n + 0.25);
+    let t = (-2.0 * above.ln()).sqrt();
+    let numerator = 2.515_517 + t * (0.802_853 + t * 0.010_328);
+    t - numerator / (1.0 + t * (1.432_788 + t * (0.189_269 + t * 0.001_308)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model(images_per_s: f64) -> Model {
+        let batch_per_rank = 64;
+        Model {
+            layers: Layers::for_imagenet("resnet50").unwrap(),
+            cluster: Cluster::load("h100-nvlink-ib400").unwrap(),
+            batch_per_rank,
+            compute: Compute::from_step(batch_per_rank as f64 / images_per_s),
+            bucket_cap_bytes: 25 << 20,
+            basis: String::new(),
+        }
+    }
+
+    #[test]
+    fn one_rank_is_as_fast_as_measured() {
+        let model = model(2000.0);
+        let step = model.step(1);
+        assert!((model.images_per_s(&step) - 2000.0).abs() < 1e-6);
+        assert_eq!(step.timeline.exposed(), 0.0);
+    }
+
+    #[test]
+    fn efficiency_falls_with_ranks_and_lies_in_its_range() {
+        let model = model(2000.0);
+        let mut last = 1.0;
+        for ranks in [8, 64, 512, 4096] {
+            let efficiency = model.efficiency(&model.step(ranks));
+            let (low, high) = model.efficiency_range(ranks);
+            assert!(efficiency < last && (low..=high).contains(&efficiency), "{ranks}");
+            last = efficiency;
+        }
+    }
+
+    #[test]
+    fn a_larger_batch_hides_what_a_smaller_one_does_not() {
+        let fast = model(200_000.0);
+        let ranks = fast.stops_hiding().unwrap();
+        let batch = fast.hiding_batch(ranks).unwrap();
+        assert!(batch > fast.batch_per_rank);
+        assert!(fast.best_bucket_mib(ranks).1.seconds <= fast.step(ranks).seconds);
+    }
+
+    #[test]
+    fn past_the_critical_batch_ranks_save_little_time() {
+        let model = model(2000.0);
+        let sooner = |ranks| model.training_speed_up(&model.step(ranks));
+        assert!((sooner(1) - 1.0).abs() < 1e-9);
+        // 64 ranks are within the critical batch of 15,000 images; 4096 are far beyond it.
+        assert!(sooner(64) > 45.0 && sooner(4096) < 260.0, "{} {}", sooner(64), sooner(4096));
+    }
+
+    #[test]
+    fn the_largest_of_many_is_as_tables_have_it() {
+        // Harter, Biometrika 48, 1961: 0.56419, 1.42360, 2.50759 for 2, 8 and 100.
+        for (n, expected) in [(2, 0.56419), (8, 1.42360), (100, 2.50759)] {
+            assert!((expected_maximum(n) - expected).abs() < 0.03, "{n}: {}", expected_maximum(n));
+        }
+    }
+}
