@@ -4,7 +4,7 @@ CONFIG ?= configs/quickstart.yaml
 # On a machine without a GPU: two ranks on the CPU.
 RANKS  ?= $(shell [ -e /dev/nvidiactl ] || echo --cpu 2)
 
-.PHONY: train test setup lint
+.PHONY: train test bench setup lint
 
 train: setup
 	cargo build --release --locked -p launcher -p trainer
@@ -15,6 +15,14 @@ test: export LD_LIBRARY_PATH := $(subst $() ,:,$(strip $(LD_LIBRARY_PATH) $(wild
 test: setup
 	cargo build --release --locked --features mpi -p trainer
 	cargo test --release --locked --workspace --features mpi
+
+# BENCH="--gpus 1,2,4 --repeats 3" and the like; DATA: folder with CIFAR-10's .bin files.
+PYTHON ?= python3
+BENCH  ?= $(shell [ -e /dev/nvidiactl ] && echo --gpus 1,2,4,8 || echo --cpu 1,2)
+bench: setup
+	cargo build --release --locked -p launcher -p trainer -p benches
+	target/release/scaling $(BENCH) --configs configs/resnet18.yaml --batch-per-rank 64 \
+	    --global-batch 128 --python $(PYTHON) $(if $(DATA),--data $(DATA))
 
 lint: setup
 	cargo fmt --all --check

@@ -1,4 +1,4 @@
-//! Lets binaries find libmpi by rpath.
+//! Lets binaries find libmpi, and benches libtorch, by rpath.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -6,5 +6,9 @@ fn main() {
         if !dir.is_empty() {
             println!("cargo::rustc-link-arg-bins=-Wl,-rpath,{dir}");
         }
+    }
+    println!("cargo::rerun-if-env-changed=LIBTORCH");
+    if let Ok(libtorch) = std::env::var("LIBTORCH") {
+        println!("cargo::rustc-link-arg-benches=-Wl,-rpath,{libtorch}/lib");
     }
 }

@@ -3,13 +3,16 @@
     python -m torch.distributed.run --standalone --nproc-per-node 2 torch_ddp.py \
         --mode tuned --model resnet18 --batch-per-rank 64 --steps 60 --json FILE
 
-Four modes:
+Six modes:
   plain   the notes' script as a user moves it to DDP: fp32, AdamW and DDP with their defaults, a
           DataLoader over tensors with a DistributedSampler, loss.item() in every step
   tuned   bf16 autocast, channels_last, fused AdamW, gradient_as_bucket_view, static_graph, the whole
           data set as bytes on the device, no waiting for the device inside a step
   tuned-fp32
           tuned, but fp32 and the default memory format: on a CPU and small images it may be faster
+  compile tuned, with torch.compile
+  cuda-graph
+          tuned, with the whole step captured once as a CUDA graph and replayed: one GPU only
   none    tuned, but ranks do not communicate while they train: what DDP would reach for free
 
 Ranks talk over NCCL on GPUs (--device cuda), over Gloo on the CPU; they are pinned as Lockstep's are,
@@ -37,7 +40,8 @@ PIXELS = 3 * SIDE * SIDE
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="print versions and stop")
-    parser.add_argument("--mode", choices=["plain", "tuned", "tuned-fp32", "none"], default="plain")
+    parser.add_argument("--mode", choices=["plain", "tuned", "tuned-fp32", "compile", "cuda-graph",
+                                               "none"], default="plain")
     parser.add_argument("--model", choices=["resnet18", "resnet34"], default="resnet18")
     parser.add_argument("--stem", choices=["notes", "cifar"], default="notes")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -172,12 +176,13 @@ class Tuned:
         self.mean, self.std = (
             torch.tensor(values, device=place.device) * 255 for values in (MEAN, STD))
         model = model.to(place.device, memory_format=self.memory_format)
-        if mode != "none":
+        if mode not in ("none", "cuda-graph"):
             device_ids = [place.device.index] if place.device.type == "cuda" else None
             model = torch.nn.parallel.DistributedDataParallel(
                 model, device_ids=device_ids, gradient_as_bucket_view=True, static_graph=True)
-        self.model = model
-        self.optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        self.model = torch.compile(model) if mode == "compile" else model
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), fused=True, capturable=mode == "cuda-graph")
         self.loss = torch.zeros((), device=place.device)
 
     def batches(self):
@@ -279,6 +284,34 @@ def measure(torch, trainer, place, args) -> dict:
     }
 
 
+class Captured(Tuned):
+    """Tuned, as one CUDA graph: the host queues a step in one call."""
+
+    WARMUP_STEPS = 3
+
+    def __init__(self, torch, model, images, labels, place, mode):
+        super().__init__(torch, model, images, labels, place, mode)
+        self.index = torch.zeros(place.batch, dtype=torch.long, device=place.device)
+        self.graph, self.seen = None, 0
+
+    def step(self, index):
+        if len(index) < len(self.index):  # the last of an epoch
+            return super().step(index)
+        self.index.copy_(index, non_blocking=True)
+        self.seen += 1
+        if self.graph is not None:
+            return self.graph.replay()
+        stream = self.torch.cuda.Stream()
+        stream.wait_stream(self.torch.cuda.current_stream())
+        with self.torch.cuda.stream(stream):
+            super().step(self.index)
+        self.torch.cuda.current_stream().wait_stream(stream)
+        if self.seen == self.WARMUP_STEPS:
+            self.graph = self.torch.cuda.CUDAGraph()
+            with self.torch.cuda.graph(self.graph):
+                super().step(self.index)
+
+
 def evaluate(torch, trainer, place, images, labels) -> float:
     """The accuracy on all images, with rank 0's running statistics; each rank takes its part."""
     for buffer in trainer.model.buffers():
@@ -330,6 +363,8 @@ def main() -> None:
         sys.exit("torch_ddp: needs at least one warm-up step and two timed ones")
     if args.to_accuracy is not None and args.data is None:
         sys.exit("torch_ddp: --to-accuracy needs real images: --data")
+    if args.mode == "cuda-graph" and (args.device != "cuda" or os.environ["WORLD_SIZE"] != "1"):
+        sys.exit("torch_ddp: --mode cuda-graph is for one GPU")
     threads = take_cores(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]),
                          not args.no_pin, args.mode != "plain")
     # All ranks are on this machine.
@@ -347,7 +382,8 @@ def main() -> None:
     if args.mode == "plain":
         trainer = Plain(torch, model, images, labels, place)
     else:
-        trainer = Tuned(torch, model, images, labels, place, args.mode)
+        kind = Captured if args.mode == "cuda-graph" else Tuned
+        trainer = kind(torch, model, images, labels, place, args.mode)
     del images, labels
     if args.to_accuracy is not None:
         epochs = train_to(torch, trainer, place, args)

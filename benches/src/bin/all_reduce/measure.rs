@@ -1,5 +1,6 @@
 //! Rounds in which every backend runs once, so that what disturbs the machine disturbs all alike.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -59,10 +60,13 @@ type Way<'a> = (&'static str, Box<dyn FnMut() -> Result<bool> + 'a>);
 /// Measures all sizes. Collective; all ranks get the same times.
 pub fn measure<T: Zero>(group: &Group, args: &Args) -> Result<Vec<Series>> {
     let longest = args.bytes.iter().copied().max().unwrap_or(0);
-    let shared = group.shm.alloc_shared(longest)?.context("one rank has nothing to measure")?;
+    let alloc = |shm: &Arc<dyn Communicator>| {
+        shm.alloc_shared(longest)?.context("one rank has nothing to measure")
+    };
+    let shared = group.shm.as_ref().map(alloc).transpose()?;
     let mut all = Vec::new();
     for &bytes in &args.bytes {
-        all.extend(measure_size::<T>(group, args, bytes / size_of::<T>(), &shared)?);
+        all.extend(measure_size::<T>(group, args, bytes / size_of::<T>(), shared.as_ref())?);
     }
     Ok(all)
 }
@@ -71,20 +75,20 @@ fn measure_size<T: Zero>(
     group: &Group,
     args: &Args,
     len: usize,
-    shared: &SharedMemory,
+    shared: Option<&SharedMemory>,
 ) -> Result<Vec<Series>> {
-    // SAFETY: the memory is long enough for the longest size and aligned to a page, and only the
-    // collective below uses it.
-    let in_segment =
-        unsafe { std::slice::from_raw_parts_mut(shared.ptr.cast::<T>().as_ptr(), len) };
     let [mut staged, mut over_mpi] = [(); 2].map(|()| vec![T::ZERO; len]);
     #[cfg(feature = "mpi")]
     let (send, mut receive) = (vec![T::ZERO; len], vec![T::ZERO; len]);
-    let shm = &*group.shm;
-    let mut ways: Vec<Way<'_>> = vec![
-        ("shm in place", Box::new(|| sum(shm, in_segment))),
-        ("shm staged", Box::new(|| sum(shm, &mut staged))),
-    ];
+    let mut ways: Vec<Way<'_>> = Vec::new();
+    if let (Some(shm), Some(shared)) = (&group.shm, shared) {
+        // SAFETY: the memory is long enough for the longest size and aligned to a page, and only the
+        // collective below uses it.
+        let in_segment =
+            unsafe { std::slice::from_raw_parts_mut(shared.ptr.cast::<T>().as_ptr(), len) };
+        ways.push(("shm in place", Box::new(|| sum(&**shm, in_segment))));
+        ways.push(("shm staged", Box::new(|| sum(&**shm, &mut staged))));
+    }
     if let Some(mpi) = &group.mpi {
         ways.push(("mpi backend", Box::new(|| sum(&**mpi, &mut over_mpi))));
     }
@@ -97,11 +101,11 @@ fn measure_size<T: Zero>(
         ways.iter().map(|(name, _)| Series { name, bytes, seconds: Vec::new() }).collect();
     for round in 0..args.warmup + args.rounds {
         for ((_, way), series) in ways.iter_mut().zip(&mut series) {
-            shm.barrier()?;
+            group.any().barrier()?;
             let start = Instant::now();
             let ran = way()?;
             let mut slowest = [start.elapsed().as_secs_f64()];
-            shm.all_reduce(BufferMut::host(&mut slowest), ReduceOp::Max)?;
+            group.any().all_reduce(BufferMut::host(&mut slowest), ReduceOp::Max)?;
             if ran && round >= args.warmup {
                 series.seconds.push(slowest[0]);
             }

@@ -18,23 +18,28 @@ const STORE_DIR: &str = "LOCKSTEP_BENCH_STORE";
 
 /// The communicators of one rank.
 pub struct Group {
-    /// Shared memory.
-    pub shm: Arc<dyn Communicator>,
+    /// Shared memory, where all ranks are on this machine.
+    pub shm: Option<Arc<dyn Communicator>>,
     /// MPI, where `mpirun` has started this rank.
     pub mpi: Option<Arc<dyn Communicator>>,
 }
 
 impl Group {
+    /// What ranks agree over.
+    pub fn any(&self) -> &dyn Communicator {
+        let any = self.shm.as_ref().or(self.mpi.as_ref());
+        &**any.unwrap_or_else(|| unreachable!("a group has at least one communicator"))
+    }
+
     /// Whether this rank reports.
     pub fn is_first(&self) -> bool {
-        self.shm.rank() == 0
+        self.any().rank() == 0
     }
 
     /// Ends all communicators. Collective.
     pub fn finalize(&self) -> Result<()> {
-        self.shm.finalize()?;
-        if let Some(mpi) = &self.mpi {
-            mpi.finalize()?;
+        for communicator in self.shm.iter().chain(&self.mpi) {
+            communicator.finalize()?;
         }
         Ok(())
     }
@@ -49,7 +54,7 @@ pub fn connect_or_start(world_size: usize) -> Result<Option<Group>> {
         StartedBy::Launcher => {
             let dir = std::env::var_os(STORE_DIR).context("started by hand as a rank")?;
             let shm = connect(Backend::Shm, world, Some(&FileStore(dir.into())), TIMEOUT)?;
-            Ok(Some(Group { shm, mpi: None }))
+            Ok(Some(Group { shm: Some(shm), mpi: None }))
         }
         StartedBy::Mpirun | StartedBy::Srun => with_mpi(world).map(Some),
     }
@@ -59,7 +64,9 @@ pub fn connect_or_start(world_size: usize) -> Result<Option<Group>> {
 fn with_mpi(world: World) -> Result<Group> {
     let mpi = connect(Backend::Mpi, world, None, TIMEOUT)?;
     let store = comm::mpi::Session::get()?.store();
-    let shm = connect(Backend::Shm, world, Some(&store), TIMEOUT)?;
+    let is_one_machine = world.local_world_size == world.world_size;
+    let shm =
+        is_one_machine.then(|| connect(Backend::Shm, world, Some(&store), TIMEOUT)).transpose()?;
     Ok(Group { shm, mpi: Some(mpi) })
 }
 

@@ -44,7 +44,7 @@ struct Record {
 impl Report {
     /// Sums up what was measured.
     pub fn new(group: &Group, args: &Args, series: Vec<Series>) -> Result<Self> {
-        let world_size = group.shm.world_size();
+        let world_size = group.any().world_size();
         let dtype = match args.dtype {
             Element::F32 => "f32",
             Element::F64 => "f64",

@@ -124,6 +124,7 @@ pub fn stacked_bars(title: &str, y_label: &str, parts: &[&str], bars: &[Bar]) ->
             .disable_x_axis()
             .disable_x_mesh()
             .y_desc(y_label)
+            .y_label_formatter(&|value| number(*value))
             .light_line_style(TRANSPARENT)
             .bold_line_style(GRID)
             .axis_style(QUIET)
@@ -187,6 +188,8 @@ fn picture(size: (u32, u32), draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<St
 trait Measure {
     fn place(&self, value: f64) -> f64;
     fn value(&self, place: f64) -> f64;
+    /// Where the x axis starts.
+    fn x_start(&self, first: f64) -> f64;
     /// The y axis: from, to.
     fn y_range(&self, low: f64, high: f64) -> (f64, f64);
     /// Where the x axis has its marks.
@@ -206,14 +209,16 @@ impl Measure for Linear {
         place
     }
 
+    fn x_start(&self, _: f64) -> f64 {
+        0.0
+    }
+
     fn y_range(&self, _: f64, high: f64) -> (f64, f64) {
         (0.0, high * 1.08)
     }
 
     fn x_marks(&self, xs: &[f64]) -> Vec<f64> {
-        let low = xs.iter().copied().fold(f64::INFINITY, f64::min);
-        let high = xs.iter().copied().fold(0.0, f64::max);
-        round_marks(low.min(0.0), high)
+        round_marks(0.0, xs.iter().copied().fold(0.0, f64::max))
     }
 
     fn y_marks(&self, from: f64, to: f64) -> Vec<f64> {
@@ -230,6 +235,10 @@ impl Measure for Doublings {
 
     fn value(&self, place: f64) -> f64 {
         place.exp2()
+    }
+
+    fn x_start(&self, first: f64) -> f64 {
+        first
     }
 
     fn y_range(&self, low: f64, high: f64) -> (f64, f64) {
@@ -300,7 +309,7 @@ fn draw_panel(area: &Area<'_>, panel: &Panel, x_axis: &dyn Measure) -> Drawn {
     let low = points().map(|point| point.range.0.min(point.y)).fold(f64::INFINITY, f64::min);
     let high = points().map(|point| point.range.1.max(point.y)).fold(0.0, f64::max);
     let (y_from, y_to) = panel.y_max.map_or_else(|| y_axis.y_range(low, high), |max| (0.0, max));
-    let (x_from, x_to) = (x_axis.place(first), x_axis.place(last));
+    let (x_from, x_to) = (x_axis.place(x_axis.x_start(first)), x_axis.place(last));
     let pad = ((x_to - x_from) * 0.06).max(0.3);
     let places = |marks: Vec<f64>, axis: &dyn Measure| -> Vec<f64> {
         marks.into_iter().map(|mark| axis.place(mark)).collect()

@@ -36,6 +36,16 @@ pub enum Command {
         #[arg(value_name = "B.json")]
         after: PathBuf,
     },
+    /// Predicts the steps of a results.json from its isolated ranks and from all_reduce by itself, and
+    /// shows both; benches/check_prediction.sh measures all of it
+    Check {
+        /// With a variant for each bucket size
+        #[arg(value_name = "results.json")]
+        results: PathBuf,
+        /// What the binary all_reduce wrote, one file for each rank count
+        #[arg(value_name = "ALL_REDUCE.json", required = true)]
+        all_reduce: Vec<PathBuf>,
+    },
     /// Writes table, pictures and HTML of a results.json again, beside it
     Render {
         /// The results
@@ -131,6 +141,11 @@ pub struct Args {
     #[arg(long = "variant", value_name = "NAME:KEY=VALUE,KEY=VALUE", value_parser = variant)]
     pub variants: Vec<Variant>,
 
+    /// Start ours by a command such as "mpirun" that takes -n RANKS and a program, instead of the
+    /// launcher; the trainer must be built with the feature mpi
+    #[arg(long, value_name = "COMMAND", requires = "cpu")]
+    pub mpirun: Option<String>,
+
     /// A run that takes longer has failed
     #[arg(long, default_value_t = 600)]
     pub timeout_seconds: u64,
@@ -199,6 +214,10 @@ pub enum Mode {
     Tuned,
     /// Tuned in fp32: on a CPU and small images it may be faster.
     TunedFp32,
+    /// Tuned, with `torch.compile`.
+    Compile,
+    /// Tuned, as one CUDA graph; one GPU only.
+    CudaGraph,
     /// Tuned, with ranks that do not communicate.
     None,
 }
@@ -210,6 +229,8 @@ impl Mode {
             Self::Plain => "plain",
             Self::Tuned => "tuned",
             Self::TunedFp32 => "tuned-fp32",
+            Self::Compile => "compile",
+            Self::CudaGraph => "cuda-graph",
             Self::None => "none",
         }
     }

@@ -158,7 +158,8 @@ h1, h2, h3 { line-height: 1.2; margin: 2rem 0 .75rem }
 table { border-collapse: collapse; font-size: 13px }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid #e5e7eb; text-align: left }
 th { vertical-align: bottom; color: #6b7280; font-weight: 600 }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+.number { text-align: right; font-variant-numeric: tabular-nums }
+td.number { white-space: nowrap }
 figure { margin: 1rem 0 }
 figure svg { max-width: 100%; height: auto }
 pre { font-size: 11px; overflow-x: auto }

@@ -32,6 +32,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use serde::de::DeserializeOwned;
 
 use cli::{Args, Cli, Command};
 use document::Block;
@@ -48,6 +49,7 @@ fn main() -> Result<()> {
         Some(Command::Render { results }) => {
             write(results.parent().unwrap_or(Path::new(".")), &read(&results)?)
         }
+        Some(Command::Check { results, all_reduce }) => check(&results, &all_reduce),
         None if cli.run.predict.is_empty() => measure(&cli.run),
         None => predict(&cli.run),
     }
@@ -102,9 +104,18 @@ fn compare(before: &Path, after: &Path) -> Result<()> {
     Ok(())
 }
 
-fn read(results: &Path) -> Result<Report> {
-    let name = || results.display().to_string();
-    let text = fs::read_to_string(results).with_context(name)?;
+/// Shows predictions beside measurements, and leaves them beside the latter.
+fn check(results: &Path, all_reduce: &[PathBuf]) -> Result<()> {
+    let tables = all_reduce.iter().map(|path| read(path)).collect::<Result<Vec<_>>>()?;
+    let text = document::to_markdown(&predict::check::document(&read(results)?, &tables)?);
+    fs::write(results.with_file_name("prediction.md"), &text)?;
+    print!("{text}");
+    Ok(())
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let name = || path.display().to_string();
+    let text = fs::read_to_string(path).with_context(name)?;
     serde_json::from_str(&text).with_context(name)
 }
 

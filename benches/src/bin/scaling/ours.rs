@@ -22,6 +22,8 @@ pub const WARMUP_STEPS: u64 = 10;
 /// Our programs and what is the same in all runs.
 pub struct Ours {
     launcher: PathBuf,
+    /// What starts ranks instead of the launcher, in words.
+    mpirun: Option<Vec<String>>,
     device: Device,
     steps: u64,
     data: Option<PathBuf>,
@@ -44,6 +46,10 @@ impl Ours {
         }
         Ok(Self {
             launcher,
+            mpirun: args
+                .mpirun
+                .as_ref()
+                .map(|words| words.split_whitespace().map(str::to_owned).collect()),
             device: args.device(),
             steps: args.steps,
             data: args.data.clone(),
@@ -95,14 +101,23 @@ impl Ours {
         epochs_from_metrics(&metrics(&run_dir)?)
     }
 
-    fn command(&self, case: &Case, cell: Cell, run_dir: &Path, overrides: &[String]) -> Command {
+    /// The command that starts `ranks` ranks; configuration and run directory are to follow.
+    fn starts(&self, ranks: usize) -> Command {
+        if let Some([program, words @ ..]) = self.mpirun.as_deref() {
+            let mut command = Command::new(program);
+            command.args(words).args(["-n", &ranks.to_string()]);
+            command.arg(self.launcher.with_file_name("trainer")).args(["--device", "cpu"]);
+            return command;
+        }
         let mut command = Command::new(&self.launcher);
+        let device = if self.device == Device::Gpu { "--gpus" } else { "--cpu" };
+        command.args([device, &ranks.to_string(), "--quiet"]);
         command
-            .arg(&case.config)
-            .arg(if self.device == Device::Gpu { "--gpus" } else { "--cpu" })
-            .arg(cell.ranks.to_string())
-            .args(["--quiet", "--resume", "never", "--run-dir"])
-            .arg(run_dir);
+    }
+
+    fn command(&self, case: &Case, cell: Cell, run_dir: &Path, overrides: &[String]) -> Command {
+        let mut command = self.starts(cell.ranks);
+        command.arg(&case.config).args(["--resume", "never", "--run-dir"]).arg(run_dir);
         let batch = format!("train.batch_size_per_rank={}", cell.batch_per_rank);
         let made_up = self.data.is_none().then(|| "data.dataset=synthetic".to_owned());
         let own = std::iter::once(&batch).chain(&made_up);

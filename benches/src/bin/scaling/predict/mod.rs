@@ -1,6 +1,7 @@
 //! What more GPUs would do: measured compute time, a model of collectives, and the schedule between
 //! the two. Pure but for reading its inputs; docs/prediction.md says what it rests on.
 
+pub mod check;
 mod cluster;
 mod collective;
 mod document;
@@ -61,7 +62,15 @@ pub fn document(args: &Args) -> Result<Vec<Block>> {
 }
 
 /// PyTorch DDP's.
-const DEFAULT_BUCKET_MIB: f64 = 25.0;
+const DEFAULT_BUCKET_MIB: usize = 25;
+
+/// What a trainer would measure, a prediction takes from the configuration or leaves at the default.
+fn bucket_mib(cap: BucketCap) -> usize {
+    match cap {
+        BucketCap::Mib(mib) => mib,
+        BucketCap::Auto => DEFAULT_BUCKET_MIB,
+    }
+}
 
 fn models(args: &Args) -> Result<Vec<Model>> {
     let prediction = &args.prediction;
@@ -75,15 +84,12 @@ fn models(args: &Args) -> Result<Vec<Model>> {
         let layers = Layers::for_imagenet(name).ok_or_else(|| {
             wanted(&format!("--network {name}: `trainer models` lists what there is"))
         })?;
-        networks.push((layers, DEFAULT_BUCKET_MIB, 64, String::new()));
+        networks.push((layers, DEFAULT_BUCKET_MIB as f64, 64, String::new()));
     }
     for path in &args.configs {
         let config = job::config::load(path, &args.overrides)?;
         let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let cap = match config.comm.bucket_cap_mib {
-            BucketCap::Mib(mib) => mib as f64,
-            BucketCap::Auto => DEFAULT_BUCKET_MIB,
-        };
+        let cap = bucket_mib(config.comm.bucket_cap_mib) as f64;
         let batch = config.train.batch_size_per_rank;
         networks.push((Layers::of_config(&config), cap, batch, stem));
     }

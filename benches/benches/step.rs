@@ -1,0 +1,52 @@
+//! One whole training step of one rank on one core: ResNet-18, batch 64.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod support;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use job::config::{self, BucketCap, Convolution, Precision};
+use support::{alone, options, replica};
+use tch::Device;
+use trainer::convolutions;
+use trainer::data::Images;
+use trainer::grad_sync::GradSync;
+use trainer::optim::Optimizer;
+use trainer::step::{Counter, Microbatch, StepParts, train_step};
+
+const BATCH: usize = 64;
+
+fn step(c: &mut Criterion) {
+    tch::set_num_threads(1);
+    let data_set = support::data();
+    let images = Images::new(&data_set.train, &data_set.normalization, Device::Cpu);
+    let indices: Vec<u32> = (0..BATCH as u32).collect();
+    let mut group = c.benchmark_group("step");
+    group.throughput(Throughput::Elements(BATCH as u64));
+    for (name, precision) in [("fp32", Precision::Fp32), ("bf16", Precision::Bf16)] {
+        let mut replica = replica(&*alone(), precision);
+        let (auto, image) = (Convolution::Auto, data_set.train.shape);
+        convolutions::choose(&replica, auto, image, BATCH, Vec::new(), &*alone()).unwrap();
+        let mut optimizer = Optimizer::new(&config::Optimizer::default(), &replica.flat);
+        let grad_sync = GradSync::new(&replica.flat, alone(), options(BucketCap::Auto)).unwrap();
+        let mut counter = Counter::new(Device::Cpu);
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                let batch = Microbatch { batch: images.batch(&indices), global_len: BATCH };
+                let parts = StepParts {
+                    optimizer: &mut optimizer,
+                    grad_sync: &grad_sync,
+                    counter: &mut counter,
+                };
+                train_step(&mut replica, parts, std::iter::once(batch), BATCH, 1e-4).unwrap()
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().sample_size(20);
+    targets = step
+}
+criterion_main!(benches);

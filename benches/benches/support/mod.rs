@@ -1,0 +1,97 @@
+//! What several benches share: ranks that are threads of this process.
+#![allow(dead_code, clippy::unwrap_used)]
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use comm::bootstrap::{Backend, Store, connect};
+use comm::env::World;
+use comm::{CommError, Communicator, Result};
+use job::config::{self, BucketCap, Model, Precision, WireDtype};
+use job::dataset::{self, DataSet, Source};
+use job::network::Network;
+use tch::Device;
+use trainer::flat::Flat;
+use trainer::grad_sync::{Options, Timing};
+use trainer::init::initialize;
+use trainer::model::{Mode, Module};
+use trainer::step::Replica;
+
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Where threads leave values for each other.
+#[derive(Default)]
+struct Board {
+    values: Mutex<HashMap<String, String>>,
+    changed: Condvar,
+}
+
+impl Store for Board {
+    fn put(&self, key: &str, value: &str) -> Result<()> {
+        self.values.lock().unwrap().insert(key.to_owned(), value.to_owned());
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    fn get(&self, key: &str, timeout: Duration) -> Result<String> {
+        let absent = |values: &mut HashMap<_, _>| !values.contains_key(key);
+        let values = self.values.lock().unwrap();
+        let (values, _) = self.changed.wait_timeout_while(values, timeout, absent).unwrap();
+        values.get(key).cloned().ok_or_else(|| CommError::Control(format!("nobody put {key}")))
+    }
+}
+
+/// Runs `body` as each rank of a group over shared memory; gives what rank 0 gives.
+pub fn on_ranks<T: Send>(world_size: usize, body: impl Fn(Arc<dyn Communicator>) -> T + Sync) -> T {
+    let board = Board::default();
+    let run = |rank| {
+        let shm = comm::shm::connect(rank, world_size, &board, "bench", TIMEOUT).unwrap();
+        body(Arc::new(shm))
+    };
+    std::thread::scope(|scope| {
+        let run = &run;
+        for rank in 1..world_size {
+            scope.spawn(move || drop(run(rank)));
+        }
+        run(0)
+    })
+}
+
+/// Made-up images.
+pub fn data() -> DataSet {
+    let config = config::Data {
+        train_images: Some(10_000),
+        test_images: Some(10),
+        ..config::Data::default()
+    };
+    dataset::load(&Source::Synthetic { because: None }, &config, 0).unwrap()
+}
+
+/// A single rank.
+pub fn alone() -> Arc<dyn Communicator> {
+    connect(Backend::Shm, World::SINGLE, None, TIMEOUT).unwrap()
+}
+
+/// Gradients are sent as they are, after backward.
+pub fn options(bucket_cap: BucketCap) -> Options {
+    Options { timing: Timing::AfterBackward, bucket_cap, wire_dtype: WireDtype::Fp32 }
+}
+
+/// One rank's ResNet-18 as the notes have it.
+pub fn replica(communicator: &dyn Communicator, precision: Precision) -> Replica {
+    let network = Network::new(&Model::default(), [3, 32, 32], 10);
+    let mut flat = Flat::new(network.tensors(true), Device::Cpu, communicator).unwrap();
+    initialize(&mut flat, 0);
+    let model = Module::new(&network, &flat);
+    Replica {
+        flat,
+        model,
+        device: Device::Cpu,
+        precision,
+        convolutions: Rc::default(),
+        norm_mode: Mode::Train,
+        sync_batch_norm: false,
+    }
+}

@@ -1,0 +1,43 @@
+#!/bin/bash
+# Measures what the prediction of a step rests on, and the steps themselves, and shows both:
+#
+#   benches/check_prediction.sh OUT [scaling options]     such as --data DIR --max-others 0.03
+#
+# CPU ranks 2 to 4 over shared memory, with buckets of 1, 4 and 25 MiB, overlapped and not; and, where
+# this is root on Linux with `ip` and `tc` and the programs are built with the feature mpi, two ranks in
+# two network namespaces over links of 10 and 1 Gb/s. Needs
+# `cargo build --release -p benches -p launcher -p trainer` (with `--features mpi` for the latter).
+set -euo pipefail
+
+out=${1:?where to leave records}
+shift
+bin=$(cd "$(dirname "$0")/../target/release" && pwd)
+here=$(cd "$(dirname "$0")" && pwd)
+config=$here/../configs/resnet18.yaml
+bytes=65536,262144,1048576,4194304,16908584
+variants=()
+for mib in 1 4 25; do
+    variants+=(--variant "overlap-$mib:comm.overlap=on,comm.bucket_cap_mib=$mib")
+    variants+=(--variant "after-$mib:comm.overlap=off,comm.bucket_cap_mib=$mib")
+done
+common=(--configs "$config" --batch-per-rank 64 --no-peers "${variants[@]}")
+mkdir -p "$out/shm"
+
+tables=()
+for ranks in 2 3 4; do
+    "$bin/all_reduce" --ranks $ranks --bytes $bytes --json "$out/shm/all_reduce-$ranks.json"
+    tables+=("$out/shm/all_reduce-$ranks.json")
+done
+"$bin/scaling" --cpu 2,3,4 "${common[@]}" --out "$out/shm" "$@"
+"$bin/scaling" check "$out/shm/results.json" "${tables[@]}"
+
+if ! "$here/slow_link.sh" --check; then
+    echo "check_prediction.sh: no slowed link: $("$here/slow_link.sh" --check 2>&1 || true)" >&2
+    exit 0
+fi
+for rate in 10gbit 1gbit; do
+    mkdir -p "$out/$rate"
+    "$here/slow_link.sh" $rate -n 2 "$bin/all_reduce" --bytes $bytes --json "$out/$rate/all_reduce-2.json"
+    "$bin/scaling" --cpu 2 "${common[@]}" --mpirun "$here/slow_link.sh $rate" --out "$out/$rate" "$@"
+    "$bin/scaling" check "$out/$rate/results.json" "$out/$rate/all_reduce-2.json"
+done

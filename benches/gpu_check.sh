@@ -1,0 +1,250 @@
+#!/bin/bash
+# Checks Lockstep on a machine with a GPU, and measures it there, in under nine minutes. That machine
+# needs Python 3 with torch, and nothing else: no internet, no Rust, no data.
+#
+#   benches/gpu_check.sh pack DIR      here, after cargo build --release: what to carry there
+#   DIR/benches/gpu_check.sh           there
+#   benches/gpu_check.sh --cpu         here, without a GPU: the same checks between CPU ranks
+#
+#   --data DIR       CIFAR-10's .bin files or their parent; default DIR/data, else made-up images
+#   --nccl FILE      a libnccl.so.2 from 2.30 on, which allows several ranks on one GPU;
+#                    default DIR/libnccl.so.2
+#   --python PATH    the Python that has torch; default python3
+#   --out DIR        where records are left; default ./gpu_check
+#   --seconds N      time for all of it; default 520
+#
+# Exits with 0 if all that is correctness holds, with 1 if not. Speed decides nothing.
+set -uo pipefail
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+python=python3
+out=gpu_check
+data=
+nccl=
+device=gpu
+seconds=520
+
+fail() {
+    echo "gpu_check: $1" >&2
+    exit 2
+}
+
+# Copies what the other machine needs to $1.
+pack() {
+    local program
+    mkdir -p "$1"/{bin,benches/peers,trainer/tests/reference,configs} || exit
+    for program in launcher trainer scaling; do
+        [ -x "$root/target/release/$program" ] ||
+            fail "no target/release/$program: cargo build --release -p benches -p launcher -p trainer"
+        strip -o "$1/bin/$program" "$root/target/release/$program" || exit
+    done
+    cp "$root"/configs/*.yaml "$1/configs/"
+    cp "$root/benches/gpu_check.sh" "$root/benches/gpu_check.py" "$1/benches/"
+    cp "$root/benches/peers/torch_ddp.py" "$1/benches/peers/"
+    cp "$root/trainer/tests/reference/notes_resnet.py" "$1/trainer/tests/reference/"
+    git -C "$root" describe --always --dirty >"$1/version" 2>/dev/null || true
+    du -sh "$1"
+}
+
+if [ "${1:-}" = pack ]; then
+    pack "${2:?where to}"
+    exit
+fi
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --cpu) device=cpu; shift ;;
+        --data | --nccl | --python | --out | --seconds)
+            [ $# -ge 2 ] || fail "$1 wants a value"
+            declare "${1#--}=$2"
+            shift 2
+            ;;
+        -h | --help) sed -n '2,18s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        *) fail "unknown option $1" ;;
+    esac
+done
+
+bin=$root/bin
+[ -d "$bin" ] || bin=$root/target/release
+[ -n "$data" ] || [ ! -d "$root/data" ] || data=$root/data
+[ -n "$nccl" ] || [ ! -e "$root/libnccl.so.2" ] || nccl=$root/libnccl.so.2
+for program in launcher trainer scaling; do
+    [ -x "$bin/$program" ] || fail "no $bin/$program"
+done
+mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
+PATH=$bin:$PATH
+# libtorch as Python has it: the version that the programs were built with.
+if [ "$bin" = "$root/bin" ]; then
+    lib=$("$python" -c 'import torch, os; print(os.path.join(torch.__path__[0], "lib"))') ||
+        fail "$python has no torch"
+    export LD_LIBRARY_PATH=$lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+fi
+images=(--set data.train_images=5000 --set data.test_images=1000)
+if [ -n "$data" ]; then
+    export CIFAR10_DIR=$data
+else
+    images+=(--set data.dataset=synthetic)
+fi
+config=$root/configs/resnet18.yaml
+results=()
+is_correct=1
+rm -rf "$out"/run-* "$out"/results.txt
+
+left() { echo $((seconds - SECONDS)); }
+
+# name, status (ok, FAILED, skipped), what was seen
+note() {
+    results+=("$(printf '%-58s %-8s %s' "$1" "$2" "$3")")
+    echo "gpu_check: ${results[-1]}"
+    [ "$2" != FAILED ] || is_correct=
+}
+
+# Trains $2 ranks on $1 (gpu or cpu) in $out/run-$3, with the rest of the options.
+train() {
+    local where=$1 ranks=$2 name=$3
+    shift 3
+    local several=()
+    if [ "$where" = gpu ] && [ "$ranks" -gt "$(gpu_count)" ]; then
+        several=(env NCCL_MULTI_RANK_GPU_ENABLE=1 LD_PRELOAD="$nccl")
+    fi
+    "${several[@]}" timeout "$(left)" launcher "--${where/gpu/gpus}" "$ranks" --quiet --resume never \
+        --run-dir "$out/run-$name" "${images[@]}" --set precision=fp32 "$@" "$config" \
+        >"$out/$name.log" 2>&1
+}
+
+gpu_count() { nvidia-smi -L 2>/dev/null | grep -c ^GPU; }
+
+# The losses of two runs agree: $1 is what that shows.
+same_losses() {
+    local seen
+    if seen=$("$python" "$root/benches/gpu_check.py" losses "$out/run-$2" "$out/run-$3" --rtol "$4"); then
+        note "$1" ok "$seen"
+    else
+        note "$1" FAILED "$seen"
+    fi
+}
+
+last_words() { grep -v '^ *$' "$out/$1.log" | tail -n 1 | cut -c 1-90; }
+
+one_rank_agrees_with_the_cpu() {
+    local twenty=(--set train.max_steps=20 --set metrics.log_every=1)
+    train cpu 1 reference "${twenty[@]}" || { note "20 steps on the CPU" FAILED "$(last_words reference)"; return; }
+    # Without a GPU: the same mathematics by another way.
+    local other=()
+    [ "$device" = gpu ] || other=(--set performance.live_taps=false)
+    if train "$device" 1 device "${twenty[@]}" "${other[@]}"; then
+        same_losses "one rank: 20 losses in fp32 agree with the CPU's" reference device 1e-3
+    else
+        note "one rank: 20 losses in fp32 agree with the CPU's" FAILED "$(last_words device)"
+    fi
+}
+
+a_checkpoint_loads_on_the_cpu() {
+    local name="its checkpoint loads on the CPU and goes on"
+    if timeout "$(left)" launcher --cpu 1 --quiet --run-dir "$out/run-resumed" --resume "$out/run-device" \
+        "${images[@]}" --set precision=fp32 --set train.max_steps=22 "$config" >"$out/resumed.log" 2>&1 &&
+        grep -q '"steps":22' "$out/run-resumed/metrics.jsonl"; then
+        note "$name" ok "22 steps"
+    else
+        note "$name" FAILED "$(last_words resumed)"
+    fi
+}
+
+# Batch norm takes the statistics of a rank's own images, so a run is compared with one of as many ranks.
+several_ranks_agree_with_as_many_on_the_cpu() {
+    local ranks name steps=(--set train.max_steps=10 --set metrics.log_every=1)
+    for ranks in 2 4; do
+        name="$ranks ranks: 10 losses in fp32 agree with $ranks CPU ranks'"
+        if [ "$device" = gpu ] && [ "$ranks" -gt "$(gpu_count)" ] && [ -z "$nccl" ]; then
+            note "$name" skipped "$(gpu_count) GPUs and no --nccl from 2.30 on"
+            continue
+        fi
+        local batch=(--set train.batch_size_per_rank=$((64 / ranks)))
+        train cpu "$ranks" "reference-$ranks" "${steps[@]}" "${batch[@]}" --set comm.overlap=off
+        if train "$device" "$ranks" "device-$ranks" "${steps[@]}" "${batch[@]}" --set comm.overlap=on \
+            --set comm.bucket_cap_mib=4; then
+            same_losses "$name" "reference-$ranks" "device-$ranks" 1e-3
+        else
+            note "$name" FAILED "$(last_words "device-$ranks")"
+        fi
+    done
+}
+
+a_killed_rank_is_named() {
+    local name="a killed rank is named, and the job stops in time" ranks=2 pid start code events
+    [ "$device" = cpu ] || [ "$(gpu_count)" -ge 2 ] || [ -n "$nccl" ] || ranks=1
+    events=$out/run-killed/events.jsonl
+    train "$device" "$ranks" killed --set comm.timeout_seconds=20 --set train.epochs=1000 &
+    local job=$!
+    for _ in $(seq 300); do
+        sleep 0.2
+        grep -q '"kind":"step"' "$out/run-killed/metrics.jsonl" 2>/dev/null && break
+        kill -0 $job 2>/dev/null || break
+    done
+    pid=$("$python" "$root/benches/gpu_check.py" pid "$events" $((ranks - 1))) || pid=
+    if [ -z "$pid" ]; then
+        note "$name" FAILED "no rank was started: $(last_words killed)"
+        kill $job 2>/dev/null
+        return
+    fi
+    start=$SECONDS
+    kill -9 "$pid"
+    wait $job
+    code=$?
+    if [ $code -eq 4 ] && [ $((SECONDS - start)) -le 40 ] &&
+        grep -q "rank $((ranks - 1)) failed: killed by SIGKILL" "$out/killed.log"; then
+        note "$name" ok "rank $((ranks - 1)) of $ranks, exit 4 after $((SECONDS - start)) s"
+    else
+        note "$name" FAILED "exit $code after $((SECONDS - start)) s: $(last_words killed)"
+    fi
+}
+
+# Interleaved rounds, as many as there is time for.
+speed() {
+    local batches=64,256,1024 steps=50 limit counts=(--gpus 1) peers=plain,tuned,tuned-fp32,compile,cuda-graph
+    if [ "$device" = cpu ]; then
+        batches=16 steps=10 counts=(--cpu 1) peers=tuned
+    fi
+    limit=$(($(left) - 20))
+    [ "$limit" -ge 30 ] || { note "speed" skipped "no time left"; return; }
+    timeout --signal=INT "$limit" scaling "${counts[@]}" --configs "$config" --batch-per-rank "$batches" \
+        --steps "$steps" --repeats 20 --pause-seconds 0 --timeout-seconds 90 \
+        --variant fp32:precision=fp32 --no-isolated --peers "$peers" \
+        --python "$python" --peer-script "$root/benches/peers/torch_ddp.py" ${data:+--data "$data"} \
+        --out "$out/speed" >"$out/speed.log" 2>&1
+    if scaling render "$out/speed/results.json" >"$out/speed.md" 2>>"$out/speed.log"; then
+        note "speed beside PyTorch" measured "$out/speed/report.html"
+    else
+        note "speed beside PyTorch" skipped "$(last_words speed)"
+    fi
+}
+
+profile() {
+    if [ "$device" = cpu ]; then
+        note "profile of a step" measured "the split in speed/table.md"
+    elif ! command -v nsys >/dev/null; then
+        note "profile of a step" skipped "no nsys here"
+    elif timeout 60 nsys profile --stats=true --force-overwrite=true --output "$out/profile" \
+        trainer --device cuda --run-dir "$out/run-profile" "${images[@]}" --set train.max_steps=40 "$config" \
+        >"$out/profile.txt" 2>&1; then
+        note "profile of a step" measured "$out/profile.txt"
+    else
+        note "profile of a step" skipped "$(last_words profile)"
+    fi
+}
+
+one_rank_agrees_with_the_cpu
+a_checkpoint_loads_on_the_cpu
+several_ranks_agree_with_as_many_on_the_cpu
+a_killed_rank_is_named
+profile
+speed
+
+{
+    [ ! -s "$out/speed.md" ] || grep '^|' "$out/speed.md"
+    echo
+    echo "Lockstep $(cat "$root/version" 2>/dev/null || git -C "$root" describe --always --dirty 2>/dev/null)" \
+        "on $(nvidia-smi -L 2>/dev/null | head -n 1 | grep . || grep -m 1 'model name' /proc/cpuinfo | cut -d : -f 2)," \
+        "$SECONDS s"
+    printf '%s\n' "${results[@]}"
+} | tee "$out/results.txt"
+[ -n "$is_correct" ]
