@@ -2,10 +2,12 @@
 //! communicate and from `all_reduce` by itself.
 
 use clap::Parser;
+use job::config::{BucketCap, Overlap};
 use serde::Deserialize;
 
 use super::network::Layers;
 use super::schedule::{Communication, Compute, simulate};
+
 use crate::cli::{Args, Cli, Variant};
 use crate::document::{Align, Block, Table};
 use crate::error::{BenchError, Result};
@@ -51,7 +53,7 @@ impl AllReduce {
 struct Row {
     ranks: usize,
     contestant: String,
-    bucket_mib: usize,
+    bucket_cap_bytes: usize,
     overlap: bool,
     buckets: usize,
     predicted_ms: f64,
@@ -79,7 +81,7 @@ pub fn document(report: &Report, tables: &[AllReduce]) -> Result<Vec<Block>> {
         table.row(vec![
             row.ranks.to_string(),
             row.contestant.clone(),
-            row.bucket_mib.to_string(),
+            bucket_cap(row.bucket_cap_bytes),
             if row.overlap { "on" } else { "off" }.to_owned(),
             row.buckets.to_string(),
             format!("{:.2}", row.predicted_ms),
@@ -138,6 +140,11 @@ fn rows(report: &Report, tables: &[AllReduce]) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
+/// In MiB; `all` where one bucket holds all gradients.
+fn bucket_cap(bytes: usize) -> String {
+    if bytes == usize::MAX { "all".to_owned() } else { (bytes >> 20).to_string() }
+}
+
 /// The prediction for a variant; whose it is, is left open.
 fn row(
     args: &Args,
@@ -152,22 +159,25 @@ fn row(
     let path = args.configs.iter().find(is_its).unwrap_or(&args.configs[0]);
     let overrides = [&args.overrides[..], &variant.overrides].concat();
     let config = job::config::load(path, &overrides)?;
-    let bucket_mib = super::bucket_mib(config.comm.bucket_cap_mib);
     // What `auto` means between CPU ranks.
     let overlap = match config.comm.overlap {
-        job::config::Overlap::On => true,
-        job::config::Overlap::Off => false,
-        job::config::Overlap::Auto => args.mpirun.is_some(),
+        Overlap::On => true,
+        Overlap::Off => false,
+        Overlap::Auto => args.mpirun.is_some(),
     };
-    let communication =
-        Communication { bucket_cap_bytes: bucket_mib << 20, overlap, slowdown: 1.0 };
+    let bucket_cap_bytes = match (config.comm.bucket_cap_mib, overlap) {
+        // Nothing to overlap with: all gradients at once.
+        (BucketCap::Auto, false) => usize::MAX,
+        (cap, _) => super::bucket_mib(cap) << 20,
+    };
+    let communication = Communication { bucket_cap_bytes, overlap, slowdown: 1.0 };
     let layers = Layers::of_config(&config);
     let timeline = simulate(&layers.layers, compute, &communication, all_reduce);
     let seconds = compute.forward + timeline.communication_end + compute.rest;
     Ok(Row {
         ranks: 0,
         contestant: String::new(),
-        bucket_mib,
+        bucket_cap_bytes,
         overlap,
         buckets: timeline.buckets,
         predicted_ms: seconds * 1e3,

@@ -1,9 +1,9 @@
 //! Networks as what a prediction needs of them: work and gradients, layer by layer.
 
 use job::config::{Config, Model, ModelName, Stem};
-use job::network::{Network, catalogue};
+use job::network::{Home, Network, catalogue};
 
-/// A convolution, or the linear layer, with the batch norm behind it.
+/// A convolution or a linear layer, with the batch norm that follows it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Layer {
     /// Multiply-accumulates of its forward pass, an image.
@@ -44,7 +44,8 @@ impl Layers {
 
     /// A network of the catalogue for ImageNet, 224x224; `None` for another name.
     pub fn for_imagenet(name: &str) -> Option<Self> {
-        let name: ModelName = catalogue().find(|entry| entry.name == name)?.into();
+        let name: ModelName =
+            catalogue().find(|it| it.name == name && it.home == Home::Imagenet)?.into();
         let model = Model { name, stem: Stem::Imagenet, ..Model::default() };
         Some(Self {
             name: format!("{name}, 224x224"),
@@ -102,7 +103,7 @@ mod tests {
             assert_eq!(layers.gradient_elements(), parameters, "{name}");
             assert!((layers.macs() / 1e9 / gmacs - 1.0).abs() < 2e-3, "{name}: {}", layers.macs());
         }
-        assert_eq!(Layers::for_imagenet("resnet19"), None);
+        assert_eq!(Layers::for_imagenet("resnet20"), None);
     }
 
     #[test]
