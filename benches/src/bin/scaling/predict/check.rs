@@ -246,7 +246,7 @@ mod tests {
         // One bucket of 4,227,146 elements takes a millisecond for each MiB.
         let text = to_markdown(&document(&report, &[all_reduce()]).unwrap());
         assert!(
-            text.contains("| 2 | Lockstep | 25 | off | 1 | 116.13 | 128.00 | -9.3 % |"),
+            text.contains("| 2 | Lockstep | all | off | 1 | 116.13 | 128.00 | -9.3 % |"),
             "{text}"
         );
         assert!(document(&report, &[]).is_err());

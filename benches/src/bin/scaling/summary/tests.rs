@@ -81,9 +81,15 @@ fn a_busy_machine_and_failures_are_told() {
 }
 
 #[test]
-fn results_of_older_versions_are_read() {
-    let kept =
-        concat!(env!("CARGO_MANIFEST_DIR"), "/results/resnet18-2cpu-2026-11-24/results.json");
-    let report: Report = serde_json::from_str(&std::fs::read_to_string(kept).unwrap()).unwrap();
-    assert!(render(&report).contains("| 2 | 64 | Lockstep | 1352 | 1240..1494 | 5 |"));
+fn results_that_are_kept_can_be_read() {
+    let mut read = 0;
+    for folder in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/results")).unwrap() {
+        let Ok(text) = std::fs::read_to_string(folder.unwrap().path().join("results.json")) else {
+            continue;
+        };
+        let report: Report = serde_json::from_str(&text).unwrap();
+        assert!(render(&report).contains("| Lockstep |"));
+        read += 1;
+    }
+    assert!(read > 0);
 }
