@@ -163,7 +163,8 @@ impl Slots {
     /// # Errors
     /// When there can be no more processes.
     pub fn start_daemon(&mut self, command_line: &str) -> io::Result<()> {
-        let mut command = Command::new("/bin/sh");
+        // Not sh: dash unblocks signals, and the daemon would die of those that are meant for us.
+        let mut command = Command::new("bash");
         command.args(["-c", command_line]).stdout(Stdio::null()).stderr(Stdio::null());
         let child = self.spawn(command)?;
         self.watch(child, false);
