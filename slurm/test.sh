@@ -86,8 +86,11 @@ spawned_at_least() {
     [ "$(grep -c '"event":"spawned"' "$1")" -ge "$2" ]
 }
 
+# A node refuses a job that comes back within the second in which it was killed; Slurm itself waits two
+# minutes.
 runs_again() {
-    scontrol update job="$1" StartTime=now
+    [ "$(squeue --noheader --states=PENDING --format=%i --jobs="$1" 2>/dev/null)" != "$1" ] ||
+        { sleep 3; scontrol update job="$1" StartTime=now; }
     spawned_at_least "$2" "$3"
 }
 
