@@ -133,10 +133,10 @@ ended_with_any() {
     eventually has_ended "$1"
 }
 
-# By itself, without a signal from Slurm.
+# By itself: Slurm, which may be a minute early, sends a signal (SIGURG) that means nothing to anybody.
 a_job_saves_before_its_time_is_up() {
     local job
-    job=$(submit -N 2 --time=2 --signal=B:USR1@1 --export=ALL,LOCKSTEP_MAX_REQUEUES=0 "$trained" \
+    job=$(submit -N 2 --time=2 --signal=B:23@1 --export=ALL,LOCKSTEP_MAX_REQUEUES=0 "$trained" \
         long.yaml --cpu 1 --run-dir runs/walltime)
     ended_with "$job" "FAILED 8:0" || return 1
     grep -q "before its time is up, stop" "lockstep-$job.out" || show "$job" || return 1
