@@ -16,6 +16,10 @@ use crate::Result;
 use crate::model::Mode;
 use crate::step::Replica;
 
+/// In half precision nothing is measured: libtorch's gradient of the weight takes hundreds of times as
+/// long as the product, where the other passes differ little.
+const FP16_METHODS: ConvMethods = [ConvMethod::Library, ConvMethod::Matmul, ConvMethod::Matmul];
+
 /// How the convolutions of one shape are computed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -50,7 +54,8 @@ pub fn choose(
 ) -> Result<Vec<ConvChoice>> {
     let fixed = match convolution {
         Convolution::Library => return Ok(Vec::new()),
-        Convolution::Matmul => Some(ConvMethod::Matmul),
+        Convolution::Matmul => Some([ConvMethod::Matmul; 3]),
+        Convolution::Auto if replica.precision == Precision::Fp16 => Some(FP16_METHODS),
         Convolution::Auto => None,
     };
     let table = &replica.convolutions;
@@ -59,7 +64,7 @@ pub fn choose(
     }
     let unknown = shapes_without_choice(replica, image)?;
     let methods = match fixed {
-        Some(method) => vec![[method; 3]; unknown.len()],
+        Some(methods) => vec![methods; unknown.len()],
         None => measure(&unknown, replica.precision, images, communicator)?,
     };
     for (shape, methods) in unknown.into_iter().zip(methods) {

@@ -1,23 +1,28 @@
 //! How a gradient becomes an update: one fused call over flat storage.
 //!
 //! Taps that never see a pixel are not stepped. What weight decay does to them is noted down, and
-//! made up for by [`Optimizer::settle`] before anybody looks at them.
+//! made up for by [`Optimizer::settle`] before anybody looks at them. With a [`LossScaler`], whether a
+//! step was skipped is known on the device only: that is noted down there, and read when settling.
 
 use job::config::{self, OptimizerName};
 use tch::{Kind, Tensor};
-use torch_ext::{AdamW, Sgd, SgdStep, replay_adamw, replay_sgd};
+use torch_ext::{AdamW, FromDevice, Sgd, SgdStep, replay_adamw, replay_sgd};
 
 use crate::Result;
 use crate::flat::Flat;
+use crate::loss_scaler::{LossScaler, LossScalerState};
 
 /// An optimizer and its state.
 pub struct Optimizer {
     rule: Rule,
     clip_grad_norm: Option<f64>,
+    loss_scaler: Option<LossScaler>,
     /// Of the last step's gradients before they were clipped, where they are: 0-d f32.
     grad_norm: Option<Tensor>,
-    /// Steps taken.
-    steps: u64,
+    /// Steps taken: 0-d f32 on the device.
+    steps: Tensor,
+    /// With a loss scaler, of each step that dead taps have still to take: 1 where it was skipped, else 0.
+    skipped: Vec<Tensor>,
 }
 
 enum Rule {
@@ -81,51 +86,85 @@ impl Optimizer {
                 }
             }
         };
-        Self { rule, clip_grad_norm: config.clip_grad_norm, grad_norm: None, steps: 0 }
+        Self {
+            rule,
+            clip_grad_norm: config.clip_grad_norm,
+            loss_scaler: None,
+            grad_norm: None,
+            steps: Tensor::zeros([0i64; 0], (Kind::Float, flat.parameters.device())),
+            skipped: Vec::new(),
+        }
     }
 
-    /// Steps taken.
+    /// From now on, before the first step, expects gradients of [scaled](Self::scaled) losses, and skips
+    /// steps whose gradients overflow.
+    pub fn scale_losses(&mut self, state: LossScalerState) {
+        self.loss_scaler = Some(LossScaler::new(state, self.steps.device()));
+    }
+
+    /// What backward begins with: `loss`, scaled where [`Self::scale_losses`] says so.
+    pub fn scaled(&self, loss: Tensor) -> Tensor {
+        match &self.loss_scaler {
+            Some(scaler) => scaler.scale(&loss),
+            None => loss,
+        }
+    }
+
+    /// Where the loss scaler is, where there is one. Waits for the device.
+    pub fn loss_scaler(&self) -> Option<LossScalerState> {
+        self.loss_scaler.as_ref().map(LossScaler::state)
+    }
+
+    /// Steps taken, without those that were skipped. Waits for the device.
     pub fn steps(&self) -> u64 {
-        self.steps
+        self.steps.double_value(&[]) as u64
     }
 
-    /// Updates the parameters of `flat` from its gradients, which it may change.
+    /// Updates the parameters of `flat` from its gradients, which it may change. Skips the step where
+    /// scaled gradients have overflowed.
     ///
     /// # Errors
     /// When libtorch refuses.
     pub fn step(&mut self, flat: &Flat, lr: f64) -> Result<()> {
         let Flat { parameters, grads, .. } = flat;
-        let is_first = self.steps == 0;
+        let found_inf = match &mut self.loss_scaler {
+            Some(scaler) => Some(scaler.unscale(grads)?.shallow_clone()),
+            None => None,
+        };
         self.grad_norm = self.clip_grad_norm.map(|_| grads.norm());
-        let scale = self.grad_scale();
+        let grad_scale = self.grad_scale();
+        let from_device =
+            FromDevice { grad_scale: grad_scale.as_ref(), found_inf: found_inf.as_ref() };
+        self.steps += 1.0;
         match &mut self.rule {
             Rule::AdamW { rule, exp_avg, exp_avg_sq, owed } => {
-                let count = (self.steps + 1) as f64;
-                let step = Tensor::full([0i64; 0], count, (Kind::Float, parameters.device()));
                 AdamW { lr, ..*rule }.step(
                     parameters,
                     grads,
                     exp_avg,
                     exp_avg_sq,
-                    &step,
-                    scale.as_ref(),
+                    &self.steps,
+                    from_device,
                 )?;
                 if rule.weight_decay > 0.0 {
                     owed.push((1.0 - lr * rule.weight_decay) as f32);
                 }
             }
             Rule::Sgd { rule, momentum, owed, .. } => {
-                Sgd { lr, ..*rule }.step(parameters, grads, momentum, scale.as_ref(), is_first)?;
+                Sgd { lr, ..*rule }.step(parameters, grads, momentum, from_device)?;
                 owed.push(SgdStep {
                     lr: lr as f32,
                     momentum: rule.momentum as f32,
                     weight_decay: rule.weight_decay as f32,
                     nesterov: rule.nesterov,
-                    is_first,
                 });
             }
         }
-        self.steps += 1;
+        if let (Some(scaler), Some(found_inf)) = (&mut self.loss_scaler, found_inf) {
+            self.steps -= &found_inf;
+            self.skipped.push(found_inf.copy());
+            scaler.update();
+        }
         Ok(())
     }
 
@@ -146,13 +185,21 @@ impl Optimizer {
     }
 
     /// Lets the dead taps of `flat` take the steps that they have not taken yet.
-    pub fn settle(&mut self, flat: &mut Flat) {
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn settle(&mut self, flat: &mut Flat) -> Result<()> {
+        let skipped = match std::mem::take(&mut self.skipped).as_slice() {
+            [] => Vec::new(),
+            flags => Vec::<f32>::try_from(Tensor::f_stack(flags, 0)?)?,
+        };
         match &mut self.rule {
-            Rule::AdamW { owed, .. } => replay_adamw(&mut flat.dead, &std::mem::take(owed)),
+            Rule::AdamW { owed, .. } => replay_adamw(&mut flat.dead, &taken(owed, &skipped)),
             Rule::Sgd { dead_momentum, owed, .. } => {
-                replay_sgd(&mut flat.dead, dead_momentum, &std::mem::take(owed));
+                replay_sgd(&mut flat.dead, dead_momentum, &taken(owed, &skipped));
             }
         }
+        Ok(())
     }
 
     /// The state.
@@ -172,6 +219,12 @@ impl Optimizer {
 
     /// Says how many steps the state, which the caller has filled, comes from.
     pub fn resume_at(&mut self, steps: u64) {
-        self.steps = steps;
+        let _ = self.steps.fill_(steps as f64);
     }
+}
+
+/// Empties `owed` and gives those of its steps that were taken. `skipped`: a flag each, or none at all.
+fn taken<T>(owed: &mut Vec<T>, skipped: &[f32]) -> Vec<T> {
+    let numbered = std::mem::take(owed).into_iter().enumerate();
+    numbered.filter(|(at, _)| skipped.get(*at) != Some(&1.0)).map(|(_, step)| step).collect()
 }

@@ -11,7 +11,7 @@ use tracing::info;
 use crate::Result;
 use crate::checkpoint::State;
 use crate::metrics::{
-    EpochRecord, Record, StepRecord, StepSplit, SummaryRecord, Writer, draw_curves,
+    EpochRecord, LossScaling, Record, StepRecord, StepSplit, SummaryRecord, Writer, draw_curves,
 };
 use crate::step::Tally;
 use crate::step_times::StepTimes;
@@ -103,8 +103,8 @@ impl Recorder {
         self.window.tally.add(tally);
     }
 
-    /// Counts a step of `images` images over all ranks, and writes a record where one is due, with its
-    /// `grad_norm`.
+    /// Counts a step of `images` images over all ranks, and writes a record where one is due, with the
+    /// norm of its gradients and how its loss was scaled.
     ///
     /// # Errors
     /// When the record cannot be written.
@@ -114,7 +114,7 @@ impl Recorder {
         lr: f64,
         times: StepTimes,
         images: usize,
-        grad_norm: impl FnOnce() -> f64,
+        gradients: impl FnOnce() -> (f64, Option<LossScaling>),
     ) -> Result<()> {
         self.seconds_to_first_step.get_or_insert_with(|| self.started.elapsed().as_secs_f64());
         self.steps_taken += 1;
@@ -128,7 +128,7 @@ impl Recorder {
         }
         if state.step.is_multiple_of(self.log_every) {
             let window = std::mem::take(&mut self.window);
-            self.write_step(state, lr, &window, grad_norm)?;
+            self.write_step(state, lr, &window, gradients)?;
         }
         Ok(())
     }
@@ -138,11 +138,12 @@ impl Recorder {
         state: &State,
         lr: f64,
         window: &Window,
-        grad_norm: impl FnOnce() -> f64,
+        gradients: impl FnOnce() -> (f64, Option<LossScaling>),
     ) -> Result<()> {
         let Some(writer) = &mut self.writer else { return Ok(()) };
         let mean = |sum: Duration| milliseconds(sum) / window.step_ms.len() as f64;
         let StepTimes { total, data, phases, skew } = window.times;
+        let (grad_norm, loss_scaling) = gradients();
         // The host does not see when a GPU begins and ends something.
         let split = (!self.device.is_cuda()).then(|| StepSplit {
             skew_ms: mean(skew),
@@ -161,7 +162,8 @@ impl Recorder {
             data_ms: mean(data),
             comm_exposed_ms: mean(phases.comm_exposed),
             split,
-            grad_norm: grad_norm(),
+            grad_norm,
+            loss_scaling,
         };
         Ok(writer.write(&Record::Step(record))?)
     }

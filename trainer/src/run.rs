@@ -15,6 +15,8 @@ use crate::checkpoint::{self, Link as CheckpointLink, State};
 use crate::data::{Augmenter, Images};
 use crate::grad_sync::GradSync;
 use crate::link::Link;
+use crate::loss_scaler::MIN_SCALE;
+use crate::metrics::LossScaling;
 use crate::model::Draw;
 use crate::optim::Optimizer;
 use crate::recorder::Recorder;
@@ -191,8 +193,9 @@ impl Run<'_> {
         let mut times = self.times(data, phases)?;
         times.total = started.elapsed();
         self.state.epoch_seconds += times.total.as_secs_f64();
-        let grad_norm = || self.optimizer.grad_norm(&self.replica.flat);
-        self.recorder.step(&self.state, lr, times, batch.global.len(), grad_norm)?;
+        let Self { recorder, state, optimizer, replica, .. } = self;
+        let gradients = || (optimizer.grad_norm(&replica.flat), loss_scaling(optimizer, state));
+        recorder.step(state, lr, times, batch.global.len(), gradients)?;
         self.report();
         Ok(stop)
     }
@@ -221,6 +224,7 @@ impl Run<'_> {
         let wants_to_stop = self.link.stop_reason().is_some();
         let (tally, stop) = self.counter.exchange(&*self.communicator, wants_to_stop)?;
         self.check_finite("training loss", tally.loss_sum, lr)?;
+        self.check_loss_scale(lr)?;
         self.state.epoch_tally.add(tally);
         self.recorder.count(tally);
         Ok(stop)
@@ -232,6 +236,15 @@ impl Run<'_> {
         }
         let State { step, .. } = self.state;
         Err(TrainError::NotFinite { what, value, step, epoch: self.state.epoch(), lr })
+    }
+
+    /// Gradients that overflow however little losses are scaled have another cause.
+    fn check_loss_scale(&self, lr: f64) -> Result<()> {
+        let scaler = self.optimizer.loss_scaler();
+        match scaler.is_some_and(|scaler| f64::from(scaler.scale) < MIN_SCALE) {
+            true => self.check_finite("gradient", f64::INFINITY, lr),
+            false => Ok(()),
+        }
     }
 
     /// Of the next step.
@@ -305,7 +318,8 @@ impl Run<'_> {
         // The weights are the same on every rank, so all of them stop here, or none.
         let norm = self.replica.flat.parameters.norm().double_value(&[]);
         self.check_finite("norm of the weights", norm, self.learning_rate())?;
-        self.optimizer.settle(&mut self.replica.flat);
+        self.optimizer.settle(&mut self.replica.flat)?;
+        self.state.loss_scaler = self.optimizer.loss_scaler();
         if self.world.rank != 0 {
             return Ok(());
         }
@@ -324,4 +338,11 @@ impl Run<'_> {
             _ => torch_ext::peak_rss_bytes(),
         })
     }
+}
+
+/// For the record of the step after which a run is at `state`.
+fn loss_scaling(optimizer: &Optimizer, state: &State) -> Option<LossScaling> {
+    let scaler = optimizer.loss_scaler()?;
+    let skipped_steps = state.step.saturating_sub(optimizer.steps());
+    Some(LossScaling { loss_scale: scaler.scale.into(), skipped_steps })
 }

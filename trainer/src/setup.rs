@@ -9,7 +9,7 @@ use comm::Communicator;
 use comm::bootstrap::Backend;
 use comm::control::Phase;
 use comm::env::World;
-use job::config::{self, CommBackend, Config, Overlap};
+use job::config::{self, CommBackend, Config, Overlap, Precision};
 use job::dataset::{self, DataSet, Source};
 use job::network::Network;
 use job::run_dir::{Resume, RunDir};
@@ -79,6 +79,10 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
     let state =
         resume(&args.resume, &config, &run_dir, &mut replica.flat, &mut optimizer, start, world)?;
     let mut state = share(&*communicator, &mut replica.flat, &mut optimizer, state)?;
+    if config.precision == Precision::Fp16 {
+        device::warn_of_slow_fp16(device);
+        optimizer.scale_losses(state.loss_scaler.unwrap_or_default());
+    }
     if device == Device::Cpu {
         state.convolutions = convolutions::choose(
             &replica,

@@ -7,7 +7,7 @@ use comm::{Communicator, ReduceOp};
 use job::config::Precision;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Reduction, Tensor};
-use torch_ext::ConvTable;
+use torch_ext::{AutocastDtype, ConvTable};
 
 use crate::Result;
 use crate::data::Batch;
@@ -51,9 +51,14 @@ impl Replica {
         self.convolutions.in_use(|| {
             Ok(match self.precision {
                 Precision::Fp32 => body(&self.model),
-                Precision::Bf16 => torch_ext::autocast_bf16(self.device, || body(&self.model))?,
+                Precision::Bf16 => self.autocast(AutocastDtype::Bf16, body)?,
+                Precision::Fp16 => self.autocast(AutocastDtype::Fp16, body)?,
             })
         })
+    }
+
+    fn autocast<T>(&self, dtype: AutocastDtype, body: impl FnOnce(&Module) -> T) -> Result<T> {
+        Ok(torch_ext::autocast(self.device, dtype, || body(&self.model))?)
     }
 
     /// What batch norm does with a microbatch, or `None` where this rank has nothing to do in it. A
@@ -207,7 +212,7 @@ pub fn train_step(
                 (logits, loss)
             })?;
             phases.forward += lap();
-            (&loss_sum / global_batch_size as f64).backward();
+            optimizer.scaled(&loss_sum / global_batch_size as f64).backward();
             counter.add(&logits, &batch.labels, &loss_sum);
         }
         replica.flat.batches_tracked += 1;

@@ -21,10 +21,11 @@ const CONFIG: &str = "
 data: {dataset: synthetic, train_images: 72, test_images: 20, augment: [crop, flip, cutout]}
 train: {epochs: 3, batch_size_per_rank: 16}
 metrics: {log_every: 1}
-precision: fp32
 # The uninterrupted run must give the same weights, bit for bit.
 performance: {convolution: matmul}
 ";
+const FP32: &str = "precision: fp32";
+const FP16: &str = "precision: fp16";
 /// Four whole batches and one of 8.
 const STEPS_PER_EPOCH: u64 = 5;
 
@@ -42,9 +43,9 @@ struct Job {
 }
 
 impl Job {
-    fn new() -> Self {
+    fn new(precision: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("config.yaml"), CONFIG).unwrap();
+        fs::write(folder.path().join("config.yaml"), format!("{CONFIG}{precision}")).unwrap();
         Self { folder }
     }
 
@@ -123,8 +124,8 @@ fn send(child: &Child, signal: Signal) {
     kill_process(Pid::from_child(child), signal).unwrap();
 }
 
-fn uninterrupted() -> Job {
-    let job = Job::new();
+fn uninterrupted(precision: &str) -> Job {
+    let job = Job::new(precision);
     job.finish();
     job
 }
@@ -139,7 +140,7 @@ fn assert_same(cut: &Job, whole: &Job) {
 
 #[test]
 fn a_run_stopped_within_an_epoch_goes_on_bit_for_bit() {
-    let cut = Job::new();
+    let cut = Job::new(FP32);
     let status = cut.watch(|trainer, message| {
         let stop = matches!(message, ToLauncher::Progress { epoch: 2, step: 1.., .. });
         if stop {
@@ -154,12 +155,33 @@ fn a_run_stopped_within_an_epoch_goes_on_bit_for_bit() {
         cut.checkpoints()
     );
     cut.finish();
-    assert_same(&cut, &uninterrupted());
+    assert_same(&cut, &uninterrupted(FP32));
+}
+
+#[test]
+fn a_run_in_fp16_goes_on_with_its_loss_scale() {
+    let cut = Job::new(FP16);
+    cut.watch(|trainer, message| {
+        let stop = matches!(message, ToLauncher::Progress { epoch: 2, step: 1.., .. });
+        if stop {
+            send(trainer, Signal::TERM);
+        }
+        stop
+    });
+    cut.finish();
+    let whole = uninterrupted(FP16);
+    assert_same(&cut, &whole);
+    let state = |job: &Job| serde_json::from_slice::<Value>(&job.bytes("state.json")).unwrap();
+    let scaler = state(&whole)["loss_scaler"].clone();
+    assert_eq!(state(&cut)["loss_scaler"], scaler);
+    let first = &whole.records()[0];
+    assert_eq!((&first["grad_norm"], &first["skipped_steps"]), (&Value::Null, &Value::from(1)));
+    assert!(scaler["scale"].as_f64().unwrap() < 65536.0, "{scaler}");
 }
 
 #[test]
 fn a_run_killed_within_an_epoch_goes_on_bit_for_bit() {
-    let cut = Job::new();
+    let cut = Job::new(FP32);
     let status = cut.watch(|trainer, message| {
         let kill = matches!(message, ToLauncher::Progress { epoch: 2, step: 1.., .. });
         if kill {
@@ -169,12 +191,12 @@ fn a_run_killed_within_an_epoch_goes_on_bit_for_bit() {
     });
     assert_eq!(status.code(), None, "killed");
     cut.finish();
-    assert_same(&cut, &uninterrupted());
+    assert_same(&cut, &uninterrupted(FP32));
 }
 
 #[test]
 fn a_run_killed_within_a_save_goes_on_bit_for_bit() {
-    let cut = Job::new();
+    let cut = Job::new(FP32);
     let partial = |checkpoints: &Path| {
         let entries = fs::read_dir(checkpoints).into_iter().flatten().flatten();
         entries
@@ -196,6 +218,6 @@ fn a_run_killed_within_a_save_goes_on_bit_for_bit() {
     });
     assert_eq!(caught.as_deref(), Some(".saving-epoch-0002"));
     cut.finish();
-    assert_same(&cut, &uninterrupted());
+    assert_same(&cut, &uninterrupted(FP32));
     assert_eq!(partial(&folder), None, "what was cut off is cleaned up");
 }

@@ -31,7 +31,7 @@ impl Memory {
         };
         let activation_size = match config.precision {
             Precision::Fp32 => F32_BYTES,
-            Precision::Bf16 => 2,
+            Precision::Bf16 | Precision::Fp16 => 2,
         };
         Self {
             parameter_bytes,

@@ -4,6 +4,7 @@ use job::dataset::Description;
 use serde::{Deserialize, Serialize};
 
 use crate::convolutions::ConvChoice;
+use crate::loss_scaler::LossScalerState;
 use crate::step::Tally;
 
 /// Where a run is: all that the loop knows besides tensors.
@@ -29,6 +30,9 @@ pub struct State {
     /// How convolutions are computed, where that was chosen.
     #[serde(default)]
     pub convolutions: Vec<ConvChoice>,
+    /// Where the loss scaler is; `None` but with `precision: fp16`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scaler: Option<LossScalerState>,
     /// What the network knows of the data set; `None` in checkpoints from before it was written.
     #[serde(default)]
     pub data_set: Option<Description>,
@@ -47,6 +51,7 @@ impl State {
             world_size,
             data_hash,
             convolutions: Vec::new(),
+            loss_scaler: None,
             data_set: None,
         }
     }

@@ -54,6 +54,19 @@ pub struct StepRecord {
     /// The Euclidean norm of the averaged gradient, of the last step.
     #[serde(deserialize_with = "null_is_nan")]
     pub grad_norm: f64,
+    /// With `precision: fp16`, how losses are scaled.
+    #[serde(flatten)]
+    pub loss_scaling: Option<LossScaling>,
+}
+
+/// How losses are scaled so that small gradients survive half precision.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LossScaling {
+    /// What the next step's loss is multiplied by.
+    pub loss_scale: f64,
+    /// Of the steps since the start of the run, those that changed no weight since a gradient
+    /// overflowed. The last step's `grad_norm` is `null` if it was one of them.
+    pub skipped_steps: u64,
 }
 
 /// Parts of steps on CPU ranks, means over ranks.
@@ -143,7 +156,14 @@ pub(super) mod tests {
             comm_exposed_ms: 1.25,
             split: None,
             grad_norm: 3.0,
+            loss_scaling: None,
         })
+    }
+
+    fn step_in_fp16() -> Record {
+        let Record::Step(record) = step(30, 1) else { unreachable!() };
+        let loss_scaling = Some(LossScaling { loss_scale: 32768.0, skipped_steps: 1 });
+        Record::Step(StepRecord { loss_scaling, ..record })
     }
 
     fn step_with_split() -> Record {
@@ -201,6 +221,13 @@ pub(super) mod tests {
                     + r#""step_ms":12.5,"data_ms":0.5,"comm_exposed_ms":1.25,"skew_ms":0.75,"#
                     + r#""forward_ms":4.0,"backward_ms":6.0,"optimizer_ms":0.5,"#
                     + r#""each_step_ms":[12.0,13.0],"grad_norm":3.0}"#,
+            ),
+            (
+                step_in_fp16(),
+                r#"{"kind":"step","step":30,"epoch":1,"loss":2.3,"lr":0.001,"images_per_s":null,"#
+                    .to_string()
+                    + r#""step_ms":12.5,"data_ms":0.5,"comm_exposed_ms":1.25,"grad_norm":3.0,"#
+                    + r#""loss_scale":32768.0,"skipped_steps":1}"#,
             ),
             (
                 Record::Epoch(epoch(1, 0.5)),

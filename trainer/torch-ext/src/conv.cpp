@@ -142,7 +142,7 @@ Tensor fold(const Tensor& unfolded, const Windows& w) {
     const auto image_size = {w.images, w.height, w.width, w.channels};
     if (w.are_the_image()) return unfolded.view(image_size).permute({0, 3, 1, 2});
     Tensor images = at::empty(image_size, unfolded.options());
-    AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, unfolded.scalar_type(), "fold", [&] {
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, unfolded.scalar_type(), "fold", [&] {
         fold_into(unfolded.const_data_ptr<scalar_t>(), images.data_ptr<scalar_t>(), w);
     });
     return images.permute({0, 3, 1, 2});

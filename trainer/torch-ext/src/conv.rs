@@ -214,7 +214,7 @@ mod tests {
     use tch::{Kind, Tensor};
 
     use super::*;
-    use crate::autocast_bf16;
+    use crate::{AutocastDtype, autocast};
 
     /// `[N, C, H, W]`, `[C', C, K, L]`, stride, padding.
     const CASES: [([i64; 4], [i64; 4], i64, i64); 8] = [
@@ -264,7 +264,7 @@ mod tests {
             let (input, weight) = (numbers(&input, 0.0), numbers(&weight, 1.0));
             let convolve = |x: &Tensor, w: &Tensor| {
                 let run = || table.in_use(|| conv2d(x, w, stride, padding, 1).unwrap());
-                if bf16 { autocast_bf16(Device::Cpu, run).unwrap() } else { run() }
+                if bf16 { autocast(Device::Cpu, AutocastDtype::Bf16, run).unwrap() } else { run() }
             };
             let found = passes(&input, &weight, convolve);
             assert!(table.take_unknown().is_empty(), "{shape:?} is another shape");

@@ -17,12 +17,12 @@ mod optimizers;
 mod replay;
 mod sync_norm;
 
-pub use autocast::autocast_bf16;
+pub use autocast::{AutocastDtype, autocast};
 pub use conv::{ConvMethod, ConvMethods, ConvShape, ConvTable, PassSeconds, conv2d};
 pub use cuda::{cuda_peak_bytes, cuda_stream, load_cuda, set_tf32, upload, use_cuda_device};
 pub use hooks::on_gradient;
 pub use memory::{peak_rss_bytes, tensor_in_shared_memory};
-pub use optimizers::{AdamW, Sgd};
+pub use optimizers::{AdamW, FromDevice, Sgd, unscale};
 pub use replay::{SgdStep, replay_adamw, replay_sgd};
 pub use sync_norm::{NormParts, sync_batch_norm};
 

@@ -1,5 +1,5 @@
-// Optimizer steps, each one call over flat tensors. `grad_scale`, which may be null, is a 0-d f32 tensor
-// by which gradients are divided first, in the same pass.
+// Optimizer steps, each one call over flat tensors. Of 0-d f32 tensors, which may be null: gradients are
+// divided by `grad_scale` first, in the same pass, and nothing changes where `found_inf` is 1.
 
 #include "shim.h"
 
@@ -18,25 +18,33 @@ extern "C" {
 
 char* torch_ext_fused_adamw(at::Tensor* parameters, const at::Tensor* grads, at::Tensor* exp_avg,
                             at::Tensor* exp_avg_sq, at::Tensor* step, const at::Tensor* grad_scale,
-                            double lr, double beta1, double beta2, double weight_decay, double eps) {
+                            const at::Tensor* found_inf, double lr, double beta1, double beta2, double weight_decay, double eps) {
     return guarded([&] {
         at::NoGradGuard no_grad;
         at::_fused_adamw_({*parameters}, {*grads}, {*exp_avg}, {*exp_avg_sq}, {}, {*step}, lr, beta1,
                           beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false,
-                          optional(grad_scale));
+                          optional(grad_scale), optional(found_inf));
     });
 }
 
 char* torch_ext_fused_sgd(at::Tensor* parameters, const at::Tensor* grads, at::Tensor* momentum,
-                          const at::Tensor* grad_scale, double lr, double momentum_factor,
-                          double weight_decay, bool nesterov, bool is_first_step) {
+                          const at::Tensor* grad_scale, const at::Tensor* found_inf, double lr,
+                          double momentum_factor, double weight_decay, bool nesterov) {
     return guarded([&] {
         at::NoGradGuard no_grad;
         std::vector<at::Tensor> buffers;
         if (momentum_factor != 0) buffers.push_back(*momentum);
         at::_fused_sgd_({*parameters}, {*grads}, buffers, weight_decay, momentum_factor, lr,
-                        /*dampening=*/0, nesterov, /*maximize=*/false, is_first_step,
-                        optional(grad_scale));
+                        /*dampening=*/0, nesterov, /*maximize=*/false, /*is_first_step=*/false,
+                        optional(grad_scale), optional(found_inf));
+    });
+}
+
+// Multiplies gradients by `inv_scale`, and sets `found_inf` to 1 where one of them is not finite.
+char* torch_ext_unscale(at::Tensor* grads, at::Tensor* found_inf, const at::Tensor* inv_scale) {
+    return guarded([&] {
+        at::NoGradGuard no_grad;
+        at::_amp_foreach_non_finite_check_and_unscale_({*grads}, *found_inf, *inv_scale);
     });
 }
 

@@ -15,6 +15,7 @@ unsafe extern "C" {
         exp_avg_sq: *mut CTensor,
         step: *mut CTensor,
         grad_scale: *const CTensor,
+        found_inf: *const CTensor,
         lr: f64,
         beta1: f64,
         beta2: f64,
@@ -26,16 +27,40 @@ unsafe extern "C" {
         grads: *const CTensor,
         momentum: *mut CTensor,
         grad_scale: *const CTensor,
+        found_inf: *const CTensor,
         lr: f64,
         momentum_factor: f64,
         weight_decay: f64,
         nesterov: bool,
-        is_first_step: bool,
+    ) -> *mut c_char;
+    fn torch_ext_unscale(
+        grads: *mut CTensor,
+        found_inf: *mut CTensor,
+        inv_scale: *const CTensor,
     ) -> *mut c_char;
 }
 
 fn optional(tensor: Option<&Tensor>) -> *const CTensor {
     tensor.map_or(null(), |tensor| ptr(tensor).cast_const())
+}
+
+/// What a step reads on the device, when it is executed: 0-d f32 each.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FromDevice<'a> {
+    /// Divides the gradients first.
+    pub grad_scale: Option<&'a Tensor>,
+    /// Where it is 1, nothing changes.
+    pub found_inf: Option<&'a Tensor>,
+}
+
+/// Multiplies `grads`, `[n]` f32, by `inv_scale`, 0-d f32, in place. Where one of them is not finite,
+/// `found_inf`, 0-d f32, becomes 1; elsewhere it stays.
+///
+/// # Errors
+/// When the tensors do not fit together.
+pub fn unscale(grads: &Tensor, found_inf: &Tensor, inv_scale: &Tensor) -> Result<()> {
+    // SAFETY: all are live tensors for the length of the call.
+    unsafe { check(torch_ext_unscale(ptr(grads), ptr(found_inf), ptr(inv_scale))) }
 }
 
 /// The numbers of one AdamW step.
@@ -53,8 +78,7 @@ pub struct AdamW {
 
 impl AdamW {
     /// One step over flat `[n]` f32 tensors, in place. `step` is a 0-d f32 tensor that counts from
-    /// 1: it holds this step's number already. `grad_scale`, 0-d f32,
-    /// divides the gradients first.
+    /// 1: it holds this step's number already.
     ///
     /// # Errors
     /// When the tensors do not fit together.
@@ -68,7 +92,7 @@ impl AdamW {
         exp_avg: &Tensor,
         exp_avg_sq: &Tensor,
         step: &Tensor,
-        grad_scale: Option<&Tensor>,
+        FromDevice { grad_scale, found_inf }: FromDevice<'_>,
     ) -> Result<()> {
         let Self { lr, betas: [beta1, beta2], weight_decay, eps } = *self;
         // SAFETY: all are live tensors for the length of the call.
@@ -80,6 +104,7 @@ impl AdamW {
                 ptr(exp_avg_sq),
                 ptr(step),
                 optional(grad_scale),
+                optional(found_inf),
                 lr,
                 beta1,
                 beta2,
@@ -104,8 +129,8 @@ pub struct Sgd {
 }
 
 impl Sgd {
-    /// One step over flat `[n]` f32 tensors, in place. `momentum` is not read where the factor is 0.
-    /// `grad_scale`, 0-d f32, divides the gradients first.
+    /// One step over flat `[n]` f32 tensors, in place. `momentum` starts at 0, and is not
+    /// read where the factor is 0.
     ///
     /// # Errors
     /// When the tensors do not fit together.
@@ -116,8 +141,7 @@ impl Sgd {
         parameters: &Tensor,
         grads: &Tensor,
         momentum: &Tensor,
-        grad_scale: Option<&Tensor>,
-        is_first_step: bool,
+        FromDevice { grad_scale, found_inf }: FromDevice<'_>,
     ) -> Result<()> {
         // SAFETY: all are live tensors for the length of the call.
         unsafe {
@@ -126,11 +150,11 @@ impl Sgd {
                 ptr(grads),
                 ptr(momentum),
                 optional(grad_scale),
+                optional(found_inf),
                 self.lr,
                 self.momentum,
                 self.weight_decay,
                 self.nesterov,
-                is_first_step,
             ))
         }
     }

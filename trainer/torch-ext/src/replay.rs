@@ -33,8 +33,6 @@ pub struct SgdStep {
     pub weight_decay: f32,
     /// Nesterov's form of momentum.
     pub nesterov: bool,
-    /// The momentum buffer takes the gradient as it is.
-    pub is_first: bool,
 }
 
 /// Does SGD steps with a gradient of zero on `parameters`, and on `momentum` of the same length,
@@ -57,7 +55,7 @@ pub fn replay_sgd(parameters: &mut Tensor, momentum: &mut Tensor, steps: &[SgdSt
         for step in steps {
             for (value, buffer) in block.iter_mut().zip(buffer.iter_mut()) {
                 let decay = step.weight_decay * *value;
-                *buffer = if step.is_first { decay } else { step.momentum * *buffer + decay };
+                *buffer = step.momentum * *buffer + decay;
                 let update = if step.nesterov { decay + step.momentum * *buffer } else { *buffer };
                 *value -= step.lr * update;
             }
@@ -79,7 +77,7 @@ fn elements(tensor: &mut Tensor) -> &mut [f32] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{AdamW, Sgd};
+    use crate::{AdamW, FromDevice, Sgd};
 
     const STEPS: usize = 20;
 
@@ -99,7 +97,8 @@ mod tests {
         let rule = AdamW { lr: 0.01, betas: [0.9, 0.999], weight_decay: 0.1, eps: 1e-8 };
         for step in 1..=STEPS {
             let count = Tensor::from(step as f32);
-            rule.step(&stepped, &grads, &exp_avg, &exp_avg_sq, &count, None).unwrap();
+            rule.step(&stepped, &grads, &exp_avg, &exp_avg_sq, &count, FromDevice::default())
+                .unwrap();
         }
         replay_adamw(&mut replayed, &[(1.0 - rule.lr * rule.weight_decay) as f32; STEPS]);
         assert_eq!(furthest(&stepped, &replayed), 0.0);
@@ -113,14 +112,13 @@ mod tests {
             let mut replayed_buffer = buffer.zeros_like();
             let rule = Sgd { lr: 0.1, momentum, weight_decay: 0.05, nesterov };
             let steps: Vec<_> = (0..STEPS)
-                .map(|step| {
-                    rule.step(&stepped, &grads, &buffer, None, step == 0).unwrap();
+                .map(|_| {
+                    rule.step(&stepped, &grads, &buffer, FromDevice::default()).unwrap();
                     SgdStep {
                         lr: rule.lr as f32,
                         momentum: momentum as f32,
                         weight_decay: rule.weight_decay as f32,
                         nesterov,
-                        is_first: step == 0,
                     }
                 })
                 .collect();

@@ -51,12 +51,12 @@ char* torch_ext_on_gradient(at::Tensor* parameter, void* context, void (*call)(v
     });
 }
 
-// Enters autocast to bfloat16 on `device_type`; `was_enabled` receives the state to restore.
-char* torch_ext_autocast_enter(bool is_cuda, bool* was_enabled) {
+// Enters autocast to bfloat16 or half precision; `was_enabled` receives the state to restore.
+char* torch_ext_autocast_enter(bool is_cuda, bool is_fp16, bool* was_enabled) {
     return guarded([&] {
         auto device = is_cuda ? at::kCUDA : at::kCPU;
         *was_enabled = at::autocast::is_autocast_enabled(device);
-        at::autocast::set_autocast_dtype(device, at::kBFloat16);
+        at::autocast::set_autocast_dtype(device, is_fp16 ? at::kHalf : at::kBFloat16);
         at::autocast::set_autocast_enabled(device, true);
         at::autocast::increment_nesting();
     });

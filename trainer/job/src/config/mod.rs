@@ -350,6 +350,9 @@ pub enum Precision {
     /// bfloat16 where it is safe, by autocast.
     #[default]
     Bf16,
+    /// Half precision where it is safe, by autocast, with a loss that is scaled so that small gradients
+    /// survive.
+    Fp16,
 }
 
 /// When the run is saved.

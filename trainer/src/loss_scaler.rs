@@ -1,0 +1,98 @@
+//! A loss that is scaled so that small gradients survive half precision.
+//!
+//! The scale doubles after 2,000 good steps and halves whenever a gradient overflows, whose
+//! step is skipped. All of it happens on the device: the host waits for nothing. Ranks see the same sum
+//! of gradients, so they agree without asking each other.
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+use torch_ext::unscale;
+
+use crate::Result;
+
+const INITIAL_SCALE: f32 = 65536.0;
+const GROWTH_FACTOR: f64 = 2.0;
+const BACKOFF_FACTOR: f64 = 0.5;
+const GROWTH_INTERVAL: i64 = 2000;
+
+/// The smallest scale that can help, the least number above zero that half precision has: gradients
+/// that overflow with less are not finite by themselves.
+pub const MIN_SCALE: f64 = 1.0 / (1 << 24) as f64;
+
+/// Where a scaler is.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LossScalerState {
+    /// What losses are multiplied by.
+    pub scale: f32,
+    /// Good steps since it last changed.
+    pub growth_tracker: i32,
+}
+
+impl Default for LossScalerState {
+    fn default() -> Self {
+        Self { scale: INITIAL_SCALE, growth_tracker: 0 }
+    }
+}
+
+/// Scales losses, and notices when gradients overflow.
+///
+/// Source: Micikevicius et al., Mixed Precision Training, ICLR 2018; the numbers are those of
+/// `torch.amp.GradScaler`.
+pub struct LossScaler {
+    /// 0-d f32.
+    scale: Tensor,
+    /// 0-d i32.
+    growth_tracker: Tensor,
+    /// 0-d f32: 1 when the last gradients were not finite, else 0.
+    found_inf: Tensor,
+}
+
+impl LossScaler {
+    /// Where `state` says, on `device`.
+    pub fn new(state: LossScalerState, device: Device) -> Self {
+        let number = |value: f64, kind| Tensor::full([0i64; 0], value, (kind, device));
+        Self {
+            scale: number(state.scale.into(), Kind::Float),
+            growth_tracker: number(state.growth_tracker.into(), Kind::Int),
+            found_inf: number(0.0, Kind::Float),
+        }
+    }
+
+    /// `loss` times the scale.
+    pub fn scale(&self, loss: &Tensor) -> Tensor {
+        loss * &self.scale
+    }
+
+    /// Divides `grads`, `[n]` f32, by the scale, in place. Gives 1 when one of them is not finite, else
+    /// 0: 0-d f32, which the next call changes.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn unscale(&mut self, grads: &Tensor) -> Result<&Tensor> {
+        let _ = self.found_inf.zero_();
+        unscale(grads, &self.found_inf, &self.scale.reciprocal())?;
+        Ok(&self.found_inf)
+    }
+
+    /// Adapts the scale to what [`Self::unscale`] found.
+    pub fn update(&mut self) {
+        let Self { scale, growth_tracker, found_inf } = self;
+        let (growth, backoff) = (GROWTH_FACTOR, BACKOFF_FACTOR);
+        let _ = scale.internal_amp_update_scale_(
+            growth_tracker,
+            found_inf,
+            growth,
+            backoff,
+            GROWTH_INTERVAL,
+        );
+    }
+
+    /// Where it is. Waits for the device.
+    pub fn state(&self) -> LossScalerState {
+        LossScalerState {
+            scale: self.scale.double_value(&[]) as f32,
+            growth_tracker: self.growth_tracker.int64_value(&[]) as i32,
+        }
+    }
+}
