@@ -1,0 +1,121 @@
+//! The images.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::validate::{Invalid, within};
+
+/// The images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Data {
+    /// Which ones.
+    pub dataset: Dataset,
+    /// The folder that holds the files, or into which they are downloaded.
+    pub root: PathBuf,
+    /// Whether to download what is not there.
+    pub download: bool,
+    /// What to take when the data set cannot be had.
+    pub fallback: Fallback,
+    /// Only the first so many training images (of `image_folder`, evenly spread ones); `null`: all
+    /// (10,000 synthetic ones).
+    pub train_images: Option<usize>,
+    /// Likewise test images; `null`: all (2,000 synthetic ones).
+    pub test_images: Option<usize>,
+    /// Of `image_folder`, the side to which images are brought; `null`: 32.
+    pub image_size: Option<usize>,
+    /// What is done to training images; each at most once.
+    pub augment: Vec<Augment>,
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self {
+            dataset: Dataset::Cifar10,
+            root: PathBuf::from("data"),
+            download: true,
+            fallback: Fallback::None,
+            train_images: None,
+            test_images: None,
+            image_size: None,
+            augment: Vec::new(),
+        }
+    }
+}
+
+impl Data {
+    /// Checks ranges, and that keys go together.
+    pub(super) fn validate(&self) -> Result<(), Invalid> {
+        let [train, test] = self.dataset.published_images().unwrap_or([10_000_000; 2]);
+        within("data.train_images", self.train_images.unwrap_or(1), 1..=train)?;
+        within("data.test_images", self.test_images.unwrap_or(1), 1..=test)?;
+        within("data.image_size", self.image_size.unwrap_or(32), 8..=1024)?;
+        if self.image_size.is_some() && self.dataset != Dataset::ImageFolder {
+            let problem = "goes with `dataset: image_folder` only: other data sets have a size";
+            return Err(Invalid::new("data.image_size", problem));
+        }
+        for (index, change) in self.augment.iter().enumerate() {
+            if self.augment[..index].contains(change) {
+                let path = format!("data.augment[{index}]");
+                return Err(Invalid::new(&path, "given twice; each may be given once"));
+            }
+        }
+        match self.root.as_os_str().is_empty() {
+            true => Err(Invalid::new("data.root", "empty; expected a folder, as in `data`")),
+            false => Ok(()),
+        }
+    }
+}
+
+/// A data set's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Dataset {
+    /// 50,000 and 10,000 photographs of 10 classes, 32x32.
+    Cifar10,
+    /// 50,000 and 10,000 photographs of 100 classes, 32x32.
+    Cifar100,
+    /// 60,000 and 10,000 pictures of clothes of 10 classes, grey, 28x28.
+    FashionMnist,
+    /// 73,257 and 26,032 photographs of house numbers' digits, 32x32.
+    Svhn,
+    /// PNG and JPEG files: `root/train/CLASS/*` and `root/test/CLASS/*`.
+    ImageFolder,
+    /// Learnable images of 10 classes, 32x32, made from `train.seed` in memory.
+    Synthetic,
+}
+
+impl Dataset {
+    /// Training and test images of a published data set; `None` where the user decides.
+    pub const fn published_images(self) -> Option<[usize; 2]> {
+        match self {
+            Self::Cifar10 | Self::Cifar100 => Some([50_000, 10_000]),
+            Self::FashionMnist => Some([60_000, 10_000]),
+            Self::Svhn => Some([73_257, 26_032]),
+            Self::ImageFolder | Self::Synthetic => None,
+        }
+    }
+}
+
+/// What to take when the data set cannot be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fallback {
+    /// Nothing: exit 3.
+    None,
+    /// Synthetic images, with a warning.
+    Synthetic,
+}
+
+/// A random change to a training image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Augment {
+    /// Pads by 4 pixels of zero and cuts the image's size at a random place.
+    Crop,
+    /// Mirrors every second image.
+    Flip,
+    /// Blanks a square of 16x16 around a random pixel, with the mean colour.
+    Cutout,
+}

@@ -1,0 +1,50 @@
+//! What arithmetic is done in, and what makes it fast.
+
+use serde::{Deserialize, Serialize};
+
+/// What the forward and backward pass compute in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// 32 bits.
+    Fp32,
+    /// bfloat16 where it is safe, by autocast.
+    #[default]
+    Bf16,
+    /// Half precision where it is safe, by autocast, with a loss that is scaled so that small gradients
+    /// survive.
+    Fp16,
+}
+
+/// What makes a step faster without changing what it computes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Performance {
+    /// Whether taps of a kernel that never see a pixel at this image size are left out: neither
+    /// convolved, communicated nor stepped. Files show them all the same.
+    pub live_taps: bool,
+    /// How convolutions are computed on the CPU.
+    pub convolution: Convolution,
+    /// Whether convolutions and matrix products that stay in fp32 round their operands to TF32 on a
+    /// GPU.
+    pub tf32: bool,
+}
+
+/// How convolutions are computed on the CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Convolution {
+    /// Each pass of each as was faster when measured before the first step. Results of two runs can
+    /// differ by rounding.
+    Auto,
+    /// All by libtorch's convolution.
+    Library,
+    /// All as matrix products over unfolded input.
+    Matmul,
+}
+
+impl Default for Performance {
+    fn default() -> Self {
+        Self { live_taps: true, convolution: Convolution::Auto, tf32: true }
+    }
+}
