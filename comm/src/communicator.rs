@@ -176,6 +176,19 @@ pub trait Communicator: Send + Sync {
         Ok(())
     }
 
+    /// Has collectives looked after that were captured into a CUDA graph, which was just queued on
+    /// `stream`: when a graph is replayed, nobody calls [`Self::start`].
+    ///
+    /// # Safety
+    /// `stream` is a `cudaStream_t` of the device whose memory the collectives are on.
+    ///
+    /// # Errors
+    /// [`crate::CommError`] when the communicator has already failed.
+    unsafe fn replayed(&self, stream: *mut std::ffi::c_void) -> Result<()> {
+        let _ = stream;
+        Ok(())
+    }
+
     /// Makes every rank's present and future collectives fail with
     /// [`crate::CommError::Aborted`]. Returns at once; may be called from any thread.
     fn abort(&self, reason: &str);

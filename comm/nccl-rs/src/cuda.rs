@@ -39,6 +39,8 @@ table! {
     fn cudaStreamDestroy(*mut c_void) -> ErrorCode;
     /// <https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__STREAM.html>
     fn cudaStreamWaitEvent(*mut c_void, *mut c_void, c_uint) -> ErrorCode;
+    /// <https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__STREAM.html>
+    fn cudaStreamIsCapturing(*mut c_void, *mut c_int) -> ErrorCode;
     /// <https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__EVENT.html>
     fn cudaEventCreateWithFlags(*mut *mut c_void, c_uint) -> ErrorCode;
     /// <https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__EVENT.html>
@@ -196,6 +198,21 @@ impl Cuda {
         // SAFETY: the event is valid; the stream is the caller's promise.
         let code = unsafe { (self.functions.cudaStreamWaitEvent)(stream, event.handle, 0) };
         self.check("cudaStreamWaitEvent", code)
+    }
+
+    /// Whether what is queued on `stream` is captured instead of executed.
+    ///
+    /// # Safety
+    /// `stream` is a stream.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`].
+    pub unsafe fn is_capturing(&self, stream: *mut c_void) -> Result<bool> {
+        let mut status = 0;
+        // SAFETY: CUDA writes one number; the stream is the caller's promise.
+        let code = unsafe { (self.functions.cudaStreamIsCapturing)(stream, &raw mut status) };
+        self.check("cudaStreamIsCapturing", code)?;
+        Ok(status != 0)
     }
 
     fn new_handle(

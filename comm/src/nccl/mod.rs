@@ -10,6 +10,10 @@
 //! abort does not reach the others' processes: they fail at their own deadline, or when the launcher
 //! stops them. Maxima and minima of NaN are NCCL's affair.
 //!
+//! Where the buffer's stream is being captured into a CUDA graph, nothing is executed, and the watchdog
+//! looks after each replay instead. NCCL waits for graphs that have its kernels: they are to be dropped
+//! before the communicator ends.
+//!
 //! This backend has been compiled and its libraries loaded, but it has not been run on a GPU yet.
 //!
 //! Does not read the environment, but NCCL does.
@@ -188,8 +192,16 @@ impl Communicator for Nccl {
         let sequence = shared.watched.next_sequence()?;
         match buffer.place {
             Place::Cuda { device, stream } if device == shared.device => {
-                let result = shared.queue_after(stream, collective, &buffer);
-                let done = shared.watch_flight(collective.name(), sequence, result)?;
+                // SAFETY: the caller gives a stream of this device.
+                let is_capturing = unsafe { shared.cuda.is_capturing(stream) };
+                let queued = shared.queue_after(stream, collective, &buffer);
+                let op = collective.name();
+                let done = match is_capturing {
+                    // An event of a capture is none that can be asked.
+                    Ok(true) => shared.queued(op, sequence, queued)?,
+                    Ok(false) => shared.watch_flight(op, sequence, queued)?,
+                    Err(error) => shared.queued(op, sequence, Err(error))?,
+                };
                 Ok(Work::new(DeviceWork { shared: Arc::clone(shared), done, stream, sequence }))
             }
             Place::Cuda { device, .. } => {
@@ -202,6 +214,19 @@ impl Communicator for Nccl {
 
     fn check(&self) -> Result<()> {
         self.shared.watched.outcome(u64::MAX)
+    }
+
+    unsafe fn replayed(&self, stream: *mut std::ffi::c_void) -> Result<()> {
+        let shared = &self.shared;
+        let _launching = self.launching();
+        let sequence = shared.watched.next_sequence()?;
+        // SAFETY: the caller gives a stream of this device.
+        let recorded = shared
+            .cuda
+            .use_device(shared.device)
+            .and_then(|_guard| unsafe { shared.cuda.record(stream) });
+        shared.watch_flight("replayed collectives", sequence, recorded)?;
+        Ok(())
     }
 
     fn abort(&self, reason: &str) {
@@ -267,14 +292,19 @@ impl Shared {
         sequence: u64,
         queued: nccl_rs::Result<Event>,
     ) -> Result<Arc<Event>> {
-        match queued {
-            Ok(done) => {
-                let done = Arc::new(done);
-                self.watched.add(Flight { op, sequence, done: Arc::clone(&done) });
-                Ok(done)
-            }
-            Err(error) => Err(self.fail(self.error(op, sequence, &error))),
-        }
+        let done = self.queued(op, sequence, queued)?;
+        self.watched.add(Flight { op, sequence, done: Arc::clone(&done) });
+        Ok(done)
+    }
+
+    /// Fails where a collective could not be queued.
+    fn queued(
+        &self,
+        op: &'static str,
+        sequence: u64,
+        queued: nccl_rs::Result<Event>,
+    ) -> Result<Arc<Event>> {
+        queued.map(Arc::new).map_err(|error| self.fail(self.error(op, sequence, &error)))
     }
 
     fn error(&self, op: &'static str, sequence: u64, error: &nccl_rs::Error) -> CommError {
