@@ -5,6 +5,14 @@ use crate::{CommError, Result};
 /// Path of the launcher's Unix socket for this rank.
 pub const CONTROL_SOCKET: &str = "LOCKSTEP_CONTROL";
 
+/// NCCL's own, from 2.30 on: with 1, several ranks may work on one GPU.
+const MULTI_RANK_GPU: &str = "NCCL_MULTI_RANK_GPU_ENABLE";
+
+/// Whether NCCL has been told that several ranks may work on one GPU.
+pub fn shares_gpus() -> bool {
+    std::env::var(MULTI_RANK_GPU).is_ok_and(|value| value.trim() == "1")
+}
+
 /// Who started this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StartedBy {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use comm::env::shares_gpus;
 use job::config::Config;
 use job::dataset::{self, Outline, Source};
 use job::run_dir::RunDir;
@@ -62,7 +63,7 @@ pub async fn launch(cli: &Cli, console: &Console) -> Result<ExitCode, LaunchErro
     };
     let topology = Topology::detect();
     let outline = dataset::outline(&config.data)?;
-    let (device, ranks) = plan::devices(request, visible_gpus, &topology)?;
+    let (device, ranks) = plan::devices(request, visible_gpus, shares_gpus(), &topology)?;
     // As many on each node as here, until they say how many they have.
     let presumed = cluster.as_ref().map_or_else(
         || Layout::single(ranks),

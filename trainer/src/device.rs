@@ -34,15 +34,19 @@ pub fn open(kind: DeviceKind, world: World) -> Result<Device> {
         ))
     })?;
     let count = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
-    if world.local_rank >= count {
+    let index = match comm::env::shares_gpus() {
+        true => world.local_rank % count.max(1),
+        false => world.local_rank,
+    };
+    if index >= count {
         return Err(TrainError::Setup(format!(
             "rank {} wants GPU {} and {count} are visible; start fewer ranks, or train on the CPU \
              with --device cpu",
-            world.rank, world.local_rank
+            world.rank, index
         )));
     }
-    torch_ext::use_cuda_device(world.local_rank)?;
-    Ok(Device::Cuda(world.local_rank))
+    torch_ext::use_cuda_device(index)?;
+    Ok(Device::Cuda(index))
 }
 
 /// Lets libtorch choose the fastest kernels on a GPU: cuDNN's by measuring each shape's first

@@ -11,6 +11,7 @@ mod gpus;
 use std::fmt;
 use std::io::{self, Write};
 
+use comm::env::shares_gpus;
 use job::{ExitCode, config};
 use time::OffsetDateTime;
 
@@ -119,11 +120,12 @@ pub async fn examine(cli: &Cli) -> Result<ExitCode, LaunchError> {
     let nodes = cluster.as_ref().map_or(1, |cluster| cluster.nodes);
     let node_rank = cluster.as_ref().map_or(0, |cluster| cluster.node_rank);
     let (data, outline) = checks::data(&config);
-    let planned = plan::devices(request, visible, &topology).and_then(|(device, ranks)| {
-        let layout = Layout { node_rank, ranks_per_node: vec![ranks; nodes] };
-        let plan = |outline| Plan::new(&config, outline, device, layout, &topology);
-        outline.as_ref().map(plan).transpose()
-    });
+    let planned =
+        plan::devices(request, visible, shares_gpus(), &topology).and_then(|(device, ranks)| {
+            let layout = Layout { node_rank, ranks_per_node: vec![ranks; nodes] };
+            let plan = |outline| Plan::new(&config, outline, device, layout, &topology);
+            outline.as_ref().map(plan).transpose()
+        });
     match &planned {
         // Without data there is nothing to plan.
         Ok(None) => {}

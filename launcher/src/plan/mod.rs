@@ -250,18 +250,20 @@ impl Plan {
 
 /// What `request` asks for, and how many of them, on this node.
 ///
-/// `visible`: GPUs, counted by the caller; not looked at for a request for the CPU.
+/// `visible`: GPUs, counted by the caller; not looked at for a request for the CPU. `shares_gpus`:
+/// whether NCCL has been told that several ranks may work on one.
 ///
 /// # Errors
 /// [`PlanError`] when they are not there.
 pub fn devices(
     request: Request,
     visible: usize,
+    shares_gpus: bool,
     topology: &Topology,
 ) -> Result<(Device, usize), PlanError> {
     match request {
         Request::Cpu { ranks } => Ok((Device::Cpu, ranks)),
-        Request::Gpus { ranks: asked } if asked > visible => {
+        Request::Gpus { ranks: asked } if asked > visible && !(shares_gpus && visible > 0) => {
             Err(PlanError::TooFewGpus { asked, visible })
         }
         Request::Gpus { ranks } => Ok((Device::Cuda, ranks)),

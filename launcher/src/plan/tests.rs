@@ -13,7 +13,7 @@ fn plan(
     visible_gpus: usize,
     topology: &Topology,
 ) -> Result<Plan, PlanError> {
-    let (device, ranks) = devices(request, visible_gpus, topology)?;
+    let (device, ranks) = devices(request, visible_gpus, false, topology)?;
     laid_out(config, device, Layout::single(ranks), topology)
 }
 
@@ -104,6 +104,13 @@ fn gpus_that_are_not_there_are_named_and_cpu_is_offered() {
     let all = plan(Request::AllGpus, 3).unwrap();
     assert_eq!((all.device, all.world_size(), all.backend), (Device::Cuda, 3, "nccl"));
     assert_eq!(plan(Request::Gpus { ranks: 2 }, 3).unwrap().world_size(), 2);
+}
+
+#[test]
+fn ranks_share_a_gpu_only_where_nccl_has_been_told_so() {
+    let shared = |visible| devices(Request::Gpus { ranks: 4 }, visible, true, &machine(2));
+    assert_eq!(shared(1).unwrap(), (Device::Cuda, 4));
+    assert_eq!(shared(0).unwrap_err(), PlanError::TooFewGpus { asked: 4, visible: 0 });
 }
 
 #[test]
