@@ -38,6 +38,9 @@ pack() {
             fail "no target/release/$program: cargo build --release -p benches -p launcher -p trainer"
         strip -o "$1/bin/$program" "$root/target/release/$program" || exit
     done
+    # What captures a CUDA graph is looked for beside the trainer.
+    cp "$(ls -t "$root"/target/release/build/torch-ext-*/out/libtorch_ext_cuda.so | head -n 1)" "$1/bin/" ||
+        fail "no libtorch_ext_cuda.so: CUDA's headers were missing; make setup, and build again"
     cp "$root"/configs/*.yaml "$1/configs/"
     cp "$root/benches/gpu_check.sh" "$root/benches/gpu_check.py" "$1/benches/"
     cp "$root/benches/peers/torch_ddp.py" "$1/benches/peers/"
@@ -154,6 +157,16 @@ a_checkpoint_loads_on_the_cpu() {
     fi
 }
 
+a_graph_changes_nothing() {
+    local name="a CUDA graph: 20 losses agree with those of eager steps"
+    local twenty=(--set train.max_steps=20 --set metrics.log_every=1)
+    [ "$device" = gpu ] || { note "$name" skipped "no GPU"; return; }
+    train gpu 1 eager "${twenty[@]}" --set performance.cuda_graph=off &&
+        train gpu 1 graph "${twenty[@]}" --set performance.cuda_graph=on ||
+        { note "$name" FAILED "$(last_words eager); $(last_words graph)"; return; }
+    same_losses "$name" eager graph 1e-4
+}
+
 # Batch norm takes the statistics of a rank's own images, so a run is compared with one of as many ranks.
 several_ranks_agree_with_as_many_on_the_cpu() {
     local ranks name steps=(--set train.max_steps=10 --set metrics.log_every=1)
@@ -206,14 +219,15 @@ a_killed_rank_is_named() {
 # Interleaved rounds, as many as there is time for.
 speed() {
     local batches=64,256,1024 steps=50 limit counts=(--gpus 1) peers=plain,tuned,tuned-fp32,compile,cuda-graph
+    local variants=(--variant fp32:precision=fp32 --variant eager:performance.cuda_graph=off)
     if [ "$device" = cpu ]; then
-        batches=16 steps=10 counts=(--cpu 1) peers=tuned
+        batches=16 steps=10 counts=(--cpu 1) peers=tuned variants=(--variant fp32:precision=fp32)
     fi
     limit=$(($(left) - 20))
     [ "$limit" -ge 30 ] || { note "speed" skipped "no time left"; return; }
     timeout --signal=INT "$limit" scaling "${counts[@]}" --configs "$config" --batch-per-rank "$batches" \
         --steps "$steps" --repeats 20 --pause-seconds 0 --timeout-seconds 90 \
-        --variant fp32:precision=fp32 --no-isolated --peers "$peers" \
+        "${variants[@]}" --no-isolated --peers "$peers" \
         --python "$python" --peer-script "$root/benches/peers/torch_ddp.py" ${data:+--data "$data"} \
         --out "$out/speed" >"$out/speed.log" 2>&1
     if scaling render "$out/speed/results.json" >"$out/speed.md" 2>>"$out/speed.log"; then
@@ -239,6 +253,7 @@ profile() {
 
 one_rank_agrees_with_the_cpu
 a_checkpoint_loads_on_the_cpu
+a_graph_changes_nothing
 several_ranks_agree_with_as_many_on_the_cpu
 a_killed_rank_is_named
 profile

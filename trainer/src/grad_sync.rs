@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use comm::bucket::{BucketCaps, BucketPlan};
 use comm::{Communicator, ReduceOp};
 use job::config::{BucketCap, WireDtype};
-use tch::{Kind, Tensor};
-use torch_ext::collective::{TensorWork, all_reduce, start_all_reduce};
+use tch::{Device, Kind, Tensor};
+use torch_ext::collective::{TensorWork, all_reduce, replayed, start_all_reduce};
 
 use crate::Result;
 use crate::bucket_cap::bucket_cap_bytes;
@@ -141,7 +141,21 @@ impl GradSync {
             for (missing, len) in self.shared.missing.iter().zip(&self.lens) {
                 missing.store(*len, Ordering::Relaxed);
             }
-            self.shared.lock().next = 0;
+            let mut flight = self.shared.lock();
+            // A capture that failed may have left some.
+            flight.works.clear();
+            flight.next = 0;
+        }
+    }
+
+    /// Has the all-reduces of a CUDA graph looked after, which was just replayed on `device`.
+    ///
+    /// # Errors
+    /// When the communicator has failed.
+    pub fn replayed(&self, device: Device) -> Result<()> {
+        match self.timing {
+            Timing::Never => Ok(()),
+            _ => Ok(replayed(&*self.shared.communicator, device)?),
         }
     }
 

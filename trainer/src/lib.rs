@@ -11,6 +11,7 @@ pub mod cli;
 pub mod commands;
 pub mod confusion;
 pub mod convolutions;
+pub mod cuda_graph;
 pub mod data;
 pub mod describe;
 pub mod device;

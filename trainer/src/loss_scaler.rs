@@ -75,6 +75,11 @@ impl LossScaler {
         Ok(&self.found_inf)
     }
 
+    /// A copy of what [`Self::unscale`] gave last.
+    pub fn found_inf(&self) -> Tensor {
+        self.found_inf.copy()
+    }
+
     /// Adapts the scale to what [`Self::unscale`] found.
     pub fn update(&mut self) {
         let Self { scale, growth_tracker, found_inf } = self;

@@ -17,7 +17,12 @@ pub struct Optimizer {
     rule: Rule,
     clip_grad_norm: Option<f64>,
     loss_scaler: Option<LossScaler>,
-    /// Of the last step's gradients before they were clipped, where they are: 0-d f32.
+    /// Of the step that was begun last.
+    lr: f64,
+    /// The same on a GPU, where a captured step reads it: 0-d f32.
+    lr_on_device: Option<Tensor>,
+    /// Of the last step's gradients before they were clipped, where they are: 0-d f32. In one place, into
+    /// which a captured step writes.
     grad_norm: Option<Tensor>,
     /// Steps taken: 0-d f32 on the device.
     steps: Tensor,
@@ -57,6 +62,7 @@ impl Optimizer {
     /// With zero state, for the parameters of `flat`.
     pub fn new(config: &config::Optimizer, flat: &Flat) -> Self {
         let zeros = || flat.parameters.detach().zeros_like();
+        let number = || Tensor::zeros([0i64; 0], (Kind::Float, flat.parameters.device()));
         let rule = match config.name {
             OptimizerName::Adamw => Rule::AdamW {
                 rule: AdamW {
@@ -90,8 +96,10 @@ impl Optimizer {
             rule,
             clip_grad_norm: config.clip_grad_norm,
             loss_scaler: None,
-            grad_norm: None,
-            steps: Tensor::zeros([0i64; 0], (Kind::Float, flat.parameters.device())),
+            lr: config.lr,
+            lr_on_device: flat.parameters.device().is_cuda().then(number),
+            grad_norm: config.clip_grad_norm.map(|_| number()),
+            steps: number(),
             skipped: Vec::new(),
         }
     }
@@ -126,46 +134,79 @@ impl Optimizer {
     /// # Errors
     /// When libtorch refuses.
     pub fn step(&mut self, flat: &Flat, lr: f64) -> Result<()> {
+        self.begin_step(lr);
+        self.apply(flat)?;
+        self.end_step();
+        Ok(())
+    }
+
+    /// The first part of [`Self::step`]: says what the learning rate is.
+    pub fn begin_step(&mut self, lr: f64) {
+        self.lr = lr;
+        if let Some(on_device) = &mut self.lr_on_device {
+            // Dead taps are to see the rate that live ones see.
+            self.lr = f64::from(lr as f32);
+            let _ = on_device.fill_(lr);
+        }
+    }
+
+    /// The second part, which can be captured: it reads and writes the same memory each time.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn apply(&mut self, flat: &Flat) -> Result<()> {
         let Flat { parameters, grads, .. } = flat;
         let found_inf = match &mut self.loss_scaler {
             Some(scaler) => Some(scaler.unscale(grads)?.shallow_clone()),
             None => None,
         };
-        self.grad_norm = self.clip_grad_norm.map(|_| grads.norm());
+        if let Some(norm) = &mut self.grad_norm {
+            norm.copy_(&grads.norm());
+        }
         let grad_scale = self.grad_scale();
-        let from_device =
-            FromDevice { grad_scale: grad_scale.as_ref(), found_inf: found_inf.as_ref() };
+        let from_device = FromDevice {
+            lr: self.lr_on_device.as_ref(),
+            grad_scale: grad_scale.as_ref(),
+            found_inf: found_inf.as_ref(),
+        };
         self.steps += 1.0;
-        match &mut self.rule {
-            Rule::AdamW { rule, exp_avg, exp_avg_sq, owed } => {
-                AdamW { lr, ..*rule }.step(
-                    parameters,
-                    grads,
-                    exp_avg,
-                    exp_avg_sq,
-                    &self.steps,
-                    from_device,
-                )?;
-                if rule.weight_decay > 0.0 {
-                    owed.push((1.0 - lr * rule.weight_decay) as f32);
-                }
-            }
-            Rule::Sgd { rule, momentum, owed, .. } => {
+        let lr = self.lr;
+        match &self.rule {
+            Rule::AdamW { rule, exp_avg, exp_avg_sq, .. } => AdamW { lr, ..*rule }.step(
+                parameters,
+                grads,
+                exp_avg,
+                exp_avg_sq,
+                &self.steps,
+                from_device,
+            )?,
+            Rule::Sgd { rule, momentum, .. } => {
                 Sgd { lr, ..*rule }.step(parameters, grads, momentum, from_device)?;
-                owed.push(SgdStep {
-                    lr: lr as f32,
-                    momentum: rule.momentum as f32,
-                    weight_decay: rule.weight_decay as f32,
-                    nesterov: rule.nesterov,
-                });
             }
         }
         if let (Some(scaler), Some(found_inf)) = (&mut self.loss_scaler, found_inf) {
             self.steps -= &found_inf;
-            self.skipped.push(found_inf.copy());
             scaler.update();
         }
         Ok(())
+    }
+
+    /// The last part: notes down what dead taps owe.
+    pub fn end_step(&mut self) {
+        let lr = self.lr;
+        match &mut self.rule {
+            Rule::AdamW { rule, owed, .. } if rule.weight_decay > 0.0 => {
+                owed.push((1.0 - lr * rule.weight_decay) as f32);
+            }
+            Rule::AdamW { .. } => {}
+            Rule::Sgd { rule, owed, .. } => owed.push(SgdStep {
+                lr: lr as f32,
+                momentum: rule.momentum as f32,
+                weight_decay: rule.weight_decay as f32,
+                nesterov: rule.nesterov,
+            }),
+        }
+        self.skipped.extend(self.loss_scaler.as_ref().map(LossScaler::found_inf));
     }
 
     /// What gradients are divided by so that their norm is at most `clip_grad_norm`. Stays on the

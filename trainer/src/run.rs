@@ -12,6 +12,7 @@ use job::shard::{self, Batch};
 use tracing::info;
 
 use crate::checkpoint::{self, Link as CheckpointLink, State};
+use crate::cuda_graph::StepGraph;
 use crate::data::{Augmenter, Images};
 use crate::grad_sync::GradSync;
 use crate::link::Link;
@@ -21,7 +22,7 @@ use crate::model::Draw;
 use crate::optim::Optimizer;
 use crate::recorder::Recorder;
 use crate::schedule::learning_rate;
-use crate::step::{Counter, Microbatch, Phases, Replica, StepParts, Tally, train_step};
+use crate::step::{Counter, Microbatch, Phases, Replica, StepParts, Tally};
 use crate::step_times::StepTimes;
 use crate::{Result, TrainError, eval};
 
@@ -49,6 +50,8 @@ enum EpochEnd {
 
 /// A run that is ready for its next step.
 pub struct Run<'a> {
+    /// Executes steps. The first field: a communicator that is dropped waits for graphs to be gone.
+    pub step_graph: StepGraph,
     /// As loaded.
     pub config: Config,
     /// This rank's place.
@@ -86,6 +89,7 @@ impl Run<'_> {
     /// Whatever ends the run early; every rank that can be reached is told.
     pub fn train(mut self) -> Result<Outcome> {
         let ended = self.epochs();
+        self.step_graph.release();
         match &ended {
             Ok(_) => self.communicator.finalize()?,
             Err(error) => self.communicator.abort(&error.to_string()),
@@ -185,7 +189,8 @@ impl Run<'_> {
             grad_sync: &self.grad_sync,
             counter: &mut self.counter,
         };
-        let phases = train_step(&mut self.replica, parts, microbatches, batch.global.len(), lr)?;
+        let images = batch.global.len();
+        let phases = self.step_graph.step(&mut self.replica, parts, microbatches, images, lr)?;
 
         self.state.step += 1;
         self.state.samples_into_epoch = batch.global.end;

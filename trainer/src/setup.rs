@@ -18,6 +18,7 @@ use tracing::{info, warn};
 
 use crate::checkpoint::{self, CheckpointError, State};
 use crate::cli::TrainArgs;
+use crate::cuda_graph::{Circumstances, StepGraph};
 use crate::data::{Augmenter, Images};
 use crate::flat::Flat;
 use crate::grad_sync::{GradSync, Options, Timing};
@@ -105,6 +106,14 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
             "one image a rank: batch norm has nothing to normalise over and uses running statistics"
         );
     }
+    let circumstances = Circumstances {
+        cuda_graph: config.performance.cuda_graph,
+        device,
+        is_random: replica.model.is_random(),
+        sync_batch_norm: replica.sync_batch_norm,
+    };
+    let whole_batch = config.train.global_batch_size(world.world_size);
+    let step_graph = StepGraph::new(circumstances, whole_batch)?;
     let recorder = Recorder::open(&config, &run_dir, &state, world, device, started)?;
     info!(
         "{} ranks on {}, {} parameters, {} training and {} test images of {}, global batch {}",
@@ -118,6 +127,7 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
     );
     Ok(Run {
         grad_sync,
+        step_graph,
         counter: Counter::new(device),
         augmenter: Augmenter::new(&config.data.augment, config.train.seed),
         train: Images::new(&data_set.train, &data_set.normalization, device),

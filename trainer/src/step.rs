@@ -1,5 +1,6 @@
 //! One optimizer step, and what it counts.
 
+use std::borrow::Borrow;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -40,6 +41,15 @@ pub struct Microbatch {
     pub batch: Batch,
     /// Images of all ranks.
     pub global_len: usize,
+}
+
+impl Microbatch {
+    /// The same images in memory of its own.
+    pub fn copy(&self) -> Self {
+        let Batch { images, labels } = &self.batch;
+        let batch = Batch { images: images.copy(), labels: labels.copy() };
+        Self { batch, global_len: self.global_len }
+    }
 }
 
 impl Replica {
@@ -187,10 +197,25 @@ pub struct Phases {
 /// Source: Li et al., PyTorch Distributed, VLDB 2020, section 3.
 pub fn train_step(
     replica: &mut Replica,
-    parts: StepParts<'_>,
+    mut parts: StepParts<'_>,
     microbatches: impl ExactSizeIterator<Item = Microbatch>,
     global_batch_size: usize,
     lr: f64,
+) -> Result<Phases> {
+    let count = microbatches.len();
+    parts.optimizer.begin_step(lr);
+    let phases = queue_step(replica, &mut parts, microbatches, global_batch_size)?;
+    parts.optimizer.end_step();
+    replica.flat.batches_tracked += count as i64;
+    Ok(phases)
+}
+
+/// The part of [`train_step`] that is the device's: on a GPU it can be captured into a CUDA graph.
+pub(crate) fn queue_step(
+    replica: &mut Replica,
+    parts: &mut StepParts<'_>,
+    microbatches: impl ExactSizeIterator<Item = impl Borrow<Microbatch>>,
+    global_batch_size: usize,
 ) -> Result<Phases> {
     let mut phases = Phases::default();
     let mut started = Instant::now();
@@ -201,10 +226,11 @@ pub fn train_step(
     let last = microbatches.len().saturating_sub(1);
     for (index, microbatch) in microbatches.enumerate() {
         lap();
+        let microbatch: &Microbatch = microbatch.borrow();
         if index == last {
             grad_sync.begin();
         }
-        if let Some(mode) = replica.mode_for(&microbatch) {
+        if let Some(mode) = replica.mode_for(microbatch) {
             let batch = &microbatch.batch;
             let (logits, loss_sum) = replica.in_precision(|model| {
                 let logits = model.forward(&batch.images, mode);
@@ -215,12 +241,11 @@ pub fn train_step(
             optimizer.scaled(&loss_sum / global_batch_size as f64).backward();
             counter.add(&logits, &batch.labels, &loss_sum);
         }
-        replica.flat.batches_tracked += 1;
         phases.backward += lap();
     }
     grad_sync.finish()?;
     phases.comm_exposed = lap();
-    optimizer.step(&replica.flat, lr)?;
+    optimizer.apply(&replica.flat)?;
     phases.optimizer = lap();
     Ok(phases)
 }

@@ -1,5 +1,6 @@
 //! Compiles the shim against libtorch, and tells dependents where libtorch is.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 /// The libtorch that `tch` is made for.
@@ -9,11 +10,18 @@ const WANTED: &str = "2.11.0";
 const SOURCES: [&str; 4] =
     ["src/conv.cpp", "src/optimizers.cpp", "src/shim.cpp", "src/sync_norm.cpp"];
 
+/// What needs CUDA's headers: a shared library of its own.
+const GRAPH_SOURCE: &str = "src/graph.cpp";
+
+/// Of CUDA's headers, those without which it cannot be compiled, and in which they come in parts.
+const HEADERS: [&str; 2] = ["include/cuda_runtime_api.h", "include/crt/host_defines.h"];
+
 fn main() {
-    for source in SOURCES.iter().chain(&["src/shim.h"]) {
+    for source in SOURCES.iter().chain(&["src/shim.h", GRAPH_SOURCE]) {
         println!("cargo:rerun-if-changed={source}");
     }
     println!("cargo:rerun-if-env-changed=LIBTORCH");
+    println!("cargo:rerun-if-env-changed=CUDA_HOME");
     let libtorch = std::env::var_os("LIBTORCH").map(PathBuf::from).unwrap_or_default();
     let Ok(libtorch) = libtorch.canonicalize() else {
         panic!("libtorch is not at LIBTORCH={}: run `make setup`", libtorch.display());
@@ -31,6 +39,7 @@ fn main() {
         .flag(libtorch.join("include"))
         .files(SOURCES)
         .compile("torch_ext");
+    build_graph_library(&libtorch);
     let lib = libtorch.join("lib");
     println!("cargo:rustc-link-search=native={}", lib.display());
     println!("cargo:rustc-link-lib=dylib=torch_cpu");
@@ -38,6 +47,40 @@ fn main() {
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     println!("cargo:rustc-env=TORCH_EXT_LIBTORCH={}", lib.display());
     println!("cargo:lib={}", lib.display());
+}
+
+/// Builds `libtorch_ext_cuda.so` where CUDA's headers and libtorch's GPU libraries are, and says where it
+/// is in `TORCH_EXT_CUDA_LIBRARY`. Without, steps cannot be captured, and all else works.
+fn build_graph_library(libtorch: &Path) {
+    let home = std::env::var_os("CUDA_HOME").unwrap_or_else(|| "/usr/local/cuda".into());
+    let wheels = libtorch.parent().map(|site| site.join("nvidia/cu13")).unwrap_or_default();
+    let folders = [wheels, PathBuf::from(home)];
+    for header in folders.iter().flat_map(|folder| HEADERS.map(|name| folder.join(name))) {
+        println!("cargo:rerun-if-changed={}", header.display());
+    }
+    let has_headers = |folder: &&PathBuf| HEADERS.iter().all(|name| folder.join(name).exists());
+    let lib = libtorch.join("lib");
+    let (Some(cuda), true) =
+        (folders.iter().find(has_headers), lib.join("libc10_cuda.so").exists())
+    else {
+        return;
+    };
+    let library =
+        PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default()).join("libtorch_ext_cuda.so");
+    let compiler = cc::Build::new().cpp(true).std("c++17").pic(true).get_compiler();
+    // CUDA's runtime comes with libc10_cuda, whose symbols are resolved when it is opened.
+    let status = compiler
+        .to_command()
+        .args(["-shared", GRAPH_SOURCE, "-lc10_cuda", "-lc10", "-Wl,--allow-shlib-undefined"])
+        .arg(format!("-Wl,-rpath,{}", lib.display()))
+        .arg("-L")
+        .arg(&lib)
+        .args([OsStr::new("-isystem"), libtorch.join("include").as_os_str()])
+        .args([OsStr::new("-isystem"), cuda.join("include").as_os_str(), OsStr::new("-o")])
+        .arg(&library)
+        .status();
+    assert!(status.is_ok_and(|status| status.success()), "{GRAPH_SOURCE} cannot be compiled");
+    println!("cargo:rustc-env=TORCH_EXT_CUDA_LIBRARY={}", library.display());
 }
 
 fn version(libtorch: &Path) -> Option<String> {

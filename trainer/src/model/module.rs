@@ -61,6 +61,11 @@ impl Module {
         synchronize_batch_norm(&mut self.layers, peers);
     }
 
+    /// Whether passes in [`Mode::Train`] draw random numbers.
+    pub fn is_random(&self) -> bool {
+        self.has_dropout || skips_blocks(&self.layers)
+    }
+
     /// Sets what the next passes in [`Mode::Train`] draw from.
     pub fn set_draw(&self, draw: Draw) {
         self.draw.set(draw);
@@ -80,6 +85,13 @@ fn has_dropout(layers: &[network::Layer]) -> bool {
     layers.iter().any(|layer| match layer {
         network::Layer::Dropout { .. } => true,
         network::Layer::Residual(residual) => has_dropout(&residual.body),
+        _ => false,
+    })
+}
+
+fn skips_blocks(layers: &[Layer]) -> bool {
+    layers.iter().any(|layer| match layer {
+        Layer::Residual(residual) => residual.survival < 1.0 || skips_blocks(&residual.body),
         _ => false,
     })
 }

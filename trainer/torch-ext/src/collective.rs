@@ -1,5 +1,6 @@
 //! Collectives on tensors.
 
+use std::ffi::c_void;
 use std::ptr::NonNull;
 
 use comm::{BufferMut, CommError, Communicator, DType, Place, RawBuffer, ReduceOp};
@@ -75,6 +76,22 @@ pub fn broadcast(
     communicator.broadcast(buffer(tensor)?, root)
 }
 
+/// Has collectives looked after that a [`crate::CudaGraph`] contains, which was just replayed on `device`.
+///
+/// # Errors
+/// When the communicator has failed.
+pub fn replayed(communicator: &dyn Communicator, device: Device) -> comm::Result<()> {
+    let Device::Cuda(device) = device else { return Ok(()) };
+    let stream = stream_of(device)?;
+    // SAFETY: libtorch's own stream of the device.
+    unsafe { communicator.replayed(stream) }
+}
+
+fn stream_of(device: usize) -> comm::Result<*mut c_void> {
+    cuda_stream(device)
+        .map_err(|error| CommError::Connect { backend: "nccl", reason: error.to_string() })
+}
+
 fn buffer(tensor: &mut Tensor) -> comm::Result<BufferMut<'_>> {
     assert!(tensor.is_contiguous(), "a collective needs a range of memory, not a strided tensor");
     let dtype = match tensor.kind() {
@@ -85,13 +102,7 @@ fn buffer(tensor: &mut Tensor) -> comm::Result<BufferMut<'_>> {
         other => panic!("{other:?} is not communicated"),
     };
     let place = match tensor.device() {
-        Device::Cuda(device) => {
-            let failed = |error: crate::TorchError| CommError::Connect {
-                backend: "nccl",
-                reason: error.to_string(),
-            };
-            Place::Cuda { device, stream: cuda_stream(device).map_err(failed)? }
-        }
+        Device::Cuda(device) => Place::Cuda { device, stream: stream_of(device)? },
         _ => Place::Host,
     };
     let ptr = NonNull::new(tensor.data_ptr().cast()).unwrap_or(NonNull::dangling());

@@ -1,7 +1,8 @@
 //! What `tch` lacks of libtorch, through a small C++ shim.
 //!
 //! Gradient views, fused optimizers, autocast on the CPU, and the GPU library opened at run time.
-//! The shim links libtorch_cpu only, so that a binary starts fast and runs without a GPU.
+//! The shim links libtorch_cpu only, so that a binary starts fast and runs without a GPU; CUDA graphs are
+//! a library of their own that is opened when one is captured.
 
 use std::ffi::{CStr, c_char, c_void};
 
@@ -11,6 +12,7 @@ mod autocast;
 pub mod collective;
 mod conv;
 mod cuda;
+mod graph;
 mod hooks;
 mod memory;
 mod optimizers;
@@ -20,6 +22,7 @@ mod sync_norm;
 pub use autocast::{AutocastDtype, autocast};
 pub use conv::{ConvMethod, ConvMethods, ConvShape, ConvTable, PassSeconds, conv2d};
 pub use cuda::{cuda_peak_bytes, cuda_stream, load_cuda, set_tf32, upload, use_cuda_device};
+pub use graph::CudaGraph;
 pub use hooks::on_gradient;
 pub use memory::{peak_rss_bytes, tensor_in_shared_memory};
 pub use optimizers::{AdamW, FromDevice, Sgd, unscale};

@@ -14,6 +14,7 @@ unsafe extern "C" {
         exp_avg: *mut CTensor,
         exp_avg_sq: *mut CTensor,
         step: *mut CTensor,
+        lr_on_device: *const CTensor,
         grad_scale: *const CTensor,
         found_inf: *const CTensor,
         lr: f64,
@@ -26,6 +27,7 @@ unsafe extern "C" {
         parameters: *mut CTensor,
         grads: *const CTensor,
         momentum: *mut CTensor,
+        lr_on_device: *const CTensor,
         grad_scale: *const CTensor,
         found_inf: *const CTensor,
         lr: f64,
@@ -47,6 +49,8 @@ fn optional(tensor: Option<&Tensor>) -> *const CTensor {
 /// What a step reads on the device, when it is executed: 0-d f32 each.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct FromDevice<'a> {
+    /// Instead of the rule's learning rate.
+    pub lr: Option<&'a Tensor>,
     /// Divides the gradients first.
     pub grad_scale: Option<&'a Tensor>,
     /// Where it is 1, nothing changes.
@@ -92,7 +96,7 @@ impl AdamW {
         exp_avg: &Tensor,
         exp_avg_sq: &Tensor,
         step: &Tensor,
-        FromDevice { grad_scale, found_inf }: FromDevice<'_>,
+        FromDevice { lr: lr_on_device, grad_scale, found_inf }: FromDevice<'_>,
     ) -> Result<()> {
         let Self { lr, betas: [beta1, beta2], weight_decay, eps } = *self;
         // SAFETY: all are live tensors for the length of the call.
@@ -103,6 +107,7 @@ impl AdamW {
                 ptr(exp_avg),
                 ptr(exp_avg_sq),
                 ptr(step),
+                optional(lr_on_device),
                 optional(grad_scale),
                 optional(found_inf),
                 lr,
@@ -141,7 +146,7 @@ impl Sgd {
         parameters: &Tensor,
         grads: &Tensor,
         momentum: &Tensor,
-        FromDevice { grad_scale, found_inf }: FromDevice<'_>,
+        FromDevice { lr: lr_on_device, grad_scale, found_inf }: FromDevice<'_>,
     ) -> Result<()> {
         // SAFETY: all are live tensors for the length of the call.
         unsafe {
@@ -149,6 +154,7 @@ impl Sgd {
                 ptr(parameters),
                 ptr(grads),
                 ptr(momentum),
+                optional(lr_on_device),
                 optional(grad_scale),
                 optional(found_inf),
                 self.lr,

@@ -31,7 +31,7 @@ pub(crate) use keys::nearest;
 pub use load::{load, to_yaml};
 pub use model::{Model, Stem};
 pub use optimizer::{Optimizer, OptimizerName};
-pub use performance::{Convolution, Performance, Precision};
+pub use performance::{Convolution, CudaGraph, Performance, Precision};
 pub use records::{Checkpoint, Metrics};
 pub use schedule::{Schedule, ScheduleName};
 pub use train::Train;

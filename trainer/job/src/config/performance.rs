@@ -28,6 +28,20 @@ pub struct Performance {
     /// Whether convolutions and matrix products that stay in fp32 round their operands to TF32 on a
     /// GPU.
     pub tf32: bool,
+    /// Whether steps on a GPU are captured into a CUDA graph and replayed.
+    pub cuda_graph: CudaGraph,
+}
+
+/// Whether a step is one CUDA graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CudaGraph {
+    /// On a GPU, where the step can be captured.
+    Auto,
+    /// Yes: what stands in the way is an error.
+    On,
+    /// No.
+    Off,
 }
 
 /// How convolutions are computed on the CPU.
@@ -45,6 +59,11 @@ pub enum Convolution {
 
 impl Default for Performance {
     fn default() -> Self {
-        Self { live_taps: true, convolution: Convolution::Auto, tf32: true }
+        Self {
+            live_taps: true,
+            convolution: Convolution::Auto,
+            tf32: true,
+            cuda_graph: CudaGraph::Auto,
+        }
     }
 }
