@@ -25,7 +25,7 @@ pub struct Flat {
     /// `[live]` f32: where backward adds gradients. In memory that the communicator can
     /// reduce without a copy, where it has such memory.
     pub grads: Tensor,
-    /// `[buffers]` f32: running means and variances.
+    /// `[buffers]` f32: running means and variances, and weights that stay as they started.
     pub buffers: Tensor,
     /// `[dead]` f32, on the CPU: in full, the kernels some of whose taps never see a pixel. Only
     /// those taps count.
@@ -85,7 +85,9 @@ impl Flat {
     fn view_of(&self, Entry { spec, range, .. }: &Entry) -> Result<Option<Tensor>> {
         Ok(match spec.role {
             Role::BatchesTracked => None,
-            Role::RunningMean | Role::RunningVar => Some(view(&self.buffers, range, &spec.shape)),
+            Role::RunningMean | Role::RunningVar | Role::Fixed => {
+                Some(view(&self.buffers, range, &spec.shape))
+            }
             _ => {
                 let shape = spec.live_shape();
                 let parameter = view(&self.parameters, range, &shape);
@@ -96,11 +98,10 @@ impl Flat {
         })
     }
 
-    /// The padding with which the live part of a kernel does what the whole one would do with half
-    /// its size.
-    pub fn padding(&self, name: &str) -> usize {
-        let spec = &self.entry(name).spec;
-        spec.shape[2] / 2 - spec.live.as_ref().map_or(0, |taps| taps.rows.start)
+    /// The padding with which the live part of a kernel does what the whole one would do with
+    /// `padding`.
+    pub fn padding(&self, name: &str, padding: usize) -> usize {
+        padding - self.entry(name).spec.live.as_ref().map_or(0, |taps| taps.rows.start)
     }
 
     fn entry(&self, name: &str) -> &Entry {
@@ -281,7 +282,7 @@ fn lay_out(tensors: Vec<TensorSpec>) -> Vec<Entry> {
     let entries = tensors.into_iter().rev().map(|spec| {
         let range = match spec.role {
             Role::BatchesTracked => 0..0,
-            Role::RunningMean | Role::RunningVar => take(&mut buffers, spec.len()),
+            Role::RunningMean | Role::RunningVar | Role::Fixed => take(&mut buffers, spec.len()),
             _ => take(&mut parameters, spec.live_len()),
         };
         let dead_len = if spec.live.is_some() { spec.len() } else { 0 };

@@ -58,6 +58,8 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
     let tensors = network.tensors(config.performance.live_taps);
     let mut flat = Flat::new(tensors, device, &*communicator)?;
     init::initialize(&mut flat, config.train.seed);
+    let train = Images::new(&data_set.train, &data_set.normalization, device);
+    init::whiten(&mut flat, &train);
     if let Some(file) = config.model.from_torchvision.as_deref().filter(|_| world.rank == 0) {
         pretrained::load_torchvision(file, &mut flat)?;
     }
@@ -130,7 +132,7 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
         step_graph,
         counter: Counter::new(device),
         augmenter: Augmenter::new(&config.data.augment, config.train.seed),
-        train: Images::new(&data_set.train, &data_set.normalization, device),
+        train,
         test: Images::new(&data_set.test, &data_set.normalization, device),
         config,
         world,

@@ -24,7 +24,7 @@ impl Conv {
     pub fn new(flat: &Flat, conv: &network::Conv) -> Self {
         let weight = format!("{}.weight", conv.name);
         Self {
-            padding: flat.padding(&weight) as i64,
+            padding: flat.padding(&weight, conv.padding) as i64,
             weight: flat.tensor(&weight),
             bias: conv.bias.map(|_| flat.tensor(&format!("{}.bias", conv.name))),
             stride: conv.stride as i64,
@@ -53,23 +53,23 @@ pub struct BatchNorm {
     bias: Tensor,
     running_mean: Tensor,
     running_var: Tensor,
+    momentum: f64,
+    eps: f64,
     /// With whom statistics are shared.
     peers: Option<Arc<dyn Communicator>>,
 }
 
 impl BatchNorm {
-    /// PyTorch's defaults.
-    const MOMENTUM: f64 = 0.1;
-    const EPS: f64 = 1e-5;
-
-    /// The four tensors under `name`.
-    pub fn new(flat: &Flat, name: &str) -> Self {
-        let tensor = |suffix| flat.tensor(&format!("{name}.{suffix}"));
+    /// Over the four tensors under its name.
+    pub fn new(flat: &Flat, norm: &network::BatchNorm) -> Self {
+        let tensor = |suffix| flat.tensor(&format!("{}.{suffix}", norm.name));
         Self {
             weight: tensor("weight"),
             bias: tensor("bias"),
             running_mean: tensor("running_mean"),
             running_var: tensor("running_var"),
+            momentum: norm.momentum,
+            eps: norm.eps,
             peers: None,
         }
     }
@@ -87,8 +87,8 @@ impl BatchNorm {
                 bias: &self.bias,
                 running_mean: &self.running_mean,
                 running_var: &self.running_var,
-                momentum: Self::MOMENTUM,
-                eps: Self::EPS,
+                momentum: self.momentum,
+                eps: self.eps,
             };
             return match torch_ext::sync_batch_norm(input, &parts, peers) {
                 Ok(output) => output,
@@ -101,29 +101,29 @@ impl BatchNorm {
             Some(&self.running_mean),
             Some(&self.running_var),
             mode == Mode::Train,
-            Self::MOMENTUM,
-            Self::EPS,
+            self.momentum,
+            self.eps,
             true,
         )
     }
 }
 
-/// A linear layer with bias.
+/// A linear layer.
 pub struct Linear {
     weight: Tensor,
-    bias: Tensor,
+    bias: Option<Tensor>,
 }
 
 impl Linear {
-    /// The two tensors under `name`.
-    pub fn new(flat: &Flat, name: &str) -> Self {
-        let tensor = |suffix| flat.tensor(&format!("{name}.{suffix}"));
-        Self { weight: tensor("weight"), bias: tensor("bias") }
+    /// Over the tensors under its name.
+    pub fn new(flat: &Flat, linear: &network::Linear) -> Self {
+        let tensor = |suffix| flat.tensor(&format!("{}.{suffix}", linear.name));
+        Self { weight: tensor("weight"), bias: linear.bias.map(|_| tensor("bias")) }
     }
 
     /// `[N, inputs]` to `[N, outputs]`.
     pub fn forward(&self, input: &Tensor) -> Tensor {
-        input.linear(&self.weight, Some(&self.bias))
+        input.linear(&self.weight, self.bias.as_ref())
     }
 }
 

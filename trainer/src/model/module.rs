@@ -121,6 +121,8 @@ enum Layer {
     Conv(Conv),
     BatchNorm(BatchNorm),
     Relu,
+    Gelu,
+    Scale { factor: f64 },
     MaxPool { kernel: i64, stride: i64, padding: i64 },
     AveragePool { size: i64 },
     PadChannels { stride: i64, channels: i64 },
@@ -132,8 +134,10 @@ enum Layer {
 fn build(layers: &[network::Layer], flat: &Flat, blocks: &mut usize) -> Vec<Layer> {
     let build_one = |layer: &network::Layer| match layer {
         network::Layer::Conv(conv) => Layer::Conv(Conv::new(flat, conv)),
-        network::Layer::BatchNorm(norm) => Layer::BatchNorm(BatchNorm::new(flat, &norm.name)),
+        network::Layer::BatchNorm(norm) => Layer::BatchNorm(BatchNorm::new(flat, norm)),
         network::Layer::Relu => Layer::Relu,
+        network::Layer::Gelu => Layer::Gelu,
+        network::Layer::Scale { factor } => Layer::Scale { factor: *factor },
         network::Layer::MaxPool { kernel, stride, padding } => Layer::MaxPool {
             kernel: *kernel as i64,
             stride: *stride as i64,
@@ -143,7 +147,7 @@ fn build(layers: &[network::Layer], flat: &Flat, blocks: &mut usize) -> Vec<Laye
         network::Layer::PadChannels { stride, channels } => {
             Layer::PadChannels { stride: *stride as i64, channels: *channels as i64 }
         }
-        network::Layer::Linear(linear) => Layer::Linear(Linear::new(flat, &linear.name)),
+        network::Layer::Linear(linear) => Layer::Linear(Linear::new(flat, linear)),
         network::Layer::Dropout { probability } => Layer::Dropout { probability: *probability },
         network::Layer::Residual(residual) => {
             *blocks += 1;
@@ -174,6 +178,8 @@ impl Layer {
                 let mut x = x;
                 x.relu_()
             }
+            Self::Gelu => x.gelu("none"),
+            Self::Scale { factor } => x * *factor,
             Self::MaxPool { kernel, stride, padding } => {
                 x.max_pool2d([*kernel; 2], [*stride; 2], [*padding; 2], [1, 1], false)
             }

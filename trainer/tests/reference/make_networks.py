@@ -39,6 +39,7 @@ CASES = [
     ("wrn16_8", "cifar", 16, 4),
     ("preact_resnet18", "cifar", 32, 4),
     ("preact_resnet164", "cifar", 16, 4),
+    ("airbench94", "cifar", 32, 4),
 ]
 
 
@@ -104,7 +105,8 @@ def run(case: tuple, phase: float, dtype: torch.dtype, layout=torch.contiguous_f
 
 
 def gradients_of(model: torch.nn.Module) -> dict:
-    return {name: value.grad.double() for name, value in model.named_parameters()}
+    trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    return {name: value.grad.double() for name, value in trained}
 
 
 def reference(case: tuple) -> dict:
@@ -135,7 +137,7 @@ def reference(case: tuple) -> dict:
         "side": side,
         "batch": batch,
         "phase": phase,
-        "parameters": sum(value.numel() for value in model.parameters()),
+        "parameters": sum(value.numel() for value in model.parameters() if value.requires_grad),
         "eval_logits": [round_to(value) for value in eval_logits.flatten().tolist()],
         "train_logits": [round_to(value) for value in logits.flatten().tolist()],
         "loss": round_to(loss.item()),

@@ -2,7 +2,7 @@
 
 Post-activation networks for CIFAR-10 and plain ones follow akamaster/pytorch_resnet_cifar10, ResNeXt-29
 facebookresearch/ResNeXt, wide ones szagoruyko/wide-residual-networks, pre-activation ones
-KaimingHe/resnet-1k-layers. `make` gives any network of the trainer, torchvision's where it has it.
+KaimingHe/resnet-1k-layers, airbench94 KellerJordan/cifar10-airbench. `make` gives any network of the trainer, torchvision's where it has it.
 """
 
 import torch
@@ -120,6 +120,40 @@ class SmallVgg(nn.Module):
         return self.classifier(torch.flatten(F.adaptive_avg_pool2d(self.features(x), 1), 1))
 
 
+class AirbenchGroup(nn.Module):
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding="same", bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs, eps=1e-12, momentum=0.4)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding="same", bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs, eps=1e-12, momentum=0.4)
+        for norm in (self.norm1, self.norm2):
+            norm.weight.requires_grad = False
+
+    def forward(self, x):
+        x = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
+        return F.gelu(self.norm2(self.conv2(x)))
+
+
+class Times(nn.Module):
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return x * self.factor
+
+
+def airbench94(classes: int) -> nn.Module:
+    net = nn.Sequential(
+        nn.Conv2d(3, 24, 2), nn.GELU(),
+        AirbenchGroup(24, 64), AirbenchGroup(64, 256), AirbenchGroup(256, 256),
+        nn.MaxPool2d(3), nn.Flatten(), nn.Linear(256, classes, bias=False), Times(1 / 9),
+    )
+    net[0].weight.requires_grad = False
+    return net
+
+
 def torchvision_model(name: str, classes: int) -> nn.Module:
     options = {"init_weights": False, "dropout": 0.0} if name.startswith("vgg") else {}
     return getattr(torchvision.models, name)(num_classes=classes, **options)
@@ -161,5 +195,7 @@ def make(name: str, stem: str, classes: int) -> nn.Module:
         return torchvision_model(name, classes)
     if name.startswith("vgg"):
         return SmallVgg(name == "vgg19_bn", classes)
+    if name == "airbench94":
+        return airbench94(classes)
     block, blocks, channels, width, outputs, options = STAGES[name]
     return Stages(block, blocks, channels, width, outputs, stem, classes, **options)

@@ -47,6 +47,11 @@ impl Model {
         let (name, entry) = (self.name, self.name.entry());
         below_one("model.stochastic_depth", self.stochastic_depth)?;
         below_one("model.dropout", self.dropout.unwrap_or(0.0))?;
+        if entry.has_own_stem() && self.stem != entry.home.stem() {
+            let own = entry.home.stem().as_str();
+            let problem = format!("{name} has one stem, its own: `{own}`");
+            return Err(Invalid::new("model.stem", problem));
+        }
         if self.stochastic_depth > 0.0 && !entry.is_residual() {
             let problem = format!("{name} has no way past its blocks; remove it");
             return Err(Invalid::new("model.stochastic_depth", problem));

@@ -69,17 +69,19 @@ impl Maker<'_> {
         groups: usize,
     ) -> Conv {
         let init = self.scheme.conv([outputs, inputs / groups, kernel, kernel]);
-        Conv { name, inputs, outputs, kernel, stride, groups, init, bias: None }
+        let padding = kernel / 2;
+        Conv { name, inputs, outputs, kernel, stride, padding, groups, init, bias: None }
     }
 
     pub(super) fn linear(&self, name: &str, [inputs, outputs]: [usize; 2]) -> Layer {
         let [init, bias] = self.scheme.linear(inputs);
+        let bias = Some(bias);
         Layer::Linear(Linear { name: name.to_owned(), inputs, outputs, init, bias })
     }
 }
 
 pub(super) fn batch_norm(name: String, channels: usize) -> Layer {
-    Layer::BatchNorm(BatchNorm { name, channels, scale: 1.0 })
+    Layer::BatchNorm(BatchNorm::new(name, channels))
 }
 
 /// A block's place in its network.

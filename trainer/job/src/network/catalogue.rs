@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::blocks::{Maker, Order, Past, Stages};
-use super::families::{self, vgg};
+use super::families::{self, airbench, vgg};
 use super::init::Scheme;
 use super::layer::Layer;
 use crate::config::{Model, Stem, nearest};
@@ -66,6 +66,7 @@ impl Home {
 pub(super) enum Architecture {
     Stages(Stages),
     Vgg(vgg::Vgg),
+    Airbench(airbench::Airbench),
 }
 
 impl Entry {
@@ -79,6 +80,7 @@ impl Entry {
         match &self.architecture {
             Architecture::Stages(stages) => stages.layers(&maker, image[0], classes),
             Architecture::Vgg(vgg) => vgg.layers(&maker, image, classes),
+            Architecture::Airbench(airbench) => airbench.layers(&maker, image, classes),
         }
     }
 
@@ -99,7 +101,13 @@ impl Entry {
         match &self.architecture {
             Architecture::Vgg(_) => true,
             Architecture::Stages(_) => self.name.starts_with("wrn"),
+            Architecture::Airbench(_) => false,
         }
+    }
+
+    /// Whether what comes before its first stage is its own, whatever the configuration says.
+    pub fn has_own_stem(&self) -> bool {
+        matches!(&self.architecture, Architecture::Airbench(_))
     }
 }
 

@@ -15,6 +15,15 @@ pub enum Init {
     },
     /// All the same.
     Constant(f32),
+    /// Of a convolution: as many filters as there are input channels pass one channel each, the others
+    /// are uniform in `±bound`.
+    Dirac {
+        /// The largest.
+        bound: f32,
+    },
+    /// Of a convolution over images: filters that make its outputs uncorrelated, taken from training
+    /// images, and their negatives.
+    Whitening,
 }
 
 /// A source's rule for all its layers.

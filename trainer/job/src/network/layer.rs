@@ -11,6 +11,8 @@ pub enum Layer {
     BatchNorm(BatchNorm),
     /// The larger of a number and 0.
     Relu,
+    /// A number times the standard normal distribution's chance of a smaller one.
+    Gelu,
     /// Max-pool with a square window.
     MaxPool {
         /// Height and width of a window.
@@ -34,6 +36,11 @@ pub enum Layer {
     },
     /// A linear layer over all that an image has.
     Linear(Linear),
+    /// Multiplies every number.
+    Scale {
+        /// By this.
+        factor: f64,
+    },
     /// In training, zeroes each number with this probability and scales the others up.
     Dropout {
         /// From 0 to below 1.
@@ -43,7 +50,7 @@ pub enum Layer {
     Residual(Residual),
 }
 
-/// A convolution with a square kernel, padded by half its size.
+/// A convolution with a square kernel.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Conv {
     /// Its prefix in the state dict, such as `layer2.0.conv1`.
@@ -52,10 +59,12 @@ pub struct Conv {
     pub inputs: usize,
     /// Channels out.
     pub outputs: usize,
-    /// Height and width of the kernel; odd.
+    /// Height and width of the kernel.
     pub kernel: usize,
     /// In both directions.
     pub stride: usize,
+    /// Pixels of zero added on each side.
+    pub padding: usize,
     /// Parts that channels fall into; 1 where every output sees every input.
     pub groups: usize,
     /// How the weight starts.
@@ -80,9 +89,22 @@ pub struct BatchNorm {
     pub channels: usize,
     /// Where its scale starts: 1, or 0 to start with a block that does nothing.
     pub scale: f32,
+    /// Whether its scale is trained.
+    pub trains_scale: bool,
+    /// Of the running statistics, the part that a batch replaces.
+    pub momentum: f64,
+    /// Added to the variance.
+    pub eps: f64,
 }
 
-/// A linear layer with bias.
+impl BatchNorm {
+    /// PyTorch's.
+    pub const fn new(name: String, channels: usize) -> Self {
+        Self { name, channels, scale: 1.0, trains_scale: true, momentum: 0.1, eps: 1e-5 }
+    }
+}
+
+/// A linear layer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Linear {
     /// Its prefix in the state dict.
@@ -93,8 +115,8 @@ pub struct Linear {
     pub outputs: usize,
     /// How the weight starts.
     pub init: Init,
-    /// How the bias starts.
-    pub bias: Init,
+    /// How the bias starts, where there is one.
+    pub bias: Option<Init>,
 }
 
 /// `body(x) + past(x)`, where `x` is what `before` gives.

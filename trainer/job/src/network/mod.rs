@@ -54,7 +54,7 @@ impl Network {
         tensors
     }
 
-    /// Numbers that PyTorch's module counts as parameters.
+    /// Numbers that training changes: what PyTorch's module counts as parameters, but for fixed ones.
     pub fn parameter_count(&self) -> usize {
         self.parameters().map(|tensor| tensor.len()).sum()
     }

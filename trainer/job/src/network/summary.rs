@@ -9,7 +9,7 @@ use super::{Network, TensorSpec};
 /// A network's costs, for one image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Summary {
-    /// What PyTorch's module counts as parameters.
+    /// Numbers that training changes: what PyTorch's module counts as parameters, but for fixed ones.
     pub parameters: usize,
     /// Those that never see a pixel of an image of this size.
     pub unseen_parameters: usize,
@@ -43,7 +43,10 @@ impl Network {
     pub fn summary(&self) -> Summary {
         let mut layers = Vec::new();
         self.visit(|layer, input, output| {
-            if !matches!(layer, Layer::Relu | Layer::Dropout { .. }) {
+            if !matches!(
+                layer,
+                Layer::Relu | Layer::Gelu | Layer::Dropout { .. } | Layer::Scale { .. }
+            ) {
                 layers.push(summarize(layer, input, output));
             }
         });
@@ -93,6 +96,8 @@ fn kind(layer: &Layer) -> String {
         }
         Layer::BatchNorm(_) => "batch norm".to_owned(),
         Layer::Relu => "relu".to_owned(),
+        Layer::Gelu => "gelu".to_owned(),
+        Layer::Scale { factor } => format!("times {factor}"),
         Layer::MaxPool { kernel, stride: every, .. } => {
             format!("max-pool {kernel}x{kernel}{}", stride(*every))
         }

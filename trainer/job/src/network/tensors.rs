@@ -57,6 +57,8 @@ pub enum Role {
     NormWeight,
     /// A batch norm's shift.
     NormBias,
+    /// A weight that stays as it started.
+    Fixed,
     /// A batch norm's running mean: not trained.
     RunningMean,
     /// A batch norm's running variance: not trained.
@@ -83,21 +85,23 @@ pub(super) fn tensors_of(layer: &Layer, input: Shape) -> Vec<TensorSpec> {
 }
 
 fn conv_tensors(conv: &Conv, map: [usize; 2]) -> Vec<TensorSpec> {
-    let Conv { name, outputs, kernel, stride, init, bias, .. } = conv;
+    let Conv { name, outputs, kernel, stride, padding, init, bias, .. } = conv;
     let weight = TensorSpec {
         name: format!("{name}.weight"),
         shape: conv.weight_shape().to_vec(),
-        role: Role::Weight,
+        role: if *init == Init::Whitening { Role::Fixed } else { Role::Weight },
         init: *init,
-        live: Taps::of(map, *kernel, *stride, kernel / 2),
+        live: Taps::of(map, *kernel, *stride, *padding),
     };
     let bias = bias.map(|init| whole(name, "bias", vec![*outputs], Role::Bias, init));
     std::iter::once(weight).chain(bias).collect()
 }
 
-fn batch_norm_tensors(BatchNorm { name, channels, scale }: &BatchNorm) -> Vec<TensorSpec> {
+fn batch_norm_tensors(norm: &BatchNorm) -> Vec<TensorSpec> {
+    let BatchNorm { name, channels, scale, trains_scale, .. } = norm;
+    let scale_role = if *trains_scale { Role::NormWeight } else { Role::Fixed };
     let entries = [
-        ("weight", vec![*channels], Role::NormWeight, *scale),
+        ("weight", vec![*channels], scale_role, *scale),
         ("bias", vec![*channels], Role::NormBias, 0.0),
         ("running_mean", vec![*channels], Role::RunningMean, 0.0),
         ("running_var", vec![*channels], Role::RunningVar, 1.0),
@@ -109,10 +113,9 @@ fn batch_norm_tensors(BatchNorm { name, channels, scale }: &BatchNorm) -> Vec<Te
 }
 
 fn linear_tensors(Linear { name, inputs, outputs, init, bias }: &Linear) -> Vec<TensorSpec> {
-    vec![
-        whole(name, "weight", vec![*outputs, *inputs], Role::Weight, *init),
-        whole(name, "bias", vec![*outputs], Role::Bias, *bias),
-    ]
+    let weight = whole(name, "weight", vec![*outputs, *inputs], Role::Weight, *init);
+    let bias = bias.map(|init| whole(name, "bias", vec![*outputs], Role::Bias, init));
+    std::iter::once(weight).chain(bias).collect()
 }
 
 fn whole(layer: &str, suffix: &str, shape: Vec<usize>, role: Role, init: Init) -> TensorSpec {

@@ -33,8 +33,7 @@ impl Layer {
         match self {
             Self::Conv(conv) => {
                 assert_eq!(channels, conv.inputs, "channels into {}", conv.name);
-                let padding = conv.kernel / 2;
-                let size = |size| output_size(size, conv.kernel, conv.stride, padding);
+                let size = |size| output_size(size, conv.kernel, conv.stride, conv.padding);
                 Shape { channels: conv.outputs, map: map.map(size) }
             }
             Self::MaxPool { kernel, stride, padding } => {
@@ -49,7 +48,11 @@ impl Layer {
                 assert_eq!(input.len(), linear.inputs, "numbers into {}", linear.name);
                 Shape { channels: linear.outputs, map: [1, 1] }
             }
-            Self::BatchNorm(_) | Self::Relu | Self::Dropout { .. } => input,
+            Self::BatchNorm(_)
+            | Self::Relu
+            | Self::Gelu
+            | Self::Scale { .. }
+            | Self::Dropout { .. } => input,
             Self::Residual(_) => unreachable!("walked into"),
         }
     }

@@ -1,13 +1,17 @@
 //! Initial weights, from the distributions that the network's description names.
 
+mod whitening;
+
 use job::network::{Init, Role};
 use job::rng::{self, Purpose, Stream};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::flat::Flat;
 
+pub use whitening::whiten;
+
 /// Fills `flat` with initial weights that depend on `seed` only: not on the device, and not on how
-/// libtorch draws random numbers.
+/// libtorch draws random numbers. Weights that are to whiten images start at 0: see [`whiten`].
 pub fn initialize(flat: &mut Flat, seed: u64) {
     let tensors = flat.specs().enumerate().map(|(place, spec)| {
         let size: Vec<_> = spec.shape.iter().map(|&size| size as i64).collect();
@@ -15,7 +19,11 @@ pub fn initialize(flat: &mut Flat, seed: u64) {
             Role::BatchesTracked => Tensor::from(0i64),
             _ => {
                 let values = draw(spec.init, seed, place as u32, spec.len());
-                Tensor::from_slice(&values).to_kind(Kind::Float).view(size.as_slice())
+                let tensor = Tensor::from_slice(&values).view(size.as_slice());
+                match spec.init {
+                    Init::Dirac { .. } => pass_channels(tensor),
+                    _ => tensor,
+                }
             }
         };
         (spec.name.clone(), tensor)
@@ -31,7 +39,8 @@ fn draw(init: Init, seed: u64, place: u32, len: usize) -> Vec<f32> {
     let blocks = (0..len.div_ceil(4)).map(|draw| rng::block(seed, stream, place, draw as u32));
     match init {
         Init::Constant(value) => vec![value; len],
-        Init::Uniform { bound } => {
+        Init::Whitening => vec![0.0; len],
+        Init::Uniform { bound } | Init::Dirac { bound } => {
             blocks.flatten().take(len).map(|bits| bound * (2.0 * unit(bits) - 1.0)).collect()
         }
         Init::Normal { deviation } => {
@@ -40,6 +49,16 @@ fn draw(init: Init, seed: u64, place: u32, len: usize) -> Vec<f32> {
             normals.take(len).map(|value| (f64::from(deviation) * value) as f32).collect()
         }
     }
+}
+
+/// Of a convolution's weight `[C', C, H, W]`, lets the first filters pass one channel each.
+fn pass_channels(weight: Tensor) -> Tensor {
+    let size = weight.size();
+    for channel in 0..size[0].min(size[1]) {
+        let _ = weight.get(channel).zero_();
+        let _ = weight.get(channel).get(channel).get(size[2] / 2).get(size[3] / 2).fill_(1.0);
+    }
+    weight
 }
 
 /// In `0..1`: the upper 24 bits, which f32 holds exactly.
@@ -66,7 +85,7 @@ mod tests {
     use comm::env::World;
     use job::config::{Model, Stem};
     use job::network::Network;
-    use tch::Device;
+    use tch::{Device, Kind};
 
     fn initialized(model: &Model, seed: u64) -> Flat {
         let network = Network::new(model, [3, 32, 32], 10);

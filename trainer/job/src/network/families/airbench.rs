@@ -1,0 +1,111 @@
+//! airbench94: Keller Jordan, 94% on CIFAR-10 in 3.29 Seconds on a Single GPU, 2024.
+//!
+//! A plain network that is trained in ten epochs. Its first convolution whitens 2x2 patches and is not
+//! trained, its batch norms have no scale to train, and its convolutions start as the identity as far as
+//! channels go. Names are those of the state dict of its author's program, `airbench94.py`.
+
+use super::super::blocks::Maker;
+use super::super::catalogue::{Architecture, Entry, Home};
+use super::super::init::{Init, Scheme};
+use super::super::layer::{BatchNorm, Conv, Layer, Linear, Shape};
+use super::super::walk::walk;
+
+/// Groups of two convolutions, behind a whitening one.
+#[derive(Debug)]
+pub(in super::super) struct Airbench {
+    /// Channels of each group.
+    widths: &'static [usize],
+}
+
+/// Of the whitening convolution.
+const WHITENING_KERNEL: usize = 2;
+/// What logits are multiplied by.
+const LOGIT_SCALE: f64 = 1.0 / 9.0;
+/// Height and width of the last pool's windows.
+const LAST_POOL: usize = 3;
+const NORM_MOMENTUM: f64 = 0.4;
+const NORM_EPS: f64 = 1e-12;
+
+impl Airbench {
+    pub(in super::super) fn layers(
+        &self,
+        maker: &Maker<'_>,
+        [channels, height, width]: [usize; 3],
+        classes: usize,
+    ) -> Vec<Layer> {
+        let mut layers = Vec::new();
+        let mut shape = Shape { channels, map: [height, width] };
+        let mut add = |added: Vec<Layer>| {
+            shape = walk(&added, shape, &mut |_, _, _| ());
+            layers.extend(added);
+            shape
+        };
+        let kernel = WHITENING_KERNEL.min(height).min(width);
+        let mut at = add(vec![Layer::Conv(whitening(channels, kernel)), Layer::Gelu]);
+        for (place, outputs) in (2..).zip(self.widths) {
+            let conv = |number, inputs| {
+                let mut conv =
+                    maker.conv(format!("{place}.conv{number}"), [inputs, *outputs], 3, 1, 1);
+                conv.init = Init::Dirac { bound: 1.0 / ((inputs * 9) as f32).sqrt() };
+                Layer::Conv(conv)
+            };
+            let norm = |number| norm(format!("{place}.norm{number}"), *outputs);
+            add(vec![conv(1, at.channels)]);
+            add(pool(at, 2));
+            at = add(vec![norm(1), Layer::Gelu, conv(2, *outputs), norm(2), Layer::Gelu]);
+        }
+        at = add(pool(at, LAST_POOL));
+        // The author flattens one pixel; larger images leave more.
+        layers.push(Layer::AveragePool { size: 1 });
+        let head = self.widths.len() + 4;
+        let [init, _] = maker.scheme.linear(at.channels);
+        layers.push(Layer::Linear(Linear {
+            name: head.to_string(),
+            inputs: at.channels,
+            outputs: classes,
+            init,
+            bias: None,
+        }));
+        layers.push(Layer::Scale { factor: LOGIT_SCALE });
+        layers
+    }
+}
+
+/// Two filters for each direction in which patches vary, of either sign.
+fn whitening(inputs: usize, kernel: usize) -> Conv {
+    Conv {
+        name: "0".to_owned(),
+        inputs,
+        outputs: 2 * inputs * kernel * kernel,
+        kernel,
+        stride: 1,
+        padding: 0,
+        groups: 1,
+        init: Init::Whitening,
+        bias: Some(Init::Constant(0.0)),
+    }
+}
+
+fn norm(name: String, channels: usize) -> Layer {
+    Layer::BatchNorm(BatchNorm {
+        trains_scale: false,
+        momentum: NORM_MOMENTUM,
+        eps: NORM_EPS,
+        ..BatchNorm::new(name, channels)
+    })
+}
+
+/// None where a window would not fit.
+fn pool(at: Shape, size: usize) -> Vec<Layer> {
+    let fits = at.map.iter().all(|side| *side >= size);
+    fits.then_some(Layer::MaxPool { kernel: size, stride: size, padding: 0 }).into_iter().collect()
+}
+
+pub(super) const NETWORKS: &[Entry] = &[Entry {
+    name: "airbench94",
+    source: "Keller Jordan, 2024",
+    home: Home::Cifar,
+    in_torchvision: false,
+    scheme: Scheme::Default,
+    architecture: Architecture::Airbench(Airbench { widths: &[64, 256, 256] }),
+}];

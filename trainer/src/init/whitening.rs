@@ -1,0 +1,102 @@
+//! Filters that make the outputs of a network's first convolution uncorrelated.
+//!
+//! Source: Keller Jordan, 94% on CIFAR-10 in 3.29 Seconds on a Single GPU, 2024, section 3.2.
+
+use job::network::Init;
+use tch::{Device, Kind, Tensor};
+
+use crate::data::Images;
+use crate::flat::Flat;
+
+/// Training images that patches are taken from.
+const IMAGES: usize = 5000;
+/// Images whose patches are in memory at once.
+const CHUNK: usize = 250;
+/// Added to the variance of a direction, so that faint ones are not blown up.
+const EPS: f64 = 5e-4;
+
+/// Fills every weight of `flat` that starts as [`Init::Whitening`] from the first of `train`, of which
+/// there is at least one.
+pub fn whiten(flat: &mut Flat, train: &Images) {
+    let wanted = flat.specs().filter(|spec| spec.init == Init::Whitening);
+    let wanted: Vec<_> = wanted.map(|spec| (spec.name.clone(), spec.shape[2])).collect();
+    for (name, kernel) in wanted {
+        let filters = filters(&patch_covariance(train, kernel as i64), kernel as i64);
+        tch::no_grad(|| flat.tensor(&name).copy_(&filters));
+    }
+}
+
+/// Of all patches of `kernel` x `kernel` pixels of normalised images: `[C kernel kernel]` squared, f64.
+fn patch_covariance(train: &Images, kernel: i64) -> Tensor {
+    let indices: Vec<u32> = (0..train.len().min(IMAGES) as u32).collect();
+    let mut sums: Option<(Tensor, Tensor)> = None;
+    let mut count = 0;
+    for chunk in indices.chunks(CHUNK) {
+        let images = train.batch(chunk).images.to_device(Device::Cpu).to_kind(Kind::Double);
+        // [N, C kernel kernel, places]
+        let patches = images.im2col([kernel; 2], [1, 1], [0, 0], [1, 1]);
+        let patches = patches.transpose(0, 1).flatten(1, -1);
+        count += patches.size()[1];
+        let (sum, products) = (patches.sum_dim_intlist(1, false, None), patches.mm(&patches.tr()));
+        sums = Some(match sums {
+            None => (sum, products),
+            Some((s, p)) => (s + sum, p + products),
+        });
+    }
+    let Some((sum, products)) = sums else { panic!("no training images") };
+    let mean = sum / count as f64;
+    (products - mean.outer(&mean) * count as f64) / (count - 1).max(1) as f64
+}
+
+/// `[2 C kernel kernel, C, kernel, kernel]` from a covariance: its eigenvectors, from the largest
+/// eigenvalue on, each over the square root of its eigenvalue; then their negatives.
+fn filters(covariance: &Tensor, kernel: i64) -> Tensor {
+    let (eigenvalues, eigenvectors) = covariance.linalg_eigh("U");
+    let deviations: Tensor = (eigenvalues + EPS).sqrt();
+    let directions = (eigenvectors / deviations).tr().flip([0]);
+    let filters = Tensor::cat(&[&directions, &(-&directions)], 0);
+    filters.view([filters.size()[0], -1, kernel, kernel])
+}
+
+#[cfg(test)]
+mod tests {
+    use job::dataset::Normalization;
+
+    use super::*;
+
+    #[test]
+    fn what_filters_make_of_patches_is_uncorrelated_with_variance_one() {
+        let mut state = 1u32;
+        // Neighbours are alike, as in photographs.
+        let mut last = 0u8;
+        let pixels = (0..64 * 16 * 16 * 3).map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            last = last / 2 + (state >> 25) as u8;
+            last
+        });
+        let split = job::dataset::Images {
+            pixels: pixels.collect::<Vec<u8>>().into(),
+            labels: vec![0; 64],
+            shape: [3, 16, 16],
+        };
+        let normalization = Normalization { mean: vec![0.4, 0.5, 0.6], std: vec![0.2, 0.25, 0.3] };
+        let images = Images::new(&split, &normalization, Device::Cpu);
+        let filters = filters(&patch_covariance(&images, 2), 2).to_kind(Kind::Float);
+        assert_eq!(filters.size(), [24, 3, 2, 2]);
+        assert_eq!(filters.narrow(0, 12, 12), -filters.narrow(0, 0, 12));
+
+        let all: Vec<u32> = (0..64).collect();
+        let white = images.batch(&all).images.conv2d(
+            &filters.narrow(0, 0, 12),
+            None::<&Tensor>,
+            1,
+            0,
+            1,
+            1,
+        );
+        let white = white.transpose(0, 1).flatten(1, -1);
+        let off = white.cov(1, None::<&Tensor>, None::<&Tensor>)
+            - Tensor::eye(12, (Kind::Float, Device::Cpu));
+        assert!(off.abs().max().double_value(&[]) < 0.02, "{off}");
+    }
+}
