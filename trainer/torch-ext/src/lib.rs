@@ -24,7 +24,7 @@ pub use conv::{ConvMethod, ConvMethods, ConvShape, ConvTable, PassSeconds, conv2
 pub use cuda::{cuda_peak_bytes, cuda_stream, load_cuda, set_tf32, upload, use_cuda_device};
 pub use graph::CudaGraph;
 pub use hooks::on_gradient;
-pub use memory::{peak_rss_bytes, tensor_in_shared_memory};
+pub use memory::{keep_freed_memory, peak_rss_bytes, tensor_in_shared_memory};
 pub use optimizers::{AdamW, FromDevice, Sgd, unscale};
 pub use replay::{SgdStep, replay_adamw, replay_sgd};
 pub use sync_norm::{NormParts, sync_batch_norm};

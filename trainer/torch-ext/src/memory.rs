@@ -58,6 +58,18 @@ pub fn peak_rss_bytes() -> u64 {
     kib.unwrap_or(0) * 1024
 }
 
+/// From now on, memory that tensors on the CPU give back stays with this process, so that the next step
+/// finds it mapped. By default glibc returns large blocks to the kernel, which has to clear them again: a
+/// fifth of a step's time where activations are large. Of other C libraries, changes nothing.
+pub fn keep_freed_memory() {
+    #[cfg(target_env = "gnu")]
+    for parameter in [libc::M_MMAP_THRESHOLD, libc::M_TRIM_THRESHOLD] {
+        // SAFETY: changes a setting of the allocator, which takes its own lock. Where it is refused, all
+        // stays as it was.
+        unsafe { libc::mallopt(parameter, i32::MAX) };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
