@@ -81,7 +81,7 @@ pub struct StepGraph {
 
 struct Captured {
     graph: CudaGraph,
-    /// What the graph reads: each step's images and labels are copied here.
+    /// What the graph reads: each step's images and targets are copied here.
     inputs: Vec<Microbatch>,
 }
 
@@ -171,8 +171,7 @@ impl Captured {
         lr: f64,
     ) -> Result<Phases> {
         for (input, microbatch) in self.inputs.iter_mut().zip(microbatches) {
-            input.batch.images.copy_(&microbatch.batch.images);
-            input.batch.labels.copy_(&microbatch.batch.labels);
+            input.batch.copy_from(&microbatch.batch);
         }
         parts.optimizer.begin_step(lr);
         self.graph.replay()?;

@@ -7,8 +7,9 @@ use tch::{Kind, Tensor};
 use crate::Result;
 use crate::confusion::Confusion;
 use crate::data::Images;
+use crate::loss::cross_entropy_sum;
 use crate::model::Mode;
-use crate::step::{Counter, Replica, Tally, cross_entropy_sum};
+use crate::step::{Counter, Replica, Tally};
 
 /// Images that go through the network together; the result does not depend on it.
 const BATCH_SIZE: usize = 500;
@@ -71,7 +72,7 @@ fn for_each_batch(
         let batch = images.batch(chunk);
         tch::no_grad(|| {
             replica.in_precision(|model| {
-                body(&model.forward(&batch.images, Mode::Eval), &batch.labels);
+                body(&model.forward(&batch.images, Mode::Eval), &batch.targets.labels);
             })
         })?;
     }

@@ -22,6 +22,7 @@ pub mod grad_sync;
 pub mod init;
 pub mod link;
 pub mod log;
+pub mod loss;
 pub mod loss_scaler;
 pub mod metrics;
 pub mod model;

@@ -181,8 +181,9 @@ impl Run<'_> {
                 }
                 None => self.train.batch(indices),
             };
+            let batch = images.smoothed(self.config.train.label_smoothing);
             data += started.elapsed();
-            Microbatch { batch: images, global_len: part.global_len }
+            Microbatch { batch, global_len: part.global_len }
         });
         let parts = StepParts {
             optimizer: &mut self.optimizer,

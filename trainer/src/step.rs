@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use comm::{Communicator, ReduceOp};
 use job::config::Precision;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Reduction, Tensor};
+use tch::{Device, Kind, Tensor};
 use torch_ext::{AutocastDtype, ConvTable};
 
 use crate::Result;
@@ -46,9 +46,7 @@ pub struct Microbatch {
 impl Microbatch {
     /// The same images in memory of its own.
     pub fn copy(&self) -> Self {
-        let Batch { images, labels } = &self.batch;
-        let batch = Batch { images: images.copy(), labels: labels.copy() };
-        Self { batch, global_len: self.global_len }
+        Self { batch: self.batch.copy(), global_len: self.global_len }
     }
 }
 
@@ -234,12 +232,12 @@ pub(crate) fn queue_step(
             let batch = &microbatch.batch;
             let (logits, loss_sum) = replica.in_precision(|model| {
                 let logits = model.forward(&batch.images, mode);
-                let loss = cross_entropy_sum(&logits, &batch.labels);
+                let loss = batch.targets.loss_sum(&logits);
                 (logits, loss)
             })?;
             phases.forward += lap();
             optimizer.scaled(&loss_sum / global_batch_size as f64).backward();
-            counter.add(&logits, &batch.labels, &loss_sum);
+            counter.add(&logits, &batch.targets.labels, &loss_sum);
         }
         phases.backward += lap();
     }
@@ -248,15 +246,4 @@ pub(crate) fn queue_step(
     optimizer.apply(&replica.flat)?;
     phases.optimizer = lap();
     Ok(phases)
-}
-
-/// The sum of the losses of `[N, classes]` logits, a number.
-pub fn cross_entropy_sum(logits: &Tensor, labels: &Tensor) -> Tensor {
-    logits.to_kind(Kind::Float).cross_entropy_loss(
-        labels,
-        None::<&Tensor>,
-        Reduction::Sum,
-        -100,
-        0.0,
-    )
 }

@@ -7,6 +7,8 @@ use tch::{Device, Kind, Tensor};
 
 pub use augment::Augmenter;
 
+use crate::loss::Targets;
+
 /// One split of a data set, as bytes on the device.
 ///
 /// Pixels lie channels last, so that a gathered batch needs no reordering.
@@ -25,19 +27,36 @@ pub struct Images {
 pub struct Batch {
     /// `[N, C, H, W]` f32, normalised, in channels-last order.
     pub images: Tensor,
-    /// `[N]` i64.
-    pub labels: Tensor,
+    /// What they are.
+    pub targets: Targets,
 }
 
 impl Batch {
     /// Images in it.
     pub fn len(&self) -> usize {
-        self.labels.numel()
+        self.targets.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// One with tensors of its own.
+    pub fn copy(&self) -> Self {
+        Self { images: self.images.copy(), targets: self.targets.copy() }
+    }
+
+    /// Takes over images and targets of a batch of the same kind and size, in place.
+    pub fn copy_from(&mut self, other: &Self) {
+        self.images.copy_(&other.images);
+        self.targets.copy_from(&other.targets);
+    }
+
+    /// The same images with softer targets, see [`Targets::label_smoothing`].
+    pub fn smoothed(mut self, label_smoothing: f64) -> Self {
+        self.targets.label_smoothing = label_smoothing;
+        self
     }
 }
 
@@ -76,7 +95,7 @@ impl Images {
         let index = self.index(indices);
         Batch {
             images: self.normalize(&self.pixels.index_select(0, &index)),
-            labels: self.labels.index_select(0, &index),
+            targets: Targets::certain(self.labels.index_select(0, &index)),
         }
     }
 
@@ -89,7 +108,7 @@ impl Images {
         let draws = augmenter.draw(indices, epoch);
         let pixels = draws.move_pixels(self.pixels.index_select(0, &index));
         let images = draws.blank(self.normalize(&pixels));
-        Batch { images, labels: self.labels.index_select(0, &index) }
+        Batch { images, targets: Targets::certain(self.labels.index_select(0, &index)) }
     }
 
     fn index(&self, indices: &[u32]) -> Tensor {

@@ -90,10 +90,10 @@ pub struct StepSplit {
 pub struct EpochRecord {
     /// From 1.
     pub epoch: usize,
-    /// While training, in nats.
+    /// While training, in nats: what is minimised, with smoothed and mixed targets where they are.
     #[serde(deserialize_with = "null_is_nan")]
     pub train_loss: f64,
-    /// While training, a fraction.
+    /// While training, a fraction; a mixed image is of the class of its larger part.
     #[serde(deserialize_with = "null_is_nan")]
     pub train_accuracy: f64,
     /// In nats.

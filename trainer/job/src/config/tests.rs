@@ -82,7 +82,7 @@ fn an_unknown_key_is_named_with_its_place_and_what_was_meant() {
     assert_eq!(
         problem("train: {zebra: 2}\n", &[]),
         "run.yaml:1:9: train.zebra: unknown key; known here: epochs, batch_size_per_rank, \
-         grad_accum_steps, sync_batch_norm, seed, max_steps"
+         grad_accum_steps, sync_batch_norm, label_smoothing, seed, max_steps"
     );
     assert_eq!(
         problem("", &["train.epoch=2"]),
@@ -110,7 +110,7 @@ fn a_wrong_type_says_what_is_expected() {
         ),
         (
             "train: 3\n",
-            "run.yaml:1:8: train: expected a section with keys epochs, batch_size_per_rank, grad_accum_steps, sync_batch_norm, seed, max_steps",
+            "run.yaml:1:8: train: expected a section with keys epochs, batch_size_per_rank, grad_accum_steps, sync_batch_norm, label_smoothing, seed, max_steps",
         ),
         (
             "train: {epochs: null}\n",

@@ -2,8 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::validate::{Invalid, at_least_one, below_one, within};
+
 /// How long and in what portions.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Train {
     /// Passes over the training set.
@@ -14,6 +16,8 @@ pub struct Train {
     pub grad_accum_steps: usize,
     /// Whether batch norm takes its statistics over the images of all ranks.
     pub sync_batch_norm: bool,
+    /// The part of each training target that is spread evenly over all classes: 0 to below 1.
+    pub label_smoothing: f64,
     /// Of initial weights, order of samples, augmentation and synthetic images.
     pub seed: u64,
     /// Stop after so many steps, evaluate and save; `null`: after the last epoch.
@@ -27,6 +31,7 @@ impl Default for Train {
             batch_size_per_rank: 64,
             grad_accum_steps: 1,
             sync_batch_norm: false,
+            label_smoothing: 0.0,
             seed: 0,
             max_steps: None,
         }
@@ -34,6 +39,15 @@ impl Default for Train {
 }
 
 impl Train {
+    /// Checks ranges.
+    pub(super) fn validate(&self) -> Result<(), Invalid> {
+        at_least_one("train.epochs", self.epochs as u64)?;
+        within("train.batch_size_per_rank", self.batch_size_per_rank, 1..=65536)?;
+        within("train.grad_accum_steps", self.grad_accum_steps, 1..=65536)?;
+        below_one("train.label_smoothing", self.label_smoothing)?;
+        at_least_one("train.max_steps", self.max_steps.unwrap_or(1))
+    }
+
     /// Images that `world_size` ranks together take a step.
     pub const fn global_batch_size(&self, world_size: usize) -> usize {
         self.batch_size_per_rank * self.grad_accum_steps * world_size

@@ -27,10 +27,7 @@ impl Invalid {
 pub fn validate(config: &Config) -> Result<(), Invalid> {
     let Config { train, checkpoint, metrics, comm, .. } = config;
     config.model.validate()?;
-    at_least_one("train.epochs", train.epochs as u64)?;
-    within("train.batch_size_per_rank", train.batch_size_per_rank, 1..=65536)?;
-    within("train.grad_accum_steps", train.grad_accum_steps, 1..=65536)?;
-    at_least_one("train.max_steps", train.max_steps.unwrap_or(1))?;
+    train.validate()?;
     config.data.validate()?;
     config.optimizer.validate()?;
     if train.sync_batch_norm && comm.backend == CommBackend::None {
