@@ -4,7 +4,7 @@
 mod support;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use job::config::Augment;
+use job::config::{Augment, ColorJitter, Crop, Cutmix, Cutout, Flip, Mixup, RandAugment};
 use tch::Device;
 use trainer::data::{Augmenter, Images};
 
@@ -19,14 +19,21 @@ fn loader(c: &mut Criterion) {
         group.bench_with_input(BenchmarkId::new("plain", batch), &indices, |b, indices| {
             b.iter(|| images.batch(indices));
         });
+        let crop = Augment::Crop(Crop::default());
+        let flip = Augment::Flip(Flip::default());
+        let cutout = Augment::Cutout(Cutout::default());
         for augment in [
-            &[Augment::Crop][..],
-            &[Augment::Flip],
-            &[Augment::Cutout],
-            &[Augment::Crop, Augment::Flip, Augment::Cutout],
+            &[crop][..],
+            &[flip],
+            &[cutout],
+            &[crop, flip, cutout],
+            &[Augment::RandAugment(RandAugment::default())],
+            &[Augment::ColorJitter(ColorJitter::default())],
+            &[Augment::Mixup(Mixup::default())],
+            &[Augment::Cutmix(Cutmix::default())],
         ] {
             let augmenter = Augmenter::new(augment, 0).unwrap();
-            let name = format!("{augment:?}").to_lowercase().replace(['[', ']', ' '], "");
+            let name = augment.iter().map(Augment::name).collect::<Vec<_>>().join(",");
             group.bench_with_input(BenchmarkId::new(name, batch), &indices, |b, indices| {
                 b.iter(|| images.augmented_batch(indices, &augmenter, 0));
             });

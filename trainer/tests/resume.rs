@@ -18,14 +18,20 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 const CONFIG: &str = "
-data: {dataset: synthetic, train_images: 72, test_images: 20, augment: [crop, flip, cutout]}
-train: {epochs: 3, batch_size_per_rank: 16}
 metrics: {log_every: 1}
 # The uninterrupted run must give the same weights, bit for bit.
 performance: {convolution: matmul}
 ";
-const FP32: &str = "precision: fp32";
-const FP16: &str = "precision: fp16";
+const FP32: &str = "
+data: {dataset: synthetic, train_images: 72, test_images: 20, augment: [crop, rand_augment, mixup]}
+train: {epochs: 3, batch_size_per_rank: 16, label_smoothing: 0.1}
+precision: fp32
+";
+const FP16: &str = "
+data: {dataset: synthetic, train_images: 72, test_images: 20, augment: [crop, flip, cutout]}
+train: {epochs: 3, batch_size_per_rank: 16}
+precision: fp16
+";
 /// Four whole batches and one of 8.
 const STEPS_PER_EPOCH: u64 = 5;
 
@@ -43,9 +49,9 @@ struct Job {
 }
 
 impl Job {
-    fn new(precision: &str) -> Self {
+    fn new(training: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("config.yaml"), format!("{CONFIG}{precision}")).unwrap();
+        fs::write(folder.path().join("config.yaml"), format!("{CONFIG}{training}")).unwrap();
         Self { folder }
     }
 
@@ -124,8 +130,8 @@ fn send(child: &Child, signal: Signal) {
     kill_process(Pid::from_child(child), signal).unwrap();
 }
 
-fn uninterrupted(precision: &str) -> Job {
-    let job = Job::new(precision);
+fn uninterrupted(training: &str) -> Job {
+    let job = Job::new(training);
     job.finish();
     job
 }

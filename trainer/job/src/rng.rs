@@ -23,6 +23,12 @@ pub enum Purpose {
     StochasticDepth = 6,
     /// The seed of a step's dropout; the epoch is the step, the sample the rank.
     Dropout = 7,
+    /// What images are mixed with.
+    Mix = 8,
+    /// The operations of RandAugment.
+    RandAugment = 9,
+    /// Changes of training images' colours.
+    ColorJitter = 10,
 }
 
 /// A stream of numbers: a purpose, and for purposes that repeat, an epoch.

@@ -1,6 +1,6 @@
 //! Batches, gathered, augmented and normalised on the device that holds the images.
 
-mod augment;
+pub mod augment;
 
 use job::dataset::Normalization;
 use tch::{Device, Kind, Tensor};
@@ -104,11 +104,32 @@ impl Images {
         if indices.is_empty() {
             return self.batch(indices);
         }
+        let Some(mix) = augmenter.mix() else {
+            let (images, labels) = self.augmented(indices, augmenter, epoch);
+            return Batch { images, targets: Targets::certain(labels) };
+        };
+        let size = [self.pixels.size()[1], self.pixels.size()[2]];
+        let mixings = mix.draw(indices, epoch, self.len(), size);
+        let partners = mixings.iter().map(|mixing| mixing.partner);
+        let all: Vec<u32> = indices.iter().copied().chain(partners).collect();
+        let (images, labels) = self.augmented(&all, augmenter, epoch);
+        let halves = |tensor: &Tensor| {
+            let len = indices.len() as i64;
+            [tensor.narrow(0, 0, len), tensor.narrow(0, len, len)]
+        };
+        let ([own, partner], [own_labels, partner_labels]) = (halves(&images), halves(&labels));
+        Batch {
+            images: augment::mix_images(&own, &partner, &mixings),
+            targets: augment::mix_targets([&own_labels, &partner_labels], &mixings, size),
+        }
+    }
+
+    /// Images that are changed each by itself, and their labels.
+    fn augmented(&self, indices: &[u32], augmenter: &Augmenter, epoch: usize) -> (Tensor, Tensor) {
         let index = self.index(indices);
         let draws = augmenter.draw(indices, epoch);
-        let pixels = draws.move_pixels(self.pixels.index_select(0, &index));
-        let images = draws.blank(self.normalize(&pixels));
-        Batch { images, targets: Targets::certain(self.labels.index_select(0, &index)) }
+        let pixels = draws.change_pixels(self.pixels.index_select(0, &index));
+        (draws.blank(self.normalize(&pixels)), self.labels.index_select(0, &index))
     }
 
     fn index(&self, indices: &[u32]) -> Tensor {
@@ -124,7 +145,16 @@ impl Images {
 
 /// `[len]` i64 on `device`, for which the host does not wait.
 fn upload(values: &[i64], device: Device) -> Tensor {
-    match torch_ext::upload(Tensor::from_slice(values), device) {
+    send(Tensor::from_slice(values), device)
+}
+
+/// Likewise `[len]` f32.
+fn upload_f32(values: &[f64], device: Device) -> Tensor {
+    send(Tensor::from_slice(values).to_kind(Kind::Float), device)
+}
+
+fn send(values: Tensor, device: Device) -> Tensor {
+    match torch_ext::upload(values, device) {
         Ok(tensor) => tensor,
         Err(error) => panic!("Torch({:?})", error.to_string()),
     }

@@ -11,7 +11,9 @@ use comm::bootstrap::{Backend, Store, connect};
 use comm::communicator::Work;
 use comm::env::{StartedBy, World};
 use comm::{Collective, Communicator, RawBuffer};
-use job::config::{self, Augment, BucketCap, Model, OptimizerName, Precision, WireDtype};
+use job::config::{
+    self, Augment, BucketCap, Crop, Flip, Mixup, Model, OptimizerName, Precision, WireDtype,
+};
 use job::dataset::{self, DataSet, Source};
 use job::network::Network;
 use job::shard::{self, Microbatch as Part};
@@ -219,7 +221,12 @@ impl Recipe {
             GradSync::new(&replica.flat, Arc::clone(communicator), self.options).unwrap();
         let mut counter = Counter::new(Device::Cpu);
         let images = Images::new(&data_set.train, &data_set.normalization, Device::Cpu);
-        let augmenter = Augmenter::new(&[Augment::Crop, Augment::Flip], 0).unwrap();
+        let augment = [
+            Augment::Crop(Crop::default()),
+            Augment::Flip(Flip::default()),
+            Augment::Mixup(Mixup::default()),
+        ];
+        let augmenter = Augmenter::new(&augment, 0).unwrap();
         let order = shard::epoch_order(images.len(), 0, 0);
 
         let (mut losses, mut offset) = (Vec::new(), 0);
@@ -229,7 +236,7 @@ impl Recipe {
             let microbatches = batch.microbatches(per_rank / self.grad_accum_steps, world_size);
             let made = microbatches.into_iter().map(|Part { local, global_len }| {
                 let batch = images.augmented_batch(&order[local], &augmenter, 0);
-                Microbatch { batch, global_len }
+                Microbatch { batch: batch.smoothed(0.1), global_len }
             });
             let parts = StepParts {
                 optimizer: &mut optimizer,

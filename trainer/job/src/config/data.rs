@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::Augment;
 use super::validate::{Invalid, within};
 
 /// The images.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Data {
     /// Which ones.
@@ -56,14 +57,23 @@ impl Data {
             return Err(Invalid::new("data.image_size", problem));
         }
         for (index, change) in self.augment.iter().enumerate() {
-            if self.augment[..index].contains(change) {
-                let path = format!("data.augment[{index}]");
+            let path = format!("data.augment[{index}]");
+            if self.augment[..index].iter().any(|before| before.name() == change.name()) {
                 return Err(Invalid::new(&path, "given twice; each may be given once"));
             }
+            change.validate(&path, self.image_side())?;
         }
         match self.root.as_os_str().is_empty() {
             true => Err(Invalid::new("data.root", "empty; expected a folder, as in `data`")),
             false => Ok(()),
+        }
+    }
+
+    /// Height and width of the images.
+    fn image_side(&self) -> usize {
+        match self.dataset {
+            Dataset::FashionMnist => 28,
+            _ => self.image_size.unwrap_or(32),
         }
     }
 }
@@ -106,16 +116,4 @@ pub enum Fallback {
     None,
     /// Synthetic images, with a warning.
     Synthetic,
-}
-
-/// A random change to a training image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Augment {
-    /// Pads by 4 pixels of zero and cuts the image's size at a random place.
-    Crop,
-    /// Mirrors every second image.
-    Flip,
-    /// Blanks a square of 16x16 around a random pixel, with the mean colour.
-    Cutout,
 }

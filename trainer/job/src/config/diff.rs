@@ -71,6 +71,13 @@ fn in_one_line(value: &Value) -> String {
             let items: Vec<String> = items.iter().map(in_one_line).collect();
             format!("[{}]", items.join(", "))
         }
+        Value::Mapping(keys) => {
+            let keys: Vec<String> = keys
+                .iter()
+                .map(|(key, value)| format!("{}: {}", in_one_line(key), in_one_line(value)))
+                .collect();
+            format!("{{{}}}", keys.join(", "))
+        }
         other => serde_yaml::to_string(other).unwrap_or_default().trim().to_string(),
     }
 }

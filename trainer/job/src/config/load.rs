@@ -228,11 +228,16 @@ fn apply(root: &mut Mapping, schema: &Mapping, change: &Override<'_>) -> Result<
 
 /// Says in a user's words what serde says in Rust's.
 fn in_plain_words(message: &str) -> String {
-    if let Some((given, expected)) = after(message, "unknown variant `", "`, expected ") {
+    let unknown = |what: &str| after(message, &format!("unknown {what} `"), "`, expected ");
+    if let Some((given, expected)) = unknown("variant").or_else(|| unknown("field")) {
+        let what = if message.starts_with("unknown field") { "key" } else { "value" };
         let expected = expected.trim_start_matches("one of ");
         let names = expected.split(['`', ',', ' ']).filter(|name| !name.is_empty());
         let hint = nearest(given, names).map(|near| format!("; did you mean `{near}`?"));
-        return format!("unknown value `{given}`, expected {expected}{}", hint.unwrap_or_default());
+        return format!(
+            "unknown {what} `{given}`, expected {expected}{}",
+            hint.unwrap_or_default()
+        );
     }
     let found = after(message, "invalid type: ", ", expected ")
         .or_else(|| after(message, "invalid value: ", ", expected "))

@@ -3,6 +3,7 @@
 //! [`load`] reads a file and applies overrides; whatever is wrong is named by file, line and dotted
 //! path. Does not read the environment.
 
+mod augment;
 mod bucket_cap;
 mod comm;
 mod data;
@@ -22,9 +23,12 @@ mod validate;
 
 use serde::{Deserialize, Serialize};
 
+pub use augment::{
+    Augment, ColorJitter, Crop, Cutmix, Cutout, Flip, FlipMode, Mixup, Padding, RandAugment,
+};
 pub use bucket_cap::BucketCap;
 pub use comm::{Comm, CommBackend, Overlap, WireDtype};
-pub use data::{Augment, Data, Dataset, Fallback};
+pub use data::{Data, Dataset, Fallback};
 pub use diff::{Difference, differences_in_training};
 pub use error::{ConfigError, Place};
 pub(crate) use keys::nearest;

@@ -13,6 +13,10 @@ fn load_text(text: &str, overrides: &[&str]) -> Result<Config, String> {
     })
 }
 
+fn names(config: &Config) -> Vec<&str> {
+    config.data.augment.iter().map(Augment::name).collect()
+}
+
 fn problem(text: &str, overrides: &[&str]) -> String {
     load_text(text, overrides).unwrap_err()
 }
@@ -37,10 +41,45 @@ checkpoint: {every_epochs: 1, keep: 3}
 ";
     let config = load_text(text, &[]).unwrap();
     assert_eq!(config.model.name.as_str(), "resnet34");
-    assert_eq!(config.data.augment, [Augment::Crop, Augment::Flip]);
+    assert_eq!(names(&config), ["crop", "flip"]);
     assert_eq!(config.optimizer.lr, 0.1);
     assert_eq!(config.optimizer.betas, None);
     assert_eq!(config.train.max_steps, None);
+}
+
+#[test]
+fn augmentations_have_keys_of_their_own_and_defaults() {
+    let text = "data: {augment: [crop: {mode: reflect}, flip, cutmix: {}]}";
+    let config = load_text(text, &["data.augment=[cutout: {size: 8}, mixup]"]).unwrap();
+    let cutout = Augment::Cutout(Cutout { size: 8 });
+    assert_eq!(config.data.augment, [cutout, Augment::Mixup(Mixup { alpha: 0.2 })]);
+    let crop = Augment::Crop(Crop { padding: 4, mode: Padding::Reflect });
+    assert_eq!(load_text(text, &[]).unwrap().data.augment[0], crop);
+    let cases = [
+        (
+            "data: {augment: [crop: {paddin: 4}]}",
+            "run.yaml:1:33: data.augment[0].crop.paddin: unknown key `paddin`, expected `padding` or \
+             `mode`; did you mean `padding`?",
+        ),
+        (
+            "data: {augment: [cutout: {size: big}]}",
+            "run.yaml:1:33: data.augment[0].cutout.size: expected a whole number, 0 or more, found \
+             string \"big\"",
+        ),
+        (
+            "data:\n  augment:\n  - crop:\n    padding: 4\n",
+            "run.yaml:3:9: data.augment[0]: an entry has one name, this one has `crop` and `padding`; \
+             keys of `crop` are written `crop: {...}`",
+        ),
+        (
+            "data: {augment: [3]}",
+            "run.yaml:1:18: data.augment[0]: expected a name, as in `crop`, or one with its keys, as in \
+             `crop: {padding: 4}`, found integer `3`",
+        ),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(problem(text, &[]), expected);
+    }
 }
 
 #[test]
@@ -61,7 +100,7 @@ fn overrides_win_over_the_file_and_the_last_one_wins() {
     .unwrap();
     assert_eq!(config.train.epochs, 5);
     assert_eq!(config.data.root, PathBuf::from("2024"));
-    assert_eq!(config.data.augment, [Augment::Flip]);
+    assert_eq!(names(&config), ["flip"]);
     assert_eq!(config.train.max_steps, Some(7));
     assert_eq!(config.optimizer.betas, Some([0.5, 0.9]));
     assert_eq!(config.comm.bucket_cap_mib, BucketCap::Mib(8));
@@ -122,7 +161,7 @@ fn a_wrong_type_says_what_is_expected() {
         ),
         (
             "data:\n  augment:\n    - flip\n    - flap\n",
-            "run.yaml:4:7: data.augment[1]: unknown value `flap`, expected `crop`, `flip`, `cutout`; did you mean `flip`?",
+            "run.yaml:4:7: data.augment[1]: unknown value `flap`, expected `crop`, `flip`, `rand_augment`, `color_jitter`, `cutout`, `mixup`, `cutmix`; did you mean `flip`?",
         ),
         (
             "model: {name: resnet35}\n",
@@ -229,8 +268,16 @@ fn a_value_out_of_range_says_the_range() {
             "run.yaml:1:43: model.from_torchvision: torchvision has no resnet56; `trainer models` says what it has",
         ),
         (
-            "data: {augment: [flip, crop, flip]}",
+            "data: {augment: [flip, crop, flip: {mode: alternating}]}",
             "run.yaml:1:30: data.augment[2]: given twice; each may be given once",
+        ),
+        (
+            "data: {augment: [crop: {padding: 32, mode: reflect}]}",
+            "run.yaml:1:34: data.augment[0].crop.padding: 32 is out of range; expected 1 to 31",
+        ),
+        (
+            "data: {augment: [mixup: {alpha: 0}]}",
+            "run.yaml:1:33: data.augment[0].mixup.alpha: 0 is out of range; expected 0.001 to 1000",
         ),
         (
             "data: {train_images: 60000}",
@@ -372,7 +419,7 @@ fn only_what_shapes_training_counts_as_different() {
     assert_eq!(
         lines,
         [
-            "data.augment: [] before, [flip] now",
+            "data.augment: [] before, [{flip: {mode: random}}] now",
             "optimizer.betas: [0.9, 0.999] before, unset now",
             "optimizer.eps: 1e-8 before, unset now",
             "optimizer.momentum: unset before, 0.0 now",
