@@ -32,6 +32,8 @@ pub enum Command {
     Export(commands::export::ExportArgs),
     /// Measure a checkpoint on the data set's test images: accuracy, loss, confusion matrix.
     Eval(commands::eval::EvalArgs),
+    /// Draw what a configuration makes of its training images.
+    Augment(commands::augment::AugmentArgs),
     /// Say what a checkpoint takes images for.
     Predict(commands::predict::PredictArgs),
 }

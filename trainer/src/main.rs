@@ -57,6 +57,9 @@ fn answer(command: Command, world: World) -> Result<Answer> {
         Command::Export(args) => {
             commands::export::export(&args).map(|path| format!("{}\n", path.display()).into())
         }
+        Command::Augment(args) => {
+            commands::augment::augment(&args).map(|path| format!("{}\n", path.display()).into())
+        }
         Command::Eval(args) => commands::eval::eval(&args, world).map(Answer::from),
         Command::Predict(args) => commands::predict::predict(&args),
     }

@@ -2,6 +2,7 @@
 
 use job::ExitCode;
 
+pub mod augment;
 pub mod eval;
 pub mod export;
 pub mod models;

@@ -132,6 +132,12 @@ impl Images {
         (draws.blank(self.normalize(&pixels)), self.labels.index_select(0, &index))
     }
 
+    /// The opposite of normalisation: `[N, C, H, W]` f32 to the nearest `[N, H, W, C]` bytes.
+    pub fn bytes(&self, images: &Tensor) -> Tensor {
+        let values = images.permute([0, 2, 3, 1]) * &self.std + &self.mean;
+        values.round().clamp(0.0, 255.0).to_kind(Kind::Uint8)
+    }
+
     fn index(&self, indices: &[u32]) -> Tensor {
         let wide: Vec<i64> = indices.iter().map(|&index| i64::from(index)).collect();
         upload(&wide, self.labels.device())

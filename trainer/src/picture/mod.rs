@@ -37,6 +37,8 @@ pub enum Shape {
     Dot { at: Point, radius: f32, colour: Colour },
     /// A filled one, from its top left corner.
     Rectangle { at: Point, size: (f32, f32), colour: Colour },
+    /// Pixels of their own, row by row, from the top left corner.
+    Image { at: Point, size: (f32, f32), columns: usize, pixels: Vec<Colour> },
     /// One line of text on its baseline.
     Text { at: Point, text: String, size: f32, bold: bool, anchor: Anchor, colour: Colour },
 }

@@ -1,7 +1,8 @@
 //! Shapes as a PNG file, with a font that is part of the binary.
 
 use tiny_skia::{
-    FillRule, LineCap, LineJoin, Paint, Path, PathBuilder, Pixmap, Rect, Stroke, Transform,
+    FillRule, FilterQuality, IntSize, LineCap, LineJoin, Paint, Path, PathBuilder, Pixmap,
+    PixmapPaint, Rect, Stroke, Transform,
 };
 use ttf_parser::{Face, OutlineBuilder};
 
@@ -50,10 +51,32 @@ fn draw_shape(pixmap: &mut Pixmap, fonts: &Fonts, shape: &Shape) {
             let rectangle = Rect::from_xywh(*x, *y, *width, *height);
             fill(pixmap, rectangle.map(PathBuilder::from_rect), *colour);
         }
+        Shape::Image { at, size, columns, pixels } => {
+            draw_image(pixmap, *at, *size, *columns, pixels);
+        }
         Shape::Text { at, text, size, bold, anchor, colour } => {
             let face = if *bold { &fonts.bold } else { &fonts.regular };
             fill(pixmap, outline(face, text, *size, *at, *anchor), *colour);
         }
+    }
+}
+
+/// Without smoothing: what was a pixel stays one.
+fn draw_image(
+    pixmap: &mut Pixmap,
+    (x, y): Point,
+    (width, height): (f32, f32),
+    columns: usize,
+    pixels: &[Colour],
+) {
+    let bytes = pixels.iter().flat_map(|[red, green, blue]| [*red, *green, *blue, 255]).collect();
+    let rows = pixels.len() / columns.max(1);
+    let size = IntSize::from_wh(columns as u32, rows as u32);
+    if let Some(image) = size.and_then(|size| Pixmap::from_vec(bytes, size)) {
+        let (horizontal, vertical) = (width / columns as f32, height / rows as f32);
+        let place = Transform::from_row(horizontal, 0.0, 0.0, vertical, x, y).post_concat(zoom());
+        let paint = PixmapPaint { quality: FilterQuality::Nearest, ..PixmapPaint::default() };
+        pixmap.draw_pixmap(0, 0, image.as_ref(), &paint, place, None);
     }
 }
 

@@ -45,6 +45,16 @@ fn element(shape: &Shape) -> String {
              fill=\"{}\"/>",
             hex(*colour)
         ),
+        Shape::Image { at: (left, top), size: (width, height), columns, pixels } => {
+            let rows = pixels.len() / columns;
+            let (width, height) = (width / *columns as f32, height / rows as f32);
+            let pixel = |(place, colour): (usize, &Colour)| {
+                let x = left + (place % columns) as f32 * width;
+                let y = top + (place / columns) as f32 * height;
+                element(&Shape::Rectangle { at: (x, y), size: (width, height), colour: *colour })
+            };
+            pixels.iter().enumerate().map(pixel).collect()
+        }
         Shape::Text { at: (x, y), text, size, bold, anchor, colour } => {
             let weight = if *bold { " font-weight=\"bold\"" } else { "" };
             let anchor = match anchor {

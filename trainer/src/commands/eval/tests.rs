@@ -69,7 +69,9 @@ fn the_picture_has_a_cell_for_each_pair_and_nothing_outside_of_it() {
                     inside(*at) && inside((at.0 + size.0, at.1 + size.1))
                 }
                 Shape::Line { points, .. } => points.iter().all(|point| inside(*point)),
-                Shape::Dot { at, .. } | Shape::Text { at, .. } => inside(*at),
+                Shape::Dot { at, .. } | Shape::Text { at, .. } | Shape::Image { at, .. } => {
+                    inside(*at)
+                }
             };
             assert!(within, "{shape:?} with {classes} classes");
         }

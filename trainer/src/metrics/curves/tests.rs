@@ -34,9 +34,10 @@ fn everything_lies_within_the_picture() {
         for shape in &chart.picture.shapes {
             let within = match shape {
                 Shape::Line { points, .. } => points.iter().all(inside),
-                Shape::Dot { at, .. } | Shape::Text { at, .. } | Shape::Rectangle { at, .. } => {
-                    inside(at)
-                }
+                Shape::Dot { at, .. }
+                | Shape::Text { at, .. }
+                | Shape::Rectangle { at, .. }
+                | Shape::Image { at, .. } => inside(at),
             };
             assert!(within, "{shape:?}");
         }
