@@ -45,7 +45,7 @@ pub enum TrainError {
          checkpoint is from before; a lower optimizer.lr or precision: fp32 may help"
     )]
     NotFinite {
-        /// `training loss`, `test loss`, `gradient` or `norm of the weights`.
+        /// As in `training loss`, `gradient` or `norm of the weights`.
         what: &'static str,
         /// NaN or infinity.
         value: f64,

@@ -36,6 +36,31 @@ pub struct Flat {
     by_name: HashMap<String, usize>,
 }
 
+/// Numbers of a network, laid out as a [`Flat`] says.
+pub struct Storage {
+    /// `[live]` f32, on the device.
+    pub parameters: Tensor,
+    /// `[buffers]` f32, on the device.
+    pub buffers: Tensor,
+    /// `[dead]` f32, on the CPU.
+    pub dead: Tensor,
+}
+
+impl Storage {
+    /// The same numbers in memory of their own.
+    pub fn copy(&self) -> Self {
+        let Self { parameters, buffers, dead } = self;
+        Self { parameters: parameters.copy(), buffers: buffers.copy(), dead: dead.copy() }
+    }
+
+    /// Takes over numbers that are laid out alike.
+    pub fn copy_from(&mut self, other: &Self) {
+        self.parameters.copy_(&other.parameters);
+        self.buffers.copy_(&other.buffers);
+        self.dead.copy_(&other.dead);
+    }
+}
+
 struct Entry {
     spec: TensorSpec,
     /// In `parameters` or `buffers`, by the role.
@@ -138,14 +163,28 @@ impl Flat {
         self.entries.iter().map(|entry| &entry.spec)
     }
 
+    /// The network's numbers, in the same memory.
+    pub fn storage(&self) -> Storage {
+        Storage {
+            parameters: self.parameters.detach(),
+            buffers: self.buffers.shallow_clone(),
+            dead: self.dead.shallow_clone(),
+        }
+    }
+
     /// The whole state dict on the CPU, in the usual order of elements: PyTorch's keys and shapes.
     pub fn state_dict(&self) -> Vec<(String, Tensor)> {
+        self.state_dict_of(&self.storage())
+    }
+
+    /// The state dict that `storage` is.
+    pub fn state_dict_of(&self, storage: &Storage) -> Vec<(String, Tensor)> {
+        let Storage { parameters, buffers, dead } = storage;
         let entries = self.entries.iter().map(|entry| {
-            let source =
-                if entry.spec.role.is_parameter() { &self.parameters } else { &self.buffers };
+            let source = if entry.spec.role.is_parameter() { parameters } else { buffers };
             let tensor = match entry.spec.role {
                 Role::BatchesTracked => Tensor::from(self.batches_tracked),
-                _ => entry.assemble(source, Some(&self.dead)),
+                _ => entry.assemble(source, Some(dead)),
             };
             (entry.spec.name.clone(), tensor)
         });
@@ -160,12 +199,27 @@ impl Flat {
         &mut self,
         tensors: Vec<(String, Tensor)>,
     ) -> std::result::Result<(), String> {
+        self.batches_tracked = self.load_state_dict_into(&self.storage(), tensors)?;
+        Ok(())
+    }
+
+    /// Fills `storage` with a state dict, as [`Self::load_state_dict`] does, and returns its count of
+    /// batches.
+    ///
+    /// # Errors
+    /// Those of [`Self::load_state_dict`].
+    pub fn load_state_dict_into(
+        &self,
+        storage: &Storage,
+        tensors: Vec<(String, Tensor)>,
+    ) -> std::result::Result<i64, String> {
+        let Storage { parameters, buffers, dead } = storage;
         let mut given: HashMap<String, Tensor> = tensors.into_iter().collect();
+        let mut batches_tracked = self.batches_tracked;
         let mut problems = Vec::new();
         for entry in &self.entries {
             let name = &entry.spec.name;
-            let target =
-                if entry.spec.role.is_parameter() { &self.parameters } else { &self.buffers };
+            let target = if entry.spec.role.is_parameter() { parameters } else { buffers };
             match given.remove(name) {
                 None => problems.push(format!("{name} is missing")),
                 Some(tensor) if tensor.size() != entry.size() => {
@@ -173,13 +227,13 @@ impl Flat {
                     problems.push(format!("{name} is {found:?} instead of {wanted:?}"));
                 }
                 Some(tensor) if entry.spec.role == Role::BatchesTracked => {
-                    self.batches_tracked = tensor.int64_value(&[]);
+                    batches_tracked = tensor.int64_value(&[]);
                 }
-                Some(tensor) => entry.scatter(&tensor, target, &self.dead),
+                Some(tensor) => entry.scatter(&tensor, target, dead),
             }
         }
         problems.extend(given.into_keys().map(|name| format!("{name} is unknown")));
-        if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) }
+        if problems.is_empty() { Ok(batches_tracked) } else { Err(problems.join("; ")) }
     }
 
     /// Of a pair of buffers laid out like `parameters` and `dead`, the tensor of each parameter, on

@@ -15,6 +15,7 @@ pub mod cuda_graph;
 pub mod data;
 pub mod describe;
 pub mod device;
+pub mod ema;
 mod error;
 pub mod eval;
 pub mod flat;

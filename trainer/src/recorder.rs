@@ -11,7 +11,8 @@ use tracing::info;
 use crate::Result;
 use crate::checkpoint::State;
 use crate::metrics::{
-    EpochRecord, LossScaling, Record, StepRecord, StepSplit, SummaryRecord, Writer, draw_curves,
+    EmaRecord, EpochRecord, LossScaling, Record, StepRecord, StepSplit, SummaryRecord, Writer,
+    draw_curves,
 };
 use crate::step::Tally;
 use crate::step_times::StepTimes;
@@ -173,11 +174,11 @@ impl Recorder {
         self.total.images_per_s().unwrap_or(0.0)
     }
 
-    /// Writes an epoch's record and redraws the curves.
+    /// Writes an epoch's record, with what averaged weights reach where there are some, and redraws the curves.
     ///
     /// # Errors
     /// When they cannot be written.
-    pub fn epoch(&mut self, state: &State, test: Tally) -> Result<()> {
+    pub fn epoch(&mut self, state: &State, test: Tally, ema_test: Option<Tally>) -> Result<()> {
         let images_per_s = std::mem::take(&mut self.epoch).images_per_s();
         let Some(writer) = &mut self.writer else { return Ok(()) };
         let train = state.epoch_tally;
@@ -187,11 +188,19 @@ impl Recorder {
             train_accuracy: train.accuracy(),
             test_loss: test.loss(),
             test_accuracy: test.accuracy(),
+            ema: ema_test.map(|test| EmaRecord {
+                ema_test_loss: test.loss(),
+                ema_test_accuracy: test.accuracy(),
+            }),
             seconds: state.epoch_seconds,
             images_per_s,
         };
+        let averaged = record.ema.map_or_else(String::new, |ema| {
+            let EmaRecord { ema_test_loss, ema_test_accuracy } = ema;
+            format!(" averaged weights: loss {ema_test_loss:.4}, accuracy {ema_test_accuracy:.4};")
+        });
         info!(
-            "epoch {}/{}: train loss {:.4}, accuracy {:.4}; test loss {:.4}, accuracy {:.4}; \
+            "epoch {}/{}: train loss {:.4}, accuracy {:.4}; test loss {:.4}, accuracy {:.4};{averaged} \
              {:.1} s, {:.0} images/s",
             record.epoch,
             self.train.epochs,

@@ -14,6 +14,7 @@ use tracing::info;
 use crate::checkpoint::{self, Link as CheckpointLink, State};
 use crate::cuda_graph::StepGraph;
 use crate::data::{Augmenter, Images};
+use crate::ema::Ema;
 use crate::grad_sync::GradSync;
 use crate::link::Link;
 use crate::loss_scaler::MIN_SCALE;
@@ -72,6 +73,8 @@ pub struct Run<'a> {
     pub replica: Replica,
     /// Takes the steps.
     pub optimizer: Optimizer,
+    /// Averages weights, where that is wanted.
+    pub ema: Option<Ema>,
     /// Averages gradients.
     pub grad_sync: GradSync,
     /// Counts loss and hits.
@@ -194,6 +197,9 @@ impl Run<'_> {
         let phases = self.step_graph.step(&mut self.replica, parts, microbatches, images, lr)?;
 
         self.state.step += 1;
+        if let Some(ema) = &mut self.ema {
+            ema.after_step(self.state.step, &mut self.replica.flat, &mut self.optimizer)?;
+        }
         self.state.samples_into_epoch = batch.global.end;
         let stop = self.exchange(lr)?;
         let mut times = self.times(data, phases)?;
@@ -299,7 +305,8 @@ impl Run<'_> {
         self.link.state(Phase::Evaluating, epoch, self.state.step);
         let test = eval::evaluate(&mut self.replica, &self.test, &*self.communicator)?;
         self.check_finite("test loss", test.loss_sum, self.learning_rate())?;
-        self.recorder.epoch(&self.state, test)?;
+        let ema_test = self.evaluate_ema()?;
+        self.recorder.epoch(&self.state, test, ema_test)?;
 
         let is_best = self.state.best_test_accuracy.is_none_or(|(best, _)| test.accuracy() > best);
         if is_best {
@@ -318,6 +325,16 @@ impl Run<'_> {
         Ok(())
     }
 
+    fn evaluate_ema(&mut self) -> Result<Option<Tally>> {
+        let Self { ema: Some(ema), replica, test, communicator, .. } = self else {
+            return Ok(None);
+        };
+        let evaluate = |replica: &mut Replica| eval::evaluate(replica, test, &**communicator);
+        let tally = ema.in_place_of_weights(replica, evaluate)?;
+        self.check_finite("test loss of averaged weights", tally.loss_sum, self.learning_rate())?;
+        Ok(Some(tally))
+    }
+
     /// Rank 0 writes a checkpoint, and removes those that are not needed any more.
     fn save(&mut self, is_best: bool) -> Result<()> {
         self.link.state(Phase::Saving, self.state.epoch(), self.state.step);
@@ -330,7 +347,8 @@ impl Run<'_> {
             return Ok(());
         }
         let folder = self.run_dir.checkpoints_dir();
-        let path = checkpoint::save(&folder, &self.replica.flat, &self.optimizer, &self.state)?;
+        let Self { replica, optimizer, ema, state, .. } = self;
+        let path = checkpoint::save(&folder, &replica.flat, optimizer, ema.as_ref(), state)?;
         checkpoint::point(CheckpointLink::Latest, &path)?;
         if is_best {
             checkpoint::point(CheckpointLink::Best, &path)?;

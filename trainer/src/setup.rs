@@ -20,6 +20,7 @@ use crate::checkpoint::{self, CheckpointError, State};
 use crate::cli::TrainArgs;
 use crate::cuda_graph::{Circumstances, StepGraph};
 use crate::data::{Augmenter, Images};
+use crate::ema::Ema;
 use crate::flat::Flat;
 use crate::grad_sync::{GradSync, Options, Timing};
 use crate::link::Link;
@@ -79,9 +80,11 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
     let mut optimizer = Optimizer::new(&config.optimizer, &replica.flat);
     let start =
         State { data_set: Some(data_set.describe()), ..State::start(world.world_size, data_hash) };
-    let state =
-        resume(&args.resume, &config, &run_dir, &mut replica.flat, &mut optimizer, start, world)?;
-    let mut state = share(&*communicator, &mut replica.flat, &mut optimizer, state)?;
+    let mut ema = Ema::new(&config.train, &replica.flat);
+    let mut progress =
+        Progress { flat: &mut replica.flat, optimizer: &mut optimizer, ema: ema.as_mut() };
+    let state = resume(&args.resume, &config, &run_dir, &mut progress, start, world)?;
+    let mut state = share(&*communicator, progress, state)?;
     if config.precision == Precision::Fp16 {
         device::warn_of_slow_fp16(device);
         optimizer.scale_losses(state.loss_scaler.unwrap_or_default());
@@ -141,6 +144,7 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
         run_dir,
         replica,
         optimizer,
+        ema,
         state,
         recorder,
     })
@@ -187,13 +191,19 @@ fn agree(communicator: &dyn Communicator, device: Device, what: &str, mine: &str
     }
 }
 
+/// What training changes.
+struct Progress<'a> {
+    flat: &'a mut Flat,
+    optimizer: &'a mut Optimizer,
+    ema: Option<&'a mut Ema>,
+}
+
 /// On rank 0, loads the checkpoint to go on from, if there is one, and says where it was.
 fn resume(
     resume: &Resume,
     config: &Config,
     run_dir: &RunDir,
-    flat: &mut Flat,
-    optimizer: &mut Optimizer,
+    progress: &mut Progress<'_>,
     start: State,
     world: World,
 ) -> Result<State> {
@@ -228,8 +238,16 @@ fn resume(
             warn_of_differences(&theirs, config);
         }
     }
+    let Progress { flat, optimizer, ema } = progress;
     checkpoint::load_model(&found.path, flat)?;
     checkpoint::load_optimizer(&found.path, flat, optimizer)?;
+    match ema {
+        Some(ema) if checkpoint::has_ema(&found.path) => {
+            checkpoint::load_ema(&found.path, flat, ema)?;
+        }
+        Some(ema) => ema.restart(flat),
+        None => {}
+    }
     info!("going on from {} at step {}", found.path.display(), found.state.step);
     if found.state.world_size != world.world_size {
         warn!(
@@ -276,14 +294,17 @@ fn timing(config: &config::Comm, backend: Backend) -> Timing {
     }
 }
 
-/// Gives every rank what rank 0 has: weights, running statistics, optimizer, place in the run.
+/// Gives every rank what rank 0 has: weights, running statistics, optimizer, averages, place in the run.
 fn share(
     communicator: &dyn Communicator,
-    flat: &mut Flat,
-    optimizer: &mut Optimizer,
+    Progress { flat, optimizer, ema }: Progress<'_>,
     state: State,
 ) -> Result<State> {
     let mut tensors = vec![flat.parameters.shallow_clone(), flat.buffers.shallow_clone()];
+    let averages = ema.iter().map(|ema| ema.storage());
+    tensors.extend(
+        averages.flat_map(|it| [it.parameters.shallow_clone(), it.buffers.shallow_clone()]),
+    );
     // Dead taps are rank 0's own business: only files show them, and it writes those.
     tensors.extend(optimizer.state().iter().map(|state| state.live.shallow_clone()));
     for tensor in &mut tensors {

@@ -18,21 +18,25 @@ use tempfile::TempDir;
 
 const CONFIG: &str = "
 data: {dataset: synthetic, train_images: 320, test_images: 77}
-train: {epochs: 4, batch_size_per_rank: 16}
+train: {epochs: 4, batch_size_per_rank: 16, ema_decay: 0.9, ema_every: 2}
 precision: fp32
+performance: {convolution: matmul}
 ";
 
 /// A run that has learnt something, and is not changed.
-static RUN: LazyLock<TempDir> = LazyLock::new(|| {
+static RUN: LazyLock<TempDir> = LazyLock::new(|| trained(&[]));
+
+/// A folder with a run of the configuration with other keys.
+fn trained(more: &[&str]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("config.yaml");
     fs::write(&config, CONFIG).unwrap();
     let mut trainer = trainer();
     trainer.arg(config).arg("--run-dir").arg(folder.path().join("run"));
-    let trained = trainer.args(["--device", "cpu"]).output().unwrap();
+    let trained = trainer.args(["--device", "cpu"]).args(more).output().unwrap();
     assert!(trained.status.success(), "{}", String::from_utf8_lossy(&trained.stderr));
     folder
-});
+}
 
 fn run_dir() -> PathBuf {
     RUN.path().join("run")
@@ -86,6 +90,33 @@ fn a_checkpoint_is_as_good_as_its_run_has_recorded() {
     assert_eq!(csv.lines().count(), 11);
     assert!(image::open(out.join("confusion.png")).unwrap().width() > 500);
     assert!(fs::read_to_string(out.join("confusion.svg")).unwrap().contains("azure-brown"));
+}
+
+#[test]
+fn averaged_weights_are_measured_and_exported_and_leave_training_alone() {
+    let recorded = last_epoch();
+    let measured = json(&eval(&run_dir(), &["--ema", "--json"]));
+    assert_eq!(measured["accuracy"], recorded["ema_test_accuracy"]);
+    close(&measured["loss"], &recorded["ema_test_loss"]);
+    assert_ne!(recorded["ema_test_loss"], recorded["test_loss"]);
+    let tensors = |path: PathBuf| -> HashMap<_, _> {
+        tch::Tensor::read_safetensors(path).unwrap().into_iter().collect()
+    };
+    let exported = RUN.path().join("exported.safetensors");
+    let mut export = trainer();
+    export.arg("export").arg(run_dir()).args(["--ema", "--format", "notes", "--output"]);
+    assert!(export.arg(&exported).output().unwrap().status.success());
+    let latest = run_dir().join("checkpoints/latest");
+    assert_eq!(tensors(exported), tensors(latest.join("ema.safetensors")));
+
+    let without = trained(&["--set", "train.ema_decay=null", "--set", "train.ema_every=1"]);
+    let their_latest = without.path().join("run/checkpoints/latest");
+    let model = |checkpoint: &Path| fs::read(checkpoint.join("model.safetensors")).unwrap();
+    assert!(model(&their_latest) == model(&latest), "the average has changed what is trained");
+    assert!(!their_latest.join("ema.safetensors").exists());
+    let refused = eval(&their_latest, &["--ema"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(stderr(&refused).contains("has no averaged weights"), "{}", stderr(&refused));
 }
 
 #[test]

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use comm::bootstrap::{Backend, connect};
 use comm::env::World;
-use job::config::{self, BucketCap, Model, OptimizerName, Precision, WireDtype};
+use job::config::{self, BucketCap, Model, OptimizerName, Precision, Train, WireDtype};
 use job::dataset::{self, DataSet, Source};
 use job::network::Network;
 use tch::{Device, Tensor};
 use trainer::checkpoint::{self, State};
 use trainer::data::Images;
+use trainer::ema::Ema;
 use trainer::flat::Flat;
 use trainer::grad_sync::{GradSync, Options, Timing};
 use trainer::init::initialize;
@@ -29,6 +30,7 @@ const TOLERANCE: f64 = 2e-4;
 struct Trained {
     replica: Replica,
     optimizer: Optimizer,
+    ema: Ema,
     losses: Vec<f64>,
 }
 
@@ -63,12 +65,18 @@ fn data() -> DataSet {
     dataset::load(&Source::Synthetic { because: None }, &config, 0).unwrap()
 }
 
+/// The last steps are after its last update.
+fn average() -> Train {
+    Train { ema_decay: Some(0.7), ema_every: 3, ..Train::default() }
+}
+
 fn train(live_taps: bool, config: &config::Optimizer, overflows: bool) -> Trained {
     tch::set_num_threads(1);
     let (mut replica, mut optimizer) = untrained(live_taps, config);
     if overflows {
         optimizer.scale_losses(LossScalerState::default());
     }
+    let mut ema = Ema::new(&average(), &replica.flat).unwrap();
     let alone = connect(Backend::Shm, World::SINGLE, None, Duration::from_secs(1)).unwrap();
     let data_set = data();
     let images = Images::new(&data_set.train, &data_set.normalization, Device::Cpu);
@@ -87,11 +95,12 @@ fn train(live_taps: bool, config: &config::Optimizer, overflows: bool) -> Traine
             StepParts { optimizer: &mut optimizer, grad_sync: &grad_sync, counter: &mut counter };
         let batch = Microbatch { batch: images.batch(&indices), global_len: BATCH };
         train_step(&mut replica, parts, std::iter::once(batch), BATCH, config.lr).unwrap();
+        ema.after_step(step as u64 + 1, &mut replica.flat, &mut optimizer).unwrap();
         counter.exchange(&*alone, false).unwrap().0.loss()
     });
     let losses = losses.collect();
     optimizer.settle(&mut replica.flat).unwrap();
-    Trained { replica, optimizer, losses }
+    Trained { replica, optimizer, ema, losses }
 }
 
 fn optimizers() -> [config::Optimizer; 2] {
@@ -132,17 +141,24 @@ fn weights_are_the_same_with_and_without_dead_taps_after_twenty_steps() {
         }
         let (initial, _) = untrained(true, config);
         let initial = initial.flat.state_dict();
-        let others = whole.replica.flat.state_dict();
-        for (index, (name, tensor)) in live.replica.flat.state_dict().iter().enumerate() {
-            let found = difference(tensor, &others[index].1);
-            assert!(found < 50.0 * TOLERANCE, "{:?}: {name} differs by {found}", config.name);
-            if name == "layer4.1.conv2.weight" {
-                // A corner of a kernel on a 1x1 map: decayed, by the same on both sides.
-                let corner = |tensor: &Tensor| tensor.select(2, 0).select(2, 0);
-                let now = corner(tensor);
-                assert!(difference(&now, &corner(&others[index].1)) < 1e-6, "{:?}", config.name);
-                let decayed = difference(&now, &corner(&initial[index].1));
-                assert!(decayed > 1e-3, "{:?}: decay left it alone: {decayed}", config.name);
+        for averaged in [false, true] {
+            let of = |Trained { replica: Replica { flat, .. }, ema, .. }: &Trained| match averaged {
+                true => flat.state_dict_of(ema.storage()),
+                false => flat.state_dict(),
+            };
+            let others = of(&whole);
+            for (index, (name, tensor)) in of(&live).iter().enumerate() {
+                let what = format!("{:?}: {name}, averaged: {averaged}", config.name);
+                let found = difference(tensor, &others[index].1);
+                assert!(found < 50.0 * TOLERANCE, "{what} differs by {found}");
+                if name == "layer4.1.conv2.weight" {
+                    // A corner of a kernel on a 1x1 map: decayed, by the same on both sides.
+                    let corner = |tensor: &Tensor| tensor.select(2, 0).select(2, 0);
+                    let now = corner(tensor);
+                    assert!(difference(&now, &corner(&others[index].1)) < 1e-6, "{what}");
+                    let decayed = difference(&now, &corner(&initial[index].1));
+                    assert!(decayed > 1e-3, "{what}: decay left it alone: {decayed}");
+                }
             }
         }
     }
@@ -156,15 +172,20 @@ fn checkpoints_with_and_without_dead_taps_load_each_other() {
             let written = train(live_taps, &config, false);
             let state = State::start(1, String::new());
             let (flat, optimizer) = (&written.replica.flat, &written.optimizer);
-            let path = checkpoint::save(folder.path(), flat, optimizer, &state).unwrap();
+            let path = checkpoint::save(folder.path(), flat, optimizer, Some(&written.ema), &state);
+            let path = path.unwrap();
 
             let (mut replica, mut optimizer) = untrained(!live_taps, &config);
             checkpoint::load_model(&path, &mut replica.flat).unwrap();
             checkpoint::load_optimizer(&path, &replica.flat, &mut optimizer).unwrap();
             assert_eq!(optimizer.steps(), STEPS as u64);
             let again = tempfile::tempdir().unwrap();
-            let copy = checkpoint::save(again.path(), &replica.flat, &optimizer, &state).unwrap();
-            for file in ["model.safetensors", "optimizer.safetensors"] {
+            let mut ema = Ema::new(&average(), &replica.flat).unwrap();
+            checkpoint::load_ema(&path, &replica.flat, &mut ema).unwrap();
+            let copy =
+                checkpoint::save(again.path(), &replica.flat, &optimizer, Some(&ema), &state)
+                    .unwrap();
+            for file in ["model.safetensors", "ema.safetensors", "optimizer.safetensors"] {
                 let read = |folder: &std::path::Path| std::fs::read(folder.join(file)).unwrap();
                 assert!(read(&path) == read(&copy), "{file}, written with live_taps {live_taps}");
             }

@@ -91,7 +91,7 @@ fn saved(replica: &mut Replica, optimizer: &mut Optimizer) -> [Vec<u8>; 2] {
     let folder = tempfile::tempdir().unwrap();
     optimizer.settle(&mut replica.flat).unwrap();
     let state = State::start(1, String::new());
-    let path = checkpoint::save(folder.path(), &replica.flat, optimizer, &state).unwrap();
+    let path = checkpoint::save(folder.path(), &replica.flat, optimizer, None, &state).unwrap();
     ["model.safetensors", "optimizer.safetensors"]
         .map(|file| std::fs::read(path.join(file)).unwrap())
 }

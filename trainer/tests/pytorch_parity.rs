@@ -180,7 +180,7 @@ fn a_checkpoint_loads_into_the_pytorch_module_strictly() {
     let optimizer = Optimizer::new(&job::config::Optimizer::default(), &flat);
     let folder = tempfile::tempdir().unwrap();
     let state = State::start(1, String::new());
-    let saved = checkpoint::save(folder.path(), &flat, &optimizer, &state).unwrap();
+    let saved = checkpoint::save(folder.path(), &flat, &optimizer, None, &state).unwrap();
 
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/load.py");
     let mut load = Command::new(python);

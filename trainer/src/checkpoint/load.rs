@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
 
 use super::manifest::Manifest;
-use super::{CheckpointError, MANIFEST, MODEL, OPTIMIZER, Result, STATE, State, io_error};
+use super::{
+    CheckpointError, EMA, MANIFEST, MODEL, OPTIMIZER, Result, STATE, State, Weights, io_error,
+};
+use crate::ema::Ema;
 use crate::flat::Flat;
 use crate::optim::{Optimizer, StateBuffer};
 
@@ -84,12 +87,20 @@ fn read_tensors(path: &Path) -> Result<Vec<(String, Tensor)>> {
     Tensor::read_safetensors(path).map_err(io_error("read", path))
 }
 
-/// The checkpoint's model: its state dict, on the CPU.
+/// Whether the checkpoint has averaged weights.
+pub fn has_ema(checkpoint: &Path) -> bool {
+    checkpoint.join(EMA).exists()
+}
+
+/// Weights of the checkpoint: a state dict, on the CPU.
 ///
 /// # Errors
 /// [`CheckpointError::Io`].
-pub fn read_model(checkpoint: &Path) -> Result<Vec<(String, Tensor)>> {
-    read_tensors(&checkpoint.join(MODEL))
+pub fn read_weights(checkpoint: &Path, weights: Weights) -> Result<Vec<(String, Tensor)>> {
+    read_tensors(&checkpoint.join(match weights {
+        Weights::Model => MODEL,
+        Weights::Ema => EMA,
+    }))
 }
 
 /// Fills `flat` from the checkpoint's model.
@@ -97,7 +108,25 @@ pub fn read_model(checkpoint: &Path) -> Result<Vec<(String, Tensor)>> {
 /// # Errors
 /// [`CheckpointError::DoesNotFit`] when it is another network's.
 pub fn load_model(checkpoint: &Path, flat: &mut Flat) -> Result<()> {
-    flat.load_state_dict(read_model(checkpoint)?)
+    load_weights(checkpoint, Weights::Model, flat)
+}
+
+/// Fills `flat` from weights of the checkpoint.
+///
+/// # Errors
+/// Those of [`load_model`].
+pub fn load_weights(checkpoint: &Path, weights: Weights, flat: &mut Flat) -> Result<()> {
+    flat.load_state_dict(read_weights(checkpoint, weights)?)
+        .map_err(|reason| CheckpointError::DoesNotFit { path: checkpoint.to_owned(), reason })
+}
+
+/// Fills `ema` from the checkpoint's averaged weights.
+///
+/// # Errors
+/// Those of [`load_model`].
+pub fn load_ema(checkpoint: &Path, flat: &Flat, ema: &mut Ema) -> Result<()> {
+    flat.load_state_dict_into(ema.storage(), read_weights(checkpoint, Weights::Ema)?)
+        .map(drop)
         .map_err(|reason| CheckpointError::DoesNotFit { path: checkpoint.to_owned(), reason })
 }
 

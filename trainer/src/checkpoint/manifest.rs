@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{CheckpointError, MANIFEST, MODEL, OPTIMIZER, Result, STATE, io_error};
+use super::{CheckpointError, EMA, MANIFEST, MODEL, OPTIMIZER, Result, STATE, io_error};
 
 /// The layout that this crate writes.
 const VERSION: u32 = 1;
@@ -29,8 +29,9 @@ struct Entry {
 impl Manifest {
     /// Describes the files that are in `folder` now.
     pub fn of(folder: &Path) -> Result<Self> {
-        let files = [MODEL, OPTIMIZER, STATE]
-            .into_iter()
+        let names = [MODEL, EMA, OPTIMIZER, STATE].into_iter();
+        let files = names
+            .filter(|name| *name != EMA || folder.join(name).exists())
             .map(|name| Ok((name.to_owned(), Entry::of(&folder.join(name))?)))
             .collect::<Result<_>>()?;
         Ok(Self { version: VERSION, lockstep: env!("CARGO_PKG_VERSION").to_owned(), files })
@@ -49,11 +50,12 @@ impl Manifest {
                 manifest.version
             )));
         }
-        for name in [MODEL, OPTIMIZER, STATE] {
-            let expected = manifest
-                .files
-                .get(name)
-                .ok_or_else(|| damaged(format!("{MANIFEST} does not list {name}")))?;
+        let missing =
+            [MODEL, OPTIMIZER, STATE].iter().find(|name| !manifest.files.contains_key(**name));
+        if let Some(name) = missing {
+            return Err(damaged(format!("{MANIFEST} does not list {name}")));
+        }
+        for (name, expected) in &manifest.files {
             let found = Entry::of(&folder.join(name))?;
             if found != *expected {
                 return Err(damaged(format!(

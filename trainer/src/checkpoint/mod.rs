@@ -1,6 +1,7 @@
 //! Checkpoints: all or nothing on disk.
 //!
-//! One is a folder with `model.safetensors`, `optimizer.safetensors`, `state.json`, and
+//! One is a folder with `model.safetensors`, `optimizer.safetensors`, `state.json`, where weights are
+//! averaged `ema.safetensors`, and
 //! `manifest.json`, which holds the hash of each of the others and is written last. [`save`] writes
 //! into a temporary folder that is renamed when it is complete and on disk; `load` reads only what
 //! its manifest vouches for. Nothing here can execute what it reads.
@@ -13,17 +14,29 @@ mod state;
 
 use std::path::{Path, PathBuf};
 
-pub use load::{Found, find, load_model, load_optimizer, read_model};
+pub use load::{
+    Found, find, has_ema, load_ema, load_model, load_optimizer, load_weights, read_weights,
+};
 pub use prune::prune;
 pub use save::{Link, point, save};
 pub use state::State;
 
 const MODEL: &str = "model.safetensors";
+const EMA: &str = "ema.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 const MANIFEST: &str = "manifest.json";
 /// Folders that are not complete begin so.
 const TEMPORARY: &str = ".saving-";
+
+/// Which of a checkpoint's weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weights {
+    /// Those that training goes on with.
+    Model,
+    /// Their moving average, see [`crate::ema`].
+    Ema,
+}
 
 /// A checkpoint could not be written or read.
 #[derive(Debug, thiserror::Error)]

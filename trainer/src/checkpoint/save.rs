@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use tch::Tensor;
 
 use super::manifest::Manifest;
-use super::{MANIFEST, MODEL, OPTIMIZER, Result, STATE, State, TEMPORARY, io_error};
+use super::{EMA, MANIFEST, MODEL, OPTIMIZER, Result, STATE, State, TEMPORARY, io_error};
+use crate::ema::Ema;
 use crate::flat::Flat;
 use crate::optim::{Optimizer, StateBuffer};
 
@@ -20,12 +21,13 @@ pub fn save(
     checkpoints: &Path,
     flat: &Flat,
     optimizer: &Optimizer,
+    ema: Option<&Ema>,
     state: &State,
 ) -> Result<PathBuf> {
     let name = state.checkpoint_name();
     let temporary = checkpoints.join(format!("{TEMPORARY}{name}"));
     let complete = checkpoints.join(&name);
-    let written = write_files(&temporary, flat, optimizer, state)
+    let written = write_files(&temporary, flat, optimizer, ema, state)
         .and_then(|()| put_in_place(&temporary, &complete));
     if written.is_err() {
         // The error that matters is the one above.
@@ -34,12 +36,21 @@ pub fn save(
     written.map(|()| complete)
 }
 
-fn write_files(folder: &Path, flat: &Flat, optimizer: &Optimizer, state: &State) -> Result<()> {
+fn write_files(
+    folder: &Path,
+    flat: &Flat,
+    optimizer: &Optimizer,
+    ema: Option<&Ema>,
+    state: &State,
+) -> Result<()> {
     if folder.exists() {
         fs::remove_dir_all(folder).map_err(io_error("remove", folder))?;
     }
     fs::create_dir(folder).map_err(io_error("write", folder))?;
     write_tensors(&folder.join(MODEL), &flat.state_dict())?;
+    if let Some(ema) = ema {
+        write_tensors(&folder.join(EMA), &flat.state_dict_of(ema.storage()))?;
+    }
 
     let mut tensors = vec![("step".to_owned(), Tensor::from(optimizer.steps() as i64))];
     for StateBuffer { name: kind, live, dead } in optimizer.state() {

@@ -19,6 +19,9 @@ pub struct ExportArgs {
     /// Whose names the tensors get.
     #[arg(long, value_enum)]
     pub format: Format,
+    /// The moving average of the weights instead of the weights.
+    #[arg(long)]
+    pub ema: bool,
     /// The safetensors file to write; default: MODEL-FORMAT.safetensors, here.
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
@@ -48,9 +51,9 @@ impl Format {
 /// When there is no good checkpoint in a run directory, torchvision does not have its network, or the
 /// file cannot be written.
 pub fn export(args: &ExportArgs) -> Result<PathBuf> {
-    let Trained { path, config, .. } = Trained::find(&args.checkpoint, &[])?;
-    let model = config.model;
-    let mut tensors = checkpoint::read_model(&path)?;
+    let trained = Trained::find(&args.checkpoint, &[])?;
+    let mut tensors = checkpoint::read_weights(&trained.path, trained.weights(args.ema)?)?;
+    let model = trained.config.model;
     if args.format == Format::Torchvision {
         if !model.name.entry().in_torchvision {
             return Err(TrainError::Usage(format!("torchvision has no {}", model.name)));

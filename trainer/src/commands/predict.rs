@@ -31,6 +31,9 @@ pub struct PredictArgs {
     /// PNG or JPEG files; brought to the size that the network takes.
     #[arg(required = true, value_name = "IMAGE")]
     pub images: Vec<PathBuf>,
+    /// By the moving average of the weights instead of the weights.
+    #[arg(long)]
+    pub ema: bool,
     /// One JSON object instead of text.
     #[arg(long)]
     pub json: bool,
@@ -57,7 +60,7 @@ pub fn predict(args: &PredictArgs) -> Result<Answer> {
     let device = device::open(args.device, World::SINGLE)?;
     let nobody =
         comm::bootstrap::connect(Backend::Shm, World::SINGLE, None, std::time::Duration::MAX)?;
-    let replica = trained.replica(device, &*nobody)?;
+    let replica = trained.replica(trained.weights(args.ema)?, device, &*nobody)?;
     let description = trained.data_set()?;
     let mut predictions = Vec::new();
     for images in args.images.chunks(BATCH_SIZE) {

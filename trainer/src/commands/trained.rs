@@ -10,7 +10,7 @@ use job::run_dir::RunDir;
 use tch::Device;
 use tracing::warn;
 
-use crate::checkpoint::{self, CheckpointError, State};
+use crate::checkpoint::{self, CheckpointError, State, Weights};
 use crate::flat::Flat;
 use crate::model::{Mode, Module};
 use crate::step::Replica;
@@ -66,6 +66,21 @@ impl Trained {
         })
     }
 
+    /// Which weights `--ema` asks for.
+    ///
+    /// # Errors
+    /// [`TrainError::Usage`] where the checkpoint does not have them.
+    pub(super) fn weights(&self, ema: bool) -> Result<Weights> {
+        match ema {
+            false => Ok(Weights::Model),
+            true if checkpoint::has_ema(&self.path) => Ok(Weights::Ema),
+            true => Err(TrainError::Usage(format!(
+                "{} has no averaged weights: its run had no train.ema_decay; leave --ema out",
+                self.path.display()
+            ))),
+        }
+    }
+
     /// The network with its weights. Collective: every rank has rank 0's, should the checkpoint be
     /// replaced while they read.
     ///
@@ -73,6 +88,7 @@ impl Trained {
     /// When the checkpoint is another network's, or a peer is gone or late.
     pub(super) fn replica(
         &self,
+        weights: Weights,
         device: Device,
         communicator: &dyn Communicator,
     ) -> Result<Replica> {
@@ -80,7 +96,7 @@ impl Trained {
         let network = Network::new(&self.config.model, *shape, classes.len());
         let tensors = network.tensors(self.config.performance.live_taps);
         let mut flat = Flat::new(tensors, device, communicator)?;
-        checkpoint::load_model(&self.path, &mut flat).map_err(|error| match error {
+        checkpoint::load_weights(&self.path, weights, &mut flat).map_err(|error| match error {
             CheckpointError::DoesNotFit { .. } => TrainError::Usage(error.to_string()),
             other => other.into(),
         })?;

@@ -14,7 +14,9 @@ use job::files::write_atomically;
 use job::run_dir::RunDir;
 
 pub use reader::read;
-pub use records::{EpochRecord, LossScaling, Record, StepRecord, StepSplit, SummaryRecord};
+pub use records::{
+    EmaRecord, EpochRecord, LossScaling, Record, StepRecord, StepSplit, SummaryRecord,
+};
 pub use writer::Writer;
 
 /// Why metrics cannot be written or read.

@@ -102,12 +102,26 @@ pub struct EpochRecord {
     /// A fraction.
     #[serde(deserialize_with = "null_is_nan")]
     pub test_accuracy: f64,
+    /// With `train.ema_decay`, what averaged weights reach.
+    #[serde(flatten)]
+    pub ema: Option<EmaRecord>,
     /// Of training, without the evaluation.
     #[serde(deserialize_with = "null_is_nan")]
     pub seconds: f64,
     /// Over all ranks, while training, without the first 10 steps of a process; `None` where there
     /// were no more.
     pub images_per_s: Option<f64>,
+}
+
+/// What averaged weights reach on the test images.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct EmaRecord {
+    /// In nats.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub ema_test_loss: f64,
+    /// A fraction.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub ema_test_accuracy: f64,
 }
 
 /// A process of a run as a whole.
@@ -185,9 +199,15 @@ pub(super) mod tests {
             train_accuracy: 0.45,
             test_loss: 1.4,
             test_accuracy,
+            ema: None,
             seconds: 60.0,
             images_per_s: Some(800.0),
         }
+    }
+
+    fn epoch_with_ema() -> EpochRecord {
+        let ema = Some(EmaRecord { ema_test_loss: 1.25, ema_test_accuracy: 0.625 });
+        EpochRecord { ema, ..epoch(2, 0.6) }
     }
 
     pub(in crate::metrics) fn summary() -> Record {
@@ -234,6 +254,13 @@ pub(super) mod tests {
                 r#"{"kind":"epoch","epoch":1,"train_loss":1.5,"train_accuracy":0.45,"test_loss":1.4"#
                     .to_string()
                     + r#","test_accuracy":0.5,"seconds":60.0,"images_per_s":800.0}"#,
+            ),
+            (
+                Record::Epoch(epoch_with_ema()),
+                r#"{"kind":"epoch","epoch":2,"train_loss":1.5,"train_accuracy":0.45,"test_loss":1.4"#
+                    .to_string()
+                    + r#","test_accuracy":0.6,"ema_test_loss":1.25,"ema_test_accuracy":0.625,"#
+                    + r#""seconds":60.0,"images_per_s":800.0}"#,
             ),
             (
                 summary(),

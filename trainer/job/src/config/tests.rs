@@ -121,7 +121,7 @@ fn an_unknown_key_is_named_with_its_place_and_what_was_meant() {
     assert_eq!(
         problem("train: {zebra: 2}\n", &[]),
         "run.yaml:1:9: train.zebra: unknown key; known here: epochs, batch_size_per_rank, \
-         grad_accum_steps, sync_batch_norm, label_smoothing, seed, max_steps"
+         grad_accum_steps, sync_batch_norm, label_smoothing, ema_decay, ema_every, seed, max_steps"
     );
     assert_eq!(
         problem("", &["train.epoch=2"]),
@@ -149,7 +149,7 @@ fn a_wrong_type_says_what_is_expected() {
         ),
         (
             "train: 3\n",
-            "run.yaml:1:8: train: expected a section with keys epochs, batch_size_per_rank, grad_accum_steps, sync_batch_norm, label_smoothing, seed, max_steps",
+            "run.yaml:1:8: train: expected a section with keys epochs, batch_size_per_rank, grad_accum_steps, sync_batch_norm, label_smoothing, ema_decay, ema_every, seed, max_steps",
         ),
         (
             "train: {epochs: null}\n",
@@ -298,6 +298,10 @@ fn a_value_out_of_range_says_the_range() {
         (
             "data: {image_size: 32}",
             "run.yaml:1:20: data.image_size: goes with `dataset: image_folder` only: other data sets have a size",
+        ),
+        (
+            "train: {ema_every: 5}",
+            "run.yaml:1:20: train.ema_every: goes with `train.ema_decay`, which is null: there is no average",
         ),
         (
             "checkpoint: {keep: 0}",

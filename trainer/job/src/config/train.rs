@@ -18,6 +18,11 @@ pub struct Train {
     pub sync_batch_norm: bool,
     /// The part of each training target that is spread evenly over all classes: 0 to below 1.
     pub label_smoothing: f64,
+    /// How much of the weights' moving average stays at an update of it: 0 to below 1; `null`: there is
+    /// no average.
+    pub ema_decay: Option<f64>,
+    /// Steps between updates of the average.
+    pub ema_every: u64,
     /// Of initial weights, order of samples, augmentation and synthetic images.
     pub seed: u64,
     /// Stop after so many steps, evaluate and save; `null`: after the last epoch.
@@ -32,6 +37,8 @@ impl Default for Train {
             grad_accum_steps: 1,
             sync_batch_norm: false,
             label_smoothing: 0.0,
+            ema_decay: None,
+            ema_every: 1,
             seed: 0,
             max_steps: None,
         }
@@ -45,6 +52,12 @@ impl Train {
         within("train.batch_size_per_rank", self.batch_size_per_rank, 1..=65536)?;
         within("train.grad_accum_steps", self.grad_accum_steps, 1..=65536)?;
         below_one("train.label_smoothing", self.label_smoothing)?;
+        below_one("train.ema_decay", self.ema_decay.unwrap_or(0.0))?;
+        at_least_one("train.ema_every", self.ema_every)?;
+        if self.ema_decay.is_none() && self.ema_every != 1 {
+            let problem = "goes with `train.ema_decay`, which is null: there is no average";
+            return Err(Invalid::new("train.ema_every", problem));
+        }
         at_least_one("train.max_steps", self.max_steps.unwrap_or(1))
     }
 

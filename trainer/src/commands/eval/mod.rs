@@ -16,6 +16,7 @@ use job::files::write_atomically;
 use tracing::{info, warn};
 
 use super::trained::Trained;
+use crate::checkpoint::Weights;
 use crate::data::Images;
 use crate::device::{self, DeviceKind};
 use crate::eval::evaluate_by_class;
@@ -34,6 +35,9 @@ pub struct EvalArgs {
     /// The images to measure on.
     #[arg(long, value_enum, default_value = "test")]
     pub split: Split,
+    /// Measure the moving average of the weights instead of the weights.
+    #[arg(long)]
+    pub ema: bool,
     /// Write the confusion matrix there: confusion.png, confusion.svg, confusion.csv.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -70,6 +74,7 @@ impl Split {
 /// When there is no good checkpoint, the data set is missing or does not fit it, or a peer fails.
 pub fn eval(args: &EvalArgs, world: World) -> Result<String> {
     let trained = Trained::find(&args.checkpoint, &args.set)?;
+    let weights = trained.weights(args.ema)?;
     if let Some(folder) = &args.out {
         // Before anything is measured that could then not be written.
         std::fs::create_dir_all(folder)
@@ -85,7 +90,7 @@ pub fn eval(args: &EvalArgs, world: World) -> Result<String> {
         .transpose()?;
     let store = launcher.as_ref().map(|client| client as &dyn comm::bootstrap::Store);
     let communicator = comm::bootstrap::connect(backend, world, store, timeout)?;
-    let measured = measure(args, &trained, device, &*communicator);
+    let measured = measure(args, &trained, weights, device, &*communicator);
     match &measured {
         Ok(_) => communicator.finalize()?,
         Err(error) => communicator.abort(&error.to_string()),
@@ -103,6 +108,7 @@ pub fn eval(args: &EvalArgs, world: World) -> Result<String> {
 fn measure(
     args: &EvalArgs,
     trained: &Trained,
+    weights: Weights,
     device: tch::Device,
     communicator: &dyn Communicator,
 ) -> Result<Report> {
@@ -122,7 +128,7 @@ fn measure(
     );
     // Whatever the images are now, the network expects them as it was trained.
     let images = Images::new(split, &description.normalization, device);
-    let mut replica = trained.replica(device, communicator)?;
+    let mut replica = trained.replica(weights, device, communicator)?;
     let classes = description.classes.len();
     let (tally, confusion) = evaluate_by_class(&mut replica, &images, classes, communicator)?;
     Ok(Report {
