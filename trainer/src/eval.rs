@@ -1,6 +1,7 @@
 //! Loss and accuracy on images that are not trained on.
 
 use comm::{Communicator, ReduceOp};
+use job::config::Tta;
 use job::shard;
 use tch::{Kind, Tensor};
 
@@ -8,25 +9,27 @@ use crate::Result;
 use crate::confusion::Confusion;
 use crate::data::Images;
 use crate::loss::cross_entropy_sum;
-use crate::model::Mode;
 use crate::step::{Counter, Replica, Tally};
+use crate::tta;
 
 /// Images that go through the network together; the result does not depend on it.
 const BATCH_SIZE: usize = 500;
 
 /// Counts every image once, over all ranks. Collective; every rank ends with rank 0's running
-/// statistics, as PyTorch DDP's do, since each rank saw other images.
+/// statistics, as PyTorch DDP's do, since each rank saw other images. Loss and accuracy are those of the
+/// logits that `tta` says.
 ///
 /// # Errors
 /// When a peer is gone or late, or libtorch refuses.
 pub fn evaluate(
     replica: &mut Replica,
     images: &Images,
+    tta: Tta,
     communicator: &dyn Communicator,
 ) -> Result<Tally> {
     torch_ext::collective::broadcast(communicator, &mut replica.flat.buffers, 0)?;
     let mut counter = Counter::new(replica.device);
-    for_each_batch(replica, images, communicator, |logits, labels| {
+    for_each_batch(replica, images, tta, communicator, |logits, labels| {
         counter.add(logits, labels, &cross_entropy_sum(logits, labels));
     })?;
     Ok(counter.exchange(communicator, false)?.0)
@@ -41,13 +44,14 @@ pub fn evaluate_by_class(
     replica: &mut Replica,
     images: &Images,
     classes: usize,
+    tta: Tta,
     communicator: &dyn Communicator,
 ) -> Result<(Tally, Confusion)> {
     let mut counter = Counter::new(replica.device);
     let cells = (classes * classes) as i64;
     // f64 counts exactly, and every backend adds it up.
     let mut counts = Tensor::zeros([cells], (Kind::Double, replica.device));
-    for_each_batch(replica, images, communicator, |logits, labels| {
+    for_each_batch(replica, images, tta, communicator, |logits, labels| {
         counter.add(logits, labels, &cross_entropy_sum(logits, labels));
         let cell = labels * classes as i64 + logits.argmax(-1, false);
         counts += cell.bincount(None::<&Tensor>, cells).to_kind(Kind::Double);
@@ -62,6 +66,7 @@ pub fn evaluate_by_class(
 fn for_each_batch(
     replica: &Replica,
     images: &Images,
+    tta: Tta,
     communicator: &dyn Communicator,
     mut body: impl FnMut(&Tensor, &Tensor),
 ) -> Result<()> {
@@ -72,7 +77,7 @@ fn for_each_batch(
         let batch = images.batch(chunk);
         tch::no_grad(|| {
             replica.in_precision(|model| {
-                body(&model.forward(&batch.images, Mode::Eval), &batch.targets.labels);
+                body(&tta::logits(model, &batch.images, tta), &batch.targets.labels);
             })
         })?;
     }

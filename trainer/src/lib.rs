@@ -36,5 +36,6 @@ pub mod schedule;
 pub mod setup;
 pub mod step;
 pub mod step_times;
+pub mod tta;
 
 pub use error::{Result, TrainError};

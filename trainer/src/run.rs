@@ -303,7 +303,12 @@ impl Run<'_> {
     fn finish_epoch(&mut self, complete: bool) -> Result<()> {
         let epoch = self.state.epoch();
         self.link.state(Phase::Evaluating, epoch, self.state.step);
-        let test = eval::evaluate(&mut self.replica, &self.test, &*self.communicator)?;
+        let test = eval::evaluate(
+            &mut self.replica,
+            &self.test,
+            self.config.eval.tta,
+            &*self.communicator,
+        )?;
         self.check_finite("test loss", test.loss_sum, self.learning_rate())?;
         let ema_test = self.evaluate_ema()?;
         self.recorder.epoch(&self.state, test, ema_test)?;
@@ -326,10 +331,11 @@ impl Run<'_> {
     }
 
     fn evaluate_ema(&mut self) -> Result<Option<Tally>> {
-        let Self { ema: Some(ema), replica, test, communicator, .. } = self else {
+        let Self { ema: Some(ema), replica, test, communicator, config, .. } = self else {
             return Ok(None);
         };
-        let evaluate = |replica: &mut Replica| eval::evaluate(replica, test, &**communicator);
+        let evaluate =
+            |replica: &mut Replica| eval::evaluate(replica, test, config.eval.tta, &**communicator);
         let tally = ema.in_place_of_weights(replica, evaluate)?;
         self.check_finite("test loss of averaged weights", tally.loss_sum, self.learning_rate())?;
         Ok(Some(tally))

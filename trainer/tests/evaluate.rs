@@ -61,9 +61,9 @@ fn eval(checkpoint: &Path, more: &[&str]) -> Output {
     trainer().arg("eval").arg(checkpoint).args(["--device", "cpu"]).args(more).output().unwrap()
 }
 
-/// The last epoch in `metrics.jsonl`.
-fn last_epoch() -> Value {
-    let records = fs::read_to_string(run_dir().join("metrics.jsonl")).unwrap();
+/// The last epoch in a run's `metrics.jsonl`.
+fn last_epoch(run: &Path) -> Value {
+    let records = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let mut records = records.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     records.rfind(|record| record["kind"] == "epoch").unwrap()
 }
@@ -75,7 +75,7 @@ fn close(one: &Value, other: &Value) {
 
 #[test]
 fn a_checkpoint_is_as_good_as_its_run_has_recorded() {
-    let recorded = last_epoch();
+    let recorded = last_epoch(&run_dir());
     let out = RUN.path().join("out");
     // The run directory, its newest checkpoint, and the link to that are the same.
     for checkpoint in ["", "checkpoints/latest", "checkpoints/epoch-0004"] {
@@ -94,7 +94,7 @@ fn a_checkpoint_is_as_good_as_its_run_has_recorded() {
 
 #[test]
 fn averaged_weights_are_measured_and_exported_and_leave_training_alone() {
-    let recorded = last_epoch();
+    let recorded = last_epoch(&run_dir());
     let measured = json(&eval(&run_dir(), &["--ema", "--json"]));
     assert_eq!(measured["accuracy"], recorded["ema_test_accuracy"]);
     close(&measured["loss"], &recorded["ema_test_loss"]);
@@ -117,6 +117,23 @@ fn averaged_weights_are_measured_and_exported_and_leave_training_alone() {
     let refused = eval(&their_latest, &["--ema"]);
     assert_eq!(refused.status.code(), Some(2));
     assert!(stderr(&refused).contains("has no averaged weights"), "{}", stderr(&refused));
+}
+
+#[test]
+fn a_run_with_test_time_augmentation_is_measured_as_it_has_recorded() {
+    let folder = trained(&["--set", "eval.tta=multi_crop"]);
+    let run = folder.path().join("run");
+    let recorded = last_epoch(&run);
+    let measured = |more: &[&str]| json(&eval(&run, &[more, &["--json"]].concat()));
+    close(&measured(&[])["loss"], &recorded["test_loss"]);
+    close(&measured(&["--ema"])["loss"], &recorded["ema_test_loss"]);
+    let alone = measured(&["--tta", "none"])["loss"].clone();
+    close(&alone, &last_epoch(&run_dir())["test_loss"]);
+    let flipped = measured(&["--tta", "flip"])["loss"].clone();
+    assert!(flipped != alone && flipped != recorded["test_loss"]);
+    let wrong = eval(&run, &["--tta", "mirror"]);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(stderr(&wrong).contains("unknown value `mirror`"), "{}", stderr(&wrong));
 }
 
 #[test]
@@ -237,7 +254,10 @@ fn what_is_predicted_is_what_was_measured() {
         assert!(probabilities.iter().sum::<f64>() < 1.0 + 1e-6, "{probabilities:?}");
         hits += usize::from(classes[0]["label"] == u64::from(*label));
     }
-    assert_eq!(hits as f64 / labels.len() as f64, last_epoch()["test_accuracy"].as_f64().unwrap());
+    assert_eq!(
+        hits as f64 / labels.len() as f64,
+        last_epoch(&run_dir())["test_accuracy"].as_f64().unwrap()
+    );
 }
 
 #[test]

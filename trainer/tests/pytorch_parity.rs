@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use comm::bootstrap::{Backend, connect};
 use comm::env::World;
-use job::config::Model;
+use job::config::{Model, Tta};
 use job::network::Network;
 use serde::Deserialize;
 use tch::{Device, Kind, Reduction, Tensor};
@@ -16,6 +16,7 @@ use trainer::checkpoint::{self, State};
 use trainer::flat::Flat;
 use trainer::model::{Mode, Module};
 use trainer::optim::Optimizer;
+use trainer::tta;
 
 const TOLERANCE: f64 = 1e-4;
 
@@ -145,6 +146,26 @@ fn check(reference: &Reference) {
         if let Some(theirs) = reference.running.get(&name) {
             compare(&name, &tensor, theirs);
         }
+    }
+}
+
+#[test]
+fn logits_averaged_over_views_are_those_of_airbench_in_pytorch() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/tta.json");
+    let reference: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let network = Network::new(&Model::default(), [3, 32, 32], 10);
+    let alone = connect(Backend::Shm, World::SINGLE, None, Duration::from_secs(1));
+    let mut flat = Flat::new(network.tensors(true), Device::Cpu, &*alone.unwrap()).unwrap();
+    fill(&mut flat);
+    let model = Module::new(&network, &flat);
+    let images = noise(8 * 3 * 32 * 32, 2.5).view([8, 3, 32, 32]).to_kind(Kind::Float);
+    for (tta, name) in [(Tta::None, "none"), (Tta::Flip, "flip"), (Tta::MultiCrop, "multi_crop")] {
+        let expected: Vec<f64> = serde_json::from_value(reference[name].clone()).unwrap();
+        let found = values(&tch::no_grad(|| tta::logits(&model, &images, tta)));
+        let off = found.iter().zip(&expected).map(|(one, other)| (one - other).abs());
+        println!("{name}: largest deviation {:e}", off.fold(0.0, f64::max));
+        close(name, &found, &expected);
     }
 }
 

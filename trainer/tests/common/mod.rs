@@ -12,7 +12,7 @@ use comm::communicator::Work;
 use comm::env::{StartedBy, World};
 use comm::{Collective, Communicator, RawBuffer};
 use job::config::{
-    self, Augment, BucketCap, Crop, Flip, Mixup, Model, OptimizerName, Precision, WireDtype,
+    self, Augment, BucketCap, Crop, Flip, Mixup, Model, OptimizerName, Precision, Tta, WireDtype,
 };
 use job::dataset::{self, DataSet, Source};
 use job::network::Network;
@@ -251,7 +251,7 @@ impl Recipe {
             offset = batch.global.end;
         }
         let test_images = Images::new(&data_set.test, &data_set.normalization, Device::Cpu);
-        let test = evaluate(&mut replica, &test_images, &**communicator).unwrap();
+        let test = evaluate(&mut replica, &test_images, Tta::None, &**communicator).unwrap();
         let weights = Vec::<f32>::try_from(&replica.flat.parameters).unwrap();
         Outcome { losses, weights, test }
     }

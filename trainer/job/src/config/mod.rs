@@ -9,6 +9,7 @@ mod comm;
 mod data;
 mod diff;
 mod error;
+mod eval;
 mod keys;
 mod load;
 mod model;
@@ -31,6 +32,7 @@ pub use comm::{Comm, CommBackend, Overlap, WireDtype};
 pub use data::{Data, Dataset, Fallback};
 pub use diff::{Difference, differences_in_training};
 pub use error::{ConfigError, Place};
+pub use eval::{Eval, Tta};
 pub(crate) use keys::nearest;
 pub use load::{load, to_yaml};
 pub use model::{Model, Stem};
@@ -53,6 +55,8 @@ pub struct Config {
     pub data: Data,
     /// How long and in what portions.
     pub train: Train,
+    /// How a network is measured.
+    pub eval: Eval,
     /// How gradients become updates.
     pub optimizer: Optimizer,
     /// How the learning rate changes.

@@ -38,6 +38,10 @@ pub struct EvalArgs {
     /// Measure the moving average of the weights instead of the weights.
     #[arg(long)]
     pub ema: bool,
+    /// Average logits over views of each image: none, flip or multi_crop; default: as in the run. Short
+    /// for --set eval.tta=TTA
+    #[arg(long, value_name = "TTA")]
+    pub tta: Option<String>,
     /// Write the confusion matrix there: confusion.png, confusion.svg, confusion.csv.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -73,7 +77,9 @@ impl Split {
 /// # Errors
 /// When there is no good checkpoint, the data set is missing or does not fit it, or a peer fails.
 pub fn eval(args: &EvalArgs, world: World) -> Result<String> {
-    let trained = Trained::find(&args.checkpoint, &args.set)?;
+    let tta = args.tta.iter().map(|tta| format!("eval.tta={tta}"));
+    let overrides: Vec<String> = args.set.iter().cloned().chain(tta).collect();
+    let trained = Trained::find(&args.checkpoint, &overrides)?;
     let weights = trained.weights(args.ema)?;
     if let Some(folder) = &args.out {
         // Before anything is measured that could then not be written.
@@ -130,7 +136,8 @@ fn measure(
     let images = Images::new(split, &description.normalization, device);
     let mut replica = trained.replica(weights, device, communicator)?;
     let classes = description.classes.len();
-    let (tally, confusion) = evaluate_by_class(&mut replica, &images, classes, communicator)?;
+    let (tally, confusion) =
+        evaluate_by_class(&mut replica, &images, classes, trained.config.eval.tta, communicator)?;
     Ok(Report {
         checkpoint: trained.path.clone(),
         step: trained.state.step,
