@@ -22,7 +22,7 @@ use crate::metrics::LossScaling;
 use crate::model::Draw;
 use crate::optim::Optimizer;
 use crate::recorder::Recorder;
-use crate::schedule::learning_rate;
+use crate::schedule::{LearningRate, Place};
 use crate::step::{Counter, Microbatch, Phases, Replica, StepParts, Tally};
 use crate::step_times::StepTimes;
 use crate::{Result, TrainError, eval};
@@ -73,6 +73,8 @@ pub struct Run<'a> {
     pub replica: Replica,
     /// Takes the steps.
     pub optimizer: Optimizer,
+    /// How large they are.
+    pub learning_rate: LearningRate,
     /// Averages weights, where that is wanted.
     pub ema: Option<Ema>,
     /// Averages gradients.
@@ -261,20 +263,13 @@ impl Run<'_> {
 
     /// Of the next step.
     fn learning_rate(&self) -> f64 {
-        let Config { optimizer, schedule, .. } = &self.config;
-        learning_rate(optimizer, schedule, self.state.step, self.progress())
+        self.learning_rate.at(self.place())
     }
 
-    /// How much of the run is done, a fraction.
-    fn progress(&self) -> f64 {
+    fn place(&self) -> Place {
         let within_epoch = self.state.samples_into_epoch as f64 / self.train.len() as f64;
         let epochs = self.state.epochs_completed as f64 + within_epoch;
-        let by_epochs = epochs / self.config.train.epochs as f64;
-        let by_steps = |max_steps| self.state.step as f64 / max_steps as f64;
-        self.config
-            .train
-            .max_steps
-            .map_or(by_epochs, |max_steps| by_epochs.max(by_steps(max_steps)))
+        Place { step: self.state.step as f64, epochs }
     }
 
     fn steps_per_epoch(&self) -> usize {

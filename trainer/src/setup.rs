@@ -13,6 +13,7 @@ use job::config::{self, CommBackend, Config, Overlap, Precision};
 use job::dataset::{self, DataSet, Source};
 use job::network::Network;
 use job::run_dir::{Resume, RunDir};
+use job::shard;
 use tch::{Device, Kind, Tensor};
 use tracing::{info, warn};
 
@@ -28,6 +29,7 @@ use crate::model::{Mode, Module};
 use crate::optim::Optimizer;
 use crate::recorder::Recorder;
 use crate::run::Run;
+use crate::schedule::LearningRate;
 use crate::step::{Counter, Replica};
 use crate::{Result, TrainError, convolutions, device, init, pretrained};
 
@@ -120,6 +122,8 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
     let whole_batch = config.train.global_batch_size(world.world_size);
     let step_graph = StepGraph::new(circumstances, whole_batch)?;
     let recorder = Recorder::open(&config, &run_dir, &state, world, device, started)?;
+    let global_batch_size = config.train.global_batch_size(world.world_size);
+    let steps_per_epoch = shard::steps_per_epoch(data_set.train.labels.len(), global_batch_size);
     info!(
         "{} ranks on {}, {} parameters, {} training and {} test images of {}, global batch {}",
         world.world_size,
@@ -128,9 +132,10 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
         data_set.train.labels.len(),
         data_set.test.labels.len(),
         data_set.name,
-        config.train.global_batch_size(world.world_size),
+        global_batch_size,
     );
     Ok(Run {
+        learning_rate: LearningRate::new(&config, global_batch_size, steps_per_epoch),
         grad_sync,
         step_graph,
         counter: Counter::new(device),

@@ -109,11 +109,9 @@ fn optimizers() -> [config::Optimizer; 2] {
         name: OptimizerName::Sgd,
         lr: 0.01,
         weight_decay: 0.05,
-        clip_grad_norm: None,
-        betas: None,
-        eps: None,
         momentum: Some(0.9),
         nesterov: Some(false),
+        ..config::Optimizer::default()
     };
     [adamw, sgd]
 }

@@ -6,7 +6,7 @@ use std::fmt;
 use serde_yaml::Value;
 
 use super::keys::{as_mapping, leaves};
-use super::{CommBackend, Config, ScheduleName};
+use super::{CommBackend, Config};
 
 /// A key whose value differs between two configurations.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,13 +28,14 @@ impl fmt::Display for Difference {
 /// What differs and shapes training, so that a run of `old` cannot go on as `new`.
 ///
 /// Where files lie, when the run is saved, what is recorded and how ranks talk may change, but not
-/// whether they do and how they round; under a constant learning rate also how long it trains. Ordered by path.
+/// whether they do and how they round; under a learning rate that does not depend on it also how long it
+/// trains. Ordered by path.
 pub fn differences_in_training(old: &Config, new: &Config) -> Vec<Difference> {
-    let constant = [old, new].iter().all(|config| config.schedule.name == ScheduleName::Constant);
+    let fixed_length = [old, new].iter().any(|config| config.schedule.depends_on_length());
     let diverges = [old, new].iter().any(|config| config.comm.backend == CommBackend::None);
     let shapes_training = |path: &str| match path {
         "data.root" | "data.download" => false,
-        "train.epochs" | "train.max_steps" => !constant,
+        "train.epochs" | "train.max_steps" => fixed_length,
         "comm.backend" => diverges,
         "comm.wire_dtype" => true,
         _ => !["checkpoint.", "metrics.", "comm.", "performance."]
@@ -60,7 +61,7 @@ pub fn differences_in_training(old: &Config, new: &Config) -> Vec<Difference> {
 
 fn flat(config: &Config) -> BTreeMap<String, String> {
     let mut config = config.clone();
-    config.optimizer.fill_in();
+    config.fill_in();
     let mapping = as_mapping(&config);
     leaves(&mapping).into_iter().map(|(path, value)| (path, in_one_line(value))).collect()
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use marked_yaml::{Node, types::MarkedScalarNode};
 use serde_yaml::{Mapping, Value};
 
-use super::{Config, Model, Optimizer};
+use super::{Config, Model, Optimizer, Schedule};
 
 /// A configuration in which every key that exists is set: the list of known keys.
 pub(super) fn schema() -> Mapping {
@@ -14,11 +14,13 @@ pub(super) fn schema() -> Mapping {
         eps: Some(0.0),
         momentum: Some(0.0),
         nesterov: Some(false),
+        lr_batch_size: Some(0),
         ..Optimizer::default()
     };
     let model =
         Model { dropout: Some(0.0), from_torchvision: Some(PathBuf::new()), ..Model::default() };
-    let config = Config { model, optimizer, ..Config::default() };
+    let schedule = Schedule::with_every_key();
+    let config = Config { model, optimizer, schedule, ..Config::default() };
     as_mapping(&config)
 }
 

@@ -15,8 +15,8 @@ use super::validate::validate;
 /// Reads the configuration at `path` and applies `overrides`, each `key=value` with a dotted key and
 /// a YAML value; a later one wins.
 ///
-/// An empty file gives all defaults. The keys of the chosen optimizer that are not given are set to
-/// their defaults.
+/// An empty file gives all defaults. The keys of the chosen optimizer and schedule that are not given are
+/// set to their defaults.
 ///
 /// # Errors
 /// [`ConfigError`]: unreadable, no YAML, an unknown or repeated key, a wrong type, a value out of
@@ -34,14 +34,14 @@ pub fn load(path: &Path, overrides: &[String]) -> Result<Config, ConfigError> {
     }
     let mut config = given.deserialize(root)?;
     validate(&config).map_err(|invalid| given.wrong(&invalid.path, invalid.problem))?;
-    config.optimizer.fill_in();
+    config.fill_in();
     Ok(config)
 }
 
 /// `config` in full, as a file that [`load`]s back equal.
 pub fn to_yaml(config: &Config) -> String {
     let mut config = config.clone();
-    config.optimizer.fill_in();
+    config.fill_in();
     #[allow(clippy::expect_used)] // an invariant: a mapping of plain values
     serde_yaml::to_string(&as_mapping(&config)).expect("a configuration is plain data")
 }

@@ -36,10 +36,10 @@ pub use eval::{Eval, Tta};
 pub(crate) use keys::nearest;
 pub use load::{load, to_yaml};
 pub use model::{Model, Stem};
-pub use optimizer::{Optimizer, OptimizerName};
+pub use optimizer::{LrScaling, Optimizer, OptimizerName};
 pub use performance::{Convolution, CudaGraph, Performance, Precision};
 pub use records::{Checkpoint, Metrics};
-pub use schedule::{Schedule, ScheduleName};
+pub use schedule::{Schedule, ScheduleName, Unit, Update};
 pub use train::Train;
 pub use validate::{Invalid, validate};
 
@@ -71,4 +71,12 @@ pub struct Config {
     pub comm: Comm,
     /// What makes a step faster without changing what it computes.
     pub performance: Performance,
+}
+
+impl Config {
+    /// Sets the keys of the chosen optimizer and schedule that are not given to their defaults.
+    fn fill_in(&mut self) {
+        self.optimizer.fill_in();
+        self.schedule.fill_in();
+    }
 }

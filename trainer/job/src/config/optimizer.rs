@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::validate::{Invalid, below_one};
+use super::validate::{Invalid, at_least_one, below_one, foreign};
 
 /// How gradients become updates. Keys that an optimizer does not have must not be given.
 ///
@@ -14,6 +14,11 @@ pub struct Optimizer {
     pub name: OptimizerName,
     /// The learning rate that the schedule starts from.
     pub lr: f64,
+    /// How `lr` follows the global batch.
+    pub lr_scaling: LrScaling,
+    /// The global batch for which `lr` is right, where it follows it, default 256.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lr_batch_size: Option<u64>,
     /// AdamW: decoupled; SGD: added to the gradient.
     pub weight_decay: f64,
     /// Gradients of a larger norm, over all parameters, are scaled down to it; `null`: they are not.
@@ -43,7 +48,7 @@ impl Default for Optimizer {
 impl Optimizer {
     /// Checks ranges, and that keys go together.
     pub(super) fn validate(&self) -> Result<(), Invalid> {
-        let Optimizer { name, lr, weight_decay, clip_grad_norm, betas, eps, momentum, nesterov } =
+        let Optimizer { lr, weight_decay, clip_grad_norm, betas, eps, momentum, nesterov, .. } =
             self;
         if !(*lr > 0.0 && *lr <= 100.0) {
             return Err(Invalid::new(
@@ -61,22 +66,19 @@ impl Optimizer {
             let problem = format!("{norm} is out of range; expected a number above 0, or null");
             return Err(Invalid::new("optimizer.clip_grad_norm", problem));
         }
-        let foreign = match name {
-            OptimizerName::Adamw => {
-                [("momentum", momentum.is_some()), ("nesterov", nesterov.is_some())]
-            }
-            OptimizerName::Sgd => [("betas", betas.is_some()), ("eps", eps.is_some())],
-        };
-        let (chosen, other) = match name {
-            OptimizerName::Adamw => ("adamw", "sgd"),
-            OptimizerName::Sgd => ("sgd", "adamw"),
-        };
-        if let Some((key, _)) = foreign.iter().find(|(_, given)| *given) {
-            return Err(Invalid::new(
-                &format!("optimizer.{key}"),
-                format!("{chosen} has no `{key}`; remove it, or set optimizer.name to {other}"),
-            ));
+        use OptimizerName::{Adamw, Sgd};
+        let keys: [(&str, bool, &[OptimizerName]); 4] = [
+            ("betas", betas.is_some(), &[Adamw]),
+            ("eps", eps.is_some(), &[Adamw]),
+            ("momentum", momentum.is_some(), &[Sgd]),
+            ("nesterov", nesterov.is_some(), &[Sgd]),
+        ];
+        foreign("optimizer", self.name, OptimizerName::as_str, &keys)?;
+        if self.lr_batch_size.is_some() && self.lr_scaling == LrScaling::None {
+            let problem = "goes with lr_scaling: linear or sqrt only";
+            return Err(Invalid::new("optimizer.lr_batch_size", problem));
         }
+        at_least_one("optimizer.lr_batch_size", self.lr_batch_size.unwrap_or(1))?;
         for (index, beta) in betas.iter().flatten().enumerate() {
             below_one(&format!("optimizer.betas[{index}]"), *beta)?;
         }
@@ -99,6 +101,8 @@ impl Optimizer {
         Self {
             name: OptimizerName::Adamw,
             lr: 0.001,
+            lr_scaling: LrScaling::None,
+            lr_batch_size: None,
             weight_decay: 0.01,
             clip_grad_norm: None,
             betas: None,
@@ -110,6 +114,9 @@ impl Optimizer {
 
     /// Sets the keys of the chosen optimizer that are not given to their defaults.
     pub(super) fn fill_in(&mut self) {
+        if self.lr_scaling != LrScaling::None {
+            self.lr_batch_size.get_or_insert(256);
+        }
         match self.name {
             OptimizerName::Adamw => {
                 self.betas.get_or_insert([0.9, 0.999]);
@@ -131,4 +138,26 @@ pub enum OptimizerName {
     Adamw,
     /// Stochastic gradient descent, with momentum or without.
     Sgd,
+}
+
+impl OptimizerName {
+    /// As configurations write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Adamw => "adamw",
+            Self::Sgd => "sgd",
+        }
+    }
+}
+
+/// How the learning rate follows the global batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LrScaling {
+    /// It does not.
+    None,
+    /// In proportion to it. Source: Goyal et al., Accurate, Large Minibatch SGD, 2017.
+    Linear,
+    /// In proportion to its square root. Source: Krizhevsky, One weird trick, 2014.
+    Sqrt,
 }

@@ -248,6 +248,42 @@ fn a_value_out_of_range_says_the_range() {
             "run.yaml:1:34: optimizer.nesterov: needs momentum; set optimizer.momentum above 0, as in 0.9",
         ),
         (
+            "optimizer: {lr_batch_size: 64}",
+            "run.yaml:1:28: optimizer.lr_batch_size: goes with lr_scaling: linear or sqrt only",
+        ),
+        (
+            "schedule: {gamma: 0.5}",
+            "run.yaml:1:19: schedule.gamma: constant has no `gamma`; remove it, or set schedule.name to step or multistep",
+        ),
+        (
+            "schedule: {name: step}",
+            "run.yaml:1:18: schedule.name: step needs `step_size`, as in 30",
+        ),
+        (
+            "schedule: {name: multistep, milestones: [3, 3]}",
+            "run.yaml:1:41: schedule.milestones: expected a list of ascending numbers, as in [60, 120, 160]",
+        ),
+        (
+            "schedule: {name: cosine, min_lr: 0.1}",
+            "run.yaml:1:34: schedule.min_lr: 0.1 is out of range; expected a number from 0 to optimizer.lr, 0.001",
+        ),
+        (
+            "schedule: {warmup_epochs: 21}",
+            "run.yaml:1:27: schedule.warmup_epochs: 21 is out of range; expected 0 to train.epochs, 20",
+        ),
+        (
+            "schedule: {warmup_epochs: 2, warmup_steps: 3}",
+            "run.yaml:1:27: schedule.warmup_epochs: given beside warmup_steps; keep one",
+        ),
+        (
+            "schedule: {name: one_cycle, warmup_steps: 3}",
+            "run.yaml:1:43: schedule.warmup_steps: one_cycle rises by itself: remove it, and see pct_start",
+        ),
+        (
+            "schedule: {name: one_cycle, pct_start: 1.5}",
+            "run.yaml:1:40: schedule.pct_start: 1.5 is out of range; expected a number from 0 to 1",
+        ),
+        (
             "model: {stochastic_depth: 1}",
             "run.yaml:1:27: model.stochastic_depth: 1 is out of range; expected a number from 0 to below 1",
         ),
@@ -377,8 +413,9 @@ fn anchors_are_read_even_though_lines_are_then_unknown() {
 
 #[test]
 fn what_is_written_is_complete_and_loads_back_equal() {
-    let overrides: [&[&str]; 4] = [
+    let overrides: [&[&str]; 5] = [
         &[],
+        &["schedule.warmup_epochs=0.5"],
         &["optimizer.name=sgd", "optimizer.momentum=0.9", "optimizer.lr=0.1"],
         &["optimizer.lr=1e-9", "train.seed=18446744073709551615", "train.max_steps=3"],
         &["data.augment=[crop, flip, cutout]", "data.root=yes", "optimizer.eps=1e-7"],
@@ -392,7 +429,10 @@ fn what_is_written_is_complete_and_loads_back_equal() {
         let foreign = |path: &str| match path {
             "optimizer.betas" | "optimizer.eps" => sgd,
             "optimizer.momentum" | "optimizer.nesterov" => !sgd,
-            _ => false,
+            "optimizer.lr_batch_size" => true,
+            _ => {
+                path.starts_with("schedule.") && !path.contains("warmup") && !path.ends_with("name")
+            }
         };
         let paths = |mapping| -> Vec<String> {
             let leaves = keys::leaves(mapping).into_iter().map(|(path, _)| path);
@@ -447,4 +487,7 @@ fn only_what_shapes_training_counts_as_different() {
     let found = differences_in_training(&cosine, &longer);
     assert_eq!(found.len(), 1);
     assert_eq!(found[0].path, "train.epochs");
+    let stepped = &["schedule.name=multistep", "schedule.milestones=[3]"];
+    let longer = with(&[stepped[0], stepped[1], "train.epochs=99"]);
+    assert_eq!(differences_in_training(&with(stepped), &longer), []);
 }

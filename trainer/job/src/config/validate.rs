@@ -30,6 +30,7 @@ pub fn validate(config: &Config) -> Result<(), Invalid> {
     train.validate()?;
     config.data.validate()?;
     config.optimizer.validate()?;
+    config.schedule.validate(config.optimizer.lr, train)?;
     if train.sync_batch_norm && comm.backend == CommBackend::None {
         let problem = "needs ranks that communicate; comm.backend is none";
         return Err(Invalid::new("train.sync_batch_norm", problem));
@@ -70,4 +71,22 @@ pub(super) fn within<T: PartialOrd + Display>(
     }
     let (low, high) = range.into_inner();
     Err(Invalid::new(path, format!("{value} is out of range; expected {low} to {high}")))
+}
+
+/// Refuses keys of `section` that are given and are not those of `chosen`. `keys`: each with whether it
+/// is given, and which choices of `section.name` have it.
+pub(super) fn foreign<T: Copy + PartialEq>(
+    section: &str,
+    chosen: T,
+    name: fn(T) -> &'static str,
+    keys: &[(&str, bool, &[T])],
+) -> Result<(), Invalid> {
+    let wrong = keys.iter().find(|(_, given, owners)| *given && !owners.contains(&chosen));
+    let Some((key, _, owners)) = wrong else { return Ok(()) };
+    let owners: Vec<_> = owners.iter().map(|owner| name(*owner)).collect();
+    let (chosen, owners) = (name(chosen), owners.join(" or "));
+    Err(Invalid::new(
+        &format!("{section}.{key}"),
+        format!("{chosen} has no `{key}`; remove it, or set {section}.name to {owners}"),
+    ))
 }
