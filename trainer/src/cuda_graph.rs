@@ -177,7 +177,7 @@ impl Captured {
         self.graph.replay()?;
         parts.grad_sync.replayed(replica.device)?;
         replica.flat.batches_tracked += microbatches.len() as i64;
-        parts.optimizer.end_step();
+        parts.optimizer.end_step(&replica.flat);
         Ok(Phases::default())
     }
 }

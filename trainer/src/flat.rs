@@ -61,6 +61,16 @@ impl Storage {
     }
 }
 
+/// Where a parameter lies.
+pub struct Place<'a> {
+    /// What it is.
+    pub spec: &'a TensorSpec,
+    /// In `parameters` and whatever is laid out like it.
+    pub live: Range<usize>,
+    /// In `dead`; empty where all taps live.
+    pub dead: Range<usize>,
+}
+
 struct Entry {
     spec: TensorSpec,
     /// In `parameters` or `buffers`, by the role.
@@ -152,6 +162,18 @@ impl Flat {
         let mut parameters: Vec<_> = self.parameters_of().collect();
         parameters.sort_by_key(|entry| entry.range.start);
         parameters.into_iter().filter_map(|entry| entry.view.as_ref())
+    }
+
+    /// Where the parameters lie, in the order of the flat buffer.
+    pub fn places(&self) -> Vec<Place<'_>> {
+        let places = self.parameters_of().map(|Entry { spec, range, dead, .. }| Place {
+            spec,
+            live: range.clone(),
+            dead: dead.clone(),
+        });
+        let mut places: Vec<_> = places.collect();
+        places.sort_by_key(|place| place.live.start);
+        places
     }
 
     fn parameters_of(&self) -> impl Iterator<Item = &Entry> {
@@ -372,4 +394,14 @@ pub(crate) fn shared_f32(
         return Ok(torch_ext::tensor_in_shared_memory(memory, len)?);
     }
     Tensor::f_zeros([len as i64], (Kind::Float, device)).map_err(TrainError::from)
+}
+
+/// `[len]` bf16, likewise. Collective.
+pub(crate) fn shared_bf16(
+    len: usize,
+    device: Device,
+    communicator: &dyn Communicator,
+) -> Result<Tensor> {
+    let memory = shared_f32(len.div_ceil(2), device, communicator)?;
+    Ok(memory.f_view_dtype(Kind::BFloat16)?.narrow(0, 0, len as i64))
 }

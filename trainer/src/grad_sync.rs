@@ -12,12 +12,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use comm::bucket::{BucketCaps, BucketPlan};
 use comm::{Communicator, ReduceOp};
 use job::config::{BucketCap, WireDtype};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 use torch_ext::collective::{TensorWork, all_reduce, replayed, start_all_reduce};
 
 use crate::Result;
 use crate::bucket_cap::bucket_cap_bytes;
-use crate::flat::{Flat, shared_f32};
+use crate::flat::{Flat, shared_bf16};
 
 /// How gradients are communicated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,7 +106,9 @@ impl GradSync {
         let parameters: Vec<_> = flat.parameters_in_flat_order().collect();
         let sizes: Vec<_> = parameters.iter().map(|parameter| parameter.numel()).collect();
         let wire = match wire_dtype {
-            WireDtype::Bf16 if timing != Timing::Never => Some(wire_bf16(flat, &*communicator)?),
+            WireDtype::Bf16 if timing != Timing::Never => {
+                Some(shared_bf16(flat.grads.numel(), flat.grads.device(), &*communicator)?)
+            }
             WireDtype::Bf16 | WireDtype::Fp32 => None,
         };
         let element_bytes = if wire.is_some() { 2 } else { size_of::<f32>() };
@@ -216,11 +218,4 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, Flight> {
         self.flight.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// `[live]` bf16 for gradients on their way, in memory that needs no further copy where there is such.
-fn wire_bf16(flat: &Flat, communicator: &dyn Communicator) -> Result<Tensor> {
-    let len = flat.grads.numel();
-    let memory = shared_f32(len.div_ceil(2), flat.grads.device(), communicator)?;
-    Ok(memory.f_view_dtype(Kind::BFloat16)?.narrow(0, 0, len as i64))
 }

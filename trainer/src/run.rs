@@ -169,6 +169,8 @@ impl Run<'_> {
         let started = Instant::now();
         self.link.state(Phase::Training, self.state.epoch(), self.state.step);
         let lr = self.learning_rate();
+        let after = self.place(self.state.step + 1, batch.global.end);
+        self.optimizer.set_progress(self.learning_rate.progress(after));
         self.replica.model.set_draw(Draw {
             seed: self.config.train.seed,
             step: self.state.step,
@@ -263,13 +265,13 @@ impl Run<'_> {
 
     /// Of the next step.
     fn learning_rate(&self) -> f64 {
-        self.learning_rate.at(self.place())
+        self.learning_rate.at(self.place(self.state.step, self.state.samples_into_epoch))
     }
 
-    fn place(&self) -> Place {
-        let within_epoch = self.state.samples_into_epoch as f64 / self.train.len() as f64;
-        let epochs = self.state.epochs_completed as f64 + within_epoch;
-        Place { step: self.state.step as f64, epochs }
+    /// Where the run is in the epoch in progress.
+    fn place(&self, step: u64, samples_into_epoch: usize) -> Place {
+        let within_epoch = samples_into_epoch as f64 / self.train.len() as f64;
+        Place { step: step as f64, epochs: self.state.epochs_completed as f64 + within_epoch }
     }
 
     fn steps_per_epoch(&self) -> usize {
@@ -298,6 +300,9 @@ impl Run<'_> {
     fn finish_epoch(&mut self, complete: bool) -> Result<()> {
         let epoch = self.state.epoch();
         self.link.state(Phase::Evaluating, epoch, self.state.step);
+        if epoch == self.config.train.epochs || self.is_at_max_steps() {
+            self.optimizer.finish(&self.replica.flat);
+        }
         let test = eval::evaluate(
             &mut self.replica,
             &self.test,

@@ -58,7 +58,11 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
 
     link.state(Phase::Preparing, 0, 0);
     let network = Network::new(&config.model, data_set.train.shape, data_set.classes.len());
-    let tensors = network.tensors(config.performance.live_taps);
+    let whole_tensors = config.optimizer.needs_whole_tensors();
+    if whole_tensors && config.performance.live_taps {
+        info!("the optimizer needs whole tensors: performance.live_taps is taken as false");
+    }
+    let tensors = network.tensors(config.performance.live_taps && !whole_tensors);
     let mut flat = Flat::new(tensors, device, &*communicator)?;
     init::initialize(&mut flat, config.train.seed);
     let train = Images::new(&data_set.train, &data_set.normalization, device);
@@ -108,6 +112,9 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
         wire_dtype: config.comm.wire_dtype,
     };
     let grad_sync = GradSync::new(&replica.flat, Arc::clone(&communicator), options)?;
+    if world.world_size > 1 && options.timing != Timing::Never {
+        optimizer.share_work(&communicator)?;
+    }
     if config.train.batch_size_per_rank == 1 && !replica.sync_batch_norm {
         warn!(
             "one image a rank: batch norm has nothing to normalise over and uses running statistics"
@@ -119,10 +126,9 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
         is_random: replica.model.is_random(),
         sync_batch_norm: replica.sync_batch_norm,
     };
-    let whole_batch = config.train.global_batch_size(world.world_size);
-    let step_graph = StepGraph::new(circumstances, whole_batch)?;
-    let recorder = Recorder::open(&config, &run_dir, &state, world, device, started)?;
     let global_batch_size = config.train.global_batch_size(world.world_size);
+    let step_graph = StepGraph::new(circumstances, global_batch_size)?;
+    let recorder = Recorder::open(&config, &run_dir, &state, world, device, started)?;
     let steps_per_epoch = shard::steps_per_epoch(data_set.train.labels.len(), global_batch_size);
     info!(
         "{} ranks on {}, {} parameters, {} training and {} test images of {}, global batch {}",

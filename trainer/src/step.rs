@@ -203,7 +203,7 @@ pub fn train_step(
     let count = microbatches.len();
     parts.optimizer.begin_step(lr);
     let phases = queue_step(replica, &mut parts, microbatches, global_batch_size)?;
-    parts.optimizer.end_step();
+    parts.optimizer.end_step(&replica.flat);
     replica.flat.batches_tracked += count as i64;
     Ok(phases)
 }

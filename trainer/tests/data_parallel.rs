@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Outcome, Recipe, TEST_IMAGES, on_ranks, options, replica};
-use job::config::WireDtype;
+use job::config::{self, OptimizerName, WireDtype};
 use tch::{Device, Kind, Tensor};
 use trainer::grad_sync::{GradSync, Options, Timing};
 use trainer::model::Mode;
@@ -40,6 +40,35 @@ fn several_ranks_equal_one_at_the_same_global_batch() {
             assert!(*other == ranks[0], "ranks of {world_size} differ from each other");
         }
         assert_same_training(&format!("{world_size} ranks"), &one, &ranks[0]);
+    }
+}
+
+#[test]
+fn ranks_that_share_muons_work_train_as_one_does() {
+    // Rounding to bf16 makes more of the order of a sum than fp32 does; few iterations make less of that.
+    let optimizer = config::Optimizer {
+        name: OptimizerName::Muon,
+        lr: 0.02,
+        ns_steps: Some(2),
+        ..config::Optimizer::default()
+    };
+    let recipe = Recipe { optimizer, ..Recipe::sgd() };
+    let one = recipe.train_on(1).remove(0);
+    assert!(one.losses[STEPS - 1] < one.losses[0], "it learns nothing: {:?}", one.losses);
+    for world_size in [2, 3] {
+        let ranks = recipe.train_on(world_size);
+        for other in &ranks[1..] {
+            assert!(*other == ranks[0], "ranks of {world_size} differ from each other");
+        }
+        for (other, one) in ranks[0].losses.iter().zip(&one.losses) {
+            assert!((other - one).abs() < 0.01 * one, "{other} instead of {one}");
+        }
+        let squares = |of: fn((&f32, &f32)) -> f32| {
+            let pairs = one.weights.iter().zip(&ranks[0].weights);
+            pairs.map(|pair| f64::from(of(pair)).powi(2)).sum::<f64>().sqrt()
+        };
+        let apart = squares(|(one, other)| one - other) / squares(|(one, _)| *one);
+        assert!(apart < 0.02, "weights of {world_size} ranks are {apart} apart");
     }
 }
 

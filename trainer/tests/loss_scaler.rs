@@ -48,6 +48,8 @@ fn scale_and_weights_follow_grad_scaler_over_overflows_and_growth() {
         let found_inf = scaler.unscale(&grads).unwrap().shallow_clone();
         count += 1.0;
         let from_device = FromDevice { found_inf: Some(&found_inf), ..FromDevice::default() };
+        let [weights, grads, exp_avg, exp_avg_sq] =
+            [&weights, &grads, &exp_avg, &exp_avg_sq].map(|tensor| [tensor.shallow_clone()]);
         rule.step(&weights, &grads, &exp_avg, &exp_avg_sq, &count, from_device).unwrap();
         count -= &found_inf;
         scaler.update();

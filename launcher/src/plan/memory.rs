@@ -1,6 +1,6 @@
 //! What a rank needs, about.
 
-use job::config::{Config, OptimizerName, Precision};
+use job::config::{AuxOptimizer, Config, Optimizer, OptimizerName, Precision};
 use job::network::Network;
 
 const F32_BYTES: usize = size_of::<f32>();
@@ -25,10 +25,6 @@ impl Memory {
     /// For `images` images in memory.
     pub fn estimate(config: &Config, network: &Network, images: usize) -> Self {
         let parameter_bytes = network.parameter_count() * F32_BYTES;
-        let copies = match config.optimizer.name {
-            OptimizerName::Adamw => 2,
-            OptimizerName::Sgd => usize::from(config.optimizer.momentum.is_some_and(|m| m > 0.0)),
-        };
         let activation_size = match config.precision {
             Precision::Fp32 => F32_BYTES,
             Precision::Bf16 | Precision::Fp16 => 2,
@@ -36,7 +32,7 @@ impl Memory {
         Self {
             parameter_bytes,
             gradient_bytes: parameter_bytes,
-            optimizer_bytes: copies * parameter_bytes,
+            optimizer_bytes: state_copies(&config.optimizer) * parameter_bytes,
             activation_bytes: network.activations_per_image()
                 * config.train.batch_size_per_rank
                 * activation_size,
@@ -52,4 +48,17 @@ impl Memory {
             + self.activation_bytes
             + self.image_bytes
     }
+}
+
+/// Numbers that an optimizer keeps of each parameter.
+fn state_copies(optimizer: &Optimizer) -> usize {
+    let rule = match (optimizer.name, optimizer.aux) {
+        (OptimizerName::Adamw | OptimizerName::Lamb, _) => 2,
+        (OptimizerName::Muon, Some(AuxOptimizer::Sgd)) => 2,
+        (OptimizerName::Muon, _) => 3,
+        (OptimizerName::Sgd | OptimizerName::Lars, _) => {
+            usize::from(optimizer.momentum.is_some_and(|momentum| momentum > 0.0))
+        }
+    };
+    rule + usize::from(optimizer.lookahead_steps.is_some())
 }

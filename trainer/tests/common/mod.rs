@@ -217,6 +217,9 @@ impl Recipe {
             replica.model.synchronize_batch_norm(communicator);
         }
         let mut optimizer = Optimizer::new(&self.optimizer, &replica.flat);
+        if world_size > 1 && self.options.timing != Timing::Never {
+            optimizer.share_work(communicator).unwrap();
+        }
         let grad_sync =
             GradSync::new(&replica.flat, Arc::clone(communicator), self.options).unwrap();
         let mut counter = Counter::new(Device::Cpu);

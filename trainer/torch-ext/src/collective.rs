@@ -92,6 +92,18 @@ fn stream_of(device: usize) -> comm::Result<*mut c_void> {
         .map_err(|error| CommError::Connect { backend: "nccl", reason: error.to_string() })
 }
 
+/// Fills every rank's part ([`comm::communicator::chunk_range`]) of a contiguous tensor with that
+/// rank's, in place.
+///
+/// # Errors
+/// See [`Communicator::all_gather`].
+///
+/// # Panics
+/// As [`all_reduce`].
+pub fn all_gather(communicator: &dyn Communicator, tensor: &mut Tensor) -> comm::Result<()> {
+    communicator.all_gather(buffer(tensor)?)
+}
+
 fn buffer(tensor: &mut Tensor) -> comm::Result<BufferMut<'_>> {
     assert!(tensor.is_contiguous(), "a collective needs a range of memory, not a strided tensor");
     let dtype = match tensor.kind() {

@@ -1,4 +1,4 @@
-//! Optimizer steps, each one call over flat tensors.
+//! Optimizer steps, each one call over ranges of flat tensors.
 
 use std::ffi::c_char;
 use std::ptr::null;
@@ -9,11 +9,12 @@ use crate::{CTensor, Result, check, ptr};
 
 unsafe extern "C" {
     fn torch_ext_fused_adamw(
-        parameters: *mut CTensor,
-        grads: *const CTensor,
-        exp_avg: *mut CTensor,
-        exp_avg_sq: *mut CTensor,
-        step: *mut CTensor,
+        count: usize,
+        parameters: *const *const CTensor,
+        grads: *const *const CTensor,
+        exp_avg: *const *const CTensor,
+        exp_avg_sq: *const *const CTensor,
+        step: *const CTensor,
         lr_on_device: *const CTensor,
         grad_scale: *const CTensor,
         found_inf: *const CTensor,
@@ -24,9 +25,10 @@ unsafe extern "C" {
         eps: f64,
     ) -> *mut c_char;
     fn torch_ext_fused_sgd(
-        parameters: *mut CTensor,
-        grads: *const CTensor,
-        momentum: *mut CTensor,
+        count: usize,
+        parameters: *const *const CTensor,
+        grads: *const *const CTensor,
+        momentum: *const *const CTensor,
         lr_on_device: *const CTensor,
         grad_scale: *const CTensor,
         found_inf: *const CTensor,
@@ -40,10 +42,24 @@ unsafe extern "C" {
         found_inf: *mut CTensor,
         inv_scale: *const CTensor,
     ) -> *mut c_char;
+    fn torch_ext_norms(
+        count: usize,
+        tensors: *const *const CTensor,
+        norms: *mut CTensor,
+    ) -> *mut c_char;
+    fn torch_ext_newton_schulz(
+        matrix: *const CTensor,
+        out: *mut CTensor,
+        steps: i64,
+    ) -> *mut c_char;
 }
 
 fn optional(tensor: Option<&Tensor>) -> *const CTensor {
     tensor.map_or(null(), |tensor| ptr(tensor).cast_const())
+}
+
+fn pointers(tensors: &[Tensor]) -> Vec<*const CTensor> {
+    tensors.iter().map(|tensor| ptr(tensor).cast_const()).collect()
 }
 
 /// What a step reads on the device, when it is executed: 0-d f32 each.
@@ -67,6 +83,29 @@ pub fn unscale(grads: &Tensor, found_inf: &Tensor, inv_scale: &Tensor) -> Result
     unsafe { check(torch_ext_unscale(ptr(grads), ptr(found_inf), ptr(inv_scale))) }
 }
 
+/// The 2-norm of each of `tensors`, into `norms`, `[tensors]` f32.
+///
+/// # Errors
+/// When the tensors do not fit together.
+pub fn norms(tensors: &[Tensor], norms: &Tensor) -> Result<()> {
+    let pointers = pointers(tensors);
+    // SAFETY: all are live tensors for the length of the call.
+    unsafe { check(torch_ext_norms(tensors.len(), pointers.as_ptr(), ptr(norms))) }
+}
+
+/// Writes to `out` what `matrix` is after `steps` Newton-Schulz iterations in bf16: nearly the
+/// orthogonal matrix nearest to it. `matrix`: `[rows, columns]` f32; `out` is of the same shape.
+///
+/// # Errors
+/// When the tensors do not fit together.
+///
+/// Source: Jordan et al., Muon, 2024; coefficients and operations are those of PyTorch's
+/// `torch.optim.Muon`.
+pub fn newton_schulz(matrix: &Tensor, out: &Tensor, steps: i64) -> Result<()> {
+    // SAFETY: both are live tensors for the length of the call.
+    unsafe { check(torch_ext_newton_schulz(ptr(matrix), ptr(out), steps)) }
+}
+
 /// The numbers of one AdamW step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamW {
@@ -81,31 +120,38 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// One step over flat `[n]` f32 tensors, in place. `step` is a 0-d f32 tensor that counts from
-    /// 1: it holds this step's number already.
+    /// One step over ranges of flat tensors, `[n]` f32 each, in place. `step` is a 0-d f32 tensor that
+    /// counts from 1: it holds this step's number already.
     ///
     /// # Errors
     /// When the tensors do not fit together.
+    ///
+    /// # Panics
+    /// When there are not as many of each.
     ///
     /// Source: Loshchilov and Hutter, Decoupled Weight Decay Regularization, ICLR 2019; the kernel
     /// is PyTorch's `_fused_adamw_`.
     pub fn step(
         &self,
-        parameters: &Tensor,
-        grads: &Tensor,
-        exp_avg: &Tensor,
-        exp_avg_sq: &Tensor,
+        parameters: &[Tensor],
+        grads: &[Tensor],
+        exp_avg: &[Tensor],
+        exp_avg_sq: &[Tensor],
         step: &Tensor,
         FromDevice { lr: lr_on_device, grad_scale, found_inf }: FromDevice<'_>,
     ) -> Result<()> {
         let Self { lr, betas: [beta1, beta2], weight_decay, eps } = *self;
-        // SAFETY: all are live tensors for the length of the call.
+        let count = parameters.len();
+        assert!([grads, exp_avg, exp_avg_sq].iter().all(|tensors| tensors.len() == count));
+        let lists = [parameters, grads, exp_avg, exp_avg_sq].map(pointers);
+        // SAFETY: each list has `count` tensors, and all are live for the length of the call.
         unsafe {
             check(torch_ext_fused_adamw(
-                ptr(parameters),
-                ptr(grads),
-                ptr(exp_avg),
-                ptr(exp_avg_sq),
+                count,
+                lists[0].as_ptr(),
+                lists[1].as_ptr(),
+                lists[2].as_ptr(),
+                lists[3].as_ptr(),
                 ptr(step),
                 optional(lr_on_device),
                 optional(grad_scale),
@@ -134,26 +180,34 @@ pub struct Sgd {
 }
 
 impl Sgd {
-    /// One step over flat `[n]` f32 tensors, in place. `momentum` starts at 0, and is not
-    /// read where the factor is 0.
+    /// One step over ranges of flat tensors, `[n]` f32 each, in place. `momentum` starts at 0, and is
+    /// not read where the factor is 0.
     ///
     /// # Errors
     /// When the tensors do not fit together.
     ///
+    /// # Panics
+    /// When there are not as many of each.
+    ///
     /// Source: PyTorch's `_fused_sgd_`, without dampening.
     pub fn step(
         &self,
-        parameters: &Tensor,
-        grads: &Tensor,
-        momentum: &Tensor,
+        parameters: &[Tensor],
+        grads: &[Tensor],
+        momentum: &[Tensor],
         FromDevice { lr: lr_on_device, grad_scale, found_inf }: FromDevice<'_>,
     ) -> Result<()> {
-        // SAFETY: all are live tensors for the length of the call.
+        let count = parameters.len();
+        assert_eq!(grads.len(), count);
+        assert!(self.momentum == 0.0 || momentum.len() == count);
+        let lists = [parameters, grads, momentum].map(pointers);
+        // SAFETY: each list that is read has `count` tensors, and all are live for the length of the call.
         unsafe {
             check(torch_ext_fused_sgd(
-                ptr(parameters),
-                ptr(grads),
-                ptr(momentum),
+                count,
+                lists[0].as_ptr(),
+                lists[1].as_ptr(),
+                lists[2].as_ptr(),
                 optional(lr_on_device),
                 optional(grad_scale),
                 optional(found_inf),

@@ -97,7 +97,9 @@ mod tests {
         let rule = AdamW { lr: 0.01, betas: [0.9, 0.999], weight_decay: 0.1, eps: 1e-8 };
         for step in 1..=STEPS {
             let count = Tensor::from(step as f32);
-            rule.step(&stepped, &grads, &exp_avg, &exp_avg_sq, &count, FromDevice::default())
+            let [parameters, grads, exp_avg, exp_avg_sq] =
+                [&stepped, &grads, &exp_avg, &exp_avg_sq].map(|tensor| [tensor.shallow_clone()]);
+            rule.step(&parameters, &grads, &exp_avg, &exp_avg_sq, &count, FromDevice::default())
                 .unwrap();
         }
         replay_adamw(&mut replayed, &[(1.0 - rule.lr * rule.weight_decay) as f32; STEPS]);
@@ -113,7 +115,9 @@ mod tests {
             let rule = Sgd { lr: 0.1, momentum, weight_decay: 0.05, nesterov };
             let steps: Vec<_> = (0..STEPS)
                 .map(|_| {
-                    rule.step(&stepped, &grads, &buffer, FromDevice::default()).unwrap();
+                    let [parameters, grads, buffer] =
+                        [&stepped, &grads, &buffer].map(|tensor| [tensor.shallow_clone()]);
+                    rule.step(&parameters, &grads, &buffer, FromDevice::default()).unwrap();
                     SgdStep {
                         lr: rule.lr as f32,
                         momentum: momentum as f32,

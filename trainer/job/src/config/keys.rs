@@ -9,14 +9,7 @@ use super::{Config, Model, Optimizer, Schedule};
 
 /// A configuration in which every key that exists is set: the list of known keys.
 pub(super) fn schema() -> Mapping {
-    let optimizer = Optimizer {
-        betas: Some([0.0; 2]),
-        eps: Some(0.0),
-        momentum: Some(0.0),
-        nesterov: Some(false),
-        lr_batch_size: Some(0),
-        ..Optimizer::default()
-    };
+    let optimizer = Optimizer::with_every_key();
     let model =
         Model { dropout: Some(0.0), from_torchvision: Some(PathBuf::new()), ..Model::default() };
     let schedule = Schedule::with_every_key();

@@ -36,7 +36,7 @@ pub use eval::{Eval, Tta};
 pub(crate) use keys::nearest;
 pub use load::{load, to_yaml};
 pub use model::{Model, Stem};
-pub use optimizer::{LrScaling, Optimizer, OptimizerName};
+pub use optimizer::{AdjustLr, AuxOptimizer, LrScaling, Optimizer, OptimizerName};
 pub use performance::{Convolution, CudaGraph, Performance, Precision};
 pub use records::{Checkpoint, Metrics};
 pub use schedule::{Schedule, ScheduleName, Unit, Update};

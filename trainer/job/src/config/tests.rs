@@ -237,11 +237,11 @@ fn a_value_out_of_range_says_the_range() {
         ),
         (
             "optimizer: {momentum: 0.9}",
-            "run.yaml:1:23: optimizer.momentum: adamw has no `momentum`; remove it, or set optimizer.name to sgd",
+            "run.yaml:1:23: optimizer.momentum: adamw has no `momentum`; remove it, or set optimizer.name to sgd or lars or muon",
         ),
         (
             "optimizer: {name: sgd, eps: 1e-8}",
-            "run.yaml:1:29: optimizer.eps: sgd has no `eps`; remove it, or set optimizer.name to adamw",
+            "run.yaml:1:29: optimizer.eps: sgd has no `eps`; remove it, or set optimizer.name to adamw or lamb or muon",
         ),
         (
             "optimizer: {name: sgd, nesterov: true}",
@@ -250,6 +250,31 @@ fn a_value_out_of_range_says_the_range() {
         (
             "optimizer: {lr_batch_size: 64}",
             "run.yaml:1:28: optimizer.lr_batch_size: goes with lr_scaling: linear or sqrt only",
+        ),
+        (
+            "optimizer: {lookahead_power: 3}",
+            "run.yaml:1:30: optimizer.lookahead_power: goes with lookahead_steps only",
+        ),
+        (
+            "optimizer: {name: muon, aux: sgd, eps: 1e-8}",
+            "run.yaml:1:40: optimizer.eps: goes with aux: adamw only",
+        ),
+        (
+            "optimizer: {name: muon, ns_steps: 0}",
+            "run.yaml:1:35: optimizer.ns_steps: 0 is out of range; expected 1 to 99",
+        ),
+        (
+            "optimizer: {norm_bias_lr_factor: 0}",
+            "run.yaml:1:34: optimizer.norm_bias_lr_factor: 0 is out of range; expected a number above 0",
+        ),
+        (
+            "optimizer: {frozen: [norm_weights, conv.weight]}",
+            "run.yaml:1:36: optimizer.frozen[1]: no parameter of resnet18 is called `conv.weight`; did you mean `conv1.weight`?",
+        ),
+        ("optimizer: {frozen: ['*']}", "run.yaml:1:21: optimizer.frozen: nothing is left to train"),
+        (
+            "{precision: fp16, optimizer: {name: lars}}",
+            "run.yaml:1:13: precision: fp16 skips steps whose gradients overflow, which adamw and sgd can do, without look-ahead; take bf16 or fp32 with this optimizer",
         ),
         (
             "schedule: {gamma: 0.5}",
@@ -413,7 +438,11 @@ fn anchors_are_read_even_though_lines_are_then_unknown() {
 
 #[test]
 fn what_is_written_is_complete_and_loads_back_equal() {
-    let overrides: [&[&str]; 5] = [
+    let overrides: [&[&str]; 9] = [
+        &["optimizer.name=muon", "optimizer.aux=sgd", "optimizer.lookahead_steps=5"],
+        &["optimizer.name=muon", "optimizer.frozen=[norm_weights, conv1.weight]"],
+        &["optimizer.name=lars", "schedule.name=step", "schedule.step_size=3"],
+        &["optimizer.name=lamb", "schedule.name=one_cycle"],
         &[],
         &["schedule.warmup_epochs=0.5"],
         &["optimizer.name=sgd", "optimizer.momentum=0.9", "optimizer.lr=0.1"],
@@ -425,18 +454,10 @@ fn what_is_written_is_complete_and_loads_back_equal() {
         let text = to_yaml(&config);
         assert_eq!(load_text(&text, &[]).unwrap(), config, "{text}");
         let written: serde_yaml::Mapping = serde_yaml::from_str(&text).unwrap();
-        let sgd = config.optimizer.name == OptimizerName::Sgd;
-        let foreign = |path: &str| match path {
-            "optimizer.betas" | "optimizer.eps" => sgd,
-            "optimizer.momentum" | "optimizer.nesterov" => !sgd,
-            "optimizer.lr_batch_size" => true,
-            _ => {
-                path.starts_with("schedule.") && !path.contains("warmup") && !path.ends_with("name")
-            }
-        };
+        let of_all =
+            |path: &String| !path.starts_with("optimizer.") && !path.starts_with("schedule.");
         let paths = |mapping| -> Vec<String> {
-            let leaves = keys::leaves(mapping).into_iter().map(|(path, _)| path);
-            leaves.filter(|path| !foreign(path)).collect()
+            keys::leaves(mapping).into_iter().map(|(path, _)| path).filter(of_all).collect()
         };
         assert_eq!(paths(&written), paths(&keys::schema()));
     }

@@ -1,20 +1,43 @@
-//! How a gradient becomes an update: one fused call over flat storage.
+//! How a gradient becomes an update, over flat storage.
 //!
 //! Taps that never see a pixel are not stepped. What weight decay does to them is noted down, and
 //! made up for by [`Optimizer::settle`] before anybody looks at them. With a [`LossScaler`], whether a
 //! step was skipped is known on the device only: that is noted down there, and read when settling.
 
+mod adamw;
+mod groups;
+mod lamb;
+mod lars;
+mod layerwise;
+mod lookahead;
+mod muon;
+mod rule;
+mod sgd;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use comm::Communicator;
 use job::config::{self, OptimizerName};
 use tch::{Kind, Tensor};
-use torch_ext::{AdamW, FromDevice, Sgd, SgdStep, replay_adamw, replay_sgd};
+use torch_ext::FromDevice;
 
 use crate::Result;
 use crate::flat::Flat;
 use crate::loss_scaler::{LossScaler, LossScalerState};
 
+pub use rule::StateBuffer;
+
+use groups::Group;
+use lookahead::Lookahead;
+use rule::{Rule, StepInputs};
+
 /// An optimizer and its state.
 pub struct Optimizer {
-    rule: Rule,
+    rule: Box<dyn Rule>,
+    lookahead: Option<Lookahead>,
+    /// Of the gradients, those that are not trained.
+    frozen: Vec<Range<usize>>,
     clip_grad_norm: Option<f64>,
     loss_scaler: Option<LossScaler>,
     /// Of the step that was begun last.
@@ -26,80 +49,51 @@ pub struct Optimizer {
     grad_norm: Option<Tensor>,
     /// Steps taken: 0-d f32 on the device.
     steps: Tensor,
-    /// With a loss scaler, of each step that dead taps have still to take: 1 where it was skipped, else 0.
+    /// Steps tried.
+    tried: u64,
+    /// How much of the run is done after the next step, a fraction.
+    progress: f64,
+    /// The learning rates of steps that dead taps have still to take.
+    owed: Vec<f64>,
+    /// With a loss scaler, of each of those: 1 where it was skipped, else 0.
     skipped: Vec<Tensor>,
-}
-
-enum Rule {
-    AdamW {
-        rule: AdamW,
-        exp_avg: Tensor,
-        exp_avg_sq: Tensor,
-        /// What dead taps are still to be multiplied by.
-        owed: Vec<f32>,
-    },
-    Sgd {
-        rule: Sgd,
-        momentum: Tensor,
-        /// Of dead taps.
-        dead_momentum: Tensor,
-        /// Steps that dead taps have still to take.
-        owed: Vec<SgdStep>,
-    },
-}
-
-/// One kind of state, laid out like the parameters.
-pub struct StateBuffer<'a> {
-    /// PyTorch's name.
-    pub name: &'static str,
-    /// `[live]` f32.
-    pub live: &'a Tensor,
-    /// `[dead]` f32; `None` where it is zero for ever.
-    pub dead: Option<&'a Tensor>,
 }
 
 impl Optimizer {
     /// With zero state, for the parameters of `flat`.
+    ///
+    /// # Panics
+    /// When `flat` has dead taps, and the optimizer needs whole tensors.
     pub fn new(config: &config::Optimizer, flat: &Flat) -> Self {
-        let zeros = || flat.parameters.detach().zeros_like();
-        let number = || Tensor::zeros([0i64; 0], (Kind::Float, flat.parameters.device()));
-        let rule = match config.name {
-            OptimizerName::Adamw => Rule::AdamW {
-                rule: AdamW {
-                    lr: config.lr,
-                    betas: config.betas.unwrap_or([0.9, 0.999]),
-                    weight_decay: config.weight_decay,
-                    eps: config.eps.unwrap_or(1e-8),
-                },
-                exp_avg: zeros(),
-                exp_avg_sq: zeros(),
-                owed: Vec::new(),
-            },
+        let whole = flat.dead.numel() == 0;
+        assert!(whole || !config.needs_whole_tensors(), "dead taps must not be left out");
+        let all = || Group::all(config, config.weight_decay, flat, |_| true);
+        let rule: Box<dyn Rule> = match config.name {
+            OptimizerName::Adamw => Box::new(adamw::AdamW::new(config, all(), flat)),
             OptimizerName::Sgd => {
                 let momentum = config.momentum.unwrap_or(0.0);
-                let has_momentum = momentum > 0.0;
-                let none = Tensor::new;
-                Rule::Sgd {
-                    rule: Sgd {
-                        lr: config.lr,
-                        momentum,
-                        weight_decay: config.weight_decay,
-                        nesterov: config.nesterov.unwrap_or(false),
-                    },
-                    momentum: if has_momentum { zeros() } else { none() },
-                    dead_momentum: if has_momentum { flat.dead.zeros_like() } else { none() },
-                    owed: Vec::new(),
-                }
+                let nesterov = config.nesterov.unwrap_or(false);
+                Box::new(sgd::Sgd::new(momentum, nesterov, all(), flat))
             }
+            OptimizerName::Lars => Box::new(lars::Lars::new(config, flat)),
+            OptimizerName::Lamb => Box::new(lamb::Lamb::new(config, flat)),
+            OptimizerName::Muon => Box::new(muon::Muon::new(config, flat)),
         };
+        let number = || Tensor::zeros([0i64; 0], (Kind::Float, flat.parameters.device()));
+        let frozen = flat.places().into_iter().filter(|place| config.freezes(place.spec));
         Self {
             rule,
+            lookahead: Lookahead::new(config, flat),
+            frozen: frozen.map(|place| place.live).collect(),
             clip_grad_norm: config.clip_grad_norm,
             loss_scaler: None,
             lr: config.lr,
             lr_on_device: flat.parameters.device().is_cuda().then(number),
             grad_norm: config.clip_grad_norm.map(|_| number()),
             steps: number(),
+            tried: 0,
+            progress: 0.0,
+            owed: Vec::new(),
             skipped: Vec::new(),
         }
     }
@@ -108,6 +102,20 @@ impl Optimizer {
     /// steps whose gradients overflow.
     pub fn scale_losses(&mut self, state: LossScalerState) {
         self.loss_scaler = Some(LossScaler::new(state, self.steps.device()));
+    }
+
+    /// From now on, before the first step, ranks share work that each would do: their gradients are the
+    /// same, and steps are collective. Collective.
+    ///
+    /// # Errors
+    /// When a peer is gone or memory is short.
+    pub fn share_work(&mut self, communicator: &Arc<dyn Communicator>) -> Result<()> {
+        self.rule.share_work(communicator)
+    }
+
+    /// Says how much of the run will be done after the next step, a fraction.
+    pub fn set_progress(&mut self, progress: f64) {
+        self.progress = progress;
     }
 
     /// What backward begins with: `loss`, scaled where [`Self::scale_losses`] says so.
@@ -132,11 +140,11 @@ impl Optimizer {
     /// scaled gradients have overflowed.
     ///
     /// # Errors
-    /// When libtorch refuses.
+    /// When libtorch refuses, or, where work is shared, a peer is gone or late.
     pub fn step(&mut self, flat: &Flat, lr: f64) -> Result<()> {
         self.begin_step(lr);
         self.apply(flat)?;
-        self.end_step();
+        self.end_step(flat);
         Ok(())
     }
 
@@ -153,15 +161,17 @@ impl Optimizer {
     /// The second part, which can be captured: it reads and writes the same memory each time.
     ///
     /// # Errors
-    /// When libtorch refuses.
+    /// Those of [`Self::step`].
     pub fn apply(&mut self, flat: &Flat) -> Result<()> {
-        let Flat { parameters, grads, .. } = flat;
+        for mut grads in groups::slices(&flat.grads, &self.frozen) {
+            let _ = grads.zero_();
+        }
         let found_inf = match &mut self.loss_scaler {
-            Some(scaler) => Some(scaler.unscale(grads)?.shallow_clone()),
+            Some(scaler) => Some(scaler.unscale(&flat.grads)?.shallow_clone()),
             None => None,
         };
         if let Some(norm) = &mut self.grad_norm {
-            norm.copy_(&grads.norm());
+            norm.copy_(&flat.grads.norm());
         }
         let grad_scale = self.grad_scale();
         let from_device = FromDevice {
@@ -170,20 +180,7 @@ impl Optimizer {
             found_inf: found_inf.as_ref(),
         };
         self.steps += 1.0;
-        let lr = self.lr;
-        match &self.rule {
-            Rule::AdamW { rule, exp_avg, exp_avg_sq, .. } => AdamW { lr, ..*rule }.step(
-                parameters,
-                grads,
-                exp_avg,
-                exp_avg_sq,
-                &self.steps,
-                from_device,
-            )?,
-            Rule::Sgd { rule, momentum, .. } => {
-                Sgd { lr, ..*rule }.step(parameters, grads, momentum, from_device)?;
-            }
-        }
+        self.rule.step(flat, &StepInputs { lr: self.lr, count: &self.steps, from_device })?;
         if let (Some(scaler), Some(found_inf)) = (&mut self.loss_scaler, found_inf) {
             self.steps -= &found_inf;
             scaler.update();
@@ -191,22 +188,14 @@ impl Optimizer {
         Ok(())
     }
 
-    /// The last part: notes down what dead taps owe.
-    pub fn end_step(&mut self) {
-        let lr = self.lr;
-        match &mut self.rule {
-            Rule::AdamW { rule, owed, .. } if rule.weight_decay > 0.0 => {
-                owed.push((1.0 - lr * rule.weight_decay) as f32);
-            }
-            Rule::AdamW { .. } => {}
-            Rule::Sgd { rule, owed, .. } => owed.push(SgdStep {
-                lr: lr as f32,
-                momentum: rule.momentum as f32,
-                weight_decay: rule.weight_decay as f32,
-                nesterov: rule.nesterov,
-            }),
-        }
+    /// The last part: notes down what dead taps owe, and lets slow weights follow.
+    pub fn end_step(&mut self, flat: &Flat) {
+        self.tried += 1;
+        self.owed.push(self.lr);
         self.skipped.extend(self.loss_scaler.as_ref().map(LossScaler::found_inf));
+        if let Some(lookahead) = &mut self.lookahead {
+            lookahead.after_step(flat, self.tried, self.progress);
+        }
     }
 
     /// What gradients are divided by so that their norm is at most `clip_grad_norm`. Stays on the
@@ -225,6 +214,13 @@ impl Optimizer {
         computed.unwrap_or_else(|| flat.grads.norm()).double_value(&[])
     }
 
+    /// Gives `flat` the weights that the run ends with, after its last step.
+    pub fn finish(&self, flat: &Flat) {
+        if let Some(lookahead) = &self.lookahead {
+            lookahead.finish(flat);
+        }
+    }
+
     /// Lets the dead taps of `flat` take the steps that they have not taken yet.
     ///
     /// # Errors
@@ -234,38 +230,22 @@ impl Optimizer {
             [] => Vec::new(),
             flags => Vec::<f32>::try_from(Tensor::f_stack(flags, 0)?)?,
         };
-        match &mut self.rule {
-            Rule::AdamW { owed, .. } => replay_adamw(&mut flat.dead, &taken(owed, &skipped)),
-            Rule::Sgd { dead_momentum, owed, .. } => {
-                replay_sgd(&mut flat.dead, dead_momentum, &taken(owed, &skipped));
-            }
-        }
+        let owed = std::mem::take(&mut self.owed).into_iter().enumerate();
+        let taken = owed.filter(|(at, _)| skipped.get(*at) != Some(&1.0)).map(|(_, lr)| lr);
+        self.rule.replay(&flat.dead, &taken.collect::<Vec<_>>());
         Ok(())
     }
 
     /// The state.
     pub fn state(&self) -> Vec<StateBuffer<'_>> {
-        match &self.rule {
-            Rule::AdamW { exp_avg, exp_avg_sq, .. } => vec![
-                StateBuffer { name: "exp_avg", live: exp_avg, dead: None },
-                StateBuffer { name: "exp_avg_sq", live: exp_avg_sq, dead: None },
-            ],
-            Rule::Sgd { rule, momentum, dead_momentum, .. } if rule.momentum > 0.0 => {
-                let name = "momentum_buffer";
-                vec![StateBuffer { name, live: momentum, dead: Some(dead_momentum) }]
-            }
-            Rule::Sgd { .. } => Vec::new(),
-        }
+        let mut state = self.rule.state();
+        state.extend(self.lookahead.as_ref().map(Lookahead::state));
+        state
     }
 
     /// Says how many steps the state, which the caller has filled, comes from.
     pub fn resume_at(&mut self, steps: u64) {
         let _ = self.steps.fill_(steps as f64);
+        self.tried = steps;
     }
-}
-
-/// Empties `owed` and gives those of its steps that were taken. `skipped`: a flag each, or none at all.
-fn taken<T>(owed: &mut Vec<T>, skipped: &[f32]) -> Vec<T> {
-    let numbered = std::mem::take(owed).into_iter().enumerate();
-    numbered.filter(|(at, _)| skipped.get(*at) != Some(&1.0)).map(|(_, step)| step).collect()
 }

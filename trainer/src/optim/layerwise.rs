@@ -1,0 +1,71 @@
+//! Rates that follow the norms of whole tensors, for LARS and LAMB.
+//!
+//! What is one number a tensor is a vector over tensors; elementwise work is over flat storage.
+
+use std::ops::Range;
+
+use tch::{Kind, Tensor};
+
+use super::groups::{Factors, decays, slices};
+use crate::Result;
+use crate::flat::Flat;
+
+/// The tensors of flat storage, in its order. Frozen ones have a rate of 0.
+pub(super) struct Tensors {
+    ranges: Vec<Range<usize>>,
+    /// Which of them an element is of: `[live]` i32.
+    tensor_of: Tensor,
+    /// Multiplies the learning rate: `[tensors]` f32.
+    pub lr: Tensor,
+    /// `[tensors]` f32.
+    pub weight_decay: Tensor,
+    /// Whether its rate follows norms: `[tensors]` bool.
+    adapts: Tensor,
+}
+
+impl Tensors {
+    pub fn of(config: &job::config::Optimizer, flat: &Flat) -> Self {
+        let places = flat.places();
+        let factors = places.iter().map(|place| {
+            let frozen = Factors { lr: 0.0, weight_decay: 0.0 };
+            Factors::of(config, config.weight_decay, place.spec).unwrap_or(frozen)
+        });
+        let factors: Vec<_> = factors.collect();
+        let adapts: Vec<_> = places.iter().map(|place| decays(config, place.spec)).collect();
+        let tensor_of = places
+            .iter()
+            .enumerate()
+            .flat_map(|(index, place)| place.live.clone().map(move |_| index as i32));
+        let tensor_of: Vec<_> = tensor_of.collect();
+        let device = flat.parameters.device();
+        let numbers = |number: fn(&Factors) -> f64| {
+            let numbers: Vec<f32> = factors.iter().map(|factors| number(factors) as f32).collect();
+            Tensor::from_slice(&numbers).to_device(device)
+        };
+        Self {
+            lr: numbers(|factors| factors.lr),
+            weight_decay: numbers(|factors| factors.weight_decay),
+            tensor_of: Tensor::from_slice(&tensor_of).to_device(device),
+            adapts: Tensor::from_slice(&adapts).to_device(device),
+            ranges: places.into_iter().map(|place| place.live).collect(),
+        }
+    }
+
+    /// The norm of each tensor of a flat buffer: `[tensors]` f32.
+    pub fn norms(&self, buffer: &Tensor) -> Result<Tensor> {
+        let norms = self.lr.zeros_like();
+        torch_ext::norms(&slices(buffer, &self.ranges), &norms)?;
+        Ok(norms)
+    }
+
+    /// `[live]` f32 from `[tensors]` f32.
+    pub fn per_element(&self, per_tensor: &Tensor) -> Tensor {
+        per_tensor.index_select(0, &self.tensor_of)
+    }
+
+    /// `above / below` of tensors whose rate follows norms, and where both are above zero; 1 elsewhere.
+    pub fn trust_ratios(&self, above: &Tensor, below: &Tensor) -> Tensor {
+        let defined = above.gt(0.0).logical_and(&below.gt(0.0)).logical_and(&self.adapts);
+        (above / below).where_self(&defined, &Tensor::ones([1], (Kind::Float, above.device())))
+    }
+}

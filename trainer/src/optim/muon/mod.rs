@@ -1,0 +1,175 @@
+//! Muon: momentum that is made orthogonal, for the matrices; another optimizer for the rest.
+
+mod plan;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use comm::Communicator;
+use job::config::{AdjustLr, AuxOptimizer};
+use job::network::{Role, TensorSpec};
+use tch::{Kind, Tensor};
+
+use super::adamw::{self, AdamW};
+use super::groups::{Group, slice};
+use super::rule::{Rule, StateBuffer, StepInputs};
+use super::sgd::Sgd;
+use crate::Result;
+use crate::flat::{Flat, shared_bf16};
+use plan::Plan;
+
+/// Muon, and what trains the other parameters.
+pub(super) struct Muon {
+    momentum: f64,
+    nesterov: bool,
+    ns_steps: i64,
+    normalize_weights: bool,
+    weight_decay: f64,
+    matrices: Vec<Matrix>,
+    /// Those of the matrices, for their dead taps.
+    groups: Vec<Group>,
+    buffer: Tensor,
+    plan: Plan,
+    /// `[plan.len()]` bf16: updates, each where the plan says.
+    updates: Tensor,
+    communicator: Option<Arc<dyn Communicator>>,
+    aux: Box<dyn Rule>,
+    /// What the learning rate is multiplied by for `aux`.
+    aux_lr: f64,
+}
+
+/// A convolution's or linear layer's weight, as `[outputs, inputs and taps]`.
+struct Matrix {
+    range: Range<usize>,
+    rows: usize,
+    /// What the learning rate is multiplied by.
+    lr: f64,
+}
+
+impl Muon {
+    /// With zero state.
+    pub fn new(config: &job::config::Optimizer, flat: &Flat) -> Self {
+        let classifier = flat.specs().filter(|spec| spec.role == Role::Weight).last();
+        let classifier = classifier.map_or("", |spec| spec.name.as_str());
+        let is_matrix = |spec: &TensorSpec| spec.role == Role::Weight && spec.name != classifier;
+        let adjust = config.adjust_lr.unwrap_or(AdjustLr::Original);
+        let places = flat.places().into_iter();
+        let matrices = places.filter(|place| is_matrix(place.spec) && !config.freezes(place.spec));
+        let matrices = matrices.map(|place| Matrix {
+            range: place.live,
+            rows: place.spec.shape[0],
+            lr: rate_of_shape(adjust, place.spec),
+        });
+        let matrices: Vec<_> = matrices.collect();
+        let plan = Plan::new(&matrices.iter().map(Matrix::shape).collect::<Vec<_>>(), 1);
+        let aux_decay = config.aux_weight_decay.unwrap_or(0.01);
+        let others = Group::all(config, aux_decay, flat, |spec| !is_matrix(spec));
+        let aux: Box<dyn Rule> = match config.aux.unwrap_or(AuxOptimizer::Adamw) {
+            AuxOptimizer::Adamw => Box::new(AdamW::new(config, others, flat)),
+            AuxOptimizer::Sgd => {
+                Box::new(Sgd::new(config.aux_momentum.unwrap_or(0.9), true, others, flat))
+            }
+        };
+        Self {
+            momentum: config.momentum.unwrap_or(0.95),
+            nesterov: config.nesterov.unwrap_or(true),
+            ns_steps: config.ns_steps.unwrap_or(5),
+            normalize_weights: config.normalize_weights.unwrap_or(false),
+            weight_decay: config.weight_decay,
+            groups: Group::all(config, config.weight_decay, flat, is_matrix),
+            matrices,
+            buffer: flat.parameters.zeros_like(),
+            updates: Tensor::zeros([plan.len() as i64], (Kind::BFloat16, flat.parameters.device())),
+            plan,
+            communicator: None,
+            aux,
+            aux_lr: config.aux_lr.unwrap_or(0.001) / config.lr,
+        }
+    }
+
+    /// Fills `updates`: this rank's part of it, and then that of all.
+    fn orthogonalize(&mut self, grads: &Tensor) -> Result<()> {
+        let rank = self.communicator.as_ref().map_or(0, |communicator| communicator.rank());
+        for (index, matrix) in self.matrices.iter().enumerate() {
+            let (grad, mut buffer) =
+                (slice(grads, &matrix.range), slice(&self.buffer, &matrix.range));
+            let _ = buffer.lerp_(&grad, 1.0 - self.momentum);
+            if self.plan.owner(index) != rank {
+                continue;
+            }
+            let direction = if self.nesterov { grad.lerp(&buffer, self.momentum) } else { buffer };
+            let out = slice(&self.updates, &self.plan.range(index));
+            let shape = matrix.shape().map(|size| size as i64);
+            torch_ext::newton_schulz(&direction.view(shape), &out.view(shape), self.ns_steps)?;
+        }
+        if let Some(communicator) = &self.communicator {
+            torch_ext::collective::all_gather(&**communicator, &mut self.updates)?;
+        }
+        Ok(())
+    }
+}
+
+impl Matrix {
+    fn shape(&self) -> [usize; 2] {
+        [self.rows, self.range.len() / self.rows.max(1)]
+    }
+}
+
+/// What the learning rate is multiplied by for a tensor, seen as a matrix, taps that see no pixel
+/// included.
+fn rate_of_shape(adjust: AdjustLr, spec: &TensorSpec) -> f64 {
+    let rows = spec.shape[0] as f64;
+    let columns = spec.len() as f64 / rows;
+    match adjust {
+        AdjustLr::None => 1.0,
+        AdjustLr::Original => (rows / columns).max(1.0).sqrt(),
+        AdjustLr::MatchRmsAdamw => 0.2 * rows.max(columns).sqrt(),
+    }
+}
+
+impl Rule for Muon {
+    /// Source: Jordan et al., Muon, 2024; conventions are those of PyTorch's `torch.optim.Muon`, and with
+    /// `normalize_weights` those of airbench.
+    fn step(&mut self, flat: &Flat, inputs: &StepInputs<'_>) -> Result<()> {
+        self.orthogonalize(&inputs.scaled_grads(flat))?;
+        for (index, matrix) in self.matrices.iter().enumerate() {
+            let mut weights = slice(&flat.parameters, &matrix.range);
+            if self.normalize_weights {
+                let _ = weights.g_mul_(&((matrix.rows as f64).sqrt() / weights.norm()));
+            }
+            if self.weight_decay > 0.0 {
+                let _ = match inputs.from_device.lr {
+                    Some(lr) => weights.g_mul_(&(1.0 - lr * self.weight_decay)),
+                    None => weights.g_mul_scalar_(1.0 - inputs.lr * self.weight_decay),
+                };
+            }
+            let update = slice(&self.updates, &self.plan.range(index)).to_kind(Kind::Float);
+            let _ = weights.g_sub_(&inputs.times_lr(&update, matrix.lr));
+        }
+        inputs.at_rate(self.aux_lr, |inputs| self.aux.step(flat, inputs))
+    }
+
+    fn replay(&mut self, dead: &Tensor, lrs: &[f64]) {
+        if self.normalize_weights {
+            assert_eq!(dead.numel(), 0, "normalized weights need whole tensors");
+        }
+        adamw::decay(&self.groups, dead, lrs);
+        let lrs: Vec<_> = lrs.iter().map(|lr| lr * self.aux_lr).collect();
+        self.aux.replay(dead, &lrs);
+    }
+
+    fn share_work(&mut self, communicator: &Arc<dyn Communicator>) -> Result<()> {
+        let shapes: Vec<_> = self.matrices.iter().map(Matrix::shape).collect();
+        self.plan = Plan::new(&shapes, communicator.world_size());
+        self.updates = shared_bf16(self.plan.len(), self.buffer.device(), &**communicator)?;
+        self.communicator = Some(Arc::clone(communicator));
+        Ok(())
+    }
+
+    fn state(&self) -> Vec<StateBuffer<'_>> {
+        let mut state =
+            vec![StateBuffer { name: "muon_momentum_buffer", live: &self.buffer, dead: None }];
+        state.extend(self.aux.state());
+        state
+    }
+}
