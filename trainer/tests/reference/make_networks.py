@@ -40,6 +40,7 @@ CASES = [
     ("preact_resnet18", "cifar", 32, 4),
     ("preact_resnet164", "cifar", 16, 4),
     ("airbench94", "cifar", 32, 4),
+    ("airbench96", "cifar", 32, 4),
 ]
 
 

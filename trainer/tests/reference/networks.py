@@ -2,7 +2,7 @@
 
 Post-activation networks for CIFAR-10 and plain ones follow akamaster/pytorch_resnet_cifar10, ResNeXt-29
 facebookresearch/ResNeXt, wide ones szagoruyko/wide-residual-networks, pre-activation ones
-KaimingHe/resnet-1k-layers, airbench94 KellerJordan/cifar10-airbench. `make` gives any network of the trainer, torchvision's where it has it.
+KaimingHe/resnet-1k-layers, airbench KellerJordan/cifar10-airbench. `make` gives any network of the trainer, torchvision's where it has it.
 """
 
 import torch
@@ -121,18 +121,25 @@ class SmallVgg(nn.Module):
 
 
 class AirbenchGroup(nn.Module):
-    def __init__(self, inputs: int, outputs: int):
+    """Two convolutions; `residual`: three, and a way past the last two."""
+
+    def __init__(self, inputs: int, outputs: int, residual: bool, momentum: float):
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding="same", bias=False)
-        self.norm1 = nn.BatchNorm2d(outputs, eps=1e-12, momentum=0.4)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding="same", bias=False)
-        self.norm2 = nn.BatchNorm2d(outputs, eps=1e-12, momentum=0.4)
-        for norm in (self.norm1, self.norm2):
+        self.count = 3 if residual else 2
+        for number in range(1, self.count + 1):
+            conv = nn.Conv2d(inputs, outputs, 3, padding="same", bias=False)
+            norm = nn.BatchNorm2d(outputs, eps=1e-12, momentum=momentum)
             norm.weight.requires_grad = False
+            self.add_module(f"conv{number}", conv)
+            self.add_module(f"norm{number}", norm)
+            inputs = outputs
 
     def forward(self, x):
-        x = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
-        return F.gelu(self.norm2(self.conv2(x)))
+        x = past = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
+        x = self.norm2(self.conv2(x))
+        if self.count == 3:
+            x = past + self.norm3(self.conv3(F.gelu(x)))
+        return F.gelu(x)
 
 
 class Times(nn.Module):
@@ -144,11 +151,20 @@ class Times(nn.Module):
         return x * self.factor
 
 
-def airbench94(classes: int) -> nn.Module:
+# name: channels of each group, whether it is residual, momentum of batch norm
+AIRBENCH = {
+    "airbench94": ([64, 256, 256], False, 0.4),
+    "airbench95": ([128, 384, 384], False, 0.4),
+    "airbench96": ([128, 384, 512], True, 0.1),
+}
+
+
+def airbench(name: str, classes: int) -> nn.Module:
+    widths, *options = AIRBENCH[name]
+    groups = [AirbenchGroup(*pair, *options) for pair in zip([24, *widths], widths)]
     net = nn.Sequential(
-        nn.Conv2d(3, 24, 2), nn.GELU(),
-        AirbenchGroup(24, 64), AirbenchGroup(64, 256), AirbenchGroup(256, 256),
-        nn.MaxPool2d(3), nn.Flatten(), nn.Linear(256, classes, bias=False), Times(1 / 9),
+        nn.Conv2d(3, 24, 2), nn.GELU(), *groups,
+        nn.MaxPool2d(3), nn.Flatten(), nn.Linear(widths[-1], classes, bias=False), Times(1 / 9),
     )
     net[0].weight.requires_grad = False
     return net
@@ -195,7 +211,7 @@ def make(name: str, stem: str, classes: int) -> nn.Module:
         return torchvision_model(name, classes)
     if name.startswith("vgg"):
         return SmallVgg(name == "vgg19_bn", classes)
-    if name == "airbench94":
-        return airbench94(classes)
+    if name in AIRBENCH:
+        return airbench(name, classes)
     block, blocks, channels, width, outputs, options = STAGES[name]
     return Stages(block, blocks, channels, width, outputs, stem, classes, **options)

@@ -1,20 +1,25 @@
-//! airbench94: Keller Jordan, 94% on CIFAR-10 in 3.29 Seconds on a Single GPU, 2024.
+//! airbench: Keller Jordan, 94% on CIFAR-10 in 3.29 Seconds on a Single GPU, 2024.
 //!
-//! A plain network that is trained in ten epochs. Its first convolution whitens 2x2 patches and is not
-//! trained, its batch norms have no scale to train, and its convolutions start as the identity as far as
-//! channels go. Names are those of the state dict of its author's program, `airbench94.py`.
+//! Small networks that are trained in ten to forty epochs, each called after the accuracy that it is for. The
+//! first convolution whitens 2x2 patches and is not trained, batch norms have no scale to train, and
+//! convolutions start as the identity as far as channels go. Names are those of the state dicts of the
+//! author's programs, `legacy/airbench94.py` and so on.
 
 use super::super::blocks::Maker;
 use super::super::catalogue::{Architecture, Entry, Home};
 use super::super::init::{Init, Scheme};
-use super::super::layer::{BatchNorm, Conv, Layer, Linear, Shape};
+use super::super::layer::{BatchNorm, Conv, Layer, Linear, Residual, Shape};
 use super::super::walk::walk;
 
-/// Groups of two convolutions, behind a whitening one.
+/// Groups of convolutions, behind a whitening one.
 #[derive(Debug)]
 pub(in super::super) struct Airbench {
     /// Channels of each group.
     widths: &'static [usize],
+    /// Whether a group has three convolutions, and a way past the last two; else it has two.
+    residual: bool,
+    /// Of the running statistics, the part that a batch replaces.
+    norm_momentum: f64,
 }
 
 /// Of the whitening convolution.
@@ -23,7 +28,6 @@ const WHITENING_KERNEL: usize = 2;
 const LOGIT_SCALE: f64 = 1.0 / 9.0;
 /// Height and width of the last pool's windows.
 const LAST_POOL: usize = 3;
-const NORM_MOMENTUM: f64 = 0.4;
 const NORM_EPS: f64 = 1e-12;
 
 impl Airbench {
@@ -49,10 +53,29 @@ impl Airbench {
                 conv.init = Init::Dirac { bound: 1.0 / ((inputs * 9) as f32).sqrt() };
                 Layer::Conv(conv)
             };
-            let norm = |number| norm(format!("{place}.norm{number}"), *outputs);
+            let norm = |number| {
+                Layer::BatchNorm(BatchNorm {
+                    trains_scale: false,
+                    momentum: self.norm_momentum,
+                    eps: NORM_EPS,
+                    ..BatchNorm::new(format!("{place}.norm{number}"), *outputs)
+                })
+            };
             add(vec![conv(1, at.channels)]);
             add(pool(at, 2));
-            at = add(vec![norm(1), Layer::Gelu, conv(2, *outputs), norm(2), Layer::Gelu]);
+            let mut rest = vec![conv(2, *outputs), norm(2)];
+            if self.residual {
+                rest.extend([Layer::Gelu, conv(3, *outputs), norm(3)]);
+                rest = vec![Layer::Residual(Residual {
+                    before: Vec::new(),
+                    body: rest,
+                    past: Vec::new(),
+                    survival: 1.0,
+                })];
+            }
+            add(vec![norm(1), Layer::Gelu]);
+            rest.push(Layer::Gelu);
+            at = add(rest);
         }
         at = add(pool(at, LAST_POOL));
         // The author flattens one pixel; larger images leave more.
@@ -86,26 +109,34 @@ fn whitening(inputs: usize, kernel: usize) -> Conv {
     }
 }
 
-fn norm(name: String, channels: usize) -> Layer {
-    Layer::BatchNorm(BatchNorm {
-        trains_scale: false,
-        momentum: NORM_MOMENTUM,
-        eps: NORM_EPS,
-        ..BatchNorm::new(name, channels)
-    })
-}
-
 /// None where a window would not fit.
 fn pool(at: Shape, size: usize) -> Vec<Layer> {
     let fits = at.map.iter().all(|side| *side >= size);
     fits.then_some(Layer::MaxPool { kernel: size, stride: size, padding: 0 }).into_iter().collect()
 }
 
-pub(super) const NETWORKS: &[Entry] = &[Entry {
-    name: "airbench94",
-    source: "Keller Jordan, 2024",
-    home: Home::Cifar,
-    in_torchvision: false,
-    scheme: Scheme::Default,
-    architecture: Architecture::Airbench(Airbench { widths: &[64, 256, 256] }),
-}];
+const fn airbench(name: &'static str, network: Airbench) -> Entry {
+    Entry {
+        name,
+        source: "Keller Jordan, 2024",
+        home: Home::Cifar,
+        in_torchvision: false,
+        scheme: Scheme::Default,
+        architecture: Architecture::Airbench(network),
+    }
+}
+
+pub(super) const NETWORKS: &[Entry] = &[
+    airbench(
+        "airbench94",
+        Airbench { widths: &[64, 256, 256], residual: false, norm_momentum: 0.4 },
+    ),
+    airbench(
+        "airbench95",
+        Airbench { widths: &[128, 384, 384], residual: false, norm_momentum: 0.4 },
+    ),
+    airbench(
+        "airbench96",
+        Airbench { widths: &[128, 384, 512], residual: true, norm_momentum: 0.1 },
+    ),
+];
