@@ -28,7 +28,6 @@ pub mod loss_scaler;
 pub mod metrics;
 pub mod model;
 pub mod optim;
-pub mod picture;
 pub mod pretrained;
 pub mod recorder;
 pub mod run;

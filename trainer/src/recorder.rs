@@ -4,16 +4,16 @@ use std::time::{Duration, Instant};
 
 use comm::env::World;
 use job::config::{self, Config};
+use job::metrics::{
+    EmaRecord, EpochRecord, LossScaling, Record, StepRecord, StepSplit, SummaryRecord,
+};
 use job::run_dir::RunDir;
 use tch::Device;
 use tracing::info;
 
 use crate::Result;
 use crate::checkpoint::State;
-use crate::metrics::{
-    EmaRecord, EpochRecord, LossScaling, Record, StepRecord, StepSplit, SummaryRecord, Writer,
-    draw_curves,
-};
+use crate::metrics::{Writer, draw_curves};
 use crate::step::Tally;
 use crate::step_times::StepTimes;
 

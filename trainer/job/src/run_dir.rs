@@ -153,10 +153,6 @@ impl RunDir {
         }
         fs::create_dir_all(root).map_err(|source| wrong(root, source))?;
         let lock = lock(root)?;
-        // Ranks inherit the lock: while one of them runs on after its launcher was killed, nobody
-        // else may write here.
-        rustix::io::fcntl_setfd(&lock, rustix::io::FdFlags::empty())
-            .map_err(|source| wrong(root, source.into()))?;
         let run_dir = Self { root: root.to_path_buf(), _lock: Some(lock) };
         run_dir.check(config, resume)?;
         for folder in [run_dir.checkpoints_dir(), run_dir.logs_dir()] {
@@ -241,8 +237,12 @@ impl RunDir {
     }
 }
 
-/// Takes `root/.lock`, which the kernel releases when this process ends, however it ends.
-fn lock(root: &Path) -> Result<File, RunDirError> {
+/// Takes `root/.lock`, which the kernel releases when this process and those that it starts have ended,
+/// however they end: while a rank runs on after its launcher was killed, nobody else may write here.
+///
+/// # Errors
+/// [`RunDirError::InUse`] when another process has it, else [`RunDirError::Write`].
+pub fn lock(root: &Path) -> Result<File, RunDirError> {
     let path = root.join(".lock");
     let wrong = |source| RunDirError::Write { path: path.clone(), source };
     let mut file = File::options()
@@ -271,6 +271,8 @@ fn lock(root: &Path) -> Result<File, RunDirError> {
         .and_then(|()| file.rewind())
         .and_then(|()| file.write_all(holder.as_bytes()));
     noted.map_err(wrong)?;
+    rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty())
+        .map_err(|source| wrong(source.into()))?;
     Ok(file)
 }
 

@@ -1,22 +1,19 @@
-//! What is measured of a run: records in `metrics.jsonl`, and curves drawn from them.
+//! What is measured of a run: records written to `metrics.jsonl`, and curves drawn from them.
 //!
 //! Rank 0 alone writes them.
 
 mod curves;
-mod reader;
-mod records;
+#[cfg(test)]
+mod samples;
 mod writer;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use job::files::write_atomically;
+use job::metrics::{EpochRecord, ReadError, Record, read};
 use job::run_dir::RunDir;
 
-pub use reader::read;
-pub use records::{
-    EmaRecord, EpochRecord, LossScaling, Record, StepRecord, StepSplit, SummaryRecord,
-};
 pub use writer::Writer;
 
 /// Why metrics cannot be written or read.
@@ -30,24 +27,9 @@ pub enum MetricsError {
         /// Why not.
         source: io::Error,
     },
-    /// A file cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// A line is no record.
-    #[error("{}:{line}: not a record: {source}", path.display())]
-    Line {
-        /// The file.
-        path: PathBuf,
-        /// From 1.
-        line: usize,
-        /// What is wrong with it.
-        source: serde_json::Error,
-    },
+    /// What is there cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
     /// A picture cannot be drawn.
     #[error("cannot draw {}: {problem}", path.display())]
     Draw {
@@ -68,14 +50,14 @@ pub fn draw_curves(run_dir: &RunDir) -> Result<(), MetricsError> {
     if epochs.is_empty() {
         return Ok(());
     }
-    let chart = curves::Chart::new(&name(run_dir.root()), &epochs);
+    let picture = curves::draw(&name(run_dir.root()), &epochs);
     let write = |path: PathBuf, bytes: &[u8]| {
         write_atomically(&path, bytes).map_err(|source| MetricsError::Write { path, source })
     };
-    write(run_dir.curves_svg(), chart.to_svg().as_bytes())?;
+    write(run_dir.curves_svg(), picture.to_svg().as_bytes())?;
     let path = run_dir.curves_png();
     let png =
-        chart.to_png().map_err(|problem| MetricsError::Draw { path: path.clone(), problem })?;
+        picture.to_png().map_err(|problem| MetricsError::Draw { path: path.clone(), problem })?;
     write(path, &png)
 }
 

@@ -5,12 +5,12 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use job::files::write_atomically;
+use job::metrics::{Record, complete_lines, read_bytes};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::reader::{complete_lines, read_bytes};
-use super::{MetricsError, Record};
+use super::MetricsError;
 
 /// Appends records. A line is written with one call, so a reader sees all of it or none.
 #[derive(Debug)]
@@ -94,8 +94,8 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::metrics::read;
-    use crate::metrics::records::tests::{epoch, step, summary};
+    use crate::metrics::samples::{epoch, step, summary};
+    use job::metrics::read;
 
     fn written(records: &[Record]) -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();

@@ -14,14 +14,14 @@ pub enum Block {
     Picture(Picture),
 }
 
-/// An SVG document with a name.
+/// A figure with a name.
 pub struct Picture {
     /// Of its file, without an extension.
     pub name: String,
     /// What it shows, for who cannot see it.
     pub alt: String,
-    /// The document.
-    pub svg: String,
+    /// The figure.
+    pub drawn: figure::Picture,
 }
 
 /// Rows and columns of text.
@@ -131,11 +131,12 @@ pub fn to_html(title: &str, blocks: &[Block], records: &str) -> String {
                 let _ = writeln!(body, "<p>{}</p>", escaped(text));
             }
             Block::Table(table) => body.push_str(&table.to_html()),
-            Block::Picture(Picture { alt, svg, .. }) => {
+            Block::Picture(Picture { alt, drawn, .. }) => {
                 let _ = writeln!(
                     body,
-                    "<figure role=\"img\" aria-label=\"{}\">{svg}</figure>",
-                    escaped(alt)
+                    "<figure role=\"img\" aria-label=\"{}\">{}</figure>",
+                    escaped(alt),
+                    drawn.to_svg()
                 );
             }
         }
@@ -176,8 +177,8 @@ mod tests {
     fn blocks() -> Vec<Block> {
         let mut table = Table::new([("who", Align::Left), ("images/s", Align::Right)]);
         table.row(vec!["a < b".to_owned(), "7".to_owned()]);
-        let svg = "<svg><path/></svg>".to_owned();
-        let picture = Picture { name: "rates".to_owned(), alt: "Rates".to_owned(), svg };
+        let drawn = figure::Picture::new(10.0, 10.0);
+        let picture = Picture { name: "rates".to_owned(), alt: "Rates".to_owned(), drawn };
         vec![
             Block::Heading(1, "Title".to_owned()),
             Block::Text("Some text.".to_owned()),
@@ -197,7 +198,7 @@ mod tests {
     fn html_holds_everything_and_escapes_it() {
         let html = to_html("T", &blocks(), r#"{"a": "</pre>"}"#);
         assert!(html.contains("<td>a &lt; b</td><td class=\"number\">7</td>"), "{html}");
-        assert!(html.contains("<svg><path/></svg>"), "{html}");
+        assert!(html.contains("aria-label=\"Rates\"><svg "), "{html}");
         assert!(html.contains("&lt;/pre&gt;") && !html.contains("src="), "{html}");
     }
 }

@@ -8,7 +8,6 @@
 //! ```
 
 mod accuracy;
-mod chart;
 mod cli;
 mod compare;
 mod document;
@@ -127,7 +126,7 @@ fn write_results(out: &Path, report: &Report) -> Result<()> {
 /// Everything, and shows the table.
 fn write(out: &Path, report: &Report) -> Result<()> {
     write_results(out, report)?;
-    let document = summary::document(report)?;
+    let document = summary::document(report);
     let records = serde_json::to_string(&report.records)?;
     write_document(out, ["table.md", "report.html"], "Scaling", &document, &records)
 }
@@ -144,8 +143,9 @@ fn write_document(
     let html = document::to_html(title, document, records);
     fs::write(out.join(html_name), html)?;
     for picture in document::pictures(document) {
-        fs::write(out.join(format!("{}.svg", picture.name)), &picture.svg)?;
-        fs::write(out.join(format!("{}.png", picture.name)), chart::to_png(&picture.svg)?)?;
+        fs::write(out.join(format!("{}.svg", picture.name)), picture.drawn.to_svg())?;
+        let png = picture.drawn.to_png();
+        fs::write(out.join(format!("{}.png", picture.name)), png.map_err(anyhow::Error::msg)?)?;
     }
     print!("{text}");
     Ok(())

@@ -1,24 +1,25 @@
 //! Which pictures a report has.
 
 use crate::accuracy::Seeds;
-use crate::chart::{self, Axis, Bar, Line, Panel, Point};
+use figure::{Bar, Chart, Line, Panel, Point, QUIET, Stroke, XAxis, YAxis, colour};
+
 use crate::document::Picture;
-use crate::error::Result;
 use crate::record::{Report, Split};
 use crate::stats::{Spread, efficiency};
 
 /// Throughput and efficiency against rank counts; `None` where there is one only.
-pub fn scaling(case: &str, report: &Report) -> Result<Option<Picture>> {
+pub fn scaling(case: &str, report: &Report) -> Option<Picture> {
     let sizes = report.sizes(case);
     if sizes.len() < 2 {
-        return Ok(None);
+        return None;
     }
     let (mut rates, mut efficiencies) = (Vec::new(), Vec::new());
-    for name in report.contestants(case) {
+    for (index, name) in report.contestants(case).into_iter().enumerate() {
         let spread = |ranks| Spread::of(report.rates(case, ranks, name).into_values());
         let line = |value: &dyn Fn(f64, usize) -> Option<f64>| Line {
             name: name.to_owned(),
-            is_ideal: false,
+            colour: colour(index),
+            stroke: Stroke::Solid,
             points: sizes
                 .iter()
                 .filter_map(|&(ranks, _)| {
@@ -37,38 +38,47 @@ pub fn scaling(case: &str, report: &Report) -> Result<Option<Picture>> {
     }
     let ideal = |value: &dyn Fn(usize) -> f64| Line {
         name: "Lockstep, ideal".to_owned(),
-        is_ideal: true,
-        points: sizes
-            .iter()
-            .map(|&(ranks, _)| {
-                let y = value(ranks);
-                Point { x: ranks as f64, y, range: (y, y) }
-            })
-            .collect(),
+        colour: QUIET,
+        stroke: Stroke::Dashed,
+        points: sizes.iter().map(|&(ranks, _)| Point::exact(ranks as f64, value(ranks))).collect(),
     };
     if let Some(alone) = Spread::of(report.rates(case, 1, "Lockstep").into_values()) {
         rates.push(ideal(&|ranks| alone.median * ranks as f64));
         efficiencies.push(ideal(&|_| 100.0));
     }
     let highest = efficiencies.iter().flat_map(|line| &line.points).map(|point| point.range.1);
-    let y_max = Some(highest.fold(100.0, f64::max) * 1.1);
-    let panel = |title: &str, y_max, lines| Panel {
+    let to = highest.fold(100.0, f64::max) * 1.1;
+    let drawn = throughput_and_efficiency(
+        "ranks",
+        ("Images a second", rates),
+        ("Efficiency against one rank, %", efficiencies, to),
+    );
+    let alt = format!("{case}: images a second and efficiency by rank count");
+    Some(Picture { name: slug(case, "scaling"), alt, drawn })
+}
+
+/// Two panels over rank counts; the second one's y axis ends where it says.
+pub fn throughput_and_efficiency(
+    x_label: &str,
+    (rates_title, rates): (&str, Vec<Line>),
+    (efficiencies_title, efficiencies, to): (&str, Vec<Line>, f64),
+) -> figure::Picture {
+    let panel = |title: &str, y, lines| Panel {
         title: title.to_owned(),
-        x_label: "ranks",
-        axis: Axis::Doublings,
-        y_max,
+        x_label: x_label.to_owned(),
+        x: XAxis::Doublings,
+        y,
         lines,
     };
-    let svg = chart::lines(&[
-        panel("Images a second", None, rates),
-        panel("Efficiency against one rank, %", y_max, efficiencies),
-    ])?;
-    let alt = format!("{case}: images a second and efficiency by rank count");
-    Ok(Some(Picture { name: slug(case, "scaling"), alt, svg }))
+    let panels = vec![
+        panel(rates_title, YAxis::Log, rates),
+        panel(efficiencies_title, YAxis::FromZero { to: Some(to) }, efficiencies),
+    ];
+    Chart { panels, ..Chart::default() }.draw()
 }
 
 /// Where the time of a step went; a bar for everybody at every rank count.
-pub fn step(case: &str, bars: Vec<(usize, &str, Vec<f64>)>) -> Result<Picture> {
+pub fn step(case: &str, bars: Vec<(usize, &str, Vec<f64>)>) -> Picture {
     let bar = |(ranks, name, parts): (usize, &str, Vec<f64>)| {
         let short = name.strip_prefix("Lockstep, ").unwrap_or(name);
         let unit = if ranks == 1 { "rank" } else { "ranks" };
@@ -76,14 +86,14 @@ pub fn step(case: &str, bars: Vec<(usize, &str, Vec<f64>)>) -> Result<Picture> {
     };
     let bars: Vec<Bar> = bars.into_iter().map(bar).collect();
     let names = Split::PARTS.map(|(name, _)| name);
-    let svg = chart::stacked_bars("Milliseconds of a step", "ms", &names, &bars)?;
+    let drawn = figure::stacked_bars("Milliseconds of a step", &names, &bars);
     let alt = format!("{case}: where the time of a step went");
-    Ok(Picture { name: slug(case, "step"), alt, svg })
+    Picture { name: slug(case, "step"), alt, drawn }
 }
 
 /// Test accuracy against time, a line a contestant: the means over its seeds.
-pub fn accuracy(groups: &[Seeds<'_>]) -> Result<Option<Picture>> {
-    let line = |group: &Seeds<'_>| {
+pub fn accuracy(groups: &[Seeds<'_>]) -> Option<Picture> {
+    let line = |(index, group): (usize, &Seeds<'_>)| {
         let first = group.0[0];
         let epochs = group.0.iter().map(|run| run.epochs.len()).min().unwrap_or(0);
         let points = (0..epochs).map(|epoch| {
@@ -97,21 +107,23 @@ pub fn accuracy(groups: &[Seeds<'_>]) -> Result<Option<Picture>> {
             }
         });
         let name = format!("{}, {} ranks", first.contestant, first.ranks);
-        Line { name, points: points.collect(), is_ideal: false }
+        Line { name, colour: colour(index), stroke: Stroke::Solid, points: points.collect() }
     };
-    let lines: Vec<Line> = groups.iter().map(line).filter(|line| !line.points.is_empty()).collect();
+    let lines = groups.iter().enumerate().map(line);
+    let lines: Vec<Line> = lines.filter(|line| !line.points.is_empty()).collect();
     if lines.is_empty() {
-        return Ok(None);
+        return None;
     }
     let panel = Panel {
         title: "Test accuracy, mean over seeds".to_owned(),
-        x_label: "seconds since the first step",
-        axis: Axis::Linear,
-        y_max: Some(1.0),
+        x_label: "seconds since the first step".to_owned(),
+        x: XAxis::FromZero,
+        y: YAxis::FromZero { to: Some(1.0) },
         lines,
     };
     let alt = "Test accuracy against time".to_owned();
-    Ok(Some(Picture { name: "accuracy".to_owned(), alt, svg: chart::lines(&[panel])? }))
+    let drawn = Chart { panels: vec![panel], ..Chart::default() }.draw();
+    Some(Picture { name: "accuracy".to_owned(), alt, drawn })
 }
 
 /// A file name of lower-case letters, digits and hyphens.

@@ -2,7 +2,6 @@
 
 use crate::accuracy::Seeds;
 use crate::document::{Align, Block, Table};
-use crate::error::Result;
 use crate::pictures;
 use crate::record::{Measured, Outcome, Part, Report, Split};
 use crate::stats::{Ratio, Spread, efficiency};
@@ -11,16 +10,13 @@ use crate::stats::{Ratio, Spread, efficiency};
 const LOUD: f64 = 0.03;
 
 /// All cases, one after the other.
-///
-/// # Errors
-/// When a picture cannot be drawn.
-pub fn document(report: &Report) -> Result<Vec<Block>> {
+pub fn document(report: &Report) -> Vec<Block> {
     let mut blocks = vec![Block::Heading(1, "Scaling".to_owned())];
     blocks.extend(head(report).map(Block::Text));
     for case in report.cases() {
         blocks.push(Block::Heading(2, capitalized(case)));
         blocks.push(Block::Table(rates(case, report)));
-        blocks.extend(pictures::scaling(case, report)?.map(Block::Picture));
+        blocks.extend(pictures::scaling(case, report).map(Block::Picture));
         let ratios = ratios(case, report);
         if !ratios.is_empty() {
             blocks.push(Block::Text(
@@ -30,11 +26,11 @@ pub fn document(report: &Report) -> Result<Vec<Block>> {
             ));
             blocks.push(Block::Table(ratios));
         }
-        blocks.extend(splits(case, report)?);
+        blocks.extend(splits(case, report));
     }
-    blocks.extend(to_accuracy(report)?);
+    blocks.extend(to_accuracy(report));
     blocks.extend(notes(report).into_iter().map(Block::Text));
-    Ok(blocks)
+    blocks
 }
 
 fn head(report: &Report) -> impl Iterator<Item = String> {
@@ -169,7 +165,7 @@ fn shown(ratio: Ratio) -> String {
 }
 
 /// Where the time of a step went, as a table and a picture.
-fn splits(case: &str, report: &Report) -> Result<Vec<Block>> {
+fn splits(case: &str, report: &Report) -> Vec<Block> {
     let mut columns = vec![("ranks", Align::Right), ("", Align::Left)];
     columns.extend(Split::PARTS.iter().map(|(name, _)| (*name, Align::Right)));
     columns.push(("sum", Align::Right));
@@ -190,21 +186,21 @@ fn splits(case: &str, report: &Report) -> Result<Vec<Block>> {
         }
     }
     if table.is_empty() {
-        return Ok(Vec::new());
+        return Vec::new();
     }
     let text = "Milliseconds of a step: medians over runs of their means over steps and ranks. Skew \
                 is waiting for the slowest rank's gradients; exposed communication is what is waited \
                 for them after that.";
-    Ok(vec![
+    vec![
         Block::Text(text.to_owned()),
         Block::Table(table),
-        Block::Picture(pictures::step(case, bars)?),
-    ])
+        Block::Picture(pictures::step(case, bars)),
+    ]
 }
 
-fn to_accuracy(report: &Report) -> Result<Vec<Block>> {
+fn to_accuracy(report: &Report) -> Vec<Block> {
     let groups = Seeds::group(&report.to_accuracy);
-    let Some(first) = report.to_accuracy.first() else { return Ok(Vec::new()) };
+    let Some(first) = report.to_accuracy.first() else { return Vec::new() };
     let mut table = Table::new([
         ("", Align::Left),
         ("ranks", Align::Right),
@@ -233,8 +229,8 @@ fn to_accuracy(report: &Report) -> Result<Vec<Block>> {
                 reached it.";
     let mut blocks =
         vec![Block::Heading(2, title), Block::Text(text.to_owned()), Block::Table(table)];
-    blocks.extend(pictures::accuracy(&groups)?.map(Block::Picture));
-    Ok(blocks)
+    blocks.extend(pictures::accuracy(&groups).map(Block::Picture));
+    blocks
 }
 
 /// What speaks against the numbers.

@@ -66,7 +66,8 @@ fn flat(config: &Config) -> BTreeMap<String, String> {
     leaves(&mapping).into_iter().map(|(path, value)| (path, in_one_line(value))).collect()
 }
 
-fn in_one_line(value: &Value) -> String {
+/// A value that is no section, as it can stand in `--set KEY=VALUE`.
+pub fn in_one_line(value: &Value) -> String {
     match value {
         Value::Sequence(items) => {
             let items: Vec<String> = items.iter().map(in_one_line).collect();

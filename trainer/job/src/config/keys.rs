@@ -75,10 +75,7 @@ fn names(mapping: &Mapping) -> String {
 }
 
 /// The candidate that is most like `given`, if any is alike enough to have been meant.
-pub(crate) fn nearest<'a>(
-    given: &str,
-    candidates: impl Iterator<Item = &'a str>,
-) -> Option<&'a str> {
+pub fn nearest<'a>(given: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     candidates
         .map(|candidate| (strsim::jaro_winkler(given, candidate), candidate))
         .filter(|(likeness, _)| *likeness > 0.82)
@@ -89,9 +86,19 @@ pub(crate) fn nearest<'a>(
 /// Line and column of the value at the dotted path `key`, or of the innermost part of it that is
 /// there. `on_key`: of the last key itself instead of its value.
 pub(super) fn locate(root: Option<&Node>, key: &str, on_key: bool) -> Option<(usize, usize)> {
+    let parts = key.split(['.', '[']).map(|part| part.trim_end_matches(']'));
+    locate_parts(root, parts, on_key)
+}
+
+/// Likewise, with the path in parts: keys may have dots in them.
+pub(super) fn locate_parts<'a>(
+    root: Option<&Node>,
+    parts: impl Iterator<Item = &'a str>,
+    on_key: bool,
+) -> Option<(usize, usize)> {
     let mut node = root?;
     let mut found = None;
-    for part in key.split(['.', '[']).map(|part| part.trim_end_matches(']')) {
+    for part in parts {
         let (key_span, next) = match node {
             Node::Mapping(mapping) => {
                 let Some((key, value)) =

@@ -3,13 +3,13 @@
 use std::fs;
 use std::path::Path;
 
-use marked_yaml::types::MarkedScalarNode;
-use marked_yaml::{LoadError, LoaderOptions, Node};
+use marked_yaml::Node;
 use serde_yaml::{Mapping, Value};
 
 use super::Config;
+use super::document::{in_plain_words, marks, parse};
 use super::error::{ConfigError, Place};
-use super::keys::{as_mapping, leaves, locate, nearest, schema, unknown};
+use super::keys::{as_mapping, leaves, locate, schema, unknown};
 use super::validate::validate;
 
 /// Reads the configuration at `path` and applies `overrides`, each `key=value` with a dotted key and
@@ -67,56 +67,6 @@ fn parse_override(text: &str) -> Result<Override<'_>, ConfigError> {
         problem: error.to_string(),
     })?;
     Ok(Override { text, key, raw, value })
-}
-
-/// Parses the file into a mapping.
-fn parse(path: &Path, text: &str) -> Result<Mapping, ConfigError> {
-    let value: Value = serde_yaml::from_str(text).map_err(|error| {
-        let at = error.location().map(|at| (at.line(), at.column()));
-        let suffix = at.map(|(line, column)| format!(" at line {line} column {column}"));
-        let message = error.to_string();
-        let problem = suffix.and_then(|s| message.strip_suffix(&s).map(str::to_string));
-        ConfigError::Syntax { place: Place::in_file(path, at), problem: problem.unwrap_or(message) }
-    })?;
-    match value {
-        Value::Null => Ok(Mapping::new()),
-        Value::Mapping(mapping) => Ok(mapping),
-        _ => Err(ConfigError::Syntax {
-            place: Place::in_file(path, Some((1, 1))),
-            problem: "expected sections and keys, as in `train: {epochs: 2}`".to_string(),
-        }),
-    }
-}
-
-/// Where the keys of the file stand; `None` where it cannot be told (an empty file, anchors, tags).
-fn marks(path: &Path, text: &str) -> Result<Option<Node>, ConfigError> {
-    let options = LoaderOptions::default().error_on_duplicate_keys(true);
-    match marked_yaml::parse_yaml_with_options(0, text, options) {
-        Ok(node) => Ok(Some(node)),
-        Err(LoadError::DuplicateKey(twice)) => {
-            let at = twice.key.span().start().map(|mark| (mark.line(), mark.column()));
-            let first = twice.prev_key.span().start().map_or(0, |mark| mark.line());
-            Err(ConfigError::Key {
-                place: Place::in_file(path, at),
-                key: path_of(text, &twice.prev_key).unwrap_or(twice.key.as_str().to_string()),
-                problem: format!("given twice, first in line {first}; keep one"),
-            })
-        }
-        Err(_) => Ok(None),
-    }
-}
-
-/// The dotted path of a key of `text`, which may be given again.
-fn path_of(text: &str, key: &MarkedScalarNode) -> Option<String> {
-    fn search(node: &Node, key: &MarkedScalarNode) -> Option<String> {
-        node.as_mapping()?.iter().find_map(|(name, value)| {
-            if name.span() == key.span() {
-                return Some(name.as_str().to_string());
-            }
-            search(value, key).map(|rest| format!("{}.{rest}", name.as_str()))
-        })
-    }
-    search(&marked_yaml::parse_yaml(0, text).ok()?, key)
 }
 
 /// What was given and where, to say where something wrong came from.
@@ -224,38 +174,4 @@ fn apply(root: &mut Mapping, schema: &Mapping, change: &Override<'_>) -> Result<
     }
     at.insert(last.into(), value);
     Ok(())
-}
-
-/// Says in a user's words what serde says in Rust's.
-fn in_plain_words(message: &str) -> String {
-    let unknown = |what: &str| after(message, &format!("unknown {what} `"), "`, expected ");
-    if let Some((given, expected)) = unknown("variant").or_else(|| unknown("field")) {
-        let what = if message.starts_with("unknown field") { "key" } else { "value" };
-        let expected = expected.trim_start_matches("one of ");
-        let names = expected.split(['`', ',', ' ']).filter(|name| !name.is_empty());
-        let hint = nearest(given, names).map(|near| format!("; did you mean `{near}`?"));
-        return format!(
-            "unknown {what} `{given}`, expected {expected}{}",
-            hint.unwrap_or_default()
-        );
-    }
-    let found = after(message, "invalid type: ", ", expected ")
-        .or_else(|| after(message, "invalid value: ", ", expected "))
-        .or_else(|| after(message, "invalid length ", ", expected "));
-    let Some((found, expected)) = found else { return message.to_string() };
-    let expected = match expected {
-        "usize" | "u64" | "u32" => "a whole number, 0 or more",
-        "f64" | "f32" => "a number",
-        "a boolean" => "true or false",
-        "path string" => "a path",
-        "a sequence" => "a list, as in [a, b]",
-        "an array of length 2" => "a list of two numbers",
-        other => other.trim_start_matches("struct "),
-    };
-    let found = found.replace("unit value", "nothing").replace("floating point", "number");
-    format!("expected {expected}, found {found}")
-}
-
-fn after<'a>(message: &'a str, start: &str, middle: &str) -> Option<(&'a str, &'a str)> {
-    message.strip_prefix(start)?.split_once(middle)
 }

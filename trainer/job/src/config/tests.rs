@@ -427,7 +427,7 @@ fn an_override_that_is_no_assignment_says_how_to_write_one() {
 #[test]
 fn a_missing_file_is_named() {
     let error = load(std::path::Path::new("/nonexistent/run.yaml"), &[]).unwrap_err().to_string();
-    assert!(error.starts_with("/nonexistent/run.yaml: cannot read the configuration: "), "{error}");
+    assert!(error.starts_with("/nonexistent/run.yaml: cannot be read: "), "{error}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use job::config::Augment;
 use tch::Tensor;
 
-use crate::picture::{Anchor, INK, Picture, QUIET, Shape};
+use figure::{Anchor, INK, Picture, QUIET, Shape};
 
 const MARGIN: f32 = 24.0;
 const TITLE_HEIGHT: f32 = 60.0;

@@ -2,7 +2,7 @@
 
 use super::super::table::grouped;
 use super::report::Report;
-use crate::picture::{Anchor, Colour, GRID, INK, Picture, QUIET, Shape};
+use figure::{Anchor, Colour, GRID, INK, Picture, QUIET, Shape};
 
 const MARGIN: f32 = 32.0;
 const TITLE_HEIGHT: f32 = 84.0;

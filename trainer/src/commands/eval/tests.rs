@@ -2,8 +2,8 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::confusion::Confusion;
-use crate::picture::Shape;
 use crate::step::Tally;
+use figure::Shape;
 
 /// Of class n, 9 of 10 images are right, and one is taken for the next class.
 fn report(classes: usize) -> Report {
@@ -68,7 +68,9 @@ fn the_picture_has_a_cell_for_each_pair_and_nothing_outside_of_it() {
                     cells += 1;
                     inside(*at) && inside((at.0 + size.0, at.1 + size.1))
                 }
-                Shape::Line { points, .. } => points.iter().all(|point| inside(*point)),
+                Shape::Line { points, .. }
+                | Shape::Dashes { points, .. }
+                | Shape::Area { points, .. } => points.iter().all(|point| inside(*point)),
                 Shape::Dot { at, .. } | Shape::Text { at, .. } | Shape::Image { at, .. } => {
                     inside(*at)
                 }

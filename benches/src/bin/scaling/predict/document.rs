@@ -1,13 +1,13 @@
 //! A prediction as a document.
 
+use figure::{Line, Point, QUIET, Stroke, colour};
+
 use super::{HIDDEN, MOST_RANKS, Model, Step};
-use crate::chart::{self, Axis, Line, Panel, Point};
 use crate::cli::Args;
 use crate::document::{Align, Block, Picture, Table};
-use crate::error::Result;
-use crate::pictures::slug;
+use crate::pictures::{slug, throughput_and_efficiency};
 
-pub(super) fn of(model: &Model, args: &Args) -> Result<Vec<Block>> {
+pub(super) fn of(model: &Model, args: &Args) -> Vec<Block> {
     let counts = counts(args);
     let steps: Vec<Step> = counts.iter().map(|ranks| model.step(*ranks)).collect();
     let title = format!("{}, batch {} a rank", model.layers.name, model.batch_per_rank);
@@ -15,7 +15,7 @@ pub(super) fn of(model: &Model, args: &Args) -> Result<Vec<Block>> {
         Block::Heading(2, title.clone()),
         Block::Text(basis(model)),
         Block::Table(table(model, &steps)),
-        Block::Picture(picture(model, &title, &counts)?),
+        Block::Picture(picture(model, &title, &counts)),
     ];
     blocks.extend(advice(model, &counts).into_iter().map(Block::Text));
     for global_batch in &args.global_batch {
@@ -24,7 +24,7 @@ pub(super) fn of(model: &Model, args: &Args) -> Result<Vec<Block>> {
     }
     blocks.push(Block::Heading(3, "Figures".to_owned()));
     blocks.push(Block::Table(figures(model)));
-    Ok(blocks)
+    blocks
 }
 
 /// One GPU is what all are compared with.
@@ -158,50 +158,46 @@ fn figures(model: &Model) -> Table {
     table
 }
 
-fn picture(model: &Model, title: &str, counts: &[usize]) -> Result<Picture> {
+fn picture(model: &Model, title: &str, counts: &[usize]) -> Picture {
     let last = counts.last().copied().unwrap_or(1);
     let doublings = std::iter::successors(Some(1usize), |ranks| ranks.checked_mul(2));
     let steps: Vec<Step> =
         doublings.take_while(|ranks| *ranks <= last).map(|ranks| model.step(ranks)).collect();
-    let line = |name: &str, is_ideal, point: &dyn Fn(&Step) -> Point| Line {
+    let line = |name: &str, colour, stroke, point: &dyn Fn(&Step) -> Point| Line {
         name: name.to_owned(),
-        is_ideal,
+        colour,
+        stroke,
         points: steps.iter().map(point).collect(),
     };
+    let predicted = |point: &dyn Fn(&Step) -> Point| {
+        line("predicted, with its range", colour(0), Stroke::Solid, point)
+    };
+    let ideal = |point: &dyn Fn(&Step) -> Point| line("ideal", QUIET, Stroke::Dashed, point);
     let point = |step: &Step, y: f64, range: (f64, f64)| Point { x: step.ranks as f64, y, range };
     let rate = |step: &Step| model.images_per_s(step);
     let alone = (model.batch_per_rank as f64) / model.compute.total();
     let rates = vec![
-        line("predicted, with its range", false, &|step| {
+        predicted(&|step| {
             let (low, high) = model.efficiency_range(step.ranks);
             let ideal = alone * step.ranks as f64;
             point(step, rate(step), (low * ideal, high * ideal))
         }),
-        line("ideal", true, &|step| {
-            let ideal = alone * step.ranks as f64;
-            point(step, ideal, (ideal, ideal))
-        }),
+        ideal(&|step| Point::exact(step.ranks as f64, alone * step.ranks as f64)),
     ];
     let efficiencies = vec![
-        line("predicted, with its range", false, &|step| {
+        predicted(&|step| {
             let (low, high) = model.efficiency_range(step.ranks);
             point(step, model.efficiency(step) * 100.0, (low * 100.0, high * 100.0))
         }),
-        line("ideal", true, &|step| point(step, 100.0, (100.0, 100.0))),
+        ideal(&|step| Point::exact(step.ranks as f64, 100.0)),
     ];
-    let panel = |title: &str, y_max, lines| Panel {
-        title: title.to_owned(),
-        x_label: "GPUs",
-        axis: Axis::Doublings,
-        y_max,
-        lines,
-    };
-    let svg = chart::lines(&[
-        panel("Images a second", None, rates),
-        panel("Efficiency, %", Some(110.0), efficiencies),
-    ])?;
+    let drawn = throughput_and_efficiency(
+        "GPUs",
+        ("Images a second", rates),
+        ("Efficiency, %", efficiencies, 110.0),
+    );
     let alt = format!("{title}: predicted images a second and efficiency");
-    Ok(Picture { name: slug(title, "prediction"), alt, svg })
+    Picture { name: slug(title, "prediction"), alt, drawn }
 }
 
 fn percent(share: f64) -> String {

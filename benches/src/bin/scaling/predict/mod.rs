@@ -56,7 +56,7 @@ struct Step {
 pub fn document(args: &Args) -> Result<Vec<Block>> {
     let mut blocks = vec![Block::Heading(1, "Prediction".to_owned())];
     for model in models(args)? {
-        blocks.extend(document::of(&model, args)?);
+        blocks.extend(document::of(&model, args));
     }
     Ok(blocks)
 }

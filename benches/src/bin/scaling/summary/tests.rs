@@ -4,7 +4,7 @@ use crate::energy::Energy;
 use crate::record::tests::{report, run};
 
 fn render(report: &Report) -> String {
-    to_markdown(&document(report).unwrap())
+    to_markdown(&document(report))
 }
 
 #[test]

@@ -192,7 +192,7 @@ pub(super) mod tests {
         Record::Step(StepRecord { split: Some(split), ..record })
     }
 
-    pub(in crate::metrics) fn epoch(epoch: usize, test_accuracy: f64) -> EpochRecord {
+    fn epoch(epoch: usize, test_accuracy: f64) -> EpochRecord {
         EpochRecord {
             epoch,
             train_loss: 1.5,
@@ -210,7 +210,7 @@ pub(super) mod tests {
         EpochRecord { ema, ..epoch(2, 0.6) }
     }
 
-    pub(in crate::metrics) fn summary() -> Record {
+    fn summary() -> Record {
         Record::Summary(SummaryRecord {
             world_size: 2,
             batch_size_per_rank: 64,

@@ -1,7 +1,6 @@
-//! Pictures: shapes, drawn as SVG or PNG. No font of the machine is needed.
+//! Shapes, and pictures made of them.
 
-mod png;
-mod svg;
+use crate::{png, svg};
 
 /// Red, green and blue.
 pub type Colour = [u8; 3];
@@ -13,8 +12,11 @@ pub const QUIET: Colour = [107, 114, 128];
 /// Of lines behind what is shown.
 pub const GRID: Colour = [229, 231, 235];
 
+/// What is drawn of dashes and what is not, in pixels.
+pub(crate) const DASH: (f32, f32) = (6.0, 4.0);
+
 /// A place, in pixels from the top left.
-pub type Point = (f32, f32);
+pub type Place = (f32, f32);
 
 /// Which part of a text is at its place.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -32,15 +34,19 @@ pub enum Anchor {
 #[allow(missing_docs)] // the fields say it
 pub enum Shape {
     /// Straight from point to point.
-    Line { points: Vec<Point>, width: f32, colour: Colour },
+    Line { points: Vec<Place>, width: f32, colour: Colour },
+    /// Likewise, with gaps.
+    Dashes { points: Vec<Place>, width: f32, colour: Colour },
+    /// Within the points; what is below it can be seen.
+    Area { points: Vec<Place>, colour: Colour, opacity: f32 },
     /// A filled circle with a white rim.
-    Dot { at: Point, radius: f32, colour: Colour },
+    Dot { at: Place, radius: f32, colour: Colour },
     /// A filled one, from its top left corner.
-    Rectangle { at: Point, size: (f32, f32), colour: Colour },
+    Rectangle { at: Place, size: (f32, f32), colour: Colour },
     /// Pixels of their own, row by row, from the top left corner.
-    Image { at: Point, size: (f32, f32), columns: usize, pixels: Vec<Colour> },
+    Image { at: Place, size: (f32, f32), columns: usize, pixels: Vec<Colour> },
     /// One line of text on its baseline.
-    Text { at: Point, text: String, size: f32, bold: bool, anchor: Anchor, colour: Colour },
+    Text { at: Place, text: String, size: f32, bold: bool, anchor: Anchor, colour: Colour },
 }
 
 /// Shapes on white, the later ones on top.
@@ -61,14 +67,14 @@ impl Picture {
     }
 
     /// Draws a line.
-    pub fn line(&mut self, points: Vec<Point>, width: f32, colour: Colour) {
+    pub fn line(&mut self, points: Vec<Place>, width: f32, colour: Colour) {
         self.shapes.push(Shape::Line { points, width, colour });
     }
 
     /// Draws a line of text.
     pub fn text(
         &mut self,
-        at: Point,
+        at: Place,
         text: &str,
         size: f32,
         bold: bool,

@@ -1,8 +1,6 @@
 //! Shapes as an SVG document.
 
-use std::fmt::Write;
-
-use super::{Anchor, Colour, Picture, Shape};
+use crate::picture::{Anchor, Colour, DASH, Picture, Place, Shape};
 
 const FONTS: &str = "'Noto Sans', 'DejaVu Sans', 'Segoe UI', Helvetica, Arial, sans-serif";
 
@@ -22,19 +20,16 @@ pub(super) fn draw(Picture { width, height, shapes }: &Picture) -> String {
 
 fn element(shape: &Shape) -> String {
     match shape {
-        Shape::Line { points, width, colour } => {
-            let mut list = String::new();
-            for (x, y) in points {
-                // Writing to a string cannot fail.
-                let _ = write!(list, "{x:.1},{y:.1} ");
-            }
-            format!(
-                "<polyline points=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"{width}\" \
-                 stroke-linejoin=\"round\"/>",
-                list.trim_end(),
-                hex(*colour)
-            )
+        Shape::Line { points, width, colour } => polyline(points, *width, *colour, ""),
+        Shape::Dashes { points, width, colour } => {
+            let (dash, gap) = DASH;
+            polyline(points, *width, *colour, &format!(" stroke-dasharray=\"{dash} {gap}\""))
         }
+        Shape::Area { points, colour, opacity } => format!(
+            "<polygon points=\"{}\" fill=\"{}\" fill-opacity=\"{opacity}\"/>",
+            list(points),
+            hex(*colour)
+        ),
         Shape::Dot { at: (x, y), radius, colour } => format!(
             "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{radius}\" fill=\"{}\" stroke=\"#ffffff\" \
              stroke-width=\"1.2\"/>",
@@ -70,6 +65,20 @@ fn element(shape: &Shape) -> String {
             )
         }
     }
+}
+
+fn polyline(points: &[Place], width: f32, colour: Colour, dashes: &str) -> String {
+    format!(
+        "<polyline points=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"{width}\"{dashes} \
+         stroke-linejoin=\"round\"/>",
+        list(points),
+        hex(colour)
+    )
+}
+
+fn list(points: &[Place]) -> String {
+    let words: Vec<String> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+    words.join(" ")
 }
 
 fn hex([red, green, blue]: Colour) -> String {

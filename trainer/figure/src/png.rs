@@ -2,11 +2,11 @@
 
 use tiny_skia::{
     FillRule, FilterQuality, IntSize, LineCap, LineJoin, Paint, Path, PathBuilder, Pixmap,
-    PixmapPaint, Rect, Stroke, Transform,
+    PixmapPaint, Rect, Stroke, StrokeDash, Transform,
 };
 use ttf_parser::{Face, OutlineBuilder};
 
-use super::{Anchor, Colour, Picture, Point, Shape};
+use crate::picture::{Anchor, Colour, DASH, Picture, Place, Shape};
 
 /// Pixels of the PNG a pixel of the SVG.
 const ZOOM: f32 = 2.0;
@@ -33,30 +33,30 @@ struct Fonts {
 fn draw_shape(pixmap: &mut Pixmap, fonts: &Fonts, shape: &Shape) {
     match shape {
         Shape::Line { points, width, colour } => {
-            let mut path = PathBuilder::new();
-            for (index, (x, y)) in points.iter().enumerate() {
-                match index {
-                    0 => path.move_to(*x, *y),
-                    _ => path.line_to(*x, *y),
-                }
-            }
-            stroke(pixmap, path.finish(), *width, *colour);
+            stroke(pixmap, polyline(points), *width, *colour, None);
+        }
+        Shape::Dashes { points, width, colour } => {
+            let dash = StrokeDash::new(vec![DASH.0, DASH.1], 0.0);
+            stroke(pixmap, polyline(points), *width, *colour, dash);
+        }
+        Shape::Area { points, colour, opacity } => {
+            fill(pixmap, polyline(points), *colour, *opacity);
         }
         Shape::Dot { at: (x, y), radius, colour } => {
             let circle = PathBuilder::from_circle(*x, *y, *radius);
-            fill(pixmap, circle.clone(), *colour);
-            stroke(pixmap, circle, 1.2, [255; 3]);
+            fill(pixmap, circle.clone(), *colour, 1.0);
+            stroke(pixmap, circle, 1.2, [255; 3], None);
         }
         Shape::Rectangle { at: (x, y), size: (width, height), colour } => {
             let rectangle = Rect::from_xywh(*x, *y, *width, *height);
-            fill(pixmap, rectangle.map(PathBuilder::from_rect), *colour);
+            fill(pixmap, rectangle.map(PathBuilder::from_rect), *colour, 1.0);
         }
         Shape::Image { at, size, columns, pixels } => {
             draw_image(pixmap, *at, *size, *columns, pixels);
         }
         Shape::Text { at, text, size, bold, anchor, colour } => {
             let face = if *bold { &fonts.bold } else { &fonts.regular };
-            fill(pixmap, outline(face, text, *size, *at, *anchor), *colour);
+            fill(pixmap, outline(face, text, *size, *at, *anchor), *colour, 1.0);
         }
     }
 }
@@ -64,7 +64,7 @@ fn draw_shape(pixmap: &mut Pixmap, fonts: &Fonts, shape: &Shape) {
 /// Without smoothing: what was a pixel stays one.
 fn draw_image(
     pixmap: &mut Pixmap,
-    (x, y): Point,
+    (x, y): Place,
     (width, height): (f32, f32),
     columns: usize,
     pixels: &[Colour],
@@ -80,18 +80,35 @@ fn draw_image(
     }
 }
 
+fn polyline(points: &[Place]) -> Option<Path> {
+    let mut path = PathBuilder::new();
+    for (index, (x, y)) in points.iter().enumerate() {
+        match index {
+            0 => path.move_to(*x, *y),
+            _ => path.line_to(*x, *y),
+        }
+    }
+    path.finish()
+}
+
 /// A path without extent is not drawn.
-fn fill(pixmap: &mut Pixmap, path: Option<Path>, colour: Colour) {
+fn fill(pixmap: &mut Pixmap, path: Option<Path>, colour: Colour, opacity: f32) {
     if let Some(path) = path {
-        pixmap.fill_path(&path, &paint(colour), FillRule::Winding, zoom(), None);
+        pixmap.fill_path(&path, &paint(colour, opacity), FillRule::Winding, zoom(), None);
     }
 }
 
-fn stroke(pixmap: &mut Pixmap, path: Option<Path>, width: f32, colour: Colour) {
+fn stroke(
+    pixmap: &mut Pixmap,
+    path: Option<Path>,
+    width: f32,
+    colour: Colour,
+    dash: Option<StrokeDash>,
+) {
     if let Some(path) = path {
         let (line_cap, line_join) = (LineCap::Butt, LineJoin::Round);
-        let stroke = Stroke { width, line_cap, line_join, ..Stroke::default() };
-        pixmap.stroke_path(&path, &paint(colour), &stroke, zoom(), None);
+        let stroke = Stroke { width, line_cap, line_join, dash, ..Stroke::default() };
+        pixmap.stroke_path(&path, &paint(colour, 1.0), &stroke, zoom(), None);
     }
 }
 
@@ -99,14 +116,14 @@ fn zoom() -> Transform {
     Transform::from_scale(ZOOM, ZOOM)
 }
 
-fn paint([red, green, blue]: Colour) -> Paint<'static> {
+fn paint([red, green, blue]: Colour, opacity: f32) -> Paint<'static> {
     let mut paint = Paint { anti_alias: true, ..Paint::default() };
-    paint.set_color_rgba8(red, green, blue, 255);
+    paint.set_color_rgba8(red, green, blue, (opacity * 255.0).round() as u8);
     paint
 }
 
 /// The outline of a line of text. A letter that the font lacks is drawn as its box.
-fn outline(face: &Face<'_>, text: &str, size: f32, at: Point, anchor: Anchor) -> Option<Path> {
+fn outline(face: &Face<'_>, text: &str, size: f32, at: Place, anchor: Anchor) -> Option<Path> {
     let scale = size / f32::from(face.units_per_em());
     let glyphs: Vec<_> =
         text.chars().map(|letter| face.glyph_index(letter).unwrap_or_default()).collect();
@@ -134,7 +151,7 @@ struct Pen {
 }
 
 impl Pen {
-    fn at(&self, x: f32, y: f32) -> Point {
+    fn at(&self, x: f32, y: f32) -> Place {
         (self.x + x * self.scale, self.y - y * self.scale)
     }
 }

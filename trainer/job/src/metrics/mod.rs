@@ -1,10 +1,37 @@
-//! Reading `metrics.jsonl`.
+//! `metrics.jsonl`: its records, and reading them.
+
+mod records;
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::{MetricsError, Record};
+pub use records::{
+    EmaRecord, EpochRecord, LossScaling, Record, StepRecord, StepSplit, SummaryRecord,
+};
+
+/// Why metrics cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A line is no record.
+    #[error("{}:{line}: not a record: {source}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+}
 
 /// The records of the file at `path`, in order; none where there is no file.
 ///
@@ -12,12 +39,12 @@ use super::{MetricsError, Record};
 ///
 /// # Errors
 /// When the file cannot be read, or another line is no record.
-pub fn read(path: &Path) -> Result<Vec<Record>, MetricsError> {
+pub fn read(path: &Path) -> Result<Vec<Record>, ReadError> {
     let text = read_bytes(path)?;
     complete_lines(&text)
         .enumerate()
         .map(|(index, line)| {
-            serde_json::from_slice(line).map_err(|source| MetricsError::Line {
+            serde_json::from_slice(line).map_err(|source| ReadError::Line {
                 path: path.to_path_buf(),
                 line: index + 1,
                 source,
@@ -27,22 +54,25 @@ pub fn read(path: &Path) -> Result<Vec<Record>, MetricsError> {
 }
 
 /// What the file holds; nothing where there is none.
-pub(super) fn read_bytes(path: &Path) -> Result<Vec<u8>, MetricsError> {
+///
+/// # Errors
+/// When it cannot be read.
+pub fn read_bytes(path: &Path) -> Result<Vec<u8>, ReadError> {
     match fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        read => read.map_err(|source| MetricsError::Read { path: path.to_path_buf(), source }),
+        read => read.map_err(|source| ReadError::File { path: path.to_path_buf(), source }),
     }
 }
 
 /// The lines that end with a newline, with it.
-pub(super) fn complete_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub fn complete_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::records::tests::step;
+    use records::tests::step;
 
     #[test]
     fn an_incomplete_last_line_is_left_out() {

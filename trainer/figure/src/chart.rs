@@ -1,0 +1,210 @@
+//! Lines in panels side by side, with one legend below.
+
+use crate::legend::{Entry, Legend};
+use crate::picture::{Anchor, Colour, GRID, INK, Picture, Place, QUIET, Shape};
+use crate::scale::{Scale, XAxis, YAxis};
+
+/// Width and height of a panel, in pixels.
+const PANEL: (f32, f32) = (540.0, 400.0);
+const HEADING: f32 = 72.0;
+const MARGIN: f32 = 32.0;
+/// The plotting area within a panel.
+const LEFT: f32 = 72.0;
+const RIGHT: f32 = PANEL.0 - 14.0;
+const TOP: f32 = 42.0;
+const BOTTOM: f32 = PANEL.1 - 58.0;
+/// With more points, dots and bars would run into one another.
+const MOST_DOTS: usize = 40;
+/// Marks that are nearer to the one before have no label, in pixels.
+const LABEL: f32 = 30.0;
+
+/// A figure of lines.
+#[derive(Debug, Default)]
+pub struct Chart {
+    /// Above all panels.
+    pub heading: Option<Heading>,
+    /// Side by side.
+    pub panels: Vec<Panel>,
+    /// Whether all panels have the same y axis, that of the first, over the values of all.
+    pub shares_y: bool,
+}
+
+/// What is above all panels.
+#[derive(Debug)]
+pub struct Heading {
+    /// In large letters.
+    pub title: String,
+    /// Below it.
+    pub subtitle: String,
+}
+
+/// One diagram.
+#[derive(Debug)]
+pub struct Panel {
+    /// Above it.
+    pub title: String,
+    /// Below it.
+    pub x_label: String,
+    /// From left to right.
+    pub x: XAxis,
+    /// From below.
+    pub y: YAxis,
+    /// What it shows, the later ones on top.
+    pub lines: Vec<Line>,
+}
+
+/// Values of one contestant.
+#[derive(Debug)]
+pub struct Line {
+    /// For the legend, where lines of the same name stand once.
+    pub name: String,
+    /// Of the line and of its spread.
+    pub colour: Colour,
+    /// How it is drawn.
+    pub stroke: Stroke,
+    /// In order of `x`; those that are not finite are left out.
+    pub points: Vec<Point>,
+}
+
+/// How a line is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stroke {
+    /// With a dot at each of a few points.
+    Solid,
+    /// Thin, with no dots and no spread.
+    Dashed,
+}
+
+/// A value with its spread.
+#[derive(Debug, Clone, Copy)]
+pub struct Point {
+    /// Where.
+    pub x: f64,
+    /// The value.
+    pub y: f64,
+    /// From, to; both `y` where there is none.
+    pub range: (f64, f64),
+}
+
+impl Point {
+    /// Without a spread.
+    pub const fn exact(x: f64, y: f64) -> Self {
+        Self { x, y, range: (y, y) }
+    }
+
+    fn is_finite(&self) -> bool {
+        [self.x, self.y, self.range.0, self.range.1].iter().all(|value| value.is_finite())
+    }
+}
+
+impl Chart {
+    /// The figure as a picture.
+    pub fn draw(&self) -> Picture {
+        let width = PANEL.0 * self.panels.len().max(1) as f32;
+        let legend = Legend::new(self.legend(), width);
+        let top = if self.heading.is_some() { HEADING } else { 0.0 };
+        let mut picture = Picture::new(width, top + PANEL.1 + legend.height());
+        if let Some(Heading { title, subtitle }) = &self.heading {
+            picture.text((MARGIN, 38.0), title, 19.0, true, Anchor::Start, INK);
+            picture.text((MARGIN, 60.0), subtitle, 13.0, false, Anchor::Start, QUIET);
+        }
+        for (place, panel) in self.panels.iter().enumerate() {
+            let (axis, values) = match self.shares_y {
+                true => (self.panels[0].y, self.panels.iter().flat_map(Panel::ys).collect()),
+                false => (panel.y, panel.ys()),
+            };
+            let corner = (PANEL.0 * place as f32, top);
+            let y = axis.scale(&values, (corner.1 + BOTTOM, corner.1 + TOP));
+            panel.draw(&mut picture, corner, &y);
+        }
+        legend.draw(&mut picture, top + PANEL.1);
+        picture
+    }
+
+    fn legend(&self) -> Vec<Entry<'_>> {
+        let mut entries: Vec<Entry<'_>> = Vec::new();
+        for line in self.panels.iter().flat_map(|panel| &panel.lines) {
+            if entries.iter().all(|entry| entry.name != line.name) {
+                let is_dashed = line.stroke == Stroke::Dashed;
+                entries.push(Entry { name: &line.name, colour: line.colour, is_dashed });
+            }
+        }
+        entries
+    }
+}
+
+impl Panel {
+    fn points(&self) -> impl Iterator<Item = &Point> {
+        self.lines.iter().flat_map(|line| &line.points).filter(|point| point.is_finite())
+    }
+
+    fn ys(&self) -> Vec<f64> {
+        self.points().flat_map(|point| [point.y, point.range.0, point.range.1]).collect()
+    }
+
+    fn draw(&self, picture: &mut Picture, (left, top): Place, y: &Scale) {
+        let xs: Vec<f64> = self.points().map(|point| point.x).collect();
+        let (first, last) = (left + LEFT, left + RIGHT);
+        let (above, below) = (top + TOP, top + BOTTOM);
+        let middle = (first + last) / 2.0;
+        picture.text((middle, top + 26.0), &self.title, 15.0, false, Anchor::Middle, INK);
+        let at = (middle, below + 42.0);
+        picture.text(at, &self.x_label, 12.0, false, Anchor::Middle, QUIET);
+        for (value, label) in &y.marks {
+            let y = y.at(*value);
+            picture.line(vec![(first, y), (last, y)], 1.0, GRID);
+            picture.text((first - 8.0, y + 4.0), label, 12.0, false, Anchor::End, QUIET);
+        }
+        let x = (!xs.is_empty()).then(|| self.x.scale(&xs, (first, last)));
+        let mut free_from = f32::NEG_INFINITY;
+        for (value, label) in
+            x.iter().flat_map(|x| x.marks.iter().map(|mark| (x.at(mark.0), &mark.1)))
+        {
+            picture.line(vec![(value, above), (value, below)], 1.0, GRID);
+            picture.line(vec![(value, below), (value, below + 5.0)], 1.0, QUIET);
+            if value >= free_from {
+                let at = (value, below + 20.0);
+                picture.text(at, label, 12.0, false, Anchor::Middle, QUIET);
+                free_from = value + LABEL;
+            }
+        }
+        picture.line(vec![(first, above), (first, below), (last, below)], 1.0, QUIET);
+        for line in &self.lines {
+            if let Some(x) = &x {
+                line.draw(picture, x, y);
+            }
+        }
+    }
+}
+
+impl Line {
+    fn draw(&self, picture: &mut Picture, x: &Scale, y: &Scale) {
+        let finite: Vec<&Point> = self.points.iter().filter(|point| point.is_finite()).collect();
+        let at = |value: fn(&Point) -> f64| -> Vec<Place> {
+            finite.iter().map(|point| (x.at(point.x), y.at(value(point)))).collect()
+        };
+        let (points, colour) = (at(|point| point.y), self.colour);
+        if self.stroke == Stroke::Dashed {
+            return picture.shapes.push(Shape::Dashes { points, width: 1.2, colour });
+        }
+        let (low, high) = (at(|point| point.range.0), at(|point| point.range.1));
+        let is_dense = points.len() > MOST_DOTS;
+        if is_dense && low != high {
+            let points = low.iter().chain(high.iter().rev()).copied().collect();
+            picture.shapes.push(Shape::Area { points, colour, opacity: 0.2 });
+        }
+        if points.len() > 1 {
+            picture.line(points.clone(), 2.0, colour);
+        }
+        let dots = if is_dense { points.len() - 1 } else { 0 };
+        for (place, at) in points.iter().enumerate().skip(dots) {
+            if !is_dense && low[place] != high[place] {
+                picture.line(vec![low[place], high[place]], 1.0, colour);
+            }
+            picture.shapes.push(Shape::Dot { at: *at, radius: 4.0, colour });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
