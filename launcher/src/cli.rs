@@ -13,6 +13,7 @@ use crate::deadline::Deadline;
 use crate::error::LaunchError;
 use crate::plan::Request;
 use crate::slurm;
+use crate::study::StudyCli;
 
 /// Starts one trainer per GPU of this machine (or N on the CPU), watches them, and says what went
 /// wrong. On several machines one launcher each.
@@ -112,6 +113,8 @@ pub struct Cli {
 pub enum Subcommands {
     /// Finds out whether a run can work here; takes the options that the run would have
     Doctor(Box<Cli>),
+    /// Runs every configuration of a study and draws what it asks for
+    Study(StudyCli),
     /// Stands in for a rank that mpirun starts.
     #[command(hide = true)]
     MpiSlot,
@@ -138,11 +141,7 @@ pub enum LogFormat {
 impl Cli {
     /// Which devices the command line asks for.
     pub fn request(&self) -> Request {
-        match (self.cpu, self.gpus) {
-            (Some(ranks), _) => Request::Cpu { ranks },
-            (None, Some(ranks)) => Request::Gpus { ranks },
-            (None, None) => Request::AllGpus,
-        }
+        Request::of(self.cpu, self.gpus)
     }
 
     /// How much is shown, and in which form.
@@ -203,7 +202,8 @@ impl Cli {
     }
 }
 
-fn at_least_one(text: &str) -> Result<usize, String> {
+/// For numbers of things without which there is nothing to do.
+pub fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("must be at least 1".to_owned()),
         Ok(number) => Ok(number),

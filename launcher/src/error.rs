@@ -39,6 +39,14 @@ pub enum LaunchError {
         /// Who is missing, or what differs, and where.
         text: String,
     },
+    /// A study cannot be run, or what it shows not be written.
+    #[error("{text}")]
+    Study {
+        /// How the launcher ends.
+        exit_code: ExitCode,
+        /// Why.
+        text: String,
+    },
     /// `srun` started more than one launcher on a machine.
     #[error(
         "srun started {launchers} launchers on {nodes} nodes; one launcher starts all ranks of its \
@@ -89,7 +97,7 @@ impl LaunchError {
             Self::RunDir(error) => error.exit_code(),
             Self::Plan(error) => error.exit_code(),
             Self::Nodes(_) | Self::NoConfig => ExitCode::Usage,
-            Self::Cluster { exit_code, .. } => *exit_code,
+            Self::Cluster { exit_code, .. } | Self::Study { exit_code, .. } => *exit_code,
             Self::Token(_)
             | Self::SeveralLaunchers { .. }
             | Self::NoTrainer { .. }

@@ -21,6 +21,7 @@ mod progress;
 mod signals;
 mod slurm;
 mod spawn;
+mod study;
 mod supervise;
 mod topology;
 mod verdict;
@@ -29,24 +30,46 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::cli::{Program, Subcommands};
+use crate::cli::{Cli, Program, Subcommands};
 use crate::console::{Console, Style};
 use crate::error::LaunchError;
+use crate::study::StudyCli;
+
+/// What the launcher is to do.
+enum Task {
+    Launch(Cli),
+    Doctor(Cli),
+    Study(StudyCli),
+}
+
+impl Task {
+    const fn style(&self) -> Style {
+        match self {
+            Self::Launch(cli) | Self::Doctor(cli) => cli.style(),
+            Self::Study(cli) => cli.style(),
+        }
+    }
+}
 
 fn main() -> ExitCode {
     let Program { command, cli } = Program::parse();
-    let (cli, is_doctor) = match command {
+    let task = match command {
         Some(Subcommands::MpiSlot) => return stand_in(mpi::helper::slot()),
         Some(Subcommands::MpiAgent { host, command }) => {
             return stand_in(mpi::helper::agent(&host, &command).map(|()| 0));
         }
-        Some(Subcommands::Doctor(cli)) => (*cli, true),
-        None => (cli, false),
+        Some(Subcommands::Doctor(cli)) => Task::Doctor(*cli),
+        Some(Subcommands::Study(cli)) => Task::Study(cli),
+        None => Task::Launch(cli),
     };
-    let console = Console::new(cli.style());
+    let console = Console::new(task.style());
     console.init_tracing();
     let work = async {
-        if is_doctor { doctor::examine(&cli).await } else { launch::launch(&cli, &console).await }
+        match &task {
+            Task::Launch(cli) => launch::launch(cli, &console).await,
+            Task::Doctor(cli) => doctor::examine(cli).await,
+            Task::Study(cli) => study::study(cli).await,
+        }
     };
     let ended = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -122,7 +122,7 @@ pub fn block_stop_signals() -> io::Result<()> {
 
 /// Runs `start` with this thread pinned to `cpus`, which a process started there inherits before its
 /// first instruction.
-fn pinned_to<T>(cpus: &[usize], start: impl FnOnce() -> T) -> T {
+pub fn pinned_to<T>(cpus: &[usize], start: impl FnOnce() -> T) -> T {
     let before = match (cpus, sched_getaffinity(None)) {
         ([], _) | (_, Err(_)) => return start(),
         (_, Ok(before)) => before,

@@ -33,6 +33,17 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// As `--cpu` and `--gpus` say, of which there is one at most.
+    pub const fn of(cpu: Option<usize>, gpus: Option<usize>) -> Self {
+        match (cpu, gpus) {
+            (Some(ranks), _) => Self::Cpu { ranks },
+            (None, Some(ranks)) => Self::Gpus { ranks },
+            (None, None) => Self::AllGpus,
+        }
+    }
+}
+
 /// What trainers compute on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Device {

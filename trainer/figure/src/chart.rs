@@ -124,9 +124,10 @@ impl Chart {
     fn legend(&self) -> Vec<Entry<'_>> {
         let mut entries: Vec<Entry<'_>> = Vec::new();
         for line in self.panels.iter().flat_map(|panel| &panel.lines) {
-            if entries.iter().all(|entry| entry.name != line.name) {
-                let is_dashed = line.stroke == Stroke::Dashed;
-                entries.push(Entry { name: &line.name, colour: line.colour, is_dashed });
+            let is_dashed = line.stroke == Stroke::Dashed;
+            match entries.iter_mut().find(|entry| entry.name == line.name) {
+                Some(entry) => entry.is_dashed &= is_dashed,
+                None => entries.push(Entry { name: &line.name, colour: line.colour, is_dashed }),
             }
         }
         entries

@@ -66,7 +66,7 @@ fn flat(config: &Config) -> BTreeMap<String, String> {
     leaves(&mapping).into_iter().map(|(path, value)| (path, in_one_line(value))).collect()
 }
 
-/// A value that is no section, as it can stand in `--set KEY=VALUE`.
+/// A value as it can stand in `--set KEY=VALUE`.
 pub fn in_one_line(value: &Value) -> String {
     match value {
         Value::Sequence(items) => {

@@ -1,0 +1,75 @@
+//! The command line of `launcher study`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::cli::at_least_one;
+use crate::console::Style;
+use crate::plan::Request;
+
+/// Runs every configuration of a study, several at once where there is room, and draws what it asks for.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "What is done is skipped, and what is begun goes on: after Ctrl-C or a failure, \
+                        give the same command again.\n\nExit codes: 0 all runs are done; 8 stopped by a \
+                        signal after saving; else that of the runs that failed, 4 where they differ."
+)]
+pub struct StudyCli {
+    /// The study, a YAML file, such as studies/degradation.yaml
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+
+    /// Use N GPUs for all runs together [default: all that are visible]
+    #[arg(long, value_name = "N", value_parser = at_least_one, conflicts_with = "cpu")]
+    pub gpus: Option<usize>,
+
+    /// Run on the CPU, with N ranks of all runs together at a time
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub cpu: Option<usize>,
+
+    /// Runs at a time [default: as many as there is room for]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub jobs: Option<usize>,
+
+    /// The reduced size, for a machine with two cores
+    #[arg(long)]
+    pub reduced: bool,
+
+    /// Where runs, tables and figures are kept [default: runs/study-NAME, with -reduced where it is]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+
+    /// Print what would be run and stop: touches nothing and needs no data
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Write tables and figures of what there is, and run nothing
+    #[arg(long, conflicts_with = "dry_run")]
+    pub draw_only: bool,
+
+    /// Only warnings and errors
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+impl StudyCli {
+    /// Which devices the command line asks for.
+    pub fn request(&self) -> Request {
+        Request::of(self.cpu, self.gpus)
+    }
+
+    /// How much is shown.
+    pub const fn style(&self) -> Style {
+        if self.quiet { Style::Quiet } else { Style::Pretty }
+    }
+
+    /// Where runs, tables and figures are kept.
+    pub fn out(&self) -> PathBuf {
+        let stem = self.file.file_stem().unwrap_or_default().to_string_lossy();
+        let size = if self.reduced { "-reduced" } else { "" };
+        self.out
+            .clone()
+            .unwrap_or_else(|| PathBuf::from("runs").join(format!("study-{stem}{size}")))
+    }
+}

@@ -1,0 +1,203 @@
+//! Which figures a study has: checks what the file says of them. Pure.
+
+use std::collections::HashSet;
+
+use job::config::nearest;
+use serde_yaml::{Mapping, Value};
+
+use super::expand::{Invalid, Point};
+use super::file::{FigureEntry, Metric, StudyFile};
+use super::planned::Planned;
+
+/// What is on the x axis.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum X {
+    /// Optimizer updates.
+    Step,
+    /// Passes over the training set.
+    Epoch,
+    /// Images of all ranks a step.
+    GlobalBatchSize,
+    /// Numbers that are trained.
+    Parameters,
+    /// Of the network, for one image.
+    MultiplyAdds,
+    /// A number in the configuration, by its dotted key.
+    Key(String),
+}
+
+impl X {
+    const NAMES: [(&'static str, Self); 5] = [
+        ("step", Self::Step),
+        ("epoch", Self::Epoch),
+        ("global_batch_size", Self::GlobalBatchSize),
+        ("parameters", Self::Parameters),
+        ("multiply_adds", Self::MultiplyAdds),
+    ];
+
+    fn parse(name: &str) -> Result<Self, String> {
+        if let Some((_, x)) = Self::NAMES.into_iter().find(|(known, _)| *known == name) {
+            return Ok(x);
+        }
+        if name.contains('.') {
+            return Ok(Self::Key(name.to_owned()));
+        }
+        let known = Self::NAMES.map(|(name, _)| name);
+        let hint = nearest(name, known.into_iter());
+        let hint = hint.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+        Err(format!("unknown value `{name}`, expected {} or a dotted key{hint}", known.join(", ")))
+    }
+
+    /// Whether lines go through the epochs of a run, and not from run to run.
+    pub const fn is_within_run(&self) -> bool {
+        matches!(self, Self::Step | Self::Epoch)
+    }
+
+    /// Its value for a run as a whole.
+    pub fn of_run(&self, run: &Planned) -> Option<f64> {
+        match self {
+            Self::Step | Self::Epoch => None,
+            Self::GlobalBatchSize => Some(run.global_batch_size as f64),
+            Self::Parameters => Some(run.parameters as f64),
+            Self::MultiplyAdds => Some(run.multiply_adds as f64),
+            Self::Key(key) => {
+                let whole = serde_yaml::to_value(&run.config).ok()?;
+                key.split('.').try_fold(&whole, |at, part| at.get(part))?.as_f64()
+            }
+        }
+    }
+
+    /// Below the axis.
+    pub fn label(&self) -> String {
+        match self {
+            Self::Step => "step".to_owned(),
+            Self::Epoch => "epoch".to_owned(),
+            Self::GlobalBatchSize => "global batch size".to_owned(),
+            Self::Parameters => "parameters".to_owned(),
+            Self::MultiplyAdds => "multiply-adds of an image".to_owned(),
+            Self::Key(key) => key.clone(),
+        }
+    }
+}
+
+/// What metrics of one axis have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quantity {
+    /// In percent.
+    Error,
+    /// In percent.
+    Accuracy,
+    /// In nats.
+    Loss,
+}
+
+impl Metric {
+    /// What it is one of.
+    pub const fn quantity(self) -> Quantity {
+        match self {
+            Self::TestError | Self::TrainError => Quantity::Error,
+            Self::TestAccuracy | Self::TrainAccuracy => Quantity::Accuracy,
+            Self::TestLoss | Self::TrainLoss => Quantity::Loss,
+        }
+    }
+
+    /// As in a text.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::TestError => "test error",
+            Self::TrainError => "training error",
+            Self::TestAccuracy => "test accuracy",
+            Self::TrainAccuracy => "training accuracy",
+            Self::TestLoss => "test loss",
+            Self::TrainLoss => "training loss",
+        }
+    }
+}
+
+/// The x axis of each figure of `study`, whose runs, as given or reduced, are `runs`.
+///
+/// # Errors
+/// [`Invalid`], when a figure shows what there is not.
+pub fn check(study: &StudyFile, runs: &[Planned], reduced: bool) -> Result<Vec<X>, Invalid> {
+    let mut names = HashSet::new();
+    let mut axes = Vec::new();
+    for (index, figure) in study.figures.iter().enumerate() {
+        let wrong = |(rest, problem): (Vec<&str>, String)| {
+            Invalid::new(&[&["figures", &index.to_string()], rest.as_slice()].concat(), problem)
+        };
+        let x = check_one(figure, runs, reduced).map_err(wrong)?;
+        if !names.insert(figure.name.as_str()) {
+            let problem = format!("two figures are called {}", figure.name);
+            return Err(wrong((vec!["name"], problem)));
+        }
+        axes.push(x);
+    }
+    Ok(axes)
+}
+
+/// An error is the way to the key within the figure, and what is wrong.
+fn check_one<'a>(
+    figure: &'a FigureEntry,
+    runs: &[Planned],
+    reduced: bool,
+) -> Result<X, (Vec<&'a str>, String)> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if figure.name.is_empty() || !figure.name.chars().all(plain) {
+        let problem = "expected letters, digits and hyphens: it names files".to_owned();
+        return Err((vec!["name"], problem));
+    }
+    let x = X::parse(&figure.x).map_err(|problem| (vec!["x"], problem))?;
+    if !x.is_within_run() && runs.iter().any(|run| x.of_run(run).is_none()) {
+        let problem = format!("{} is no number in the configuration of every run", figure.x);
+        return Err((vec!["x"], problem));
+    }
+    match figure.y.as_slice() {
+        [_] => {}
+        [a, b] if a.quantity() == b.quantity() => {}
+        _ => {
+            let problem = "expected one, or two of the same kind, as in [test_error, train_error]";
+            return Err((vec!["y"], problem.to_owned()));
+        }
+    }
+    for key in figure.group_by.iter().flatten() {
+        known(key, None, runs).map_err(|problem| (vec!["group_by"], problem))?;
+    }
+    for (key, values) in figure.panels.iter().flat_map(|panel| &panel.only) {
+        // The reduced size may leave runs out.
+        let values = (!reduced).then_some(values);
+        known(key.as_str().unwrap_or_default(), values, runs)
+            .map_err(|problem| (vec!["panels"], problem))?;
+    }
+    Ok(x)
+}
+
+/// That runs set `key`, and each of `values` is one that it has.
+fn known(key: &str, values: Option<&Value>, runs: &[Planned]) -> Result<(), String> {
+    let keys = || runs.iter().flat_map(|run| run.point.overrides.iter().map(|it| it.key.as_str()));
+    if !keys().any(|set| set == key) {
+        let hint = nearest(key, keys());
+        let hint = hint.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+        return Err(format!("no run of this study sets `{key}`{hint}"));
+    }
+    let missing = values.into_iter().flat_map(list).find(|value| {
+        let has = |run: &Planned| run.point.value(key) == Some(value);
+        !runs.iter().any(has)
+    });
+    missing.map_or(Ok(()), |value| Err(format!("no run has {}", job::config::in_one_line(value))))
+}
+
+/// A value alone is a list of one.
+fn list(values: &Value) -> &[Value] {
+    match values {
+        Value::Sequence(values) => values,
+        value => std::slice::from_ref(value),
+    }
+}
+
+/// Whether a panel shows a run.
+pub fn shows(only: &Mapping, point: &Point) -> bool {
+    only.iter().all(|(key, values)| {
+        let value = point.value(key.as_str().unwrap_or_default());
+        value.is_some_and(|value| list(values).contains(value))
+    })
+}

@@ -1,0 +1,203 @@
+//! What is known of a run before it starts, and what is left of it to do.
+
+use std::path::{Path, PathBuf};
+
+use job::config::{
+    self, Config, ConfigError, Dataset, Document, Fallback, Place, differences_in_training,
+};
+use job::network::Network;
+use job::run_dir::RunDir;
+use job::{ExitCode, dataset};
+
+use super::expand::{Expanded, Invalid, Override, Point};
+use super::results::Results;
+use crate::error::LaunchError;
+use crate::plan::{Device, Layout, Plan};
+use crate::topology::Topology;
+
+/// A run that can be started.
+#[derive(Debug)]
+pub struct Planned {
+    /// What it is.
+    pub point: Point,
+    /// In full.
+    pub config: Config,
+    /// Its run directory.
+    pub root: PathBuf,
+    /// Optimizer updates of the whole run.
+    pub steps: u64,
+    /// Those of an epoch.
+    pub steps_per_epoch: usize,
+    /// Passes over the training set, the last one perhaps not whole.
+    pub epochs: usize,
+    /// Images of all ranks a step.
+    pub global_batch_size: usize,
+    /// Numbers that are trained.
+    pub parameters: usize,
+    /// Of the network, for one image.
+    pub multiply_adds: u64,
+    /// What there is of it.
+    pub results: Results,
+    /// What is left to do.
+    pub state: State,
+}
+
+/// What is left of a run to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// All.
+    New,
+    /// It goes on from its newest checkpoint.
+    Begun,
+    /// Nothing.
+    Done,
+}
+
+impl State {
+    /// `holds_run`: whether it was ever started. `summary_steps`: of its last summary, if it has one: it
+    /// may have been a shorter run.
+    pub fn of(holds_run: bool, summary_steps: Option<u64>, steps: u64) -> Self {
+        match (holds_run, summary_steps) {
+            (false, _) => Self::New,
+            (true, Some(taken)) if taken >= steps => Self::Done,
+            (true, _) => Self::Begun,
+        }
+    }
+
+    /// In a word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Begun => "begun",
+            Self::Done => "done",
+        }
+    }
+}
+
+impl Planned {
+    /// Looks again at what there is of it. Metrics that cannot be read, as a power cut may leave them,
+    /// count as none: the trainer drops such lines when the run goes on.
+    pub fn refresh(&mut self) {
+        let run_dir = RunDir::at(&self.root);
+        self.results = Results::read(&run_dir.metrics_path()).unwrap_or_else(|error| {
+            tracing::warn!("{error}");
+            Results::default()
+        });
+        self.state = State::of(run_dir.holds_run(), self.results.summary_steps, self.steps);
+    }
+
+    /// The step at the end of an epoch, from 1.
+    pub fn step_after(&self, epoch: usize) -> u64 {
+        ((epoch * self.steps_per_epoch) as u64).min(self.steps)
+    }
+}
+
+/// Reads the configuration of every run, and what `out` has of it.
+///
+/// # Errors
+/// [`LaunchError`], which names the key in the study file that makes a configuration wrong, or what in
+/// `out` is a run of something else.
+pub fn plan(
+    expanded: Expanded,
+    document: &Document,
+    device: Device,
+    topology: &Topology,
+    out: &Path,
+) -> Result<Vec<Planned>, LaunchError> {
+    let ranks = expanded.ranks;
+    let one = |point: Point| {
+        let arguments: Vec<String> = point.overrides.iter().map(Override::argument).collect();
+        let config = config::load(&point.config, &arguments)
+            .map_err(|error| in_study(error, &point, &arguments, document))?;
+        let outline = dataset::outline(&config.data)?;
+        let plan = Plan::new(&config, &outline, device, Layout::single(ranks), topology)?;
+        let network = Network::new(&config.model, outline.shape, outline.classes).summary();
+        let root = out.join("runs").join(&point.name);
+        check_before(&root, &config)?;
+        let epochs = plan.total_steps.div_ceil(plan.steps_per_epoch.max(1) as u64);
+        let mut planned = Planned {
+            root,
+            steps: plan.total_steps,
+            steps_per_epoch: plan.steps_per_epoch,
+            epochs: epochs as usize,
+            global_batch_size: plan.global_batch_size(),
+            parameters: network.parameters,
+            multiply_adds: network.multiply_adds,
+            results: Results::default(),
+            state: State::New,
+            config,
+            point,
+        };
+        planned.refresh();
+        Ok(planned)
+    };
+    expanded.points.into_iter().map(one).collect()
+}
+
+/// An override's error, at its place in the study file.
+fn in_study(
+    error: ConfigError,
+    point: &Point,
+    arguments: &[String],
+    document: &Document,
+) -> ConfigError {
+    let (ConfigError::Key { place: Place::Override { text }, problem, .. }
+    | ConfigError::Syntax { place: Place::Override { text }, problem }) = &error
+    else {
+        return error;
+    };
+    match arguments.iter().rposition(|argument| argument == text) {
+        Some(index) => document.wrong(&point.overrides[index].place, problem.clone()),
+        None => error,
+    }
+}
+
+/// What was run there before must be this.
+fn check_before(root: &Path, config: &Config) -> Result<(), LaunchError> {
+    let run_dir = RunDir::at(root);
+    if !run_dir.holds_run() {
+        return Ok(());
+    }
+    let before = config::load(&run_dir.config_path(), &[])?;
+    let mut config = config.clone();
+    if before.data.dataset == Dataset::Synthetic && config.data.fallback == Fallback::Synthetic {
+        // So a run notes what it took instead.
+        config.data.dataset = Dataset::Synthetic;
+        config.data.image_size = None;
+    }
+    let differences = differences_in_training(&before, &config);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let lines: Vec<String> = differences.iter().map(ToString::to_string).collect();
+    Err(failed(
+        ExitCode::Usage,
+        format!(
+            "{} holds a run of another configuration: {}; give another --out, or move it away",
+            root.display(),
+            lines.join("; ")
+        ),
+    ))
+}
+
+/// What makes a study file unusable, at its place.
+pub fn invalid(document: &Document, invalid: Invalid) -> LaunchError {
+    document.wrong(&invalid.place, invalid.problem).into()
+}
+
+fn failed(exit_code: ExitCode, text: String) -> LaunchError {
+    LaunchError::Study { exit_code, text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_done_when_its_summary_has_all_steps() {
+        assert_eq!(State::of(false, None, 100), State::New);
+        assert_eq!(State::of(true, None, 100), State::Begun);
+        assert_eq!(State::of(true, Some(50), 100), State::Begun, "it was to be shorter then");
+        assert_eq!(State::of(true, Some(100), 100), State::Done);
+    }
+}

@@ -1,0 +1,255 @@
+//! Starts the runs of a study, several at once, each by a launcher of its own.
+//!
+//! A run that fails takes no other with it. When the study is asked to stop, its runs are; when it is
+//! killed, the kernel asks them.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use job::ExitCode;
+use job::run_dir::RunDir;
+use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
+use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, interval_at};
+
+use super::expand::Override;
+use super::planned::{Planned, State};
+use super::slots::Slot;
+use crate::plan::Device;
+use crate::policy::StopSignal;
+use crate::progress::clock;
+use crate::signals::Signals;
+use crate::spawn::pinned_to;
+
+/// How often it is told how far runs are.
+const NEWS: Duration = Duration::from_secs(300);
+
+/// All runs of a study that are left to do.
+pub struct Runner<'a> {
+    /// This program.
+    pub launcher: PathBuf,
+    /// What runs compute on.
+    pub device: Device,
+    /// Ranks of a run.
+    pub ranks: usize,
+    /// Where runs go.
+    pub slots: &'a [Slot],
+    /// Of what runs write to their terminal, a file a run.
+    pub logs: PathBuf,
+}
+
+/// How it ended.
+#[derive(Debug, Default)]
+pub struct Ended {
+    /// The runs that failed, by index, and why.
+    pub failed: Vec<(usize, Failure)>,
+    /// Whether it was asked to stop.
+    pub stopped: bool,
+}
+
+/// Why a run failed.
+#[derive(Debug)]
+pub struct Failure {
+    /// How its launcher ended.
+    pub exit_code: ExitCode,
+    /// A line of it.
+    pub reason: String,
+}
+
+/// A run in its slot.
+struct Running {
+    run: usize,
+    pid: Option<Pid>,
+    /// Of `events.jsonl` before.
+    events_bytes: u64,
+}
+
+impl Runner<'_> {
+    /// Does what is left of `runs`, and keeps their states up to date.
+    pub async fn run(&self, runs: &mut [Planned], signals: &mut Signals) -> Ended {
+        let left: Vec<usize> =
+            (0..runs.len()).filter(|run| runs[*run].state != State::Done).collect();
+        let mut waiting = left.into_iter();
+        let mut free: Vec<usize> = (0..self.slots.len()).rev().collect();
+        let mut running: HashMap<usize, Running> = HashMap::new();
+        let mut ends: JoinSet<(usize, io::Result<ExitStatus>)> = JoinSet::new();
+        let mut ended = Ended::default();
+        let mut news = interval_at(Instant::now() + NEWS, NEWS);
+        loop {
+            while !ended.stopped && !free.is_empty() {
+                let Some(run) = waiting.next() else { break };
+                let events_bytes = events_bytes(&runs[run].root);
+                match self.start(&runs[run], &self.slots[free[free.len() - 1]]) {
+                    Ok(mut child) => {
+                        let slot = free.pop().unwrap_or_default();
+                        let pid = child.id().and_then(|pid| Pid::from_raw(pid as i32));
+                        running.insert(slot, Running { run, pid, events_bytes });
+                        ends.spawn(async move { (slot, child.wait().await) });
+                    }
+                    Err(error) => {
+                        let reason = format!("cannot be started: {error}");
+                        let failure = Failure { exit_code: ExitCode::Setup, reason };
+                        self.note(runs, run, failure, &mut ended);
+                    }
+                }
+            }
+            if running.is_empty() {
+                return ended;
+            }
+            tokio::select! {
+                signal = signals.next() => {
+                    ended.stopped = true;
+                    pass_on(signal, running.values());
+                }
+                _ = news.tick() => tell(runs, running.values()),
+                Some(Ok((slot, status))) = ends.join_next() => {
+                    if let Some(it) = running.remove(&slot) {
+                        free.push(slot);
+                        self.conclude(runs, &it, status, &mut ended);
+                    }
+                }
+            }
+        }
+    }
+
+    fn start(&self, planned: &Planned, slot: &Slot) -> io::Result<Child> {
+        let log = File::options().append(true).create(true).open(self.log(planned))?;
+        let mut command = Command::new(&self.launcher);
+        let flag = match self.device {
+            Device::Cpu => "--cpu",
+            Device::Cuda => "--gpus",
+        };
+        command.args([flag, &self.ranks.to_string(), "--nodes", "1", "--run-dir"]);
+        command.arg(&planned.root);
+        for argument in planned.point.overrides.iter().map(Override::argument) {
+            command.args(["--set", &argument]);
+        }
+        command
+            .arg(&planned.point.config)
+            .envs(slot.devices.iter().map(|devices| ("CUDA_VISIBLE_DEVICES", devices)))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            // Ctrl-C reaches the study only, which passes it on.
+            .process_group(0);
+        // SAFETY: a system call, which may be made between fork and exec.
+        unsafe {
+            command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::TERM))?));
+        }
+        let child = pinned_to(&slot.cpus, || command.spawn())?;
+        let verb = if planned.state == State::Begun { "goes on" } else { "starts" };
+        tracing::info!("{} {verb}: {} steps", planned.point.name, planned.steps);
+        Ok(child)
+    }
+
+    fn log(&self, planned: &Planned) -> PathBuf {
+        self.logs.join(format!("{}.log", planned.point.name))
+    }
+
+    fn conclude(
+        &self,
+        runs: &mut [Planned],
+        it: &Running,
+        status: io::Result<ExitStatus>,
+        ended: &mut Ended,
+    ) {
+        let planned = &mut runs[it.run];
+        let code = status.as_ref().ok().and_then(ExitStatus::code);
+        let exit_code = code.and_then(|code| ExitCode::from_code(u8::try_from(code).ok()?));
+        planned.refresh();
+        let failure = match exit_code {
+            Some(ExitCode::Done) => {
+                // Without a summary too, where one was lost after the last checkpoint.
+                planned.state = State::Done;
+                let seconds = Duration::from_secs_f64(planned.results.train_seconds());
+                let best = planned.results.best_test_accuracy().unwrap_or(f64::NAN) * 100.0;
+                let name = &planned.point.name;
+                tracing::info!(
+                    "{name}: done in {}, best test accuracy {best:.2} %",
+                    clock(seconds)
+                );
+                return;
+            }
+            Some(ExitCode::Stopped) => {
+                // A job's time may be up, of which each run knows by itself.
+                if !ended.stopped {
+                    tracing::warn!(
+                        "{}: stopped from outside; no more are started",
+                        planned.point.name
+                    );
+                }
+                ended.stopped = true;
+                return;
+            }
+            exit_code => {
+                let events = RunDir::at(&planned.root).events_path();
+                let reason = verdict_after(&events, it.events_bytes)
+                    .or_else(|| last_line(&self.log(planned)))
+                    .unwrap_or_else(|| match &status {
+                        Ok(status) => status.to_string(),
+                        Err(error) => error.to_string(),
+                    });
+                Failure { exit_code: exit_code.unwrap_or(ExitCode::RankFailed), reason }
+            }
+        };
+        self.note(runs, it.run, failure, ended);
+    }
+
+    fn note(&self, runs: &[Planned], run: usize, failure: Failure, ended: &mut Ended) {
+        tracing::error!(
+            "{} failed with {}: {}; see {}; the others go on",
+            runs[run].point.name,
+            failure.exit_code as u8,
+            failure.reason,
+            self.log(&runs[run]).display()
+        );
+        ended.failed.push((run, failure));
+    }
+}
+
+fn tell<'a>(runs: &mut [Planned], running: impl Iterator<Item = &'a Running>) {
+    for it in running {
+        let planned = &mut runs[it.run];
+        planned.refresh();
+        let (name, done) = (&planned.point.name, planned.results.epochs.len());
+        tracing::info!("{name}: {done} of {} epochs", planned.epochs);
+    }
+}
+
+fn pass_on<'a>(signal: StopSignal, running: impl Iterator<Item = &'a Running>) {
+    tracing::warn!(
+        "{}: runs save a checkpoint and stop; Ctrl-C (again) stops at once",
+        signal.name()
+    );
+    let signal = match signal {
+        StopSignal::Interrupt => Signal::INT,
+        StopSignal::Terminate | StopSignal::User1 | StopSignal::Hangup => Signal::TERM,
+    };
+    for pid in running.filter_map(|it| it.pid) {
+        // One that has just ended is what is wanted.
+        let _ = kill_process(pid, signal);
+    }
+}
+
+fn events_bytes(root: &Path) -> u64 {
+    RunDir::at(root).events_path().metadata().map_or(0, |file| file.len())
+}
+
+/// Why a run ended, as its launcher has noted behind the first `start` bytes.
+fn verdict_after(events: &Path, start: u64) -> Option<String> {
+    let text = std::fs::read(events).ok()?;
+    let new = text.get(usize::try_from(start).ok()?..)?;
+    let last = new.split(|byte| *byte == b'\n').rfind(|line| !line.is_empty())?;
+    let event: serde_json::Value = serde_json::from_slice(last).ok()?;
+    (event["event"] == "verdict").then(|| event["reason"].as_str().map(str::to_owned))?
+}
+
+fn last_line(log: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(log).ok()?;
+    text.lines().rfind(|line| !line.trim().is_empty()).map(|line| line.trim().to_owned())
+}

@@ -1,0 +1,133 @@
+//! How many runs at once, and where each of them runs. Pure.
+
+use job::ExitCode;
+
+use crate::error::LaunchError;
+use crate::plan::{Device, PlanError};
+use crate::topology::Topology;
+
+/// What a study may use.
+#[derive(Debug)]
+pub struct Resources<'a> {
+    /// What runs compute on.
+    pub device: Device,
+    /// GPUs, or ranks on the CPU, that all runs together may use.
+    pub ranks: usize,
+    /// As the command line says, if it does.
+    pub jobs: Option<usize>,
+    /// Of this machine.
+    pub topology: &'a Topology,
+    /// What `CUDA_VISIBLE_DEVICES` says, if it does.
+    pub visible_devices: Option<&'a str>,
+}
+
+/// Where a run goes, one at a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    /// The logical CPUs that it is kept to; empty: all.
+    pub cpus: Vec<usize>,
+    /// Its `CUDA_VISIBLE_DEVICES`, where it has GPUs.
+    pub devices: Option<String>,
+}
+
+/// As many slots for runs of `ranks_per_run` ranks as fit, or as `--jobs` says.
+///
+/// # Errors
+/// [`LaunchError`] when there is no room for one run.
+pub fn slots(resources: &Resources<'_>, ranks_per_run: usize) -> Result<Vec<Slot>, LaunchError> {
+    let Resources { device, ranks, jobs, topology, visible_devices } = *resources;
+    if ranks_per_run > ranks {
+        return Err(match device {
+            Device::Cuda => PlanError::TooFewGpus { asked: ranks_per_run, visible: ranks }.into(),
+            Device::Cpu => wrong(format!(
+                "a run of this study has {ranks_per_run} ranks, and --cpu {ranks} is fewer"
+            )),
+        });
+    }
+    let room = match device {
+        Device::Cuda => ranks / ranks_per_run,
+        Device::Cpu => (ranks.min(topology.usable()) / ranks_per_run).max(1),
+    };
+    let jobs = jobs.unwrap_or(room);
+    let devices = match visible_devices {
+        Some(list) => list.split(',').map(|name| name.trim().to_owned()).collect(),
+        None => (0..ranks).map(|index| index.to_string()).collect::<Vec<_>>(),
+    };
+    // More runs than there is room for share GPUs: somebody has said that they are small.
+    let devices_of = |job: usize| {
+        let first = job % room * ranks_per_run;
+        devices[first..first + ranks_per_run].join(",")
+    };
+    let slot = |job| Slot {
+        cpus: cpus(topology, job, jobs),
+        devices: (device == Device::Cuda).then(|| devices_of(job)),
+    };
+    Ok((0..jobs).map(slot).collect())
+}
+
+/// Runs at the same time have their cores to themselves, as far as there are enough.
+fn cpus(topology: &Topology, job: usize, jobs: usize) -> Vec<usize> {
+    let cores = &topology.cores;
+    if jobs == 1 || cores.is_empty() {
+        return Vec::new();
+    }
+    let each = (topology.usable() / jobs).max(1);
+    let first = job * each % cores.len();
+    cores[first..(first + each).min(cores.len())].concat()
+}
+
+fn wrong(text: String) -> LaunchError {
+    LaunchError::Study { exit_code: ExitCode::Usage, text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Four cores of two CPUs.
+    fn topology() -> Topology {
+        Topology { cores: (0..4).map(|core| vec![core, core + 4]).collect(), quota: None }
+    }
+
+    fn of(
+        device: Device,
+        ranks: usize,
+        jobs: Option<usize>,
+        each: usize,
+    ) -> Result<Vec<Slot>, String> {
+        let topology = topology();
+        let visible_devices = (device == Device::Cuda).then_some("4,5, 6,7");
+        let resources = Resources { device, ranks, jobs, topology: &topology, visible_devices };
+        slots(&resources, each).map_err(|error| error.to_string())
+    }
+
+    fn slot(cpus: &[usize], devices: Option<&str>) -> Slot {
+        Slot { cpus: cpus.to_vec(), devices: devices.map(str::to_owned) }
+    }
+
+    #[test]
+    fn runs_at_the_same_time_have_cores_of_their_own() {
+        let two = [slot(&[0, 4, 1, 5], None), slot(&[2, 6, 3, 7], None)];
+        assert_eq!(of(Device::Cpu, 4, None, 2).unwrap(), two);
+        assert_eq!(of(Device::Cpu, 4, Some(1), 2).unwrap(), [slot(&[], None)]);
+        assert_eq!(of(Device::Cpu, 8, None, 1).unwrap().len(), 4, "no more than cores");
+        let five = of(Device::Cpu, 8, Some(5), 1).unwrap();
+        assert_eq!((five.len(), &five[4]), (5, &slot(&[0, 4], None)));
+    }
+
+    #[test]
+    fn runs_at_the_same_time_have_gpus_of_their_own() {
+        let two = [slot(&[0, 4, 1, 5], Some("4,5")), slot(&[2, 6, 3, 7], Some("6,7"))];
+        assert_eq!(of(Device::Cuda, 4, None, 2).unwrap(), two);
+        assert_eq!(of(Device::Cuda, 3, None, 2).unwrap(), [slot(&[], Some("4,5"))]);
+        let shared = of(Device::Cuda, 4, Some(3), 2).unwrap();
+        let devices: Vec<_> = shared.iter().map(|slot| slot.devices.as_deref()).collect();
+        assert_eq!(devices, [Some("4,5"), Some("6,7"), Some("4,5")]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        assert!(of(Device::Cuda, 1, None, 2).unwrap_err().contains("--gpus 2"));
+        assert!(of(Device::Cpu, 1, None, 2).unwrap_err().contains("--cpu 1 is fewer"));
+    }
+}
