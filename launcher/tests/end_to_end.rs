@@ -250,9 +250,10 @@ impl Drop for Tmpfs<'_> {
 #[test]
 fn every_configuration_in_configs_takes_one_step() {
     let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
+    let entries = [configs.clone(), configs.join("recipes")].map(|it| fs::read_dir(it).unwrap());
+    let paths = entries.into_iter().flatten().map(|entry| entry.unwrap().path());
     let mut count = 0;
-    for entry in fs::read_dir(configs).unwrap() {
-        let path = entry.unwrap().path();
+    for path in paths.filter(|path| path.extension().is_some_and(|it| it == "yaml")) {
         let sandbox = Sandbox::with_trainer();
         let ended = run(sandbox.launcher(&[
             "--cpu",
@@ -275,5 +276,5 @@ fn every_configuration_in_configs_takes_one_step() {
         assert_eq!(of_kind(&sandbox, "summary")[0]["steps"], 1, "{}", path.display());
         count += 1;
     }
-    assert!(count >= 3, "only {count} configurations");
+    assert!(count >= 13, "only {count} configurations");
 }
