@@ -40,7 +40,7 @@ struct Args {
 }
 
 /// The smallest of each family and kind.
-const ONE_OF_EACH: [&str; 11] = [
+const ONE_OF_EACH: [&str; 12] = [
     "resnet18",
     "resnet50",
     "resnet20",
@@ -52,6 +52,7 @@ const ONE_OF_EACH: [&str; 11] = [
     "wrn16_8",
     "wide_resnet50_2",
     "preact_resnet18",
+    "airbench94",
 ];
 
 fn main() -> anyhow::Result<ExitCode> {
