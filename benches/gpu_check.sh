@@ -131,7 +131,10 @@ same_losses() {
     fi
 }
 
-last_words() { grep -v '^ *$' "$out/$1.log" | tail -n 1 | cut -c 1-90; }
+# Why a run failed: what a rank said, or else its last line.
+last_words() {
+    { grep -m 1 '^ *it said: ' "$out/$1.log" || grep -v '^ *$' "$out/$1.log" | tail -n 1; } | cut -c 1-160
+}
 
 one_rank_agrees_with_the_cpu() {
     local twenty=(--set train.max_steps=20 --set metrics.log_every=1)
@@ -237,17 +240,23 @@ speed() {
     fi
 }
 
+# Each kernel of one step, without and with a graph, by Nsight Compute: warm-up and cuDNN's trials come
+# before what is looked at.
 profile() {
+    local name="profile of a step" ncu lib steps=(--set train.max_steps=400)
+    ncu=$(command -v ncu || ls -d /usr/local/cuda/bin/ncu 2>/dev/null)
     if [ "$device" = cpu ]; then
-        note "profile of a step" measured "the split in speed/table.md"
-    elif ! command -v nsys >/dev/null; then
-        note "profile of a step" skipped "no nsys here"
-    elif timeout 60 nsys profile --stats=true --force-overwrite=true --output "$out/profile" \
-        trainer --device cuda --run-dir "$out/run-profile" "${images[@]}" --set train.max_steps=40 "$config" \
-        >"$out/profile.txt" 2>&1; then
-        note "profile of a step" measured "$out/profile.txt"
+        note "$name" measured "the split in speed/table.md"
+    elif [ -z "$ncu" ]; then
+        note "$name" skipped "no ncu here"
+    elif timeout 70 "$ncu" --csv --log-file "$out/kernels.csv" --metrics gpu__time_duration.sum \
+        --graph-profiling node --clock-control none --launch-skip 20000 --launch-count 1200 \
+        trainer --device cuda --run-dir "$out/run-profile" --resume never "${images[@]}" \
+        --set data.train_images=50000 "${steps[@]}" "$config" >"$out/profile.log" 2>&1 &&
+        "$python" "$root/benches/gpu_check.py" kernels "$out/kernels.csv" >"$out/profile.txt"; then
+        note "$name" measured "$(head -n 1 "$out/profile.txt")"
     else
-        note "profile of a step" skipped "$(last_words profile)"
+        note "$name" skipped "$(last_words profile)"
     fi
 }
 

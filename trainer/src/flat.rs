@@ -1,7 +1,8 @@
 //! All parameters, all gradients and all running statistics: one buffer each.
 //!
 //! A tensor of the network is a view into its buffer. Parameters lie in the order in which backward
-//! makes their gradients: the last layer first. So a bucket of gradients is a slice, an
+//! makes their gradients: the last layer first; but those whose odd lengths would misalign the rest, such
+//! as the bias of ten classes, come at the end. So a bucket of gradients is a slice, an
 //! optimizer step is one call, and a broadcast is one call. Convolution weights lie in channels-last
 //! order, in which libtorch's convolutions are fastest; files have the usual order.
 //!
@@ -17,6 +18,9 @@ use job::network::{Role, Taps, TensorSpec};
 use tch::{Device, Kind, Tensor};
 
 use crate::{Result, TrainError};
+
+/// Elements of f32 in 64 bytes, which are a cache line and the longest vector.
+const ALIGNED_LEN: usize = 16;
 
 /// A network's numbers.
 pub struct Flat {
@@ -294,6 +298,10 @@ impl Flat {
 }
 
 impl Entry {
+    fn unplaced(spec: TensorSpec) -> Self {
+        Self { spec, range: 0..0, dead: 0..0, view: None }
+    }
+
     fn size(&self) -> Vec<i64> {
         self.spec.shape.iter().map(|&size| size as i64).collect()
     }
@@ -347,26 +355,35 @@ impl Entry {
     }
 }
 
-/// Gives every tensor its place.
+/// Gives every tensor its place: from the last to the first, in `entries` as they came, which is the
+/// state dict's order.
 fn lay_out(tensors: Vec<TensorSpec>) -> Vec<Entry> {
     let (mut parameters, mut buffers, mut dead) = (0, 0, 0);
     let take = |next: &mut usize, len: usize| {
         *next += len;
         *next - len..*next
     };
-    // From the last to the first, and then turned round: files keep the state dict's order.
-    let entries = tensors.into_iter().rev().map(|spec| {
-        let range = match spec.role {
+    let mut order: Vec<usize> = (0..tensors.len()).rev().collect();
+    order.sort_by_key(|&index| alignment_loss(&tensors[index]));
+    let mut entries: Vec<_> = tensors.into_iter().map(Entry::unplaced).collect();
+    for index in order {
+        let entry = &mut entries[index];
+        let spec = &entry.spec;
+        entry.range = match spec.role {
             Role::BatchesTracked => 0..0,
             Role::RunningMean | Role::RunningVar | Role::Fixed => take(&mut buffers, spec.len()),
             _ => take(&mut parameters, spec.live_len()),
         };
-        let dead_len = if spec.live.is_some() { spec.len() } else { 0 };
-        Entry { range, dead: take(&mut dead, dead_len), view: None, spec }
-    });
-    let mut entries: Vec<_> = entries.collect();
-    entries.reverse();
+        entry.dead = take(&mut dead, if spec.live.is_some() { spec.len() } else { 0 });
+    }
     entries
+}
+
+/// By how many halvings a tensor would misalign those behind it: such tensors come last, so that vector
+/// loads can reach all others, and cuDNN takes them, which refuses what does not start at 16 bytes.
+fn alignment_loss(spec: &TensorSpec) -> u32 {
+    let len = if spec.role.is_parameter() { spec.live_len() } else { spec.len() };
+    ALIGNED_LEN.trailing_zeros().saturating_sub(len.trailing_zeros())
 }
 
 /// The part `range` of a flat buffer with a shape; a convolution's weight in channels-last order.

@@ -283,7 +283,9 @@ impl Run<'_> {
     }
 
     fn report(&self) {
-        if self.world.rank == 0 && self.link.progress_is_due() {
+        // On a GPU an epoch's first counts take a while to come.
+        let has_counts = self.state.epoch_tally.images > 0.0;
+        if self.world.rank == 0 && has_counts && self.link.progress_is_due() {
             self.link.progress(&ToLauncher::Progress {
                 epoch: self.state.epoch(),
                 epochs: self.config.train.epochs,
