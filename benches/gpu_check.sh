@@ -167,7 +167,9 @@ a_graph_changes_nothing() {
     train gpu 1 eager "${twenty[@]}" --set performance.cuda_graph=off &&
         train gpu 1 graph "${twenty[@]}" --set performance.cuda_graph=on ||
         { note "$name" FAILED "$(last_words eager); $(last_words graph)"; return; }
-    same_losses "$name" eager graph 1e-4
+    # cuDNN chooses kernels by measuring, and chooses others in another run: two eager runs were seen
+    # 5e-4 apart on an H100.
+    same_losses "$name" eager graph 1e-3
 }
 
 # Batch norm takes the statistics of a rank's own images, so a run is compared with one of as many ranks.
@@ -221,7 +223,7 @@ a_killed_rank_is_named() {
 
 # Interleaved rounds, as many as there is time for.
 speed() {
-    local batches=64,256,1024 steps=50 limit counts=(--gpus 1) peers=plain,tuned,tuned-fp32,compile,cuda-graph
+    local batches=64,256,1024 steps=300 limit counts=(--gpus 1) peers=plain,tuned,compile,compile-graph,cuda-graph
     local variants=(--variant fp32:precision=fp32 --variant eager:performance.cuda_graph=off)
     if [ "$device" = cpu ]; then
         batches=16 steps=10 counts=(--cpu 1) peers=tuned variants=(--variant fp32:precision=fp32)

@@ -3,7 +3,7 @@
     python -m torch.distributed.run --standalone --nproc-per-node 2 torch_ddp.py \
         --mode tuned --model resnet18 --batch-per-rank 64 --steps 60 --json FILE
 
-Six modes:
+Seven modes:
   plain   the notes' script as a user moves it to DDP: fp32, AdamW and DDP with their defaults, a
           DataLoader over tensors with a DistributedSampler, loss.item() in every step
   tuned   bf16 autocast, channels_last, fused AdamW, gradient_as_bucket_view, static_graph, the whole
@@ -11,6 +11,9 @@ Six modes:
   tuned-fp32
           tuned, but fp32 and the default memory format: on a CPU and small images it may be faster
   compile tuned, with torch.compile
+  compile-graph
+          tuned, with torch.compile's mode reduce-overhead, which fuses kernels and replays them as CUDA
+          graphs: one GPU only
   cuda-graph
           tuned, with the whole step captured once as a CUDA graph and replayed: one GPU only
   none    tuned, but ranks do not communicate while they train: what DDP would reach for free
@@ -31,6 +34,7 @@ import time
 
 REFERENCE = pathlib.Path(__file__).resolve().parents[2] / "trainer" / "tests" / "reference"
 EXIT_SET_UP = 9
+ONE_GPU_ONLY = ("compile-graph", "cuda-graph")
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 TRAINING, TEST = tuple(f"data_batch_{n}.bin" for n in range(1, 6)), ("test_batch.bin",)
 SIDE = 32
@@ -40,8 +44,8 @@ PIXELS = 3 * SIDE * SIDE
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="print versions and stop")
-    parser.add_argument("--mode", choices=["plain", "tuned", "tuned-fp32", "compile", "cuda-graph",
-                                               "none"], default="plain")
+    parser.add_argument("--mode", choices=["plain", "tuned", "tuned-fp32", "compile", "compile-graph",
+                                               "cuda-graph", "none"], default="plain")
     parser.add_argument("--model", choices=["resnet18", "resnet34"], default="resnet18")
     parser.add_argument("--stem", choices=["notes", "cifar"], default="notes")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -176,11 +180,17 @@ class Tuned:
         self.mean, self.std = (
             torch.tensor(values, device=place.device) * 255 for values in (MEAN, STD))
         model = model.to(place.device, memory_format=self.memory_format)
-        if mode not in ("none", "cuda-graph"):
+        if mode not in ("none", *ONE_GPU_ONLY):
             device_ids = [place.device.index] if place.device.type == "cuda" else None
             model = torch.nn.parallel.DistributedDataParallel(
                 model, device_ids=device_ids, gradient_as_bucket_view=True, static_graph=True)
-        self.model = torch.compile(model) if mode == "compile" else model
+        match mode:
+            case "compile":
+                self.model = torch.compile(model)
+            case "compile-graph":
+                self.model = torch.compile(model, mode="reduce-overhead")
+            case _:
+                self.model = model
         self.optimizer = torch.optim.AdamW(
             model.parameters(), fused=True, capturable=mode == "cuda-graph")
         self.loss = torch.zeros((), device=place.device)
@@ -363,8 +373,8 @@ def main() -> None:
         sys.exit("torch_ddp: needs at least one warm-up step and two timed ones")
     if args.to_accuracy is not None and args.data is None:
         sys.exit("torch_ddp: --to-accuracy needs real images: --data")
-    if args.mode == "cuda-graph" and (args.device != "cuda" or os.environ["WORLD_SIZE"] != "1"):
-        sys.exit("torch_ddp: --mode cuda-graph is for one GPU")
+    if args.mode in ONE_GPU_ONLY and (args.device != "cuda" or os.environ["WORLD_SIZE"] != "1"):
+        sys.exit(f"torch_ddp: --mode {args.mode} is for one GPU")
     threads = take_cores(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]),
                          not args.no_pin, args.mode != "plain")
     # All ranks are on this machine.

@@ -72,8 +72,10 @@ pub fn decide(circumstances: Circumstances) -> Result<Execution> {
 pub struct StepGraph {
     /// Whether a step that cannot be captured ends the run.
     is_required: bool,
-    /// Images of a whole batch over all ranks; `None` where all steps are eager.
-    whole_batch: Option<usize>,
+    /// Whether all steps are eager.
+    is_eager: bool,
+    /// Images of a whole batch over all ranks.
+    whole_batch: usize,
     /// Whole batches still to come before the capture.
     warmup: usize,
     captured: Option<Captured>,
@@ -97,7 +99,8 @@ impl StepGraph {
         }
         Ok(Self {
             is_required: circumstances.cuda_graph == config::CudaGraph::On,
-            whole_batch: (execution == Execution::Graph).then_some(whole_batch),
+            is_eager: execution != Execution::Graph,
+            whole_batch,
             warmup: WARMUP_STEPS,
             captured: None,
         })
@@ -110,27 +113,43 @@ impl StepGraph {
     pub fn step(
         &mut self,
         replica: &mut Replica,
-        mut parts: StepParts<'_>,
+        parts: StepParts<'_>,
         microbatches: impl ExactSizeIterator<Item = Microbatch>,
         global_batch_size: usize,
         lr: f64,
     ) -> Result<Phases> {
-        if self.whole_batch != Some(global_batch_size) || self.warmup > 0 {
-            let is_whole = self.whole_batch == Some(global_batch_size);
-            self.warmup -= usize::from(is_whole);
-            return train_step(replica, parts, microbatches, global_batch_size, lr);
-        }
+        let is_whole = self.whole_batch == global_batch_size;
+        // cuDNN's trials take seconds for each shape: more than the last batch of every epoch, and
+        // evaluation, could make up for.
+        tch::Cuda::cudnn_set_benchmark(is_whole);
+        let phases = if self.is_eager || !is_whole || self.warmup > 0 {
+            self.warmup = self.warmup.saturating_sub(usize::from(is_whole));
+            train_step(replica, parts, microbatches, global_batch_size, lr)
+        } else {
+            self.graph_step(replica, parts, microbatches, lr)
+        };
+        tch::Cuda::cudnn_set_benchmark(false);
+        phases
+    }
+
+    fn graph_step(
+        &mut self,
+        replica: &mut Replica,
+        mut parts: StepParts<'_>,
+        microbatches: impl ExactSizeIterator<Item = Microbatch>,
+        lr: f64,
+    ) -> Result<Phases> {
         let microbatches: Vec<_> = microbatches.collect();
         let captured = match self.captured.take() {
             Some(captured) => captured,
-            None => match Captured::new(replica, &mut parts, &microbatches, global_batch_size) {
+            None => match Captured::new(replica, &mut parts, &microbatches, self.whole_batch) {
                 Ok(captured) => captured,
                 Err(error) if self.is_required => return Err(error),
                 Err(error) => {
                     warn!("steps run without a CUDA graph, which cannot be captured: {error}");
-                    self.whole_batch = None;
+                    self.is_eager = true;
                     let microbatches = microbatches.into_iter();
-                    return train_step(replica, parts, microbatches, global_batch_size, lr);
+                    return train_step(replica, parts, microbatches, self.whole_batch, lr);
                 }
             },
         };
@@ -141,7 +160,7 @@ impl StepGraph {
     /// Frees the graph. Before the communicator ends: NCCL waits for graphs that have its kernels.
     pub fn release(&mut self) {
         self.captured = None;
-        self.whole_batch = None;
+        self.is_eager = true;
     }
 }
 

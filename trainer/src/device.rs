@@ -49,15 +49,13 @@ pub fn open(kind: DeviceKind, world: World) -> Result<Device> {
     Ok(Device::Cuda(index))
 }
 
-/// On a GPU, lets libtorch choose the fastest kernels: cuDNN's by measuring each shape's first
-/// convolution, and products of fp32 on tensor cores where the configuration allows that. On the CPU, has
+/// On a GPU, puts products of fp32 on tensor cores where the configuration allows that. On the CPU, has
 /// activations of one step reuse the memory of the step before.
 ///
 /// # Errors
 /// When libtorch refuses.
 pub fn tune(device: Device, performance: &Performance) -> Result<()> {
     if device.is_cuda() {
-        tch::Cuda::cudnn_set_benchmark(true);
         torch_ext::set_tf32(performance.tf32)?;
     } else {
         torch_ext::keep_freed_memory();

@@ -36,6 +36,8 @@ pub struct Flat {
     pub dead: Tensor,
     /// Training batches that batch norm has seen.
     pub batches_tracked: i64,
+    /// `[live]`, the parameters as layers read them, where that is not `parameters` itself.
+    rounded: Option<Tensor>,
     entries: Vec<Entry>,
     by_name: HashMap<String, usize>,
 }
@@ -110,6 +112,7 @@ impl Flat {
             buffers: zeros(statistics, device)?,
             dead: zeros(dead, Device::Cpu)?,
             batches_tracked: 0,
+            rounded: None,
             by_name: HashMap::new(),
             entries: Vec::new(),
         };
@@ -135,6 +138,41 @@ impl Flat {
                 Some(parameter)
             }
         })
+    }
+
+    /// From now on, and before layers are made, backward leaves a gradient where it makes it, and
+    /// [`Self::ungathered`] says where gradients belong; and layers find weights rounded to `kind` already,
+    /// where they compute in that. Batch norm computes in f32 whatever the precision.
+    ///
+    /// One kernel rounds all weights and one moves all gradients, where each tensor would need two or three:
+    /// on a GPU a step of small kernels takes as long as there are kernels. What is computed is the same.
+    pub fn defer_gradients(&mut self, kind: Option<Kind>) {
+        self.rounded = kind.map(|kind| self.parameters.to_kind(kind));
+        for entry in self.entries.iter_mut().filter(|entry| entry.spec.role.is_parameter()) {
+            let is_norm = matches!(entry.spec.role, Role::NormWeight | Role::NormBias);
+            let source = self.rounded.as_ref().filter(|_| !is_norm).unwrap_or(&self.parameters);
+            let parameter = view(source, &entry.range, &entry.spec.live_shape());
+            entry.view = Some(parameter.detach().set_requires_grad(true));
+        }
+    }
+
+    /// Has layers read what `parameters` are now.
+    pub fn refresh(&self) {
+        if let Some(rounded) = &self.rounded {
+            tch::no_grad(|| rounded.shallow_clone().copy_(&self.parameters));
+        }
+    }
+
+    /// Of each parameter, in the order of the flat buffer, where backward leaves its gradient and the part
+    /// of `grads` that it belongs in; none where it adds to `grads` itself.
+    pub fn ungathered(&self) -> Vec<(Tensor, Tensor)> {
+        let mut entries: Vec<_> = self.parameters_of().collect();
+        entries.sort_by_key(|entry| entry.range.start);
+        let pairs = entries.into_iter().filter_map(|entry| {
+            let leaf = entry.view.as_ref().filter(|leaf| !leaf.grad().defined())?;
+            Some((leaf.shallow_clone(), view(&self.grads, &entry.range, &entry.spec.live_shape())))
+        });
+        pairs.collect()
     }
 
     /// The padding with which the live part of a kernel does what the whole one would do with

@@ -14,10 +14,11 @@ use comm::{Communicator, ReduceOp};
 use job::config::{BucketCap, WireDtype};
 use tch::{Device, Tensor};
 use torch_ext::collective::{TensorWork, all_reduce, replayed, start_all_reduce};
+use torch_ext::gather_grads;
 
-use crate::Result;
 use crate::bucket_cap::bucket_cap_bytes;
 use crate::flat::{Flat, shared_bf16};
+use crate::{Result, TrainError};
 
 /// How gradients are communicated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,26 +62,41 @@ struct Flight {
     buckets: Vec<Bucket>,
     /// The bucket that starts next; as many as there are while nobody expects gradients.
     next: usize,
-    works: Vec<comm::Result<TensorWork>>,
+    works: Vec<Result<TensorWork>>,
 }
 
 /// A part of the gradient buffer that is reduced at once.
 struct Bucket {
     grads: Tensor,
+    /// Where backward has left them, and the parts of `grads` that they belong in.
+    scattered: Scattered,
     /// What is sent instead, where that is not the gradients themselves: `[len]` bf16.
     wire: Option<Tensor>,
 }
 
+/// Gradients that are not in the flat buffer yet.
+#[derive(Default)]
+struct Scattered {
+    leaves: Vec<Tensor>,
+    places: Vec<Tensor>,
+}
+
 impl Bucket {
+    /// Brings this rank's gradients together.
+    fn gather(&mut self) -> torch_ext::Result<()> {
+        gather_grads(&self.scattered.leaves, &self.scattered.places)
+    }
+
     /// The tensor to reduce, filled from the gradients.
-    fn pack(&mut self) -> &mut Tensor {
-        match &mut self.wire {
+    fn pack(&mut self) -> torch_ext::Result<&mut Tensor> {
+        self.gather()?;
+        Ok(match &mut self.wire {
             None => &mut self.grads,
             Some(wire) => {
                 wire.copy_(&self.grads);
                 wire
             }
-        }
+        })
     }
 
     /// Takes over what the tensor has been reduced to.
@@ -116,10 +132,13 @@ impl GradSync {
             bucket_cap_bytes(bucket_cap, timing, &flat.grads, element_bytes, &*communicator)?;
         let caps = BucketCaps { cap_bytes, first_cap_bytes: cap_bytes };
         let plan = BucketPlan::new(&sizes, element_bytes, caps);
+        let mut ungathered = flat.ungathered().into_iter();
         let buckets = plan.buckets().iter().map(|bucket| {
             let (start, len) = (bucket.elements.start as i64, bucket.elements.len() as i64);
             let slice = |tensor: &Tensor| tensor.narrow(0, start, len);
-            Bucket { grads: slice(&flat.grads), wire: wire.as_ref().map(slice) }
+            let (leaves, places) = ungathered.by_ref().take(bucket.parameters.len()).unzip();
+            let scattered = Scattered { leaves, places };
+            Bucket { grads: slice(&flat.grads), scattered, wire: wire.as_ref().map(slice) }
         });
         let buckets: Vec<_> = buckets.collect();
         let shared = Arc::new(Shared {
@@ -172,10 +191,14 @@ impl GradSync {
         let shared = &self.shared;
         let mut flight = shared.lock();
         match self.timing {
-            Timing::Never => {}
+            Timing::Never => {
+                for bucket in &mut flight.buckets {
+                    bucket.gather()?;
+                }
+            }
             Timing::AfterBackward => {
                 for bucket in &mut flight.buckets {
-                    all_reduce(&*shared.communicator, bucket.pack(), ReduceOp::Sum)?;
+                    all_reduce(&*shared.communicator, bucket.pack()?, ReduceOp::Sum)?;
                     bucket.unpack();
                 }
             }
@@ -210,8 +233,11 @@ impl Shared {
     }
 
     fn start_next(&self, flight: &mut Flight) {
-        let bucket = flight.buckets[flight.next].pack().shallow_clone();
-        flight.works.push(start_all_reduce(&*self.communicator, bucket, ReduceOp::Sum));
+        let work =
+            flight.buckets[flight.next].pack().map_err(TrainError::from).and_then(|bucket| {
+                Ok(start_all_reduce(&*self.communicator, bucket.shallow_clone(), ReduceOp::Sum)?)
+            });
+        flight.works.push(work);
         flight.next += 1;
     }
 

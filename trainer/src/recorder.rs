@@ -37,6 +37,9 @@ pub struct Recorder {
     /// The part of it in this epoch.
     epoch: Throughput,
     step_ms: Vec<f64>,
+    /// Of steps since the host last waited for the device; on the CPU, of one.
+    queued_ms: Vec<f64>,
+    has_waited: bool,
 }
 
 /// Steps since the last record.
@@ -96,12 +99,15 @@ impl Recorder {
             total: Throughput::default(),
             epoch: Throughput::default(),
             step_ms: Vec::new(),
+            queued_ms: Vec::new(),
+            has_waited: false,
         })
     }
 
-    /// Counts what all ranks did since the last call.
+    /// Counts what all ranks did since the last call, having waited for it.
     pub fn count(&mut self, tally: Tally) {
         self.window.tally.add(tally);
+        self.has_waited = true;
     }
 
     /// Counts a step of `images` images over all ranks, and writes a record where one is due, with the
@@ -125,7 +131,12 @@ impl Recorder {
             self.window.throughput.add(images, times.total);
             self.total.add(images, times.total);
             self.epoch.add(images, times.total);
-            self.step_ms.push(milliseconds(times.total));
+            self.queued_ms.push(milliseconds(times.total));
+        }
+        if std::mem::take(&mut self.has_waited) {
+            // One by one they are no times of steps: the last waited for those before it.
+            let mean = self.queued_ms.iter().sum::<f64>() / self.queued_ms.len() as f64;
+            self.step_ms.extend(self.queued_ms.drain(..).map(|_| mean));
         }
         if state.step.is_multiple_of(self.log_every) {
             let window = std::mem::take(&mut self.window);

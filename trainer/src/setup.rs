@@ -70,6 +70,10 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
     if let Some(file) = config.model.from_torchvision.as_deref().filter(|_| world.rank == 0) {
         pretrained::load_torchvision(file, &mut flat)?;
     }
+    // Several microbatches add up in f32, and so in the flat buffer.
+    if device.is_cuda() && config.train.grad_accum_steps == 1 {
+        flat.defer_gradients(half(config.precision));
+    }
     let mut model = Module::new(&network, &flat);
     if config.train.sync_batch_norm && world.world_size > 1 {
         model.synchronize_batch_norm(&communicator);
@@ -285,6 +289,15 @@ fn config_of(checkpoint: &Path) -> Option<Config> {
 fn warn_of_differences(theirs: &Config, config: &Config) {
     for difference in config::differences_in_training(theirs, config) {
         warn!("the run that this one goes on from had another configuration: {difference}");
+    }
+}
+
+/// What layers compute in, where that is not f32.
+fn half(precision: Precision) -> Option<Kind> {
+    match precision {
+        Precision::Fp32 => None,
+        Precision::Bf16 => Some(Kind::BFloat16),
+        Precision::Fp16 => Some(Kind::Half),
     }
 }
 

@@ -56,6 +56,7 @@ impl Replica {
     /// # Errors
     /// When libtorch refuses.
     pub fn in_precision<T>(&self, body: impl FnOnce(&Module) -> T) -> Result<T> {
+        self.flat.refresh();
         self.convolutions.in_use(|| {
             Ok(match self.precision {
                 Precision::Fp32 => body(&self.model),

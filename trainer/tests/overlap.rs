@@ -8,13 +8,14 @@ use std::sync::{Arc, Mutex};
 
 use comm::single::Single;
 use common::{on_ranks, options, replica};
-use job::config::{Model, Stem};
+use job::config::{Model, Precision, Stem};
 use job::network::{Network, catalogue};
 use tch::{Device, Kind, Tensor};
 use trainer::flat::Flat;
 use trainer::grad_sync::{GradSync, Timing};
 use trainer::init::initialize;
 use trainer::model::{Mode, Module};
+use trainer::step::Replica;
 
 /// Positions in the flat order, in the order in which backward makes their gradients.
 fn order_of_gradients(network: &Network) -> Vec<usize> {
@@ -37,7 +38,8 @@ fn backward_makes_gradients_in_the_order_in_which_they_lie() {
     for name in ["resnet18", "resnet50", "plain20", "preact_resnet18", "vgg19_bn"] {
         let name = catalogue().find(|entry| entry.name == name).unwrap().into();
         for stem in [Stem::Notes, Stem::Cifar] {
-            let network = Network::new(&Model { name, stem, ..Model::default() }, [3, 32, 32], 10);
+            // The bias of a number of classes that misaligns nothing has its place in the order too.
+            let network = Network::new(&Model { name, stem, ..Model::default() }, [3, 32, 32], 16);
             let order = order_of_gradients(&network);
             let mut sorted = order.clone();
             sorted.sort_unstable();
@@ -72,5 +74,40 @@ fn a_parameter_without_gradient_neither_hangs_nor_spoils_the_sums() {
             if ["linear.bias", "conv1.weight"].contains(&name.as_str()) { 2.0 } else { 0.0 };
         let [least, most] = [gradient.min(), gradient.max()].map(|x| x.double_value(&[]));
         assert!(least == expected && most == expected, "{name}: {least} to {most}");
+    }
+}
+
+#[test]
+fn gradients_that_are_gathered_are_those_that_are_added_in_place() {
+    tch::set_num_threads(1);
+    for (precision, kind) in [(Precision::Fp32, None), (Precision::Bf16, Some(Kind::BFloat16))] {
+        let grads = |is_deferred: bool| {
+            let alone = Arc::new(Single::default());
+            let mut replica = Replica { precision, ..replica(&*alone, Mode::Train) };
+            if is_deferred {
+                replica.flat.defer_gradients(kind);
+                let network = Network::new(&Model::default(), [3, 32, 32], 10);
+                replica.model = Module::new(&network, &replica.flat);
+            }
+            let sync = GradSync::new(&replica.flat, alone.clone(), options(Timing::Overlapped, 1))
+                .unwrap();
+            let images = Tensor::arange(4 * 3 * 32 * 32, (Kind::Float, Device::Cpu)).sin();
+            let images = images.view([4, 3, 32, 32]);
+            let mut seen = Vec::new();
+            for _ in 0..2 {
+                let _ = replica.flat.grads.zero_();
+                sync.begin();
+                let logits = replica.in_precision(|model| model.forward(&images, Mode::Train));
+                logits.unwrap().logsumexp([1], false).sum(Kind::Float).backward();
+                sync.finish().unwrap();
+                seen.push(replica.flat.grads.copy());
+                replica.flat.parameters -= replica.flat.grads.copy() * 1e-3;
+            }
+            seen
+        };
+        let (added, gathered) = (grads(false), grads(true));
+        assert!(f64::try_from(added[0].norm()).unwrap() > 0.1);
+        assert!(added[0] != added[1], "the second pass should see other weights");
+        assert!(added == gathered, "{precision:?}");
     }
 }

@@ -14,7 +14,7 @@
 //! looks after each replay instead. NCCL waits for graphs that have its kernels: they are to be dropped
 //! before the communicator ends.
 //!
-//! This backend has been compiled and its libraries loaded, but it has not been run on a GPU yet.
+//! Tried with one, two and four ranks on one GPU; several GPUs have not been tried.
 //!
 //! Does not read the environment, but NCCL does.
 

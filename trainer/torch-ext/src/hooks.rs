@@ -4,9 +4,14 @@ use std::ffi::{c_char, c_void};
 
 use tch::Tensor;
 
-use crate::{CTensor, Result, check, ptr};
+use crate::{CTensor, Result, check, pointers, ptr};
 
 unsafe extern "C" {
+    fn torch_ext_gather_grads(
+        count: usize,
+        leaves: *const *const CTensor,
+        places: *const *const CTensor,
+    ) -> *mut c_char;
     fn torch_ext_on_gradient(
         parameter: *mut CTensor,
         context: *mut c_void,
@@ -40,6 +45,21 @@ pub fn on_gradient(parameter: &Tensor, hook: impl Fn() + Send + Sync + 'static) 
     let context = Box::into_raw(Box::new(hook)).cast();
     // SAFETY: a live tensor; the shim releases `context` when the hook goes, also when it fails.
     unsafe { check(torch_ext_on_gradient(ptr(parameter), context, call, release)) }
+}
+
+/// Moves the gradient that backward has left at each of `leaves` to the tensor in the same position of
+/// `places`, which has its shape, and has the leaf forget it. Leaves without one are passed over.
+///
+/// # Errors
+/// When a shape does not fit.
+///
+/// # Panics
+/// When there are not as many of both.
+pub fn gather_grads(leaves: &[Tensor], places: &[Tensor]) -> Result<()> {
+    assert_eq!(leaves.len(), places.len());
+    let [leaves, places] = [leaves, places].map(pointers);
+    // SAFETY: both lists have as many tensors, live for the length of the call.
+    unsafe { check(torch_ext_gather_grads(leaves.len(), leaves.as_ptr(), places.as_ptr())) }
 }
 
 #[cfg(test)]

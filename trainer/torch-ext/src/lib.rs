@@ -23,7 +23,7 @@ pub use autocast::{AutocastDtype, autocast};
 pub use conv::{ConvMethod, ConvMethods, ConvShape, ConvTable, PassSeconds, conv2d};
 pub use cuda::{cuda_peak_bytes, cuda_stream, load_cuda, set_tf32, upload, use_cuda_device};
 pub use graph::CudaGraph;
-pub use hooks::on_gradient;
+pub use hooks::{gather_grads, on_gradient};
 pub use memory::{keep_freed_memory, peak_rss_bytes, tensor_in_shared_memory};
 pub use optimizers::{AdamW, FromDevice, Sgd, newton_schulz, norms, unscale};
 pub use replay::{SgdStep, replay_adamw, replay_sgd};
@@ -43,6 +43,11 @@ type CTensor = c_void;
 unsafe extern "C" {
     fn torch_ext_free(message: *mut c_char);
     fn torch_ext_set_grad(parameter: *mut CTensor, grad: *const CTensor) -> *mut c_char;
+}
+
+/// As the shim takes a list of tensors.
+fn pointers(tensors: &[Tensor]) -> Vec<*const CTensor> {
+    tensors.iter().map(|tensor| ptr(tensor).cast_const()).collect()
 }
 
 /// Turns the shim's answer into a result, and frees the message.

@@ -5,7 +5,7 @@ use std::ptr::null;
 
 use tch::Tensor;
 
-use crate::{CTensor, Result, check, ptr};
+use crate::{CTensor, Result, check, pointers, ptr};
 
 unsafe extern "C" {
     fn torch_ext_fused_adamw(
@@ -56,10 +56,6 @@ unsafe extern "C" {
 
 fn optional(tensor: Option<&Tensor>) -> *const CTensor {
     tensor.map_or(null(), |tensor| ptr(tensor).cast_const())
-}
-
-fn pointers(tensors: &[Tensor]) -> Vec<*const CTensor> {
-    tensors.iter().map(|tensor| ptr(tensor).cast_const()).collect()
 }
 
 /// What a step reads on the device, when it is executed: 0-d f32 each.

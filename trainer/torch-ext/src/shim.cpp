@@ -13,6 +13,9 @@
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <utility>
+#include <vector>
+
 namespace {
 
 // Tells its owner that backward has added to a gradient.
@@ -39,6 +42,26 @@ void torch_ext_free(char* message) { free(message); }
 
 char* torch_ext_set_grad(at::Tensor* parameter, const at::Tensor* grad) {
     return guarded([&] { parameter->mutable_grad() = *grad; });
+}
+
+// Moves the gradients that backward has left at `leaves` to `places`, and passes over leaves without one.
+char* torch_ext_gather_grads(size_t count, const at::Tensor* const* leaves,
+                             const at::Tensor* const* places) {
+    return guarded([&] {
+        at::NoGradGuard no_grad;
+        // A kernel takes all that are of one type.
+        std::vector<at::Tensor> grads[2], targets[2];
+        for (size_t i = 0; i < count; ++i) {
+            auto grad = std::exchange(leaves[i]->mutable_grad(), at::Tensor());
+            if (!grad.defined()) continue;
+            const bool is_float = grad.scalar_type() == at::kFloat;
+            grads[is_float].push_back(std::move(grad));
+            targets[is_float].push_back(*places[i]);
+        }
+        for (int type = 0; type < 2; ++type) {
+            if (!grads[type].empty()) at::_foreach_copy_(targets[type], grads[type]);
+        }
+    });
 }
 
 char* torch_ext_on_gradient(at::Tensor* parameter, void* context, void (*call)(void*),

@@ -216,6 +216,8 @@ pub enum Mode {
     TunedFp32,
     /// Tuned, with `torch.compile`.
     Compile,
+    /// Tuned, with `torch.compile`'s mode reduce-overhead; one GPU only.
+    CompileGraph,
     /// Tuned, as one CUDA graph; one GPU only.
     CudaGraph,
     /// Tuned, with ranks that do not communicate.
@@ -230,6 +232,7 @@ impl Mode {
             Self::Tuned => "tuned",
             Self::TunedFp32 => "tuned-fp32",
             Self::Compile => "compile",
+            Self::CompileGraph => "compile-graph",
             Self::CudaGraph => "cuda-graph",
             Self::None => "none",
         }
