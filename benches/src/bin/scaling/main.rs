@@ -123,9 +123,8 @@ fn write_results(out: &Path, report: &Report) -> Result<()> {
     Ok(fs::write(out.join("results.json"), serde_json::to_string_pretty(report)? + "\n")?)
 }
 
-/// Everything, and shows the table.
+/// What is made of the results, and shows the table.
 fn write(out: &Path, report: &Report) -> Result<()> {
-    write_results(out, report)?;
     let document = summary::document(report);
     let records = serde_json::to_string(&report.records)?;
     write_document(out, ["table.md", "report.html"], "Scaling", &document, &records)
