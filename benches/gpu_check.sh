@@ -242,10 +242,10 @@ speed() {
     fi
 }
 
-# Each kernel of one step, without and with a graph, by Nsight Compute: warm-up and cuDNN's trials come
+# Each kernel of one step of a graph, by Nsight Compute: warm-up and cuDNN's trials come
 # before what is looked at.
 profile() {
-    local name="profile of a step" ncu lib steps=(--set train.max_steps=400)
+    local name="profile of a step" ncu
     ncu=$(command -v ncu || ls -d /usr/local/cuda/bin/ncu 2>/dev/null)
     if [ "$device" = cpu ]; then
         note "$name" measured "the split in speed/table.md"
@@ -254,7 +254,7 @@ profile() {
     elif timeout 70 "$ncu" --csv --log-file "$out/kernels.csv" --metrics gpu__time_duration.sum \
         --graph-profiling node --clock-control none --launch-skip 20000 --launch-count 1200 \
         trainer --device cuda --run-dir "$out/run-profile" --resume never "${images[@]}" \
-        --set data.train_images=50000 "${steps[@]}" "$config" >"$out/profile.log" 2>&1 &&
+        --set data.train_images=50000 --set train.max_steps=400 "$config" >"$out/profile.log" 2>&1 &&
         "$python" "$root/benches/gpu_check.py" kernels "$out/kernels.csv" >"$out/profile.txt"; then
         note "$name" measured "$(head -n 1 "$out/profile.txt")"
     else

@@ -166,9 +166,7 @@ impl Flat {
     /// Of each parameter, in the order of the flat buffer, where backward leaves its gradient and the part
     /// of `grads` that it belongs in; none where it adds to `grads` itself.
     pub fn ungathered(&self) -> Vec<(Tensor, Tensor)> {
-        let mut entries: Vec<_> = self.parameters_of().collect();
-        entries.sort_by_key(|entry| entry.range.start);
-        let pairs = entries.into_iter().filter_map(|entry| {
+        let pairs = self.in_flat_order().into_iter().filter_map(|entry| {
             let leaf = entry.view.as_ref().filter(|leaf| !leaf.grad().defined())?;
             Some((leaf.shallow_clone(), view(&self.grads, &entry.range, &entry.spec.live_shape())))
         });
@@ -201,21 +199,24 @@ impl Flat {
 
     /// The parameters as layers use them, in the order of the flat buffer.
     pub fn parameters_in_flat_order(&self) -> impl Iterator<Item = &Tensor> {
-        let mut parameters: Vec<_> = self.parameters_of().collect();
-        parameters.sort_by_key(|entry| entry.range.start);
-        parameters.into_iter().filter_map(|entry| entry.view.as_ref())
+        self.in_flat_order().into_iter().filter_map(|entry| entry.view.as_ref())
     }
 
     /// Where the parameters lie, in the order of the flat buffer.
     pub fn places(&self) -> Vec<Place<'_>> {
-        let places = self.parameters_of().map(|Entry { spec, range, dead, .. }| Place {
+        let places = self.in_flat_order().into_iter();
+        let places = places.map(|Entry { spec, range, dead, .. }| Place {
             spec,
             live: range.clone(),
             dead: dead.clone(),
         });
-        let mut places: Vec<_> = places.collect();
-        places.sort_by_key(|place| place.live.start);
-        places
+        places.collect()
+    }
+
+    fn in_flat_order(&self) -> Vec<&Entry> {
+        let mut parameters: Vec<_> = self.parameters_of().collect();
+        parameters.sort_by_key(|entry| entry.range.start);
+        parameters
     }
 
     fn parameters_of(&self) -> impl Iterator<Item = &Entry> {

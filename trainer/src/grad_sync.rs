@@ -75,7 +75,6 @@ struct Bucket {
 }
 
 /// Gradients that are not in the flat buffer yet.
-#[derive(Default)]
 struct Scattered {
     leaves: Vec<Tensor>,
     places: Vec<Tensor>,
