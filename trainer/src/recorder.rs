@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use comm::env::World;
 use job::config::{self, Config};
 use job::metrics::{
-    EmaRecord, EpochRecord, LossScaling, Record, StepRecord, StepSplit, SummaryRecord,
+    EmaRecord, EpochRecord, LossScaling, Record, StepRecord, StepSplit, SummaryRecord, TestRecord,
 };
 use job::run_dir::RunDir;
 use tch::Device;
@@ -19,6 +19,15 @@ use crate::step_times::StepTimes;
 
 /// Steps of a process that its speed leaves out: caches and clocks are still cold.
 const WARMUP_STEPS: u64 = 10;
+
+/// What an evaluation found.
+#[derive(Debug, Clone, Copy)]
+pub struct Evaluation {
+    /// Of the weights.
+    pub test: Tally,
+    /// Of their averages, where there are some.
+    pub ema_test: Option<Tally>,
+}
 
 /// Collects what steps and epochs report; on rank 0, writes it.
 pub struct Recorder {
@@ -185,11 +194,11 @@ impl Recorder {
         self.total.images_per_s().unwrap_or(0.0)
     }
 
-    /// Writes an epoch's record, with what averaged weights reach where there are some, and redraws the curves.
+    /// Writes an epoch's record, with the evaluation after it where there was one, and redraws the curves.
     ///
     /// # Errors
     /// When they cannot be written.
-    pub fn epoch(&mut self, state: &State, test: Tally, ema_test: Option<Tally>) -> Result<()> {
+    pub fn epoch(&mut self, state: &State, evaluation: Option<Evaluation>) -> Result<()> {
         let images_per_s = std::mem::take(&mut self.epoch).images_per_s();
         let Some(writer) = &mut self.writer else { return Ok(()) };
         let train = state.epoch_tally;
@@ -197,28 +206,31 @@ impl Recorder {
             epoch: state.epoch(),
             train_loss: train.loss(),
             train_accuracy: train.accuracy(),
-            test_loss: test.loss(),
-            test_accuracy: test.accuracy(),
-            ema: ema_test.map(|test| EmaRecord {
+            test: evaluation.map(|Evaluation { test, .. }| TestRecord {
+                test_loss: test.loss(),
+                test_accuracy: test.accuracy(),
+            }),
+            ema: evaluation.and_then(|evaluation| evaluation.ema_test).map(|test| EmaRecord {
                 ema_test_loss: test.loss(),
                 ema_test_accuracy: test.accuracy(),
             }),
             seconds: state.epoch_seconds,
             images_per_s,
         };
+        let tested = record.test.map_or_else(String::new, |test| {
+            let TestRecord { test_loss, test_accuracy } = test;
+            format!(" test loss {test_loss:.4}, accuracy {test_accuracy:.4};")
+        });
         let averaged = record.ema.map_or_else(String::new, |ema| {
             let EmaRecord { ema_test_loss, ema_test_accuracy } = ema;
             format!(" averaged weights: loss {ema_test_loss:.4}, accuracy {ema_test_accuracy:.4};")
         });
         info!(
-            "epoch {}/{}: train loss {:.4}, accuracy {:.4}; test loss {:.4}, accuracy {:.4};{averaged} \
-             {:.1} s, {:.0} images/s",
+            "epoch {}/{}: train loss {:.4}, accuracy {:.4};{tested}{averaged} {:.1} s, {:.0} images/s",
             record.epoch,
             self.train.epochs,
             record.train_loss,
             record.train_accuracy,
-            record.test_loss,
-            record.test_accuracy,
             record.seconds,
             train.images / state.epoch_seconds,
         );

@@ -21,7 +21,7 @@ use crate::link::Link;
 use crate::loss_scaler::MIN_SCALE;
 use crate::model::Draw;
 use crate::optim::Optimizer;
-use crate::recorder::Recorder;
+use crate::recorder::{Evaluation, Recorder};
 use crate::schedule::{LearningRate, Place};
 use crate::step::{Counter, Microbatch, Phases, Replica, StepParts, Tally};
 use crate::step_times::StepTimes;
@@ -298,27 +298,19 @@ impl Run<'_> {
         }
     }
 
-    /// Evaluates, records and saves. `complete`: whether every sample of the epoch was seen.
+    /// Evaluates where it is time for it, records and saves. `complete`: whether every sample of the
+    /// epoch was seen.
     fn finish_epoch(&mut self, complete: bool) -> Result<()> {
         let epoch = self.state.epoch();
-        self.link.state(Phase::Evaluating, epoch, self.state.step);
-        if epoch == self.config.train.epochs || self.is_at_max_steps() {
+        let is_last = epoch == self.config.train.epochs || self.is_at_max_steps();
+        if is_last {
             self.optimizer.finish(&self.replica.flat);
         }
-        let test = eval::evaluate(
-            &mut self.replica,
-            &self.test,
-            self.config.eval.tta,
-            &*self.communicator,
-        )?;
-        self.check_finite("test loss", test.loss_sum, self.learning_rate())?;
-        let ema_test = self.evaluate_ema()?;
-        self.recorder.epoch(&self.state, test, ema_test)?;
+        let is_due = is_last || epoch.is_multiple_of(self.config.eval.every_epochs);
+        let evaluation = is_due.then(|| self.evaluate()).transpose()?;
+        self.recorder.epoch(&self.state, evaluation)?;
 
-        let is_best = self.state.best_test_accuracy.is_none_or(|(best, _)| test.accuracy() > best);
-        if is_best {
-            self.state.best_test_accuracy = Some((test.accuracy(), epoch));
-        }
+        let is_best = self.note_best(evaluation);
         if complete {
             self.state.epochs_completed += 1;
             self.state.samples_into_epoch = 0;
@@ -330,6 +322,28 @@ impl Run<'_> {
             self.save(is_best)?;
         }
         Ok(())
+    }
+
+    fn evaluate(&mut self) -> Result<Evaluation> {
+        self.link.state(Phase::Evaluating, self.state.epoch(), self.state.step);
+        let test = eval::evaluate(
+            &mut self.replica,
+            &self.test,
+            self.config.eval.tta,
+            &*self.communicator,
+        )?;
+        self.check_finite("test loss", test.loss_sum, self.learning_rate())?;
+        Ok(Evaluation { test, ema_test: self.evaluate_ema()? })
+    }
+
+    /// Whether no evaluation before found so high a test accuracy.
+    fn note_best(&mut self, evaluation: Option<Evaluation>) -> bool {
+        let Some(Evaluation { test, .. }) = evaluation else { return false };
+        let is_best = self.state.best_test_accuracy.is_none_or(|(best, _)| test.accuracy() > best);
+        if is_best {
+            self.state.best_test_accuracy = Some((test.accuracy(), self.state.epoch()));
+        }
+        is_best
     }
 
     fn evaluate_ema(&mut self) -> Result<Option<Tally>> {

@@ -61,11 +61,16 @@ fn eval(checkpoint: &Path, more: &[&str]) -> Output {
     trainer().arg("eval").arg(checkpoint).args(["--device", "cpu"]).args(more).output().unwrap()
 }
 
-/// The last epoch in a run's `metrics.jsonl`.
-fn last_epoch(run: &Path) -> Value {
+/// The epochs in a run's `metrics.jsonl`.
+fn epochs(run: &Path) -> Vec<Value> {
     let records = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    let mut records = records.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    records.rfind(|record| record["kind"] == "epoch").unwrap()
+    let records = records.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    records.filter(|record| record["kind"] == "epoch").collect()
+}
+
+/// The last of them.
+fn last_epoch(run: &Path) -> Value {
+    epochs(run).pop().unwrap()
 }
 
 fn close(one: &Value, other: &Value) {
@@ -90,6 +95,21 @@ fn a_checkpoint_is_as_good_as_its_run_has_recorded() {
     assert_eq!(csv.lines().count(), 11);
     assert!(image::open(out.join("confusion.png")).unwrap().width() > 500);
     assert!(fs::read_to_string(out.join("confusion.svg")).unwrap().contains("azure-brown"));
+}
+
+#[test]
+fn epochs_that_are_not_evaluated_train_as_others_do_and_the_last_is_always_evaluated() {
+    let folder = trained(&["--set", "eval.every_epochs=3"]);
+    let (seldom, always) = (epochs(&folder.path().join("run")), epochs(&run_dir()));
+    let evaluated = [false, false, true, true];
+    assert_eq!((seldom.len(), always.len()), (4, 4));
+    for ((seldom, always), evaluated) in seldom.iter().zip(&always).zip(evaluated) {
+        assert_eq!(seldom["train_loss"], always["train_loss"]);
+        for measure in ["test_loss", "test_accuracy", "ema_test_loss", "ema_test_accuracy"] {
+            let expected = if evaluated { always[measure].clone() } else { Value::Null };
+            assert_eq!(seldom[measure], expected, "{measure}");
+        }
+    }
 }
 
 #[test]

@@ -147,12 +147,12 @@ fn points(metric: Metric, x: &X, runs: &[&Planned]) -> Vec<Point> {
     for run in runs {
         match x.of_run(run) {
             Some(at) => values.extend(run.results.last(metric).map(|value| (at, value))),
-            None => values.extend(run.results.epochs.iter().map(|epoch| {
+            None => values.extend(run.results.epochs.iter().filter_map(|epoch| {
                 let at = match x {
                     X::Step => run.step_after(epoch.epoch) as f64,
                     _ => epoch.epoch as f64,
                 };
-                (at, metric.of(epoch))
+                Some((at, metric.of(epoch)?))
             })),
         }
     }

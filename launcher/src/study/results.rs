@@ -32,14 +32,14 @@ impl Results {
         Ok(results)
     }
 
-    /// After the last epoch.
+    /// After the last epoch that has it.
     pub fn last(&self, metric: Metric) -> Option<f64> {
-        self.epochs.last().map(|epoch| metric.of(epoch))
+        self.epochs.iter().rev().find_map(|epoch| metric.of(epoch))
     }
 
     /// The best test accuracy of all epochs, a fraction.
     pub fn best_test_accuracy(&self) -> Option<f64> {
-        self.epochs.iter().map(|epoch| epoch.test_accuracy).max_by(f64::total_cmp)
+        self.epochs.iter().filter_map(|it| Metric::TestAccuracy.of(it)).max_by(f64::total_cmp)
     }
 
     /// Of training, without evaluations.
@@ -49,16 +49,16 @@ impl Results {
 }
 
 impl Metric {
-    /// Its value in `epoch`: a fraction, or nats.
-    pub fn of(self, epoch: &EpochRecord) -> f64 {
-        match self {
-            Self::TestError => 1.0 - epoch.test_accuracy,
+    /// Its value in `epoch`: a fraction, or nats. `None` where it is of an evaluation, and there was none.
+    pub fn of(self, epoch: &EpochRecord) -> Option<f64> {
+        Some(match self {
+            Self::TestError => 1.0 - epoch.test?.test_accuracy,
             Self::TrainError => 1.0 - epoch.train_accuracy,
-            Self::TestAccuracy => epoch.test_accuracy,
+            Self::TestAccuracy => epoch.test?.test_accuracy,
             Self::TrainAccuracy => epoch.train_accuracy,
-            Self::TestLoss => epoch.test_loss,
+            Self::TestLoss => epoch.test?.test_loss,
             Self::TrainLoss => epoch.train_loss,
-        }
+        })
     }
 }
 

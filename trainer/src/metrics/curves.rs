@@ -6,11 +6,14 @@ use job::metrics::EpochRecord;
 
 /// Draws the run `name` after `epochs`, which are in order and at least one.
 pub(super) fn draw(name: &str, epochs: &[EpochRecord]) -> Picture {
-    let line = |name: &str, index, value: fn(&EpochRecord) -> f64| Line {
+    let line = |name: &str, index, value: fn(&EpochRecord) -> Option<f64>| Line {
         name: name.to_owned(),
         colour: colour(index),
         stroke: Stroke::Solid,
-        points: epochs.iter().map(|it| Point::exact(it.epoch as f64, value(it))).collect(),
+        points: epochs
+            .iter()
+            .filter_map(|it| Some(Point::exact(it.epoch as f64, value(it)?)))
+            .collect(),
     };
     let panel = |title: &str, y, lines| Panel {
         title: title.to_owned(),
@@ -20,11 +23,13 @@ pub(super) fn draw(name: &str, epochs: &[EpochRecord]) -> Picture {
         lines,
     };
     let accuracy = vec![
-        line("train", 0, |epoch| epoch.train_accuracy * 100.0),
-        line("test", 1, |epoch| epoch.test_accuracy * 100.0),
+        line("train", 0, |epoch| Some(epoch.train_accuracy * 100.0)),
+        line("test", 1, |epoch| Some(epoch.test?.test_accuracy * 100.0)),
     ];
-    let loss =
-        vec![line("train", 0, |epoch| epoch.train_loss), line("test", 1, |epoch| epoch.test_loss)];
+    let loss = vec![
+        line("train", 0, |epoch| Some(epoch.train_loss)),
+        line("test", 1, |epoch| Some(epoch.test?.test_loss)),
+    ];
     let chart = Chart {
         heading: Some(Heading { title: name.to_owned(), subtitle: headline(epochs) }),
         panels: vec![
@@ -42,16 +47,17 @@ pub(super) fn draw(name: &str, epochs: &[EpochRecord]) -> Picture {
 
 /// What there is to say in a line.
 fn headline(epochs: &[EpochRecord]) -> String {
-    let by_accuracy = |a: &&EpochRecord, b: &&EpochRecord| {
-        a.test_accuracy.total_cmp(&b.test_accuracy).then(b.epoch.cmp(&a.epoch))
+    let evaluated: Vec<(usize, f64)> =
+        epochs.iter().filter_map(|it| Some((it.epoch, it.test?.test_accuracy))).collect();
+    let after =
+        |(epoch, accuracy): (usize, f64)| format!("{:.1} % after epoch {epoch}", accuracy * 100.0);
+    let Some(&last) = evaluated.last() else {
+        return format!("not evaluated before epoch {}", epochs[epochs.len() - 1].epoch + 1);
     };
-    let last = &epochs[epochs.len() - 1];
-    let percent = |fraction: f64| format!("{:.1} %", fraction * 100.0);
-    let now = format!("test accuracy {} after epoch {}", percent(last.test_accuracy), last.epoch);
-    match epochs.iter().filter(|epoch| epoch.test_accuracy.is_finite()).max_by(by_accuracy) {
-        Some(best) if best.epoch != last.epoch => {
-            format!("{now}; best {} after epoch {}", percent(best.test_accuracy), best.epoch)
-        }
+    let now = format!("test accuracy {}", after(last));
+    let best = evaluated.iter().filter(|(_, accuracy)| accuracy.is_finite()).copied();
+    match best.rev().max_by(|a, b| a.1.total_cmp(&b.1)) {
+        Some(best) if best.0 != last.0 => format!("{now}; best {}", after(best)),
         _ => now,
     }
 }
@@ -69,6 +75,10 @@ mod tests {
             "test accuracy 60.0 % after epoch 3; best 70.0 % after epoch 2"
         );
         assert_eq!(headline(&records[..2]), "test accuracy 70.0 % after epoch 2");
+        let skipped = EpochRecord { test: None, ..epoch(4, 0.0) };
+        let between = [records[0].clone(), records[1].clone(), skipped.clone()];
+        assert_eq!(headline(&between), "test accuracy 70.0 % after epoch 2");
+        assert_eq!(headline(&[skipped]), "not evaluated before epoch 5");
     }
 
     #[test]

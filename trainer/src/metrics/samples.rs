@@ -1,6 +1,6 @@
 //! Records for tests.
 
-use job::metrics::{EpochRecord, Record, StepRecord, SummaryRecord};
+use job::metrics::{EpochRecord, Record, StepRecord, SummaryRecord, TestRecord};
 
 pub(super) fn step(step: u64, epoch: usize) -> Record {
     Record::Step(StepRecord {
@@ -23,8 +23,7 @@ pub(super) fn epoch(epoch: usize, test_accuracy: f64) -> EpochRecord {
         epoch,
         train_loss: 1.5,
         train_accuracy: 0.45,
-        test_loss: 1.4,
-        test_accuracy,
+        test: Some(TestRecord { test_loss: 1.4, test_accuracy }),
         ema: None,
         seconds: 60.0,
         images_per_s: Some(800.0),

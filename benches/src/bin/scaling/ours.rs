@@ -138,7 +138,8 @@ enum Line {
     Step(StepLine),
     Epoch {
         epoch: usize,
-        test_accuracy: f64,
+        /// `None` where the epoch was not evaluated.
+        test_accuracy: Option<f64>,
         #[serde(with = "time::serde::rfc3339")]
         time: OffsetDateTime,
     },
@@ -231,7 +232,11 @@ fn epochs_from_metrics(text: &str) -> Result<Vec<EpochEnd>> {
             Line::Epoch { epoch, test_accuracy, time } => {
                 let begin = begin.ok_or_else(|| problem("no step before an epoch's end"))?;
                 let seconds = (time - begin).as_seconds_f64();
-                ends.push(EpochEnd { epoch, seconds, test_accuracy });
+                ends.extend(test_accuracy.map(|test_accuracy| EpochEnd {
+                    epoch,
+                    seconds,
+                    test_accuracy,
+                }));
             }
             Line::Summary { .. } | Line::Other => {}
         }

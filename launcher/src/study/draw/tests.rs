@@ -1,5 +1,5 @@
 use job::Config;
-use job::metrics::EpochRecord;
+use job::metrics::{EpochRecord, TestRecord};
 use serde_yaml::Value;
 
 use super::super::expand::{self, Override};
@@ -13,8 +13,7 @@ fn run(name: &str, seed: u64, errors: [f64; 2]) -> Planned {
         epoch: index + 1,
         train_loss: 1.0,
         train_accuracy: 0.5,
-        test_loss: 1.0,
-        test_accuracy: 1.0 - error,
+        test: Some(TestRecord { test_loss: 1.0, test_accuracy: 1.0 - error }),
         ema: None,
         seconds: 1.0,
         images_per_s: None,

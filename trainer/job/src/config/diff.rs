@@ -34,7 +34,7 @@ pub fn differences_in_training(old: &Config, new: &Config) -> Vec<Difference> {
     let fixed_length = [old, new].iter().any(|config| config.schedule.depends_on_length());
     let diverges = [old, new].iter().any(|config| config.comm.backend == CommBackend::None);
     let shapes_training = |path: &str| match path {
-        "data.root" | "data.download" => false,
+        "data.root" | "data.download" | "eval.every_epochs" => false,
         "train.epochs" | "train.max_steps" => fixed_length,
         "comm.backend" => diverges,
         "comm.wire_dtype" => true,

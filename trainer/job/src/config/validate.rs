@@ -29,6 +29,7 @@ pub fn validate(config: &Config) -> Result<(), Invalid> {
     config.model.validate()?;
     train.validate()?;
     config.data.validate()?;
+    config.eval.validate()?;
     config.optimizer.validate(&config.model, config.precision)?;
     config.schedule.validate(config.optimizer.lr, train)?;
     if train.sync_batch_norm && comm.backend == CommBackend::None {

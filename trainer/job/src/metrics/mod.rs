@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use records::{
-    EmaRecord, EpochRecord, LossScaling, Record, StepRecord, StepSplit, SummaryRecord,
+    EmaRecord, EpochRecord, LossScaling, Record, StepRecord, StepSplit, SummaryRecord, TestRecord,
 };
 
 /// Why metrics cannot be read.

@@ -84,8 +84,8 @@ pub struct StepSplit {
     pub each_step_ms: Vec<f64>,
 }
 
-/// An epoch and the evaluation after it. Losses and accuracies are means over all samples of all
-/// ranks.
+/// An epoch, and the evaluation after it where there was one. Losses and accuracies are means over all
+/// samples of all ranks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EpochRecord {
     /// From 1.
@@ -96,12 +96,9 @@ pub struct EpochRecord {
     /// While training, a fraction; a mixed image is of the class of its larger part.
     #[serde(deserialize_with = "null_is_nan")]
     pub train_accuracy: f64,
-    /// In nats.
-    #[serde(deserialize_with = "null_is_nan")]
-    pub test_loss: f64,
-    /// A fraction.
-    #[serde(deserialize_with = "null_is_nan")]
-    pub test_accuracy: f64,
+    /// `None` where `eval.every_epochs` leaves the epoch out.
+    #[serde(flatten)]
+    pub test: Option<TestRecord>,
     /// With `train.ema_decay`, what averaged weights reach.
     #[serde(flatten)]
     pub ema: Option<EmaRecord>,
@@ -111,6 +108,17 @@ pub struct EpochRecord {
     /// Over all ranks, while training, without the first 10 steps of a process; `None` where there
     /// were no more.
     pub images_per_s: Option<f64>,
+}
+
+/// What the weights reach on the test images.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct TestRecord {
+    /// In nats.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub test_loss: f64,
+    /// A fraction.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub test_accuracy: f64,
 }
 
 /// What averaged weights reach on the test images.
@@ -197,8 +205,7 @@ pub(super) mod tests {
             epoch,
             train_loss: 1.5,
             train_accuracy: 0.45,
-            test_loss: 1.4,
-            test_accuracy,
+            test: Some(TestRecord { test_loss: 1.4, test_accuracy }),
             ema: None,
             seconds: 60.0,
             images_per_s: Some(800.0),
@@ -256,6 +263,11 @@ pub(super) mod tests {
                     + r#","test_accuracy":0.5,"seconds":60.0,"images_per_s":800.0}"#,
             ),
             (
+                Record::Epoch(EpochRecord { test: None, ..epoch(3, 0.0) }),
+                r#"{"kind":"epoch","epoch":3,"train_loss":1.5,"train_accuracy":0.45,"#.to_string()
+                    + r#""seconds":60.0,"images_per_s":800.0}"#,
+            ),
+            (
                 Record::Epoch(epoch_with_ema()),
                 r#"{"kind":"epoch","epoch":2,"train_loss":1.5,"train_accuracy":0.45,"test_loss":1.4"#
                     .to_string()
@@ -281,6 +293,6 @@ pub(super) mod tests {
     fn a_loss_that_is_no_number_can_be_read_back() {
         let line = serde_json::to_string(&Record::Epoch(epoch(1, f64::NAN))).unwrap();
         let read: Record = serde_json::from_str(&line).unwrap();
-        assert!(read.into_epoch().unwrap().test_accuracy.is_nan());
+        assert!(read.into_epoch().unwrap().test.unwrap().test_accuracy.is_nan());
     }
 }

@@ -214,6 +214,7 @@ fn only_what_shapes_training_counts_as_different() {
     let free = with(&[
         "data.root=elsewhere",
         "data.download=false",
+        "eval.every_epochs=3",
         "checkpoint.keep=9",
         "metrics.log_every=1",
         "comm.timeout_seconds=9",
