@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 
 use crate::plan::Device;
+use crate::predict::Rate;
 
 /// Measures training at several rank counts, beside PyTorch DDP in the same rounds; compares two such
 /// measurements; predicts what more GPUs would do.
@@ -188,9 +189,15 @@ pub struct Prediction {
     #[arg(long, value_name = "NAME", requires = "predict", conflicts_with = "configs")]
     pub network: Option<String>,
 
-    /// What one GPU does at the batch of a rank, where nothing was measured
-    #[arg(long, value_name = "RATE", requires = "predict", conflicts_with = "measured")]
-    pub images_per_s: Option<f64>,
+    /// What one GPU does, at the batch of a rank or as RATE@BATCH at several, where nothing was measured
+    #[arg(
+        long,
+        value_name = "RATE,RATE",
+        value_delimiter = ',',
+        requires = "predict",
+        conflicts_with = "measured"
+    )]
+    pub images_per_s: Vec<Rate>,
 
     /// Where one rank was measured at the batch of a rank
     #[arg(long, value_name = "results.json", requires = "predict")]

@@ -5,14 +5,15 @@ use clap::Parser;
 use job::config::{BucketCap, Overlap};
 use serde::Deserialize;
 
+use super::compute::Compute;
 use super::network::Layers;
-use super::schedule::{Communication, Compute, simulate};
+use super::schedule::{Communication, simulate};
 
 use crate::cli::{Args, Cli, Variant};
 use crate::document::{Align, Block, Table};
 use crate::error::{BenchError, Result};
 use crate::plan::Contestant;
-use crate::record::{Measured, Report, Split};
+use crate::record::{Measured, Report};
 use crate::stats::Spread;
 
 /// What the binary `all_reduce` writes, as far as it matters here.
@@ -195,14 +196,7 @@ fn isolated(report: &Report, case: &str, ranks: usize, batch: usize) -> Option<C
     let name = Contestant::Isolated.name();
     let step = step_ms(report, case, ranks, batch, &name)? / 1e3;
     let runs: Vec<&Measured> = report.measured(case, ranks, &name).map(|(_, run)| run).collect();
-    let median = |part: fn(&Split) -> f64| {
-        Some(
-            Spread::of(runs.iter().filter_map(|run| Some(part(run.split.as_ref()?))))?.median / 1e3,
-        )
-    };
-    let (forward, backward) =
-        (median(|split| split.forward_ms)?, median(|split| split.backward_ms)?);
-    Some(Compute { forward, backward, rest: (step - forward - backward).max(0.0) })
+    Some(Compute::of_runs(&runs, step))
 }
 
 #[cfg(test)]
@@ -210,6 +204,7 @@ mod tests {
     use super::*;
     use crate::document::to_markdown;
     use crate::record::Outcome;
+    use crate::record::Split;
     use crate::record::tests::{report, run};
 
     fn all_reduce() -> AllReduce {

@@ -39,8 +39,9 @@ fn counts(args: &Args) -> Vec<usize> {
 fn basis(model: &Model) -> String {
     let compute = model.compute;
     format!(
-        "{}. {:.2} billion multiply-accumulates forward, an image. One GPU: {:.2} ms a step, of it {:.2} forward and {:.2} backward ({}). {:.1} MB of \
-         gradients in fp32, in {} buckets of at most {:.0} MiB.",
+        "{}. {:.2} billion multiply-accumulates forward, an image. One GPU: {:.2} ms a step, of it \
+         {:.2} forward and {:.2} backward ({}). Gradients in fp32: {:.1} MB; buckets of at most {:.0} \
+         MiB: {}.",
         model.cluster.description.trim(),
         model.layers.macs() / 1e9,
         compute.total() * 1e3,
@@ -48,8 +49,8 @@ fn basis(model: &Model) -> String {
         compute.backward * 1e3,
         model.basis,
         (4 * model.layers.gradient_elements()) as f64 / 1e6,
-        model.step(2).timeline.buckets,
         model.bucket_cap_bytes as f64 / f64::from(1 << 20),
+        model.step(2).timeline.buckets,
     )
 }
 
@@ -117,8 +118,10 @@ fn advice(model: &Model, counts: &[usize]) -> Vec<String> {
     texts
 }
 
-/// The same global batch for all: each rank takes its share of it.
+/// The same global batch for all: each rank takes its share of it. What they are compared with is one GPU
+/// that takes all of it.
 fn strong(model: &Model, counts: &[usize], global_batch: usize) -> Table {
+    let alone = model.with_batch(global_batch as f64).compute.total();
     let mut table = Table::new([
         ("GPUs", Align::Right),
         ("batch a rank", Align::Right),
@@ -129,7 +132,7 @@ fn strong(model: &Model, counts: &[usize], global_batch: usize) -> Table {
     ]);
     for &ranks in counts.iter().filter(|ranks| global_batch.is_multiple_of(**ranks)) {
         let per_rank = global_batch / ranks;
-        let model = model.with_batch(per_rank as f64 / model.batch_per_rank as f64);
+        let model = model.with_batch(per_rank as f64);
         let step = model.step(ranks);
         table.row(vec![
             ranks.to_string(),
@@ -137,7 +140,7 @@ fn strong(model: &Model, counts: &[usize], global_batch: usize) -> Table {
             format!("{:.2}", step.seconds * 1e3),
             format!("{:.3}", step.timeline.exposed() * 1e3),
             format!("{:.0}", global_batch as f64 / step.seconds),
-            percent(model.efficiency(&step)),
+            percent(alone / (ranks as f64 * step.seconds)),
         ]);
     }
     table

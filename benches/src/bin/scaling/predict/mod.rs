@@ -4,6 +4,7 @@
 pub mod check;
 mod cluster;
 mod collective;
+mod compute;
 mod document;
 mod network;
 mod schedule;
@@ -13,16 +14,16 @@ mod published;
 
 use job::config::BucketCap;
 
-use crate::cli::{Args, Prediction};
+use crate::cli::Args;
 use crate::document::Block;
 use crate::error::{BenchError, Result};
-use crate::record::{Report, Split};
-use crate::stats::Spread;
 
 use cluster::Cluster;
 use collective::Group;
+pub use compute::Rate;
+use compute::{Compute, Speed, speed};
 use network::Layers;
-use schedule::{Communication, Compute, Timeline, simulate};
+use schedule::{Communication, Timeline, simulate};
 
 /// Exposed communication below this share of a step counts as hidden.
 const HIDDEN: f64 = 0.05;
@@ -31,13 +32,17 @@ const HIDDEN: f64 = 0.05;
 const MOST_RANKS: usize = 1 << 16;
 
 /// One network on one cluster.
+#[derive(Clone)]
 struct Model {
     layers: Layers,
     cluster: Cluster,
     batch_per_rank: usize,
+    /// At that batch.
     compute: Compute,
+    /// At others.
+    speed: Speed,
     bucket_cap_bytes: usize,
-    /// Where `compute` comes from.
+    /// Where `speed` comes from.
     basis: String,
 }
 
@@ -103,61 +108,20 @@ fn models(args: &Args) -> Result<Vec<Model>> {
             batches => batches.to_vec(),
         };
         for batch_per_rank in batches {
-            let (compute, basis) = compute(prediction, &stem, batch_per_rank)?;
+            let (speed, basis) = speed(prediction, &stem, batch_per_rank)?;
             let cap_mib = prediction.bucket_mib.unwrap_or(cap_mib);
             models.push(Model {
                 layers: layers.clone(),
                 cluster: cluster.clone(),
                 batch_per_rank,
-                compute,
+                compute: speed.at(batch_per_rank as f64),
+                speed,
                 bucket_cap_bytes: (cap_mib * f64::from(1 << 20)) as usize,
                 basis,
             });
         }
     }
     Ok(models)
-}
-
-/// What one rank computes in a step, and how that is known.
-fn compute(prediction: &Prediction, stem: &str, batch: usize) -> Result<(Compute, String)> {
-    if let Some(rate) = prediction.images_per_s {
-        let basis = format!("{rate} images/s of one GPU, as the command line says");
-        return Ok((Compute::from_step(batch as f64 / rate), basis));
-    }
-    let Some(path) = &prediction.measured else {
-        return Err(BenchError::Unexpected {
-            what: "the command line",
-            problem: "a prediction needs the speed of one GPU: --measured or --images-per-s".into(),
-        });
-    };
-    let file = |source| BenchError::File { path: path.clone(), source };
-    let text = std::fs::read_to_string(path).map_err(file)?;
-    let unexpected = |problem: String| BenchError::Unexpected { what: "the measurement", problem };
-    let report: Report = serde_json::from_str(&text).map_err(|e| unexpected(e.to_string()))?;
-    let compute = measured_compute(&report, stem, batch).ok_or_else(|| {
-        unexpected(format!("no run of {stem} by one rank at batch {batch} in {}", path.display()))
-    })?;
-    let hardware = report.machine.gpus.first().unwrap_or(&report.machine.cpu);
-    Ok((compute, format!("one rank measured on {hardware}, {}", report.versions.lockstep)))
-}
-
-/// Of the median run of one rank; its split where it has one.
-fn measured_compute(report: &Report, stem: &str, batch: usize) -> Option<Compute> {
-    let case = report.cases().into_iter().find(|case| {
-        case.starts_with(&format!("{stem},")) && report.sizes(case).contains(&(1, batch))
-    })?;
-    let runs: Vec<_> = report.measured(case, 1, "Lockstep").map(|(_, run)| run).collect();
-    let step = batch as f64 / Spread::of(runs.iter().map(|run| run.images_per_s))?.median;
-    let median = |part: fn(&Split) -> f64| {
-        let parts = runs.iter().filter_map(|run| run.split.as_ref()).map(part);
-        Some(Spread::of(parts)?.median / 1e3)
-    };
-    let split = median(|split| split.forward_ms).zip(median(|split| split.backward_ms));
-    Some(split.map_or(Compute::from_step(step), |(forward, backward)| Compute {
-        forward,
-        backward,
-        rest: (step - forward - backward).max(0.0),
-    }))
 }
 
 impl Model {
@@ -193,25 +157,23 @@ impl Model {
     /// The lowest and the highest efficiency if all figures are off to the same side.
     fn efficiency_range(&self, ranks: usize) -> (f64, f64) {
         let off = |part| {
-            let model = Self { cluster: self.cluster.off_by(part), ..self.with_batch(1.0) };
+            let model = Self { cluster: self.cluster.off_by(part), ..self.clone() };
             model.efficiency(&model.step(ranks))
         };
         (off(1.0), off(-1.0))
     }
 
-    fn with_batch(&self, factor: f64) -> Self {
+    /// With another batch of a rank, which need not be whole.
+    fn with_batch(&self, batch_per_rank: f64) -> Self {
         Self {
-            layers: self.layers.clone(),
-            cluster: self.cluster.clone(),
-            batch_per_rank: (self.batch_per_rank as f64 * factor).round() as usize,
-            compute: self.compute.scaled(factor),
-            bucket_cap_bytes: self.bucket_cap_bytes,
-            basis: self.basis.clone(),
+            batch_per_rank: batch_per_rank.round() as usize,
+            compute: self.speed.at(batch_per_rank),
+            ..self.clone()
         }
     }
 
     fn with_bucket_mib(&self, mib: f64) -> Self {
-        Self { bucket_cap_bytes: (mib * f64::from(1 << 20)) as usize, ..self.with_batch(1.0) }
+        Self { bucket_cap_bytes: (mib * f64::from(1 << 20)) as usize, ..self.clone() }
     }
 
     fn is_hidden(&self, ranks: usize) -> bool {
@@ -235,9 +197,9 @@ impl Model {
 
     /// The smallest batch of a rank, of this one and its doublings, that hides communication.
     fn hiding_batch(&self, ranks: usize) -> Option<usize> {
-        let factors = (0..=8).map(|power| 2f64.powi(power));
-        factors
-            .map(|factor| self.with_batch(factor))
+        let batches = (0..=8).map(|power| self.batch_per_rank as f64 * 2f64.powi(power));
+        batches
+            .map(|batch| self.with_batch(batch))
             .find(|model| model.is_hidden(ranks))
             .map(|model| model.batch_per_rank)
     }
@@ -273,11 +235,13 @@ mod tests {
 
     fn model(images_per_s: f64) -> Model {
         let batch_per_rank = 64;
+        let compute = Compute::from_step(batch_per_rank as f64 / images_per_s);
         Model {
             layers: Layers::for_imagenet("resnet50").unwrap(),
             cluster: Cluster::load("h100-nvlink-ib400").unwrap(),
             batch_per_rank,
-            compute: Compute::from_step(batch_per_rank as f64 / images_per_s),
+            compute,
+            speed: Speed::new(vec![(batch_per_rank, compute)]),
             bucket_cap_bytes: 25 << 20,
             basis: String::new(),
         }

@@ -23,8 +23,8 @@ pub struct Layers {
     pub critical_batch: (f64, &'static str),
 }
 
-const NOISE_SCALE: &str = "McCandlish et al., An Empirical Model of Large-Batch Training, 2018, \
-                           by the end of training";
+const NOISE_SCALE: &str = "the order that McCandlish et al., An Empirical Model of Large-Batch Training, \
+                           2018, find for such images; it grows while training";
 
 impl Layers {
     /// A configuration's network on images of 32x32.

@@ -1,6 +1,6 @@
 //! Predictions beside published measurements.
 
-use super::{Cluster, Compute, Layers, Model};
+use super::{Cluster, Compute, Layers, Model, Speed};
 
 fn model(cluster: &str, network: &str, batch_per_rank: usize, step_ms: f64) -> Model {
     Model {
@@ -8,6 +8,7 @@ fn model(cluster: &str, network: &str, batch_per_rank: usize, step_ms: f64) -> M
         cluster: Cluster::load(cluster).unwrap(),
         batch_per_rank,
         compute: Compute::from_step(step_ms / 1e3),
+        speed: Speed::new(vec![(batch_per_rank, Compute::from_step(step_ms / 1e3))]),
         bucket_cap_bytes: 25 << 20,
         basis: String::new(),
     }

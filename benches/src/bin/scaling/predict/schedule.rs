@@ -3,36 +3,8 @@
 
 use comm::bucket::{BucketCaps, BucketPlan};
 
+use super::compute::Compute;
 use super::network::Layer;
-
-/// What a rank computes in a step.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Compute {
-    /// From the images to the loss, in seconds.
-    pub forward: f64,
-    /// From the loss to the gradients, in seconds.
-    pub backward: f64,
-    /// Batches, optimizer, counting, in seconds.
-    pub rest: f64,
-}
-
-impl Compute {
-    /// Of a whole step, where nothing says how it is divided: backward does twice the work of forward.
-    pub const fn from_step(seconds: f64) -> Self {
-        Self { forward: seconds / 3.0, backward: seconds * 2.0 / 3.0, rest: 0.0 }
-    }
-
-    /// Without communication.
-    pub const fn total(&self) -> f64 {
-        self.forward + self.backward + self.rest
-    }
-
-    /// With another batch: images are what takes time, but for the optimizer.
-    pub const fn scaled(&self, factor: f64) -> Self {
-        let Self { forward, backward, rest } = *self;
-        Self { forward: forward * factor, backward: backward * factor, rest }
-    }
-}
 
 /// How gradients are communicated.
 #[derive(Debug, Clone, Copy, PartialEq)]
