@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 
+use crate::curves::NamedRun;
 use crate::plan::Device;
 use crate::predict::Rate;
 
@@ -46,6 +47,15 @@ pub enum Command {
         /// What the binary all_reduce wrote, one file for each rank count
         #[arg(value_name = "ALL_REDUCE.json", required = true)]
         all_reduce: Vec<PathBuf>,
+    },
+    /// Draws test accuracy by epoch of runs in one picture, OUT.svg and OUT.png
+    Curves {
+        /// What a line is called, and a run's metrics.jsonl or what torch_ddp.py wrote with --json
+        #[arg(value_name = "NAME=FILE", required = true)]
+        runs: Vec<NamedRun>,
+        /// The pictures, without their extension
+        #[arg(long)]
+        out: PathBuf,
     },
     /// Writes table, pictures and HTML of a results.json again, beside it
     Render {

@@ -10,6 +10,7 @@
 mod accuracy;
 mod cli;
 mod compare;
+mod curves;
 mod document;
 mod energy;
 mod error;
@@ -48,6 +49,7 @@ fn main() -> Result<()> {
         Some(Command::Render { results }) => {
             write(results.parent().unwrap_or(Path::new(".")), &read(&results)?)
         }
+        Some(Command::Curves { runs, out }) => write_picture(&out, &curves::draw(&runs)?),
         Some(Command::Check { results, all_reduce }) => check(&results, &all_reduce),
         None if cli.run.predict.is_empty() => measure(&cli.run),
         None => predict(&cli.run),
@@ -142,10 +144,22 @@ fn write_document(
     let html = document::to_html(title, document, records);
     fs::write(out.join(html_name), html)?;
     for picture in document::pictures(document) {
-        fs::write(out.join(format!("{}.svg", picture.name)), picture.drawn.to_svg())?;
-        let png = picture.drawn.to_png();
-        fs::write(out.join(format!("{}.png", picture.name)), png.map_err(anyhow::Error::msg)?)?;
+        write_picture(&out.join(&picture.name), &picture.drawn)?;
     }
     print!("{text}");
     Ok(())
+}
+
+/// As `path` with `.svg` and with `.png` behind it.
+fn write_picture(path: &Path, picture: &figure::Picture) -> Result<()> {
+    let with = |extension: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(extension);
+        PathBuf::from(name)
+    };
+    let write = |path: PathBuf, bytes: &[u8]| {
+        fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))
+    };
+    write(with(".svg"), picture.to_svg().as_bytes())?;
+    write(with(".png"), &picture.to_png().map_err(anyhow::Error::msg)?)
 }

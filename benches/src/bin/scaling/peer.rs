@@ -103,8 +103,7 @@ impl Peer {
             &goal.seed.to_string(),
         ]);
         process::run(&mut command, folder, goal.timeout_seconds)?;
-        let report: Epochs = serde_json::from_slice(&read(json)?).map_err(|e| unexpected(&e))?;
-        Ok(report.epochs)
+        read_epochs(json)
     }
 
     fn command(&self, case: &Case, cell: Cell, mode: Mode, json: &Path) -> Command {
@@ -129,6 +128,15 @@ impl Peer {
 
 fn read(path: PathBuf) -> Result<Vec<u8>> {
     fs::read(&path).map_err(|source| BenchError::File { path, source })
+}
+
+/// What the peer wrote after training to an accuracy.
+///
+/// # Errors
+/// When it cannot be read, or is something else.
+pub fn read_epochs(path: PathBuf) -> Result<Vec<EpochEnd>> {
+    let report: Epochs = serde_json::from_slice(&read(path)?).map_err(|e| unexpected(&e))?;
+    Ok(report.epochs)
 }
 
 /// The peer's file after training to an accuracy, as far as it matters here.
