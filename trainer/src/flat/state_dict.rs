@@ -1,0 +1,105 @@
+//! Numbers of a network by PyTorch's names, and back.
+
+use std::collections::HashMap;
+
+use job::network::Role;
+use tch::Tensor;
+
+use super::{Flat, Storage};
+
+impl Flat {
+    /// The whole state dict on the CPU, in the usual order of elements: PyTorch's keys and shapes.
+    pub fn state_dict(&self) -> Vec<(String, Tensor)> {
+        self.state_dict_of(&self.storage())
+    }
+
+    /// The state dict that `storage` is.
+    pub fn state_dict_of(&self, storage: &Storage) -> Vec<(String, Tensor)> {
+        let Storage { parameters, buffers, dead } = storage;
+        let entries = self.entries.iter().map(|entry| {
+            let source = if entry.spec.role.is_parameter() { parameters } else { buffers };
+            let tensor = match entry.spec.role {
+                Role::BatchesTracked => Tensor::from(self.batches_tracked),
+                _ => entry.assemble(source, Some(dead)),
+            };
+            (entry.spec.name.clone(), tensor)
+        });
+        entries.collect()
+    }
+
+    /// Takes over a state dict. Every tensor must be there, with its shape, and no other.
+    ///
+    /// # Errors
+    /// Names every tensor that is missing, unknown or of another shape.
+    pub fn load_state_dict(&mut self, tensors: Vec<(String, Tensor)>) -> Result<(), String> {
+        self.batches_tracked = self.load_state_dict_into(&self.storage(), tensors)?;
+        Ok(())
+    }
+
+    /// Fills `storage` with a state dict, as [`Self::load_state_dict`] does, and returns its count of
+    /// batches.
+    ///
+    /// # Errors
+    /// Those of [`Self::load_state_dict`].
+    pub fn load_state_dict_into(
+        &self,
+        storage: &Storage,
+        tensors: Vec<(String, Tensor)>,
+    ) -> Result<i64, String> {
+        let Storage { parameters, buffers, dead } = storage;
+        let mut given: HashMap<String, Tensor> = tensors.into_iter().collect();
+        let mut batches_tracked = self.batches_tracked;
+        let mut problems = Vec::new();
+        for entry in &self.entries {
+            let name = &entry.spec.name;
+            let target = if entry.spec.role.is_parameter() { parameters } else { buffers };
+            match given.remove(name) {
+                None => problems.push(format!("{name} is missing")),
+                Some(tensor) if tensor.size() != entry.size() => {
+                    let (found, wanted) = (tensor.size(), entry.size());
+                    problems.push(format!("{name} is {found:?} instead of {wanted:?}"));
+                }
+                Some(tensor) if entry.spec.role == Role::BatchesTracked => {
+                    batches_tracked = tensor.int64_value(&[]);
+                }
+                Some(tensor) => entry.scatter(&tensor, target, dead),
+            }
+        }
+        problems.extend(given.into_keys().map(|name| format!("{name} is unknown")));
+        if problems.is_empty() { Ok(batches_tracked) } else { Err(problems.join("; ")) }
+    }
+
+    /// Of a pair of buffers laid out like `parameters` and `dead`, the tensor of each parameter, on
+    /// the CPU. Without `dead`, dead taps are zero.
+    pub fn assemble(&self, live: &Tensor, dead: Option<&Tensor>) -> Vec<(String, Tensor)> {
+        let named =
+            self.parameters_of().map(|entry| (entry.spec.name.clone(), entry.assemble(live, dead)));
+        named.collect()
+    }
+
+    /// The opposite of [`Self::assemble`]: fills the buffers with `tensor(name)` of each parameter.
+    ///
+    /// # Errors
+    /// Names the first parameter whose tensor is missing or of another shape, or is not zero in dead
+    /// taps where there is no `dead` to keep them.
+    pub fn scatter(
+        &self,
+        live: &Tensor,
+        dead: Option<&Tensor>,
+        mut tensor: impl FnMut(&str) -> Option<Tensor>,
+    ) -> Result<(), String> {
+        for entry in self.parameters_of() {
+            let name = &entry.spec.name;
+            let given = tensor(name).ok_or_else(|| format!("{name} is missing"))?;
+            if given.size() != entry.size() {
+                return Err(format!("{name} is {:?}", given.size()));
+            }
+            match dead {
+                Some(dead) => entry.scatter(&given, live, dead),
+                None if entry.dead_taps_are_zero(&given) => entry.scatter_live(&given, live),
+                None => return Err(format!("{name} is not zero where no pixel is ever seen")),
+            }
+        }
+        Ok(())
+    }
+}
