@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::env::World;
+pub use crate::memory_store::MemoryStore;
 use crate::single::Single;
 use crate::{CommError, Communicator, Result, nccl, shm};
 

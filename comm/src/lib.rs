@@ -16,6 +16,7 @@ pub mod control;
 pub mod env;
 mod error;
 mod executor;
+mod memory_store;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 pub mod nccl;

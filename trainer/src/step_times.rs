@@ -71,39 +71,18 @@ fn duration(seconds: f64) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
-    use std::sync::{Condvar, Mutex};
-
-    use comm::bootstrap::Store;
+    use comm::bootstrap::MemoryStore;
 
     use super::*;
 
-    #[derive(Default)]
-    struct Board(Mutex<HashMap<String, String>>, Condvar);
-
-    impl Store for Board {
-        fn put(&self, key: &str, value: &str) -> comm::Result<()> {
-            self.0.lock().unwrap().insert(key.to_owned(), value.to_owned());
-            self.1.notify_all();
-            Ok(())
-        }
-
-        fn get(&self, key: &str, timeout: Duration) -> comm::Result<String> {
-            let absent = |values: &mut HashMap<_, _>| !values.contains_key(key);
-            let values = self.0.lock().unwrap();
-            let (values, _) = self.1.wait_timeout_while(values, timeout, absent).unwrap();
-            Ok(values[key].clone())
-        }
-    }
-
     #[test]
     fn what_a_rank_waits_longer_than_the_last_one_is_skew() {
-        let (board, timeout) = (Board::default(), Duration::from_secs(60));
+        let (store, timeout) = (MemoryStore::default(), Duration::from_secs(60));
         std::thread::scope(|scope| {
             for (rank, wait_ms) in [30, 10].into_iter().enumerate() {
-                let board = &board;
+                let store = &store;
                 scope.spawn(move || {
-                    let shm = comm::shm::connect(rank, 2, board, "test", timeout).unwrap();
+                    let shm = comm::shm::connect(rank, 2, store, "test", timeout).unwrap();
                     let phases = Phases {
                         comm_exposed: Duration::from_millis(wait_ms),
                         ..Phases::default()

@@ -1,14 +1,13 @@
 //! What several benches share: ranks that are threads of this process.
 #![allow(dead_code, clippy::unwrap_used)]
 
-use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use comm::bootstrap::{Backend, Store, connect};
+use comm::Communicator;
+use comm::bootstrap::{Backend, MemoryStore, connect};
 use comm::env::World;
-use comm::{CommError, Communicator, Result};
 use job::config::{self, BucketCap, Model, Precision, WireDtype};
 use job::dataset::{self, DataSet, Source};
 use job::network::Network;
@@ -21,33 +20,11 @@ use trainer::step::Replica;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Where threads leave values for each other.
-#[derive(Default)]
-struct Board {
-    values: Mutex<HashMap<String, String>>,
-    changed: Condvar,
-}
-
-impl Store for Board {
-    fn put(&self, key: &str, value: &str) -> Result<()> {
-        self.values.lock().unwrap().insert(key.to_owned(), value.to_owned());
-        self.changed.notify_all();
-        Ok(())
-    }
-
-    fn get(&self, key: &str, timeout: Duration) -> Result<String> {
-        let absent = |values: &mut HashMap<_, _>| !values.contains_key(key);
-        let values = self.values.lock().unwrap();
-        let (values, _) = self.changed.wait_timeout_while(values, timeout, absent).unwrap();
-        values.get(key).cloned().ok_or_else(|| CommError::Control(format!("nobody put {key}")))
-    }
-}
-
 /// Runs `body` as each rank of a group over shared memory; gives what rank 0 gives.
 pub fn on_ranks<T: Send>(world_size: usize, body: impl Fn(Arc<dyn Communicator>) -> T + Sync) -> T {
-    let board = Board::default();
+    let store = MemoryStore::default();
     let run = |rank| {
-        let shm = comm::shm::connect(rank, world_size, &board, "bench", TIMEOUT).unwrap();
+        let shm = comm::shm::connect(rank, world_size, &store, "bench", TIMEOUT).unwrap();
         body(Arc::new(shm))
     };
     std::thread::scope(|scope| {

@@ -1,10 +1,8 @@
 //! How long an all-reduce takes, measured with ranks that are threads of this process.
 
-use std::collections::HashMap;
-use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use comm::bootstrap::Store;
+use comm::bootstrap::MemoryStore;
 use comm::{BufferMut, CommError, Communicator, ReduceOp, shm};
 
 /// Rounds that are timed; the first one is for warming up.
@@ -17,7 +15,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// # Errors
 /// A sentence: why it does not work.
 pub fn over_shared_memory(ranks: usize, bytes: usize) -> Result<Duration, String> {
-    let store = Board::default();
+    let store = MemoryStore::default();
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..ranks)
             .map(|rank| {
@@ -34,7 +32,12 @@ pub fn over_shared_memory(ranks: usize, bytes: usize) -> Result<Duration, String
     })
 }
 
-fn one_rank(rank: usize, ranks: usize, bytes: usize, store: &Board) -> Result<Duration, CommError> {
+fn one_rank(
+    rank: usize,
+    ranks: usize,
+    bytes: usize,
+    store: &MemoryStore,
+) -> Result<Duration, CommError> {
     // Not through bootstrap, which knows all backends: the launcher links no MPI.
     let communicator = shm::connect(rank, ranks, store, "doctor", TIMEOUT)?;
     let mut gradients = vec![1.0f32; bytes / 4];
@@ -49,32 +52,6 @@ fn one_rank(rank: usize, ranks: usize, bytes: usize, store: &Board) -> Result<Du
     times.remove(0);
     times.sort_unstable();
     Ok(times[times.len() / 2])
-}
-
-/// Values that ranks leave for each other.
-#[derive(Default)]
-struct Board {
-    values: Mutex<HashMap<String, String>>,
-    changed: Condvar,
-}
-
-impl Store for Board {
-    fn put(&self, key: &str, value: &str) -> Result<(), CommError> {
-        let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
-        values.insert(key.to_owned(), value.to_owned());
-        self.changed.notify_all();
-        Ok(())
-    }
-
-    fn get(&self, key: &str, timeout: Duration) -> Result<String, CommError> {
-        let values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
-        let (values, _) = self
-            .changed
-            .wait_timeout_while(values, timeout, |values| !values.contains_key(key))
-            .unwrap_or_else(PoisonError::into_inner);
-        let absent = || CommError::Control(format!("nobody published {key} within {timeout:?}"));
-        values.get(key).cloned().ok_or_else(absent)
-    }
 }
 
 #[cfg(test)]

@@ -2,12 +2,11 @@
 
 #![allow(dead_code, clippy::unwrap_used)]
 
-use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use comm::bootstrap::{Backend, Store, connect};
+use comm::bootstrap::{Backend, MemoryStore, connect};
 use comm::communicator::Work;
 use comm::env::{StartedBy, World};
 use comm::{Collective, Communicator, RawBuffer};
@@ -30,35 +29,13 @@ use trainer::step::{Counter, Microbatch, Replica, StepParts, Tally, train_step};
 pub const TEST_IMAGES: usize = 37;
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Ranks that are threads find each other here.
-#[derive(Default)]
-pub struct Board {
-    values: Mutex<HashMap<String, String>>,
-    changed: Condvar,
-}
-
-impl Store for Board {
-    fn put(&self, key: &str, value: &str) -> comm::Result<()> {
-        self.values.lock().unwrap().insert(key.to_owned(), value.to_owned());
-        self.changed.notify_all();
-        Ok(())
-    }
-
-    fn get(&self, key: &str, timeout: Duration) -> comm::Result<String> {
-        let values = self.values.lock().unwrap();
-        let missing = |values: &mut HashMap<_, _>| !values.contains_key(key);
-        let (values, _) = self.changed.wait_timeout_while(values, timeout, missing).unwrap();
-        Ok(values[key].clone())
-    }
-}
-
 /// Runs `body` on ranks that are threads.
 pub fn on_ranks<T: Send>(
     world_size: usize,
     body: impl Fn(Arc<dyn Communicator>) -> T + Sync,
 ) -> Vec<T> {
     tch::set_num_threads(1);
-    let (board, body) = (Board::default(), &body);
+    let (store, body) = (MemoryStore::default(), &body);
     std::thread::scope(|scope| {
         let ranks: Vec<_> = (0..world_size)
             .map(|rank| {
@@ -69,9 +46,9 @@ pub fn on_ranks<T: Send>(
                     local_world_size: world_size,
                     started_by: StartedBy::Launcher,
                 };
-                let board = &board;
+                let store = &store;
                 scope.spawn(move || {
-                    let communicator = connect(Backend::Shm, world, Some(board), TIMEOUT).unwrap();
+                    let communicator = connect(Backend::Shm, world, Some(store), TIMEOUT).unwrap();
                     let result = body(Arc::clone(&communicator));
                     communicator.finalize().unwrap();
                     result

@@ -1,0 +1,35 @@
+//! Values that ranks of one process leave for each other.
+
+use std::collections::HashMap;
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::bootstrap::Store;
+use crate::{CommError, Result};
+
+/// A store for ranks that are threads of one process.
+#[derive(Debug, Default)]
+pub struct MemoryStore {
+    values: Mutex<HashMap<String, String>>,
+    changed: Condvar,
+}
+
+impl Store for MemoryStore {
+    fn put(&self, key: &str, value: &str) -> Result<()> {
+        let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
+        values.insert(key.to_owned(), value.to_owned());
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    fn get(&self, key: &str, timeout: Duration) -> Result<String> {
+        let values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
+        let (values, _) = self
+            .changed
+            .wait_timeout_while(values, timeout, |values| !values.contains_key(key))
+            .unwrap_or_else(PoisonError::into_inner);
+        let absent =
+            || CommError::Environment(format!("nobody published {key} within {timeout:?}"));
+        values.get(key).cloned().ok_or_else(absent)
+    }
+}
