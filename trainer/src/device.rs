@@ -80,8 +80,14 @@ fn has_nvidia_device() -> bool {
     std::path::Path::new("/dev/nvidiactl").exists()
 }
 
-/// Limits libtorch to this rank's share of the cores, where the launcher has not done so.
+/// Limits libtorch to this rank's share of the cores, where the launcher has not done so. Once a process.
 pub fn limit_threads(world: World) {
+    limit_own_threads(world);
+    tch::set_num_interop_threads(1);
+}
+
+/// The same for a rank that is a thread: of what that thread computes. Once a thread.
+pub fn limit_own_threads(world: World) {
     let limit = std::env::var("OMP_NUM_THREADS").ok().and_then(|text| text.parse::<i32>().ok());
     // `mpirun` and `srun` may have bound each rank to cores of its own: then those are its share.
     let allowed = std::thread::available_parallelism().map_or(1, usize::from);
@@ -89,7 +95,6 @@ pub fn limit_threads(world: World) {
     let share = if allowed < online { allowed } else { allowed / world.local_world_size };
     let share = i32::try_from(share).unwrap_or(i32::MAX);
     tch::set_num_threads(limit.unwrap_or(share).max(1));
-    tch::set_num_interop_threads(1);
 }
 
 /// Cores of the machine, whoever may use them.

@@ -171,7 +171,7 @@ fn the_classes_of_a_report_add_up_to_the_whole() {
 }
 
 #[test]
-fn two_ranks_measure_what_one_does() {
+fn several_ranks_measure_what_one_does() {
     let one = json(&eval(&run_dir(), &["--json"]));
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("control");
@@ -201,10 +201,14 @@ fn two_ranks_measure_what_one_does() {
     assert_eq!(ends[1].stdout, b"", "rank 0 speaks for all");
     let two = json(&ends[0]);
     assert_eq!((&one["ranks"], &two["ranks"]), (&1.into(), &2.into()));
-    for key in ["accuracy", "images", "classes", "confusion"] {
-        assert_eq!(one[key], two[key], "{key}");
+    let three = json(&eval(&run_dir(), &["--ranks", "3", "--json"]));
+    assert_eq!(three["ranks"], 3);
+    for many in [two, three] {
+        for key in ["accuracy", "images", "classes", "confusion"] {
+            assert_eq!(one[key], many[key], "{key}");
+        }
+        close(&one["loss"], &many["loss"]);
     }
-    close(&one["loss"], &two["loss"]);
 }
 
 /// Keeps values for ranks, as the launcher does.
@@ -304,10 +308,11 @@ fn a_broken_image_is_named_and_the_others_are_answered() {
 fn what_cannot_be_measured_is_said_with_the_right_exit_code() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("missing");
-    let cases: [(&Path, &[&str], i32, &str); 4] = [
+    let cases: [(&Path, &[&str], i32, &str); 5] = [
         (&missing, &[], 2, "missing: no such checkpoint"),
         (folder.path(), &[], 2, "holds no checkpoint that can be read"),
         (&run_dir(), &["--set", "model.name=resnet34"], 2, "does not fit this configuration"),
+        (&run_dir(), &["--ranks", "2", "--set", "model.name=resnet34"], 2, "does not fit this"),
         (
             &run_dir(),
             &["--set", "data.dataset=image_folder", "--set", "data.root=/nonexistent"],

@@ -1,13 +1,16 @@
 //! `trainer eval`: how good a checkpoint is.
 
 mod picture;
+mod ranks;
 mod report;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use comm::Communicator;
+use comm::bootstrap::Store;
 use comm::control::{ControlClient, StopFlag};
 use comm::env::{CONTROL_SOCKET, World};
 use job::config::{Config, Fallback};
@@ -45,6 +48,9 @@ pub struct EvalArgs {
     /// Write the confusion matrix there: confusion.png, confusion.svg, confusion.csv.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Ranks of this process that share the images: GPUs, or parts of the CPU's cores.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub ranks: u16,
     /// One JSON object instead of tables.
     #[arg(long)]
     pub json: bool,
@@ -71,8 +77,8 @@ impl Split {
     }
 }
 
-/// Measures the checkpoint, over all ranks of `world`. Returns what rank 0 has to say; other ranks
-/// have nothing.
+/// Measures the checkpoint, over all ranks of `world`, or over those that `--ranks` asks for. Returns what
+/// rank 0 has to say; other ranks have nothing.
 ///
 /// # Errors
 /// When there is no good checkpoint, the data set is missing or does not fit it, or a peer fails.
@@ -87,21 +93,29 @@ pub fn eval(args: &EvalArgs, world: World) -> Result<String> {
             .map_err(|source| MetricsError::Write { path: folder.clone(), source })?;
     }
     device::limit_threads(world);
-    let device = device::open(args.device, world)?;
-    let timeout = Duration::from_secs(trained.config.comm.timeout_seconds);
-    let backend = device::backend(trained.config.comm.backend, device, world)?;
-    let launcher = std::env::var_os(CONTROL_SOCKET).map(PathBuf::from);
-    let launcher = launcher
-        .map(|socket| ControlClient::connect(&socket, world.rank, StopFlag::default()))
-        .transpose()?;
-    let store = launcher.as_ref().map(|client| client as &dyn comm::bootstrap::Store);
-    let communicator = comm::bootstrap::connect(backend, world, store, timeout)?;
-    let measured = measure(args, &trained, weights, device, &*communicator);
-    match &measured {
-        Ok(_) => communicator.finalize()?,
-        Err(error) => communicator.abort(&error.to_string()),
-    }
-    let report = measured?;
+    let one_rank =
+        |world, store: Option<&dyn Store>| measure_on(args, &trained, weights, world, store);
+    let report = match usize::from(args.ranks) {
+        1 => {
+            let launcher = std::env::var_os(CONTROL_SOCKET).map(PathBuf::from);
+            let launcher = launcher
+                .map(|socket| ControlClient::connect(&socket, world.rank, StopFlag::default()))
+                .transpose()?;
+            one_rank(world, launcher.as_ref().map(|client| client as &dyn Store))?
+        }
+        _ if world.world_size > 1 => {
+            let problem = "--ranks is for a process that was started alone: there are other ranks";
+            return Err(TrainError::Usage(problem.to_owned()));
+        }
+        ranks => {
+            // Says so at once where there are not as many GPUs.
+            device::open(args.device, ranks::world(ranks - 1, ranks))?;
+            ranks::run(ranks, |world, store| {
+                device::limit_own_threads(world);
+                one_rank(world, Some(store))
+            })?
+        }
+    };
     if world.rank != 0 {
         return Ok(String::new());
     }
@@ -109,6 +123,28 @@ pub fn eval(args: &EvalArgs, world: World) -> Result<String> {
         write_pictures(folder, &report)?;
     }
     Ok(if args.json { super::json(&report.to_json()) } else { report.to_text() })
+}
+
+/// Connects one rank with its peers and measures.
+fn measure_on(
+    args: &EvalArgs,
+    trained: &Trained,
+    weights: Weights,
+    world: World,
+    store: Option<&dyn Store>,
+) -> Result<Report> {
+    let device = device::open(args.device, world)?;
+    let timeout = Duration::from_secs(trained.config.comm.timeout_seconds);
+    let backend = device::backend(trained.config.comm.backend, device, world)?;
+    let communicator = comm::bootstrap::connect(backend, world, store, timeout)?;
+    let measured =
+        catch_unwind(AssertUnwindSafe(|| measure(args, trained, weights, device, &*communicator)))
+            .unwrap_or_else(|payload| Err(TrainError::from_panic(&*payload)));
+    match &measured {
+        Ok(_) => communicator.finalize()?,
+        Err(error) => communicator.abort(&error.to_string()),
+    }
+    measured
 }
 
 fn measure(

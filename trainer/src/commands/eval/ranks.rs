@@ -1,0 +1,47 @@
+//! Ranks that are threads of this process.
+
+use std::thread;
+
+use comm::bootstrap::{MemoryStore, Store};
+use comm::env::{StartedBy, World};
+
+use crate::{Result, TrainError};
+
+/// The place of one of `count` ranks.
+pub(super) fn world(rank: usize, count: usize) -> World {
+    World {
+        rank,
+        world_size: count,
+        local_rank: rank,
+        local_world_size: count,
+        started_by: StartedBy::Launcher,
+    }
+}
+
+/// Runs `body` as each of `count` ranks, and returns what rank 0 comes to.
+///
+/// # Errors
+/// Of the first rank that fails by itself, not because another one did.
+pub(super) fn run<T: Send>(
+    count: usize,
+    body: impl Fn(World, &dyn Store) -> Result<T> + Sync,
+) -> Result<T> {
+    let (store, body) = (MemoryStore::default(), &body);
+    let ends: Vec<Result<T>> = thread::scope(|scope| {
+        let ranks: Vec<_> = (0..count)
+            .map(|rank| {
+                let store = &store;
+                scope.spawn(move || body(world(rank, count), store))
+            })
+            .collect();
+        let ends = ranks.into_iter().map(thread::ScopedJoinHandle::join);
+        ends.map(|end| end.unwrap_or_else(|panic| Err(TrainError::from_panic(&*panic)))).collect()
+    });
+    let (mut done, mut failed): (Vec<_>, Vec<_>) = ends.into_iter().partition(Result::is_ok);
+    let is_own = |end: &Result<T>| !matches!(end, Err(TrainError::Comm(_)));
+    let cause = failed.iter().position(is_own).unwrap_or(0);
+    match failed.is_empty() {
+        true => done.swap_remove(0),
+        false => failed.swap_remove(cause),
+    }
+}
