@@ -35,6 +35,7 @@ CASES = [
     ("vgg19", "imagenet", 32, 8),
     ("vgg19_bn", "cifar", 32, 8),
     ("resnext29_8x64d", "cifar", 16, 4),
+    ("resnext50_32x4d", "imagenet", 64, 4),
     ("wide_resnet50_2", "imagenet", 64, 8),
     ("wrn16_8", "cifar", 16, 4),
     ("preact_resnet18", "cifar", 32, 4),
@@ -112,7 +113,7 @@ def gradients_of(model: torch.nn.Module) -> dict:
 
 def reference(case: tuple) -> dict:
     name, stem, side, batch = case
-    for phase in np.arange(2.5, 10.5):
+    for phase in np.arange(2.5, 18.5):
         model, eval_logits, logits, loss = run(case, phase, torch.float32)
         gradients, exact = gradients_of(model), gradients_of(run(case, phase, torch.float64)[0])
         other = gradients_of(run(case, phase, torch.float32, torch.channels_last)[0])
