@@ -14,8 +14,7 @@ pub fn prepare(config: &mut Config) -> Result<Source, DataError> {
     let source = prepare_data(&config.data)?;
     if let Source::Synthetic { because: Some(reason) } = &source {
         tracing::warn!("training on SYNTHETIC images: {reason}");
-        config.data.dataset = Dataset::Synthetic;
-        config.data.image_size = None;
+        config.data.fall_back();
     }
     Ok(source)
 }

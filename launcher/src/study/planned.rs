@@ -162,8 +162,7 @@ fn check_before(root: &Path, config: &Config) -> Result<(), LaunchError> {
     let mut config = config.clone();
     if before.data.dataset == Dataset::Synthetic && config.data.fallback == Fallback::Synthetic {
         // So a run notes what it took instead.
-        config.data.dataset = Dataset::Synthetic;
-        config.data.image_size = None;
+        config.data.fall_back();
     }
     let differences = differences_in_training(&before, &config);
     if differences.is_empty() {

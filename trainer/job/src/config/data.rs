@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::Augment;
 use super::validate::{Invalid, within};
+use super::{Augment, Normalization};
 
 /// The images.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,6 +26,8 @@ pub struct Data {
     pub test_images: Option<usize>,
     /// Of `image_folder`, the side to which images are brought; `null`: 32.
     pub image_size: Option<usize>,
+    /// What is subtracted from pixels, and what they are divided by; `null`: the data set's own.
+    pub normalization: Option<Normalization>,
     /// What is done to training images; each at most once.
     pub augment: Vec<Augment>,
 }
@@ -40,6 +42,7 @@ impl Default for Data {
             train_images: None,
             test_images: None,
             image_size: None,
+            normalization: None,
             augment: Vec::new(),
         }
     }
@@ -56,6 +59,9 @@ impl Data {
             let problem = "goes with `dataset: image_folder` only: other data sets have a size";
             return Err(Invalid::new("data.image_size", problem));
         }
+        if let Some(normalization) = &self.normalization {
+            normalization.validate("data.normalization", self.channels())?;
+        }
         for (index, change) in self.augment.iter().enumerate() {
             let path = format!("data.augment[{index}]");
             if self.augment[..index].iter().any(|before| before.name() == change.name()) {
@@ -66,6 +72,21 @@ impl Data {
         match self.root.as_os_str().is_empty() {
             true => Err(Invalid::new("data.root", "empty; expected a folder, as in `data`")),
             false => Ok(()),
+        }
+    }
+
+    /// Takes synthetic images, which need no more be said of, instead of those that cannot be had.
+    pub fn fall_back(&mut self) {
+        self.dataset = Dataset::Synthetic;
+        self.image_size = None;
+        self.normalization = None;
+    }
+
+    /// Numbers a pixel.
+    const fn channels(&self) -> usize {
+        match self.dataset {
+            Dataset::FashionMnist => 1,
+            _ => 3,
         }
     }
 

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Data, Dataset};
 
+pub use crate::config::Normalization;
 pub use error::{DataError, Problem};
 pub use image_folder::read_image;
 pub use pixels::Pixels;
@@ -66,24 +67,8 @@ pub struct DataSet {
     pub train: Images,
     /// What is evaluated on.
     pub test: Images,
-    /// Of the training pixels.
+    /// Of the training pixels, or what the configuration has instead.
     pub normalization: Normalization,
-}
-
-/// Mean and standard deviation of pixels by channel, of 0 to 1: what is subtracted, and what is
-/// divided by.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Normalization {
-    /// `[C]`.
-    pub mean: Vec<f32>,
-    /// `[C]`, each above 0.
-    pub std: Vec<f32>,
-}
-
-impl Normalization {
-    fn new(mean: &[f32], std: &[f32]) -> Self {
-        Self { mean: mean.to_vec(), std: std.to_vec() }
-    }
 }
 
 /// What a network must know of the data set that it was trained on.
@@ -96,7 +81,7 @@ pub struct Description {
     pub classes: Vec<String>,
     /// C, H, W.
     pub shape: [usize; 3],
-    /// Of the training pixels.
+    /// What it was trained with.
     pub normalization: Normalization,
 }
 
@@ -172,7 +157,8 @@ struct Limits {
     test: Option<usize>,
 }
 
-/// Loads what `source` says, no more than `data.train_images` and `data.test_images` of it.
+/// Loads what `source` says, no more than `data.train_images` and `data.test_images` of it, with
+/// `data.normalization` where that is given and the images are those that it is given for.
 ///
 /// `seed`: of synthetic images.
 ///
@@ -185,7 +171,12 @@ pub fn load(source: &Source, data: &Data, seed: u64) -> Result<DataSet, DataErro
         Source::ImageFolder { cache, .. } => image_folder::load(cache, limits),
         Source::Synthetic { .. } => Ok(synthetic::make(seed, limits)),
     };
-    loaded.map_err(|problem| DataError { problem, ways: ways(data.dataset) })
+    let mut loaded = loaded.map_err(|problem| DataError { problem, ways: ways(data.dataset) })?;
+    let is_substitute = matches!(source, Source::Synthetic { because: Some(_) });
+    if let Some(normalization) = data.normalization.as_ref().filter(|_| !is_substitute) {
+        loaded.normalization = normalization.clone();
+    }
+    Ok(loaded)
 }
 
 /// Ways to get a data set, for the end of a message.

@@ -232,6 +232,22 @@ fn a_value_out_of_range_says_the_range() {
             "run.yaml:1:20: data.image_size: goes with `dataset: image_folder` only: other data sets have a size",
         ),
         (
+            "data: {normalization: {mean: [0.5], std: [0.5, 0.5, 0.5]}}",
+            "run.yaml:1:30: data.normalization.mean: expected a list of 3 numbers, of red, green and blue; found 1",
+        ),
+        (
+            "data: {dataset: fashion_mnist, normalization: {mean: [0.3], std: [0.3, 0.3, 0.3]}}",
+            "run.yaml:1:66: data.normalization.std: expected a list of one number: the images are grey; found 3",
+        ),
+        (
+            "data: {normalization: {mean: [0.5, 0.5, 125], std: [0.2, 0.2, 0.2]}}",
+            "run.yaml:1:41: data.normalization.mean[2]: 125 is out of range; expected a number from 0 to 1: pixels are taken as fractions of 255",
+        ),
+        (
+            "data: {normalization: {mean: [0.5, 0.5, 0.5], std: [0.2, 0, 0.2]}}",
+            "run.yaml:1:58: data.normalization.std[1]: 0 is out of range; expected a number above 0, at most 1",
+        ),
+        (
             "train: {ema_every: 5}",
             "run.yaml:1:20: train.ema_every: goes with `train.ema_decay`, which is null: there is no average",
         ),
