@@ -6,6 +6,7 @@
 
 mod cache;
 mod decode;
+mod jpeg;
 mod scan;
 
 use std::path::Path;

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::super::Problem;
 
-/// What a change of makes decoded images useless.
-const CACHE_VERSION: u32 = 1;
+/// Raised whenever the same files would be decoded to other pixels: caches made before are useless then.
+const CACHE_VERSION: u32 = 2;
 
 /// The files of a folder of images.
 #[derive(Debug)]

@@ -1,0 +1,224 @@
+//! From a JPEG file's bytes to pixels, as libjpeg-turbo makes them of it: its accurate inverse DCT, and
+//! colours interpolated where the file has fewer of them. So pixels equal Pillow's and torchvision's.
+//!
+//! MozJPEG, a fork of libjpeg-turbo, decodes with the code of that. Its TurboJPEG interface keeps errors,
+//! which libjpeg answers with a jump, within C.
+
+use std::ffi::{CStr, c_char, c_int, c_uchar, c_ulong, c_void};
+use std::ptr::NonNull;
+
+use image::{DynamicImage, GrayImage, RgbImage};
+// For what it links.
+use mozjpeg_sys as _;
+
+use super::decode::{MAX_DECODED_BYTES, MAX_SIDE};
+
+/// Of `turbojpeg.h`.
+mod sys {
+    use super::{c_char, c_int, c_uchar, c_ulong, c_void};
+
+    pub const TJPF_RGB: c_int = 0;
+    pub const TJPF_GRAY: c_int = 6;
+    pub const TJPF_CMYK: c_int = 11;
+    pub const TJFLAG_ACCURATEDCT: c_int = 4096;
+    pub const TJFLAG_LIMITSCANS: c_int = 32_768;
+    pub const TJERR_WARNING: c_int = 0;
+
+    unsafe extern "C" {
+        pub fn tjInitDecompress() -> *mut c_void;
+        pub fn tjDestroy(handle: *mut c_void) -> c_int;
+        pub fn tjDecompress2(
+            handle: *mut c_void,
+            jpeg: *const c_uchar,
+            jpeg_bytes: c_ulong,
+            pixels: *mut c_uchar,
+            width: c_int,
+            pitch: c_int,
+            height: c_int,
+            pixel_format: c_int,
+            flags: c_int,
+        ) -> c_int;
+        pub fn tjGetErrorCode(handle: *mut c_void) -> c_int;
+        pub fn tjGetErrorStr2(handle: *mut c_void) -> *const c_char;
+    }
+}
+
+/// An image, and what is wrong with it where that did not keep it from being decoded.
+pub(super) struct Decoded {
+    pub image: DynamicImage,
+    pub warning: Option<String>,
+}
+
+/// Decodes a JPEG file; it is grey, or red, green and blue.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn decode(jpeg: &[u8]) -> Result<Decoded, String> {
+    let frame = Frame::of(jpeg)?;
+    let Frame { width, height, components, .. } = frame;
+    if width.max(height) > MAX_SIDE {
+        return Err(format!("{width}x{height} pixels are more than {MAX_SIDE} a side"));
+    }
+    let pixel_format = match components {
+        1 => sys::TJPF_GRAY,
+        3 => sys::TJPF_RGB,
+        4 => sys::TJPF_CMYK,
+        _ => return Err(format!("its pixels have {components} colours")),
+    };
+    let bytes = u64::from(width) * u64::from(height) * u64::from(components);
+    if bytes > MAX_DECODED_BYTES {
+        return Err(format!("{width}x{height} pixels take more than {MAX_DECODED_BYTES} bytes"));
+    }
+    let mut pixels = vec![0; bytes as usize];
+    let warning = decompress(jpeg, &frame, pixel_format, &mut pixels)?;
+    let image = match components {
+        1 => GrayImage::from_raw(width, height, pixels).map(DynamicImage::ImageLuma8),
+        3 => RgbImage::from_raw(width, height, pixels).map(DynamicImage::ImageRgb8),
+        _ => {
+            let pixels = rgb_of_cmyk(&pixels, frame.is_adobes);
+            RgbImage::from_raw(width, height, pixels).map(DynamicImage::ImageRgb8)
+        }
+    };
+    image.map(|image| Decoded { image, warning }).ok_or_else(|| "too large".to_owned())
+}
+
+/// Fills `pixels`, which has room for `frame` in `pixel_format`. Returns a warning, if there is one.
+fn decompress(
+    jpeg: &[u8],
+    frame: &Frame,
+    pixel_format: c_int,
+    pixels: &mut [u8],
+) -> Result<Option<String>, String> {
+    let [width, height] = [frame.width, frame.height].map(|size| size as c_int);
+    let pitch = width * c_int::from(frame.components);
+    assert_eq!(pixels.len(), pitch as usize * height as usize);
+    let flags = sys::TJFLAG_ACCURATEDCT | sys::TJFLAG_LIMITSCANS;
+    let decompressor = Decompressor::new()?;
+    let handle = decompressor.0.as_ptr();
+    // SAFETY: `handle` is a decompressor. `jpeg` is as long as is said. `pixels` has `height` rows of
+    // `pitch` bytes, and no more is written, whatever the file says: an image that would not fit into
+    // `width` and `height` is scaled down or refused.
+    let status = unsafe {
+        sys::tjDecompress2(
+            handle,
+            jpeg.as_ptr(),
+            jpeg.len() as c_ulong,
+            pixels.as_mut_ptr(),
+            width,
+            pitch,
+            height,
+            pixel_format,
+            flags,
+        )
+    };
+    if status == 0 {
+        return Ok(None);
+    }
+    // SAFETY: `handle` is a decompressor; the message ends with a zero and is copied while it lives.
+    let (code, message) = unsafe {
+        let message = CStr::from_ptr(sys::tjGetErrorStr2(handle));
+        (sys::tjGetErrorCode(handle), message.to_string_lossy().into_owned())
+    };
+    match code {
+        sys::TJERR_WARNING => Ok(Some(message)),
+        _ => Err(message),
+    }
+}
+
+/// A TurboJPEG decompressor.
+struct Decompressor(NonNull<c_void>);
+
+impl Decompressor {
+    fn new() -> Result<Self, String> {
+        // SAFETY: it has no requirements.
+        let handle = unsafe { sys::tjInitDecompress() };
+        NonNull::new(handle).map(Self).ok_or_else(|| "no memory to decode it in".to_owned())
+    }
+}
+
+impl Drop for Decompressor {
+    fn drop(&mut self) {
+        // SAFETY: the handle is a decompressor, destroyed here and nowhere else.
+        unsafe { sys::tjDestroy(self.0.as_ptr()) };
+    }
+}
+
+/// What a file's headers say of its image.
+#[derive(Debug, Default)]
+struct Frame {
+    width: u32,
+    height: u32,
+    /// Bytes a pixel.
+    components: u8,
+    /// Whether it has Adobe's marker: four colours are then stored inverted.
+    is_adobes: bool,
+}
+
+impl Frame {
+    /// Reads the segments of a file until its end.
+    ///
+    /// Source: ITU-T T.81, annex B.
+    fn of(jpeg: &[u8]) -> Result<Self, String> {
+        const END_OF_IMAGE: u8 = 0xd9;
+        const ADOBE: u8 = 0xee;
+        let cut_off = || "it is cut off".to_owned();
+        let mut frame = None;
+        let mut is_adobes = false;
+        let mut at = 2;
+        loop {
+            let (marker, after) = next_marker(jpeg, at).ok_or_else(cut_off)?;
+            if marker == END_OF_IMAGE {
+                break;
+            }
+            let segment = jpeg.get(after..).and_then(segment).ok_or_else(cut_off)?;
+            match marker {
+                // Start of a frame; the three between them are tables.
+                0xc0..=0xcf if !matches!(marker, 0xc4 | 0xc8 | 0xcc) => {
+                    let &[_, h1, h0, w1, w0, components, ..] = segment else {
+                        return Err("its header is too short".to_owned());
+                    };
+                    let [height, width] = [[h1, h0], [w1, w0]].map(u16::from_be_bytes);
+                    let (width, height) = (u32::from(width), u32::from(height));
+                    frame.get_or_insert(Self { width, height, components, is_adobes: false });
+                }
+                ADOBE => is_adobes |= segment.starts_with(b"Adobe"),
+                _ => {}
+            }
+            at = after + 2 + segment.len();
+        }
+        match frame {
+            Some(frame) if frame.width > 0 && frame.height > 0 => Ok(Self { is_adobes, ..frame }),
+            Some(_) => Err("it has no pixels".to_owned()),
+            None => Err("it has no image".to_owned()),
+        }
+    }
+}
+
+/// The next marker from `at` on that is none within a scan, and where what follows it begins.
+fn next_marker(jpeg: &[u8], at: usize) -> Option<(u8, usize)> {
+    let is_marker = |pair: &[u8]| pair[0] == 0xff && !matches!(pair[1], 0x00 | 0xff | 0xd0..=0xd7);
+    let found = jpeg.get(at..)?.windows(2).position(is_marker)?;
+    Some((jpeg[at + found + 1], at + found + 2))
+}
+
+/// A segment without its length, from bytes that begin with that.
+fn segment(bytes: &[u8]) -> Option<&[u8]> {
+    let (len, rest) = bytes.split_first_chunk()?;
+    rest.get(..usize::from(u16::from_be_bytes(*len)).checked_sub(2)?)
+}
+
+/// As Pillow has it: without a colour profile. `inverted`: 255 stands for no ink.
+fn rgb_of_cmyk(pixels: &[u8], inverted: bool) -> Vec<u8> {
+    // A product of fractions of 255, rounded.
+    let times = |a: u8, b: u8| {
+        let product = u32::from(a) * u32::from(b) + 128;
+        (((product >> 8) + product) >> 8) as u8
+    };
+    let mut rgb = Vec::with_capacity(pixels.len() / 4 * 3);
+    for pixel in pixels.as_chunks::<4>().0 {
+        let [cyan, magenta, yellow, black] = if inverted { pixel.map(|ink| !ink) } else { *pixel };
+        let light = !black;
+        rgb.extend([cyan, magenta, yellow].map(|ink| light.saturating_sub(times(ink, light))));
+    }
+    rgb
+}
