@@ -181,6 +181,60 @@ an_end_that_would_come_again_is_not_requeued() {
     [ "$code" -eq 2 ] && [[ $output != *scontrol* ]]
 }
 
+# A doctor on each node of a job with these options of sbatch; `before` is run on each before it.
+submit_doctor() {
+    local before=$1
+    shift
+    sbatch --parsable -N 2 --output=lockstep-%j.out "$@" --wrap "
+        export LOCKSTEP_TOKEN=0123456789abcdef0123456789abcdef
+        srun --cpus-per-task=1 bash -c '$before; exec target/release/launcher doctor --cpu 1 \
+            --join-timeout 60 --run-dir runs/doctor short.yaml'"
+}
+
+# `says job severity subject text`
+says() {
+    grep -q "^$2  *$3  *.*$4" "lockstep-$1.out" || show "$1"
+}
+
+doctors_of_two_nodes_find_each_other_and_measure() {
+    local job
+    job=$(submit_doctor : --ntasks-per-node=1)
+    ended_with "$job" "COMPLETED 0:0" || return 1
+    says "$job" ok "Slurm tasks" "one launcher on each of 2 nodes" &&
+        says "$job" ok port "node 0 listens at" && says "$job" ok nodes "n2 joined over eth0" &&
+        says "$job" ok clocks "node 1 (n2) is" &&
+        says "$job" ".*" all-reduce "over 2 ranks of 2 nodes, over mpi" && [ ! -e runs/doctor ]
+}
+
+doctors_find_too_many_tasks_a_wrong_clock_and_missing_images() {
+    local job shim=$PWD/wrong_clock.so
+    job=$(submit_doctor : --ntasks-per-node=2)
+    ended_with "$job" "FAILED 9:0" || return 1
+    says "$job" BROKEN "Slurm tasks" "srun started 4 launchers on 2 nodes" || return 1
+    job=$(submit_doctor '[ $SLURM_NODEID = 0 ] || set -- --set data.dataset=image_folder; \
+        exec target/release/launcher doctor --cpu 1 "$@" short.yaml' --ntasks-per-node=1)
+    ended_with "$job" "FAILED 9:0" || return 1
+    says "$job" BROKEN nodes "node 1 (n2) cannot take part: data: " || return 1
+    cc -shared -fPIC -o "$shim" "$repository/launcher/tests/faults/wrong_clock.c" || return 0
+    job=$(submit_doctor "[ \$SLURM_NODEID = 0 ] || export LD_PRELOAD=$shim" --ntasks-per-node=1)
+    ended_with "$job" "COMPLETED 0:0" || return 1
+    says "$job" warning clocks "node 1 (n2) is -[23][0-9.]* s from here"
+}
+
+# Programs of Slurm that a node need not have: all but srun.
+a_job_trains_and_stops_where_there_is_no_scontrol() {
+    local job
+    mkdir without
+    ln -s /usr/bin/* without/
+    rm -f without/scontrol
+    job=$(submit -N 2 --export="ALL,PATH=$PWD/without" "$trained" long.yaml --cpu 1 --run-dir runs/without)
+    eventually steps_were_taken "$job" || show "$job" || return 1
+    scancel --batch --signal=USR1 "$job"
+    ended_with "$job" "FAILED 8:0" || return 1
+    grep -q "not requeued: no scontrol here" "lockstep-$job.out" || show "$job" || return 1
+    [ -e runs/without/checkpoints/latest ]
+}
+
 start_cluster 3 2
 cd "$work/submit"
 mkdir target
@@ -196,6 +250,9 @@ sed 's/epochs: 2, batch_size_per_rank: 8/epochs: 6, batch_size_per_rank: 16/' sh
 sed 's/epochs: 2, batch_size_per_rank: 8/epochs: 1000, batch_size_per_rank: 16/' short.yaml >long.yaml
 check "GPUs and arrays are passed on" gpus_and_arrays_are_passed_on
 check "an end that would come again is not requeued" an_end_that_would_come_again_is_not_requeued
+check "doctors of two nodes find each other and measure" doctors_of_two_nodes_find_each_other_and_measure
+check "doctors find what is planted" doctors_find_too_many_tasks_a_wrong_clock_and_missing_images
+check "a job trains and stops where there is no scontrol" a_job_trains_and_stops_where_there_is_no_scontrol
 check "jobs on one, two and three nodes train alike" jobs_on_one_two_and_three_nodes_train_alike
 check "a job that is requeued twice ends like one that was not" a_job_that_is_requeued_twice_ends_like_one_that_was_not
 check "a job that is preempted saves and goes on" a_job_with_higher_priority_takes_the_nodes_and_gives_them_back

@@ -42,6 +42,21 @@ pub fn nccl_version() -> Result<String> {
     Ok(version.to_string())
 }
 
+/// That the driver here serves the CUDA that libtorch was built for. True also where one of them is not
+/// found: others say that better.
+///
+/// # Errors
+/// A sentence with both versions.
+pub fn driver_serves_cuda() -> std::result::Result<(), String> {
+    use nccl_rs::CudaVersion;
+    match (CudaVersion::of_driver(), CudaVersion::of_runtime()) {
+        (Ok(driver), Ok(runtime)) if driver.major < runtime.major => Err(format!(
+            "the driver serves CUDA up to {driver}, and libtorch is built for {runtime}"
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Which backend to connect over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backend {

@@ -1,5 +1,6 @@
 //! The images of a run, as far as the launcher cares: that they are there, before any rank is started.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use job::config::{Config, Data, Dataset, Fallback};
@@ -36,27 +37,64 @@ fn cifar10_dir() -> Option<PathBuf> {
     std::env::var_os(CIFAR10_DIR).map(PathBuf::from)
 }
 
-/// Where the images would come from, without getting any.
-pub fn describe(data: &Data) -> String {
-    if data.dataset == Dataset::ImageFolder {
-        return format!("image files in {}", data.root.display());
+/// Where the images would come from.
+pub enum Outlook {
+    /// They are there.
+    Here(Source),
+    /// They are files in this folder.
+    Folder(PathBuf),
+    /// They are not there and can be downloaded.
+    Download {
+        /// Of the data set.
+        title: &'static str,
+        /// Where to.
+        root: PathBuf,
+        /// Whether synthetic ones do if that fails.
+        or_synthetic: bool,
+    },
+    /// Synthetic ones take their place.
+    Replaced {
+        /// Of the data set.
+        title: &'static str,
+    },
+    /// They are bad, or not there and must not be downloaded.
+    Bad(DataError),
+}
+
+impl Outlook {
+    /// Looks, without getting any.
+    pub fn new(data: &Data) -> Self {
+        if data.dataset == Dataset::ImageFolder {
+            return Self::Folder(data.root.clone());
+        }
+        let or_synthetic = data.fallback == Fallback::Synthetic;
+        let local = Data { download: false, fallback: Fallback::None, ..data.clone() };
+        match prepare_data(&local) {
+            Ok(source) => Self::Here(source),
+            Err(DataError { problem: Problem::Missing { title, root }, .. }) if data.download => {
+                Self::Download { title, root, or_synthetic }
+            }
+            Err(DataError { problem: Problem::Missing { title, .. }, .. }) if or_synthetic => {
+                Self::Replaced { title }
+            }
+            Err(error) => Self::Bad(error),
+        }
     }
-    let local = Data { download: false, fallback: Fallback::None, ..data.clone() };
-    let problem = match prepare_data(&local) {
-        Ok(source) => return source.to_string(),
-        Err(DataError { problem: Problem::Missing { title, root }, .. }) if data.download => {
-            let otherwise = match data.fallback {
-                Fallback::None => "",
-                Fallback::Synthetic => "; synthetic images if that fails",
-            };
-            return format!("{title}, to be downloaded into {}{otherwise}", root.display());
+}
+
+impl fmt::Display for Outlook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Here(source) => source.fmt(f),
+            Self::Folder(root) => write!(f, "image files in {}", root.display()),
+            Self::Download { title, root, or_synthetic } => {
+                let otherwise = if *or_synthetic { "; synthetic images if that fails" } else { "" };
+                write!(f, "{title}, to be downloaded into {}{otherwise}", root.display())
+            }
+            Self::Replaced { title } => {
+                write!(f, "synthetic images: {title} is not there and data.download is false")
+            }
+            Self::Bad(error) => write!(f, "missing or bad: {error}"),
         }
-        Err(DataError { problem: Problem::Missing { title, .. }, .. })
-            if data.fallback == Fallback::Synthetic =>
-        {
-            return format!("synthetic images: {title} is not there and data.download is false");
-        }
-        Err(problem) => problem,
-    };
-    format!("missing or bad: {problem}")
+    }
 }

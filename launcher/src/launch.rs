@@ -11,40 +11,47 @@ use job::dataset::{self, Outline, Source};
 use job::run_dir::RunDir;
 use job::{ExitCode, config};
 use time::OffsetDateTime;
-use tokio::net::TcpListener;
 
 use crate::cli::{Cli, command_to_go_on};
+use crate::cluster::gate::Gate;
+use crate::cluster::gather::turn_away;
 use crate::cluster::host::Host;
 use crate::cluster::member::Member;
 use crate::cluster::message::Introduction;
+use crate::cluster::reach::decline;
 use crate::cluster::{self, Cluster};
 use crate::console::{Console, Style};
 use crate::error::LaunchError;
 use crate::events::{Event, EventLog};
-use crate::local::OverMpi;
-use crate::mpi::{self, Mpirun};
-use crate::plan::{self, Device, Layout, Plan, Request};
+use crate::mpi;
+use crate::plan::{self, Device, Layout, Plan, PlanError, Request};
 use crate::policy::{Limits, Outcome};
 use crate::progress::clock;
-use crate::spawn::Spec;
+use crate::spawn::{Spec, Work};
 use crate::supervise::{Report, Supervisor};
 use crate::topology::Topology;
 use crate::verdict::{self, Evidence};
-use crate::{about, data, gpus, slurm, spawn};
+use crate::{data, gpus, slurm, spawn};
 
 /// What a rank may take beyond the deadline of its collectives: for a step and for the disk.
 const BEYOND_COMM_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What is known before any rank is started and any other node heard of.
-struct Launch<'a> {
-    cli: &'a Cli,
-    console: &'a Console,
+/// What is known before any file is written and any other node heard of.
+struct Survey {
     config: Config,
     outline: Outline,
     device: Device,
     ranks: usize,
     topology: Topology,
     run_dir: PathBuf,
+    plan: Plan,
+}
+
+/// What a job is started with on this node.
+struct Launch<'a> {
+    cli: &'a Cli,
+    console: &'a Console,
+    survey: Survey,
     trainer: PathBuf,
 }
 
@@ -53,72 +60,64 @@ struct Launch<'a> {
 /// # Errors
 /// [`LaunchError`] when the job cannot be started.
 pub async fn launch(cli: &Cli, console: &Console) -> Result<ExitCode, LaunchError> {
-    let config_path = cli.config().ok_or(LaunchError::NoConfig)?;
-    let mut config = config::load(config_path, &cli.overrides)?;
     let cluster = cli.cluster(|name| std::env::var(name).ok())?;
-    let request = cli.request();
-    let visible_gpus = match request {
-        Request::Cpu { .. } => 0,
-        Request::AllGpus | Request::Gpus { .. } => gpus::visible().await,
-    };
-    let topology = Topology::detect();
-    let outline = dataset::outline(&config.data)?;
-    let (device, ranks) = plan::devices(request, visible_gpus, shares_gpus(), &topology)?;
-    // As many on each node as here, until they say how many they have.
-    let presumed = cluster.as_ref().map_or_else(
-        || Layout::single(ranks),
-        |it| Layout { node_rank: it.node_rank, ranks_per_node: vec![ranks; it.nodes] },
-    );
-    let plan = Plan::new(&config, &outline, device, presumed, &topology)?;
-    let run_dir = cli
-        .run_dir
-        .clone()
-        .unwrap_or_else(|| RunDir::default_path(config_path, OffsetDateTime::now_utc()));
     if cli.dry_run {
-        return print_plan(&plan, &config, &run_dir);
+        return print_plan(&Survey::new(cli, cluster.as_ref()).await?);
     }
-    plan.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    let launcher = std::env::current_exe().map_err(LaunchError::system("find this executable"))?;
-    let trainer = spawn::find_trainer(&launcher, std::env::var_os("PATH"))?;
-    let listener = listen(cluster.as_ref()).await?;
-    let source = data::prepare(&mut config)?;
-    let outline = match &source {
-        Source::Synthetic { .. } => dataset::outline(&config.data)?,
-        _ => outline,
-    };
-    let data_hash = cluster.is_some().then(|| data::hash(&source, &config)).transpose()?;
-    let launch =
-        Launch { cli, console, config, outline, device, ranks, topology, run_dir, trainer };
-    match (cluster, listener) {
-        (Some(cluster), Some(listener)) => {
-            let me = launch.introduction(&cluster, data_hash)?;
-            launch.lead(&cluster, me, listener).await
-        }
-        (Some(cluster), None) => {
-            let me = launch.introduction(&cluster, data_hash)?;
-            launch.follow(&cluster, me).await
-        }
-        (None, _) => {
-            let run_dir = RunDir::open(&launch.run_dir, &launch.config, &cli.resume)?;
+    match &cluster {
+        None => {
+            let (launch, _) = Launch::prepare(cli, console, None).await?;
+            let run_dir = launch.open_run_dir()?;
             let (exit_code, _) = launch.supervise(run_dir, None).await?;
             Ok(exit_code)
         }
+        Some(cluster) if cluster.node_rank == 0 => lead(cli, console, cluster).await,
+        Some(cluster) => follow(cli, console, cluster).await,
     }
 }
 
-/// On node 0 at once, so that a port that is taken is told of before the images are read.
-async fn listen(cluster: Option<&Cluster>) -> Result<Option<TcpListener>, LaunchError> {
-    match cluster {
-        Some(cluster) if cluster.node_rank == 0 => {
-            let listener = cluster.rendezvous.listen().await;
-            listener.map(Some).map_err(LaunchError::cluster(ExitCode::Setup))
+/// Node 0's part.
+async fn lead(cli: &Cli, console: &Console, cluster: &Cluster) -> Result<ExitCode, LaunchError> {
+    // At once, so that a port that is taken is told of before the images are read.
+    let gate = cluster.open_gate().await?;
+    let prepared = async {
+        let (launch, source) = Launch::prepare(cli, console, Some(cluster)).await?;
+        let me = launch.introduction(cluster, &source)?;
+        let run_dir = launch.open_run_dir()?;
+        Ok((launch, me, run_dir))
+    };
+    let ended = match prepared.await {
+        Ok((launch, me, run_dir)) => launch.lead(cluster, me, gate, run_dir).await,
+        Err(error) => {
+            tracing::error!("{error}; telling the other nodes, Ctrl-C ends at once");
+            turn_away(cluster, gate, &error).await;
+            Err(error)
         }
-        _ => Ok(None),
+    };
+    cluster.secret.remove();
+    ended
+}
+
+/// Any other node's part.
+async fn follow(cli: &Cli, console: &Console, cluster: &Cluster) -> Result<ExitCode, LaunchError> {
+    let prepared = async {
+        let (launch, source) = Launch::prepare(cli, console, Some(cluster)).await?;
+        let me = launch.introduction(cluster, &source)?;
+        Ok((launch, me))
+    };
+    match prepared.await {
+        Ok((launch, me)) => launch.follow(cluster, me).await,
+        Err(error) => {
+            tracing::error!("{error}; telling node 0, Ctrl-C ends at once");
+            decline(cluster, &error).await;
+            Err(error)
+        }
     }
 }
 
-fn print_plan(plan: &Plan, config: &Config, run_dir: &Path) -> Result<ExitCode, LaunchError> {
-    let data = data::describe(&config.data);
+fn print_plan(survey: &Survey) -> Result<ExitCode, LaunchError> {
+    let Survey { plan, config, run_dir, .. } = survey;
+    let data = data::Outlook::new(&config.data);
     let text =
         format!("{plan}\n{:<18}{data}\n{:<18}{}\n", "data", "run directory", run_dir.display());
     io::stdout()
@@ -127,35 +126,88 @@ fn print_plan(plan: &Plan, config: &Config, run_dir: &Path) -> Result<ExitCode, 
         .map_err(LaunchError::system("print the plan"))
 }
 
-impl Launch<'_> {
+impl Survey {
+    /// Looks at the configuration and this node's devices; touches nothing and needs no data.
+    async fn new(cli: &Cli, cluster: Option<&Cluster>) -> Result<Self, LaunchError> {
+        let config_path = cli.config().ok_or(LaunchError::NoConfig)?;
+        let config = config::load(config_path, &cli.overrides)?;
+        let request = cli.request();
+        let visible_gpus = match request {
+            Request::Cpu { .. } => 0,
+            Request::AllGpus | Request::Gpus { .. } => gpus::visible().await,
+        };
+        let topology = Topology::detect();
+        let outline = dataset::outline(&config.data)?;
+        let (device, ranks) = plan::devices(request, visible_gpus, shares_gpus(), &topology)?;
+        // As many on each node as here, until they say how many they have.
+        let presumed = cluster.map_or_else(
+            || Layout::single(ranks),
+            |it| Layout { node_rank: it.node_rank, ranks_per_node: vec![ranks; it.nodes] },
+        );
+        let plan = Plan::new(&config, &outline, device, presumed, &topology)?;
+        let default = || RunDir::default_path(config_path, OffsetDateTime::now_utc());
+        let run_dir = cli.run_dir.clone().unwrap_or_else(default);
+        Ok(Self { config, outline, device, ranks, topology, run_dir, plan })
+    }
+
+    /// Once it is known how many ranks each node has.
+    fn plan_for(&self, layout: Layout) -> Result<Plan, PlanError> {
+        Plan::new(&self.config, &self.outline, self.device, layout, &self.topology)
+    }
+}
+
+impl<'a> Launch<'a> {
+    /// Finds all that the ranks of this node need.
+    async fn prepare(
+        cli: &'a Cli,
+        console: &'a Console,
+        cluster: Option<&Cluster>,
+    ) -> Result<(Self, Source), LaunchError> {
+        let mut survey = Survey::new(cli, cluster).await?;
+        survey.plan.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        let launcher =
+            std::env::current_exe().map_err(LaunchError::system("find this executable"))?;
+        let trainer = spawn::find_trainer(&launcher, std::env::var_os("PATH"))?;
+        let source = data::prepare(&mut survey.config)?;
+        if let Source::Synthetic { .. } = &source {
+            survey.outline = dataset::outline(&survey.config.data)?;
+        }
+        Ok((Self { cli, console, survey, trainer }, source))
+    }
+
+    fn open_run_dir(&self) -> Result<RunDir, LaunchError> {
+        Ok(RunDir::open(&self.survey.run_dir, &self.survey.config, &self.cli.resume)?)
+    }
+
+    /// What this launcher says of itself to those of other nodes.
     fn introduction(
         &self,
         cluster: &Cluster,
-        data_hash: Option<String>,
+        source: &Source,
     ) -> Result<Introduction, LaunchError> {
-        let data_hash = data_hash.unwrap_or_default();
-        Introduction::new(cluster, self.ranks, self.device, &self.config, data_hash)
+        let data_hash = data::hash(source, &self.survey.config)?;
+        Introduction::new(
+            cluster,
+            self.survey.ranks,
+            self.survey.device,
+            &self.survey.config,
+            data_hash,
+        )
     }
 
-    /// Node 0's part.
     async fn lead(
         &self,
         cluster: &Cluster,
         me: Introduction,
-        listener: TcpListener,
+        gate: Gate,
+        run_dir: RunDir,
     ) -> Result<ExitCode, LaunchError> {
-        let run_dir = RunDir::open(&self.run_dir, &self.config, &self.cli.resume)?;
-        let token = cluster.secret.read_or_make()?;
-        let rendezvous = cluster.rendezvous.clone();
-        if let Ok(address) = listener.local_addr() {
-            tracing::info!("{} other nodes may join at {address}", cluster.nodes - 1);
-        }
-        let mut host = Host::new(me, token, rendezvous, listener, cluster.join_timeout);
+        tracing::info!("{} other nodes may join at {}", cluster.nodes - 1, gate.address());
+        let mut host = Host::new(me, gate, cluster.join_timeout);
         let ended = match host.gather().await {
             Ok(()) => self.supervise(run_dir, Some(&mut host)).await,
             Err(error) => Err(error),
         };
-        cluster.secret.remove();
         match &ended {
             Ok((exit_code, verdict)) => host.finish(*exit_code, verdict).await,
             Err(error) => host.finish(error.exit_code(), &error.to_string()).await,
@@ -163,16 +215,14 @@ impl Launch<'_> {
         ended.map(|(exit_code, _)| exit_code)
     }
 
-    /// Any other node's part.
     async fn follow(&self, cluster: &Cluster, me: Introduction) -> Result<ExitCode, LaunchError> {
-        let plan = |layout| {
-            Ok(Plan::new(&self.config, &self.outline, self.device, layout, &self.topology)?)
-        };
+        let plan = |layout| Ok(self.survey.plan_for(layout)?);
         let member = Member {
             cluster,
             me,
             trainer: &self.trainer,
             json: self.console.style() == Style::Json,
+            work: Work::Train,
             max_restarts: self.cli.max_restarts,
             plan: &plan,
         };
@@ -191,9 +241,10 @@ impl Launch<'_> {
         run_dir: RunDir,
         others: Option<&mut Host>,
     ) -> Result<(ExitCode, String), LaunchError> {
-        let layout = others.as_ref().map_or_else(|| Layout::single(self.ranks), |it| it.layout());
+        let layout =
+            others.as_ref().map_or_else(|| Layout::single(self.survey.ranks), |it| it.layout());
         let hosts = others.as_ref().map_or_else(|| vec![cluster::host_name()], |it| it.hosts());
-        let plan = Plan::new(&self.config, &self.outline, self.device, layout, &self.topology)?;
+        let plan = self.survey.plan_for(layout)?;
         let nodes = match hosts.len() {
             1 => String::new(),
             nodes => format!(" of {nodes} nodes"),
@@ -208,8 +259,9 @@ impl Launch<'_> {
         );
         let interface = others.as_ref().and_then(|host| host.interface().cloned());
         let network = interface.as_ref().map(|interface| interface.network.clone());
-        let mpi = self.over_mpi(&plan, &hosts, network, &run_dir).await?;
-        let patience = Duration::from_secs(self.config.comm.timeout_seconds) + BEYOND_COMM_TIMEOUT;
+        let mpi = mpi::over_mpi(&plan, &hosts, network, &self.trainer, &run_dir).await?;
+        let patience =
+            Duration::from_secs(self.survey.config.comm.timeout_seconds) + BEYOND_COMM_TIMEOUT;
         let mut events = EventLog::open(&run_dir.events_path());
         let root = run_dir.root().to_owned();
         let supervisor = Supervisor {
@@ -223,6 +275,7 @@ impl Launch<'_> {
                 device: plan.device,
                 threads: plan.threads_per_rank,
                 json: self.console.style() == Style::Json,
+                work: Work::Train,
                 env: interface.as_ref().map(cluster::network_variables).unwrap_or_default(),
             },
             resume: &self.cli.resume,
@@ -257,41 +310,6 @@ impl Launch<'_> {
         }
         let end = slurm::job_end(|name| std::env::var(name).ok()).await?;
         Some(end.duration_since(now).unwrap_or_default())
-    }
-
-    async fn over_mpi(
-        &self,
-        plan: &Plan,
-        hosts: &[String],
-        network: Option<String>,
-        run_dir: &RunDir,
-    ) -> Result<OverMpi, LaunchError> {
-        if plan.backend != "mpi" {
-            return Ok(OverMpi::No);
-        }
-        let setup = |text: String| LaunchError::Cluster { exit_code: ExitCode::Setup, text };
-        for (node, host) in hosts.iter().enumerate() {
-            if let Some(other) = hosts[..node].iter().position(|it| it == host) {
-                return Err(setup(format!(
-                    "nodes {other} and {node} both call themselves {host}: mpirun cannot tell them apart"
-                )));
-            }
-        }
-        let about = about::ask(&self.trainer, false).await.map_err(setup)?;
-        let Some(built_with) = about.mpirun else {
-            return Err(setup(format!(
-                "{} was built without MPI, over which ranks on CPUs of several nodes talk: \
-                 cargo build --release -p trainer --features mpi",
-                self.trainer.display()
-            )));
-        };
-        let ranks = plan.layout.ranks_per_node.iter().copied();
-        Ok(OverMpi::Mpirun(Mpirun {
-            program: mpi::find_mpirun(&built_with),
-            nodes: hosts.iter().cloned().zip(ranks).collect(),
-            network,
-            log: run_dir.logs_dir().join("mpirun.log"),
-        }))
     }
 }
 

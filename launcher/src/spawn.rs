@@ -47,8 +47,19 @@ pub struct Spec {
     pub threads: usize,
     /// Whether to log JSON.
     pub json: bool,
+    /// What they do.
+    pub work: Work,
     /// Variables, besides those that say its place; what the user has set wins.
     pub env: Vec<(&'static str, String)>,
+}
+
+/// What ranks are started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// Training.
+    Train,
+    /// Measuring how long an all-reduce of gradients takes.
+    MeasureAllReduce,
 }
 
 /// The trainer to start: the one beside the launcher's own executable, else the first on `path`.
@@ -84,6 +95,7 @@ pub fn spawn(
         .arg("--run-dir")
         .arg(spec.run_dir.root())
         .args(["--resume", &spec.resume, "--device", spec.device.name()])
+        .args((spec.work == Work::MeasureAllReduce).then_some("--measure-all-reduce"))
         .envs(unset.map(|(name, value)| (name, value)))
         .envs(mpi)
         .envs(rank.world.to_env())

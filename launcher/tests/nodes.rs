@@ -6,107 +6,15 @@
 mod support;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use std::io::{Read, Write};
-use support::{Ended, Running, Sandbox, eventually, is_running};
-
-const TOKEN: &str = "0123456789abcdef0123456789abcdef";
-
-/// Nobody is waited for longer; the tests below are over in far less.
-const JOIN_TIMEOUT: &str = "60";
-
-/// The `mpirun` that `make setup` installs, or the system's.
-fn mpirun() -> PathBuf {
-    let own = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.deps/venv/bin/mpirun"));
-    if own.exists() { own } else { "mpirun".into() }
-}
-
-fn is_possible() -> bool {
-    let possible = rustix::process::getuid().is_root()
-        && Command::new("unshare").args(["--uts", "true"]).status().is_ok_and(|it| it.success())
-        && Command::new(mpirun()).arg("--version").output().is_ok_and(|it| it.status.success());
-    if !possible {
-        println!("skipped: needs root, unshare and mpirun");
-    }
-    possible
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-/// A job on machines `m0`, `m1`, ...
-struct Job {
-    sandbox: Sandbox,
-    nodes: usize,
-    rendezvous: String,
-}
-
-impl Job {
-    fn new(nodes: usize) -> Self {
-        let rendezvous = format!("127.0.0.1:{}", free_port());
-        Self { sandbox: Sandbox::with_stand_in(), nodes, rendezvous }
-    }
-
-    /// The launcher of machine `node`, with one rank, or as `args` say.
-    fn launcher(&self, node: usize, args: &[&str]) -> Command {
-        let (nodes, node_rank) = (self.nodes.to_string(), node.to_string());
-        let usual = [
-            ("--cpu", "1"),
-            ("--run-dir", "run"),
-            ("--join-timeout", JOIN_TIMEOUT),
-            ("--nodes", &nodes),
-            ("--node-rank", &node_rank),
-            ("--rendezvous", &self.rendezvous),
-        ];
-        let unsaid = usual.iter().filter(|(name, _)| !args.contains(name));
-        let unsaid: Vec<&str> = unsaid.flat_map(|(name, value)| [*name, *value]).collect();
-        let launcher = self.sandbox.launcher(&[&unsaid[..], args, &["c.yaml"]].concat());
-        let mut command = on_machine(&format!("m{node}"), &launcher);
-        command.env("LOCKSTEP_TOKEN", TOKEN);
-        command
-    }
-
-    fn start(&self, node: usize) -> Running {
-        Running::start(self.launcher(node, &[]))
-    }
-}
-
-/// `command` with a host name of its own, and all else as it was.
-fn on_machine(host: &str, command: &Command) -> Command {
-    let mut there = Command::new("unshare");
-    there.args(["--uts", "sh", "-c", "hostname \"$0\" && exec \"$@\"", host]);
-    there.arg(command.get_program()).args(command.get_args());
-    there.current_dir(command.get_current_dir().unwrap());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => there.env(name, value),
-            None => there.env_remove(name),
-        };
-    }
-    there.env("LOCKSTEP_MPIRUN", mpirun());
-    there.stdin(std::process::Stdio::null());
-    there.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
-    there
-}
-
-fn end_all(launchers: Vec<Running>) -> Vec<Ended> {
-    launchers.into_iter().map(Running::end).collect()
-}
-
-fn codes(ended: &[Ended]) -> Vec<Option<i32>> {
-    ended.iter().map(|it| it.code).collect()
-}
-
-fn said(ended: &[Ended]) -> String {
-    ended.iter().map(|it| format!("---\n{}", it.stderr)).collect()
-}
+use support::job::{Job, codes, end_all, is_possible, said};
+use support::{Running, behind, eventually, is_running};
 
 #[test]
 fn ranks_of_three_machines_are_one_job() {
@@ -226,6 +134,32 @@ fn what_does_not_fit_is_said_on_both_machines() {
 }
 
 #[test]
+fn a_node_that_cannot_take_part_ends_all_at_once_and_is_named_with_its_reason() {
+    if !is_possible() {
+        return;
+    }
+    let no_data = ["--set", "data.dataset=cifar10", "--set", "data.download=false"];
+    let cases: [(&[&str], i32, &str); 2] = [
+        (&["--set", "train.epochz=1"], 2, "train.epochz"),
+        (&no_data, 3, "no CIFAR-10 under data"),
+    ];
+    for (args, code, told) in cases {
+        for bad in 0..2 {
+            let started = Instant::now();
+            let job = Job::new(2);
+            let args_of = |node| if node == bad { args } else { &[] };
+            let start = |node| Running::start(job.launcher(node, args_of(node)));
+            let ended = end_all(vec![start(0), start(1)]);
+            assert_eq!(codes(&ended), [Some(code); 2], "{}", said(&ended));
+            assert!(ended.iter().all(|it| it.stderr.contains(told)), "{told}: {}", said(&ended));
+            let named = format!("node {bad} (m{bad}) cannot take part");
+            assert!(ended[1 - bad].stderr.contains(&named), "{named}: {}", said(&ended));
+            assert!(started.elapsed() < Duration::from_secs(25), "{:?}", started.elapsed());
+        }
+    }
+}
+
+#[test]
 fn strangers_do_not_get_in_and_who_is_missing_is_named() {
     if !is_possible() {
         return;
@@ -333,19 +267,8 @@ impl Networks {
     }
 
     fn enter(&self, node: usize, command: &Command) -> Command {
-        let mut inside = Command::new("nsenter");
-        inside.arg(format!("--net=/run/netns/lk{}-{node}", self.0));
-        inside.arg(command.get_program()).args(command.get_args());
-        inside.current_dir(command.get_current_dir().unwrap());
-        for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => inside.env(name, value),
-                None => inside.env_remove(name),
-            };
-        }
-        inside.stdin(std::process::Stdio::null());
-        inside.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
-        inside
+        let network = format!("--net=/run/netns/lk{}-{node}", self.0);
+        behind(&["nsenter", &network], command)
     }
 
     fn cut(&self, node: usize) {

@@ -59,6 +59,9 @@ pub struct TrainArgs {
     /// Where to train.
     #[arg(long, value_enum, default_value = "auto")]
     pub device: DeviceKind,
+    /// Measure an all-reduce of the gradients instead of training, for `launcher doctor`.
+    #[arg(long, hide = true)]
+    pub measure_all_reduce: bool,
 }
 
 impl TrainArgs {

@@ -25,6 +25,7 @@ pub mod link;
 pub mod log;
 pub mod loss;
 pub mod loss_scaler;
+pub mod measure;
 pub mod metrics;
 pub mod model;
 pub mod optim;

@@ -12,6 +12,7 @@ use trainer::cli::{Cli, Command, TrainArgs};
 use trainer::commands::{self, Answer};
 use trainer::describe::describe;
 use trainer::link::Link;
+use trainer::measure::measure_all_reduce;
 use trainer::run::Outcome;
 use trainer::{Result, TrainError, log, setup};
 
@@ -74,7 +75,11 @@ fn train(args: TrainArgs) -> ExitCode {
         }
     };
     log::start(world, link.has_launcher());
-    let ended = catch_unwind(AssertUnwindSafe(|| setup::build(args, world, &link)?.train()))
+    let work = || match args.measure_all_reduce {
+        true => measure_all_reduce(&args, world, &link).map(|()| Outcome::Done),
+        false => setup::build(args, world, &link)?.train(),
+    };
+    let ended = catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|payload| Err(TrainError::from_panic(&*payload)));
     match ended {
         Ok(Outcome::Done) => job::ExitCode::Done.into(),

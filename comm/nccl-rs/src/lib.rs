@@ -13,8 +13,10 @@ pub mod cuda;
 mod error;
 mod library;
 pub mod sys;
+mod versions;
 
 pub use comm::{Calls, Comm, State};
 pub use error::{Error, Result};
 pub use library::{Nccl, Version};
 pub use sys::{DataType, RedOp, UniqueId};
+pub use versions::CudaVersion;

@@ -63,7 +63,9 @@ pub fn agree(coordinator: &Introduction, joins: &Introduction) -> Result<(), Mis
         let text = format!("the configurations differ: {}{more}", listed.join("; "));
         return Err(Mismatch { exit_code: ExitCode::Usage, text });
     }
-    if coordinator.data_hash != joins.data_hash {
+    // Empty: not known yet.
+    let hashes = [&coordinator.data_hash, &joins.data_hash];
+    if hashes.iter().all(|hash| !hash.is_empty()) && hashes[0] != hashes[1] {
         let what = "the data sets differ (BLAKE3 of images and labels)";
         let short = |hash: &str| hash.chars().take(12).collect::<String>();
         let (mine, theirs) = (short(&coordinator.data_hash), short(&joins.data_hash));

@@ -1,8 +1,4 @@
 //! Node 0's end: lets the other launchers join, and talks to them.
-//!
-//! The port is listened at only while a node is missing. A connection that has not proved that it knows
-//! the token within [`HANDSHAKE_TIMEOUT`] is closed, and only so many may try at a time, so strangers
-//! cost neither memory nor time.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -12,30 +8,17 @@ use std::time::Duration;
 
 use comm::control::ToLauncher;
 use job::ExitCode;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
-use super::address::{Interface, Rendezvous, interface_of};
-use super::agree::{agree, name};
+use super::address::Interface;
+use super::agree::name;
 use super::connection::Connection;
-use super::handshake::{self, HandshakeError, Seals};
+use super::gate::Gate;
 use super::message::{Introduction, News, ToCoordinator, ToMember};
-use super::token::Token;
 use crate::coordinator::Board;
-use crate::error::LaunchError;
 use crate::local::LogTail;
 use crate::plan::Layout;
-
-/// Within this time a connection must have proved who it is and said what it wants.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Connections that may be at it at a time; more are closed at once.
-const MAX_STRANGERS: usize = 64;
-
-/// Refused connections that are told of one by one.
-const REFUSALS_SHOWN: usize = 5;
 
 /// What the ranks of other nodes and their launchers may take to report after the last rank's end.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -61,53 +44,38 @@ pub enum FromNode {
     },
 }
 
-struct Member {
-    introduction: Introduction,
-    address: IpAddr,
+pub(super) struct Member {
+    pub(super) introduction: Introduction,
+    pub(super) address: IpAddr,
     /// How far its clock is ahead of this one.
-    skew_seconds: f64,
-    connection: Connection<ToMember>,
-    lost: bool,
-    reported: bool,
+    pub(super) skew_seconds: f64,
+    pub(super) connection: Connection<ToMember>,
+    pub(super) lost: bool,
+    pub(super) reported: bool,
 }
+
+pub(super) type Incoming = (usize, SocketAddr, Result<ToCoordinator, String>);
 
 /// The other nodes' launchers.
 pub struct Host {
-    me: Introduction,
-    token: Token,
-    rendezvous: Rendezvous,
-    listener: Option<TcpListener>,
-    join_timeout: Duration,
-    members: BTreeMap<usize, Member>,
-    incoming: UnboundedReceiver<(usize, SocketAddr, Result<ToCoordinator, String>)>,
-    sender: UnboundedSender<(usize, SocketAddr, Result<ToCoordinator, String>)>,
-    addresses: BTreeMap<usize, SocketAddr>,
-    interface: Option<Interface>,
+    pub(super) me: Introduction,
+    pub(super) gate: Gate,
+    pub(super) join_timeout: Duration,
+    pub(super) members: BTreeMap<usize, Member>,
+    pub(super) incoming: UnboundedReceiver<Incoming>,
+    pub(super) sender: UnboundedSender<Incoming>,
+    pub(super) addresses: BTreeMap<usize, SocketAddr>,
+    pub(super) interface: Option<Interface>,
     logs: BTreeMap<usize, LogTail>,
 }
 
-struct Joined {
-    stream: TcpStream,
-    seals: Seals,
-    introduction: Introduction,
-    from: SocketAddr,
-}
-
 impl Host {
-    /// For a job of which this node says `me`; `listener` is where the others will look.
-    pub fn new(
-        me: Introduction,
-        token: Token,
-        rendezvous: Rendezvous,
-        listener: TcpListener,
-        join_timeout: Duration,
-    ) -> Self {
+    /// For a job of which this node says `me`; the others come through `gate`.
+    pub fn new(me: Introduction, gate: Gate, join_timeout: Duration) -> Self {
         let (sender, incoming) = mpsc::unbounded_channel();
         Self {
             me,
-            token,
-            rendezvous,
-            listener: Some(listener),
+            gate,
             join_timeout,
             members: BTreeMap::new(),
             incoming,
@@ -116,124 +84,6 @@ impl Host {
             interface: None,
             logs: BTreeMap::new(),
         }
-    }
-
-    /// Waits until every node is there, those that were lost again.
-    ///
-    /// # Errors
-    /// [`LaunchError::Cluster`] when one does not come in time or does not fit; those that are there are
-    /// told.
-    pub async fn gather(&mut self) -> Result<(), LaunchError> {
-        self.members.retain(|_, member| !member.lost);
-        let gathered = self.gather_all().await;
-        match &gathered {
-            Ok(()) => self.listener = None,
-            Err(error) => self.finish(error.exit_code(), &error.to_string()).await,
-        }
-        gathered
-    }
-
-    async fn gather_all(&mut self) -> Result<(), LaunchError> {
-        let deadline = Instant::now() + self.join_timeout;
-        let listener = match self.listener.take() {
-            Some(listener) => listener,
-            None => {
-                self.rendezvous.listen().await.map_err(LaunchError::cluster(ExitCode::Setup))?
-            }
-        };
-        let mut strangers = JoinSet::new();
-        let mut refused = Vec::new();
-        while self.members.len() + 1 < self.me.nodes {
-            tokio::select! {
-                () = sleep_until(deadline) => return Err(self.missing(&refused)),
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, from)) if strangers.len() < MAX_STRANGERS => {
-                        let token = self.token.clone();
-                        strangers.spawn(async move { (from, greet(stream, from, &token).await) });
-                    }
-                    Ok(_) => {}
-                    Err(error) => {
-                        tracing::warn!("cannot accept a connection: {error}");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
-                },
-                Some(Ok((from, greeted))) = strangers.join_next() => match greeted {
-                    Ok(joined) => self.add(joined).await?,
-                    Err(error) => {
-                        let text = format!("a connection from {from} was refused: {error}");
-                        if refused.len() < REFUSALS_SHOWN {
-                            tracing::warn!("{text}");
-                        }
-                        refused.push(text);
-                    }
-                },
-                Some((node, from, message)) = self.incoming.recv() => {
-                    if message.is_err() && self.addresses.get(&node) == Some(&from) {
-                        self.members.remove(&node);
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn add(&mut self, joined: Joined) -> Result<(), LaunchError> {
-        let Joined { stream, seals, introduction, from } = joined;
-        let node = introduction.node_rank;
-        let taken = self.members.get(&node).map(|member| name(&member.introduction));
-        self.interface = self.interface.take().or_else(|| {
-            let address = stream.local_addr().ok()?.ip();
-            interface_of(address)
-        });
-        let incoming = self.sender.clone();
-        let connection = Connection::start(stream, seals, ToMember::Alive, move |message| {
-            // Nobody listens any more when the job is over.
-            let _ = incoming.send((node, from, message));
-        });
-        let mismatch = match (agree(&self.me, &introduction), taken) {
-            (Err(mismatch), _) => Some((mismatch.exit_code, mismatch.text)),
-            (Ok(()), Some(taken)) => {
-                let text = format!("{taken} and {} have the same --node-rank", name(&introduction));
-                Some((ExitCode::Usage, text))
-            }
-            (Ok(()), None) => None,
-        };
-        if let Some((exit_code, text)) = mismatch {
-            let finish = ToMember::Finish { exit_code: exit_code as u8, text: text.clone() };
-            connection.send(finish);
-            connection.close().await;
-            return Err(LaunchError::Cluster { exit_code, text });
-        }
-        tracing::info!("{} has joined: {} ranks", name(&introduction), introduction.ranks);
-        let address = from.ip();
-        let skew_seconds = introduction.unix_seconds - super::unix_seconds();
-        self.addresses.insert(node, from);
-        let member =
-            Member { introduction, address, skew_seconds, connection, lost: false, reported: true };
-        self.members.insert(node, member);
-        Ok(())
-    }
-
-    fn missing(&self, refused: &[String]) -> LaunchError {
-        let absent: Vec<_> = (1..self.me.nodes)
-            .filter(|node| !self.members.contains_key(node))
-            .map(|node| node.to_string())
-            .collect();
-        let there: Vec<_> = std::iter::once(name(&self.me))
-            .chain(self.members.values().map(|member| name(&member.introduction)))
-            .collect();
-        let refusals = match refused.last() {
-            None => String::new(),
-            Some(last) => format!("; {} connections were refused, the last: {last}", refused.len()),
-        };
-        let text = format!(
-            "node {} did not join within {:?} at {}; there: {}{refusals}",
-            absent.join(", "),
-            self.join_timeout,
-            self.rendezvous,
-            there.join(", "),
-        );
-        LaunchError::Cluster { exit_code: ExitCode::Hang, text }
     }
 
     /// Ranks of each node; to be called when all are there.
@@ -344,7 +194,7 @@ impl Host {
                     member.reported = true;
                     return FromNode::Reported;
                 }
-                Ok(ToCoordinator::Join(_) | ToCoordinator::Alive) => {}
+                Ok(ToCoordinator::Join(_) | ToCoordinator::Decline(_) | ToCoordinator::Alive) => {}
             }
         }
     }
@@ -380,27 +230,5 @@ impl Host {
         for (_, member) in std::mem::take(&mut self.members) {
             member.connection.close().await;
         }
-    }
-}
-
-async fn greet(
-    mut stream: TcpStream,
-    from: SocketAddr,
-    token: &Token,
-) -> Result<Joined, HandshakeError> {
-    let greeting = async {
-        stream.set_nodelay(true)?;
-        let mut seals = handshake::accept(&mut stream, token).await?;
-        match seals.receiving.read(&mut stream).await? {
-            ToCoordinator::Join(introduction) => Ok((seals, *introduction)),
-            _ => Err(HandshakeError::NotALauncher),
-        }
-    };
-    match timeout(HANDSHAKE_TIMEOUT, greeting).await {
-        Ok(greeted) => {
-            let (seals, introduction) = greeted?;
-            Ok(Joined { stream, seals, introduction, from })
-        }
-        Err(_) => Err(HandshakeError::Silent(HANDSHAKE_TIMEOUT)),
     }
 }

@@ -1,34 +1,23 @@
 //! The other nodes' end: joins node 0's launcher and does what that one says.
 
-use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
-
 use comm::control::ToLauncher;
 use job::ExitCode;
 use job::run_dir::RunDir;
-use tokio::net::TcpStream;
-use tokio::sync::mpsc::{self, UnboundedReceiver};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use std::path::Path;
+use std::sync::Arc;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Cluster;
-use super::address::{Interface, interface_of};
-use super::connection::Connection;
-use super::handshake::{self, HandshakeError};
 use super::host::FAREWELL;
 use super::message::{Introduction, News, ToCoordinator, ToMember};
+use super::reach::{Link, reach};
 use crate::coordinator::Values;
 use crate::error::LaunchError;
 use crate::local::{Local, LocalRanks, OverMpi};
 use crate::plan::{Layout, Plan};
 use crate::signals::Signals;
-use crate::spawn::Spec;
-
-/// Between attempts to reach node 0.
-const RETRY: Duration = Duration::from_millis(300);
-
-/// For one attempt to reach one address.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+use crate::spawn::{Spec, Work};
 
 /// Lines of a log longer than this are cut, so that its end fits a frame.
 const MAX_TAIL_LINE: usize = 1000;
@@ -43,16 +32,12 @@ pub struct Member<'a> {
     pub trainer: &'a Path,
     /// Whether ranks log JSON.
     pub json: bool,
+    /// What ranks are started for.
+    pub work: Work,
     /// How often the job may be started again.
     pub max_restarts: u32,
     /// The plan for this node, once it is known how many ranks the others have.
     pub plan: &'a dyn Fn(Layout) -> Result<Plan, LaunchError>,
-}
-
-struct Link {
-    connection: Connection<ToCoordinator>,
-    incoming: UnboundedReceiver<Result<ToMember, String>>,
-    interface: Option<Interface>,
 }
 
 /// What ended a stretch of work.
@@ -97,59 +82,12 @@ impl Member<'_> {
         }
     }
 
-    /// Connects to node 0 and introduces itself, again and again until the deadline.
+    /// Connects to node 0 and introduces itself.
     async fn join(&self) -> Result<Link, LaunchError> {
-        let deadline = Instant::now() + self.cluster.join_timeout;
-        // A name that does not resolve will not do so later either.
-        let addresses = self.cluster.rendezvous.resolve().await;
-        let addresses = addresses.map_err(LaunchError::cluster(ExitCode::Setup))?;
-        let mut problem = "nobody answered".to_owned();
-        while Instant::now() < deadline {
-            for address in &addresses {
-                for port in self.cluster.rendezvous.ports.clone() {
-                    match self.try_join((*address, port).into()).await {
-                        Ok(link) => return Ok(link),
-                        // Another job may have one of several ports, but not the only one.
-                        Err(HandshakeError::WrongToken) if self.cluster.has_one_port() => {
-                            let text = format!(
-                                "the launcher at {} has another token",
-                                self.cluster.rendezvous
-                            );
-                            return Err(LaunchError::Cluster { exit_code: ExitCode::Setup, text });
-                        }
-                        Err(error) => problem = format!("port {port}: {error}"),
-                    }
-                }
-            }
-            sleep(RETRY).await;
-        }
-        let text = format!(
-            "cannot join node 0 at {} within {:?}: {problem}",
-            self.cluster.rendezvous, self.cluster.join_timeout
-        );
-        Err(LaunchError::Cluster { exit_code: ExitCode::Hang, text })
-    }
-
-    async fn try_join(&self, address: std::net::SocketAddr) -> Result<Link, HandshakeError> {
-        let late = |_| HandshakeError::Silent(CONNECT_TIMEOUT);
-        // Made by node 0's launcher, so read again each time.
-        let Some(token) = self.cluster.secret.read().map_err(std::io::Error::other)? else {
-            return Err(std::io::Error::other(self.cluster.secret.absent()).into());
-        };
-        let mut stream =
-            timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await.map_err(late)??;
-        stream.set_nodelay(true)?;
-        let shaking = handshake::connect(&mut stream, &token);
-        let seals = timeout(CONNECT_TIMEOUT, shaking).await.map_err(late)??;
-        let interface = interface_of(stream.local_addr()?.ip());
-        let (sender, incoming) = mpsc::unbounded_channel();
-        let connection = Connection::start(stream, seals, ToCoordinator::Alive, move |message| {
-            // Nobody listens any more when this launcher ends.
-            let _ = sender.send(message);
-        });
+        let link = reach(self.cluster, self.cluster.join_timeout).await?;
         let me = Introduction { unix_seconds: super::unix_seconds(), ..self.me.clone() };
-        connection.send(ToCoordinator::Join(Box::new(me)));
-        Ok(Link { connection, incoming, interface })
+        link.connection.send(ToCoordinator::Join(Box::new(me)));
+        Ok(link)
     }
 
     async fn follow(&self, link: &mut Link, signals: &mut Signals) -> Result<End, LaunchError> {
@@ -180,7 +118,10 @@ impl Member<'_> {
         let config_path = folder.path().join("config.yaml");
         std::fs::write(&config_path, config)
             .map_err(LaunchError::system("write the configuration for this node's ranks"))?;
-        let run_dir = self.cluster.run_dir.clone().unwrap_or(run_dir);
+        let run_dir = match self.work {
+            Work::Train => self.cluster.run_dir.clone().unwrap_or(run_dir),
+            Work::MeasureAllReduce => folder.path().to_owned(),
+        };
         let run_dir = RunDir::at(&run_dir);
         std::fs::create_dir_all(run_dir.logs_dir()).map_err(LaunchError::system(format!(
             "make a folder for logs in {}",
@@ -194,6 +135,7 @@ impl Member<'_> {
             device: plan.device,
             threads: plan.threads_per_rank,
             json: self.json,
+            work: self.work,
             env: link.interface.as_ref().map(super::network_variables).unwrap_or_default(),
         };
         loop {

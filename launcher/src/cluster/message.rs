@@ -29,7 +29,7 @@ pub struct Introduction {
     pub device: String,
     /// The configuration.
     pub config: serde_json::Value,
-    /// Of the images and labels.
+    /// Of the images and labels; empty where a doctor has not got them.
     pub data_hash: String,
     /// What its clock says, in seconds since 1970.
     pub unix_seconds: f64,
@@ -61,6 +61,25 @@ impl Introduction {
             data_hash,
             unix_seconds: super::unix_seconds(),
         })
+    }
+}
+
+/// What a launcher says that cannot take part.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Unable {
+    /// The machine's name for itself.
+    pub host: String,
+    /// Its place among the machines.
+    pub node_rank: usize,
+    /// How its launcher ends.
+    pub exit_code: u8,
+    /// Why.
+    pub text: String,
+}
+
+impl std::fmt::Display for Unable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "node {} ({}) cannot take part: {}", self.node_rank, self.host, self.text)
     }
 }
 
@@ -116,6 +135,8 @@ impl News {
 pub enum ToCoordinator {
     /// The first message.
     Join(Box<Introduction>),
+    /// The first message of one that cannot take part.
+    Decline(Unable),
     /// About a rank.
     News(News),
     /// Somebody asked this launcher to stop, by this signal.

@@ -6,17 +6,31 @@
 pub mod address;
 mod agree;
 mod connection;
+pub mod gate;
+pub mod gather;
 pub mod handshake;
 pub mod host;
 pub mod member;
 pub mod message;
+pub mod reach;
 pub mod token;
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use address::{Interface, Rendezvous};
+use gate::Gate;
+use job::ExitCode;
+use message::Unable;
 use token::{Token, TokenError};
+
+use crate::error::LaunchError;
+
+/// How long a node that cannot take part tries to tell the others.
+const DECLINE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A sentence about a node has to fit a frame with room to spare.
+const MAX_REASON: usize = 8000;
 
 /// The machines of a job, as each launcher is told.
 #[derive(Debug, Clone)]
@@ -36,6 +50,16 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// Listens for the others, on node 0, which makes the token unless the user has.
+    ///
+    /// # Errors
+    /// [`LaunchError`] when the port or the token cannot be had.
+    pub async fn open_gate(&self) -> Result<Gate, LaunchError> {
+        let setup = LaunchError::cluster(ExitCode::Setup);
+        let listener = self.rendezvous.listen().await.map_err(setup)?;
+        Ok(Gate::new(self.rendezvous.clone(), self.secret.read_or_make()?, listener))
+    }
+
     /// Whether all agree on one port, so that whoever listens there is meant.
     pub fn has_one_port(&self) -> bool {
         self.rendezvous.ports.start() == self.rendezvous.ports.end()
@@ -119,6 +143,16 @@ pub fn network_variables(interface: &Interface) -> Vec<(&'static str, String)> {
         ("NCCL_SOCKET_IFNAME", format!("={}", interface.name)),
         ("OMPI_MCA_btl_tcp_if_include", interface.network.clone()),
     ]
+}
+
+/// That this node cannot take part.
+fn unable(cluster: &Cluster, error: &LaunchError) -> Unable {
+    Unable {
+        host: host_name(),
+        node_rank: cluster.node_rank,
+        exit_code: error.exit_code() as u8,
+        text: error.to_string().chars().take(MAX_REASON).collect(),
+    }
 }
 
 /// The machine's name for itself.

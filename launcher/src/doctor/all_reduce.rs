@@ -1,65 +1,149 @@
-//! How long an all-reduce takes, measured with ranks that are threads of this process.
+//! How long averaging gradients takes, measured with ranks that are started and connected as for
+//! training: over shared memory, MPI or NCCL, within a node and between nodes.
 
-use std::time::{Duration, Instant};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
 
-use comm::bootstrap::MemoryStore;
-use comm::{BufferMut, CommError, Communicator, ReduceOp, shm};
+use job::config;
+use job::run_dir::{Resume, RunDir};
+use serde::Deserialize;
 
-/// Rounds that are timed; the first one is for warming up.
-const ROUNDS: usize = 6;
+use super::Node;
+use super::finding::Finding;
+use crate::cluster::host::Host;
+use crate::cluster::{self, host_name};
+use crate::console::{Console, Style};
+use crate::error::LaunchError;
+use crate::events::EventLog;
+use crate::mpi;
+use crate::plan::{Layout, Plan};
+use crate::policy::{Limits, Outcome};
+use crate::spawn::{Spec, Work};
+use crate::supervise::Supervisor;
 
-const TIMEOUT: Duration = Duration::from_secs(30);
+const SUBJECT: &str = "all-reduce";
 
-/// The median over rounds, of averaging `bytes` of f32 over `ranks` ranks.
-///
-/// # Errors
-/// A sentence: why it does not work.
-pub fn over_shared_memory(ranks: usize, bytes: usize) -> Result<Duration, String> {
-    let store = MemoryStore::default();
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..ranks)
-            .map(|rank| {
-                let store = &store;
-                scope.spawn(move || one_rank(rank, ranks, bytes, store))
-            })
-            .collect();
-        let mut longest = Duration::ZERO;
-        for thread in threads {
-            let took = thread.join().map_err(|_| "a rank panicked".to_owned())?;
-            longest = longest.max(took.map_err(|error| error.to_string())?);
-        }
-        Ok(longest)
-    })
+/// A rank that measures says something at least so often.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Ranks that exchange less than this a second wait for each other most of the time.
+const SLOW_BYTES_PER_SECOND: f64 = 100e6;
+
+/// What the ranks have left: `trainer --measure-all-reduce`.
+#[derive(Deserialize)]
+struct Measured {
+    bytes: usize,
+    seconds: f64,
 }
 
-fn one_rank(
-    rank: usize,
-    ranks: usize,
-    bytes: usize,
-    store: &MemoryStore,
-) -> Result<Duration, CommError> {
-    // Not through bootstrap, which knows all backends: the launcher links no MPI.
-    let communicator = shm::connect(rank, ranks, store, "doctor", TIMEOUT)?;
-    let mut gradients = vec![1.0f32; bytes / 4];
-    let mut times = Vec::with_capacity(ROUNDS);
-    for _ in 0..ROUNDS {
-        communicator.barrier()?;
-        let started = Instant::now();
-        communicator.all_reduce(BufferMut::host(&mut gradients), ReduceOp::Mean)?;
-        times.push(started.elapsed());
+/// Starts all ranks, those of `others` too. Nothing where there is one rank.
+pub async fn measure(node: &Node, others: Option<&mut Host>) -> Vec<Finding> {
+    let layout = others.as_ref().map_or_else(|| node.plan.layout.clone(), |host| host.layout());
+    if layout.world_size() < 2 {
+        return Vec::new();
     }
-    communicator.finalize()?;
-    times.remove(0);
-    times.sort_unstable();
-    Ok(times[times.len() / 2])
+    let nodes = layout.ranks_per_node.len();
+    let ranks = layout.world_size();
+    vec![match run(node, layout, others).await {
+        Ok(Ok((backend, measured))) => judge(ranks, nodes, backend, &measured),
+        Ok(Err(failure)) => {
+            let remedy = "the message is a rank's; a run of the same command fails likewise";
+            Finding::broken(SUBJECT, failure, remedy)
+        }
+        Err(error) => Finding::broken(SUBJECT, error.to_string(), "see the message"),
+    }]
+}
+
+fn judge(ranks: usize, nodes: usize, backend: &str, measured: &Measured) -> Finding {
+    let per_second = measured.bytes as f64 / measured.seconds;
+    let place = if nodes > 1 { format!("{nodes} nodes") } else { "this machine".to_owned() };
+    let seen = format!(
+        "{:.0} MiB of gradients over {ranks} ranks of {place}, over {backend}, in {:.1} ms: {:.2} GB/s",
+        measured.bytes as f64 / f64::from(1 << 20),
+        measured.seconds * 1e3,
+        per_second / 1e9
+    );
+    if per_second < SLOW_BYTES_PER_SECOND {
+        let remedy = "a faster network: NCCL_SOCKET_IFNAME or OMPI_MCA_btl_tcp_if_include name it; or \
+                      a larger batch and train.grad_accum_steps, to wait less often";
+        Finding::warning(SUBJECT, seen, remedy)
+    } else {
+        Finding::fine(SUBJECT, seen)
+    }
+}
+
+/// The backend and what was measured, or how the ranks failed.
+async fn run(
+    node: &Node,
+    layout: Layout,
+    others: Option<&mut Host>,
+) -> Result<Result<(&'static str, Measured), String>, LaunchError> {
+    let plan = Plan::new(&node.config, &node.outline, node.plan.device, layout, &node.topology)?;
+    let folder = tempfile::tempdir().map_err(LaunchError::system("make a folder"))?;
+    let run_dir = RunDir::at(folder.path());
+    let prepared = std::fs::create_dir_all(run_dir.logs_dir())
+        .and_then(|()| std::fs::write(run_dir.config_path(), config::to_yaml(&node.config)));
+    prepared.map_err(LaunchError::system("prepare a measurement"))?;
+    let hosts = others.as_ref().map_or_else(|| vec![host_name()], |host| host.hosts());
+    let interface = others.as_ref().and_then(|host| host.interface().cloned());
+    let network = interface.as_ref().map(|interface| interface.network.clone());
+    let mpi = mpi::over_mpi(&plan, &hosts, network, &node.trainer, &run_dir).await?;
+    let mut events = EventLog::open(&run_dir.events_path());
+    let (result, config) = (run_dir.all_reduce_path(), run_dir.config_path());
+    let supervisor = Supervisor {
+        plan: &plan,
+        mpi,
+        spec: Spec {
+            trainer: node.trainer.clone(),
+            config,
+            run_dir: Arc::new(run_dir),
+            resume: String::new(),
+            device: plan.device,
+            threads: plan.threads_per_rank,
+            json: false,
+            work: Work::MeasureAllReduce,
+            env: interface.as_ref().map(cluster::network_variables).unwrap_or_default(),
+        },
+        resume: &Resume::Never,
+        limits: Limits { stop: PATIENCE, silence: PATIENCE },
+        ends_in: None,
+        max_restarts: 0,
+        console: &Console::new(Style::Quiet),
+    };
+    if let Some(host) = &others {
+        supervisor.welcome(host)?;
+    }
+    let report = supervisor.run(others, &mut events).await?;
+    let Outcome::Done = report.outcome else {
+        let rank = match &report.outcome {
+            Outcome::Failed(failure) => failure.rank,
+            _ => 0,
+        };
+        let last = report.logs.get(rank).and_then(|(_, tail)| tail.last());
+        let said = last.map_or_else(String::new, |line| format!(": {line}"));
+        return Ok(Err(format!("{}{said}", report.outcome)));
+    };
+    let text = std::fs::read_to_string(result);
+    let measured = text.and_then(|text| serde_json::from_str(&text).map_err(io::Error::other));
+    let measured = measured.map_err(LaunchError::system("read what rank 0 has measured"))?;
+    Ok(Ok((plan.backend, measured)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doctor::finding::Severity;
 
     #[test]
-    fn threads_of_this_process_average_gradients() {
-        assert!(over_shared_memory(2, 1 << 20).unwrap() > Duration::ZERO);
+    fn a_slow_network_is_a_warning() {
+        let measured = |seconds| Measured { bytes: 45 << 20, seconds };
+        let fine = judge(4, 2, "mpi", &measured(0.1));
+        assert_eq!(fine.severity, Severity::Fine);
+        assert!(
+            fine.seen
+                .contains("45 MiB of gradients over 4 ranks of 2 nodes, over mpi, in 100.0 ms")
+        );
+        assert_eq!(judge(4, 2, "mpi", &measured(2.0)).severity, Severity::Warning);
     }
 }

@@ -6,11 +6,20 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
-use super::Finding;
+use super::finding::Finding;
 use crate::about::About;
 
 /// A driver that does not answer for this long is broken.
 const NVIDIA_SMI_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// `ncclAvg` and `ncclBfloat16`.
+const AVERAGES_BF16: (u32, u32) = (2, 10);
+
+/// Communicators that do not block.
+const NEVER_BLOCKS: (u32, u32) = (2, 14);
+
+const GET_NCCL: &str =
+    "`make setup` gets it with libtorch; LD_LIBRARY_PATH names another one's folder";
 
 /// Looks at the `ranks` GPUs that a run would use. `about`: what the trainer says of them.
 pub async fn examine(about: Option<&About>, ranks: usize) -> Vec<Finding> {
@@ -18,10 +27,15 @@ pub async fn examine(about: Option<&About>, ranks: usize) -> Vec<Finding> {
     if let Some(about) = about {
         findings.extend(libraries(about, ranks));
     }
-    if ranks > 1
-        && let Some(matrix) = nvidia_smi(&["topo", "-p2p", "r"]).await
-    {
-        findings.push(peers(&matrix));
+    if ranks > 1 {
+        findings.push(match nvidia_smi(&["topo", "-p2p", "r"]).await {
+            Some(matrix) => peers(&matrix),
+            None => Finding::warning(
+                "GPU to GPU",
+                "`nvidia-smi topo -p2p r` says nothing",
+                "the driver's tools of the driver's version; the all-reduce below shows what is lost",
+            ),
+        });
     }
     findings
 }
@@ -58,15 +72,31 @@ fn libraries(about: &About, ranks: usize) -> Vec<Finding> {
     }
     if let Some(nccl) = &about.nccl {
         findings.push(match (&nccl.version, &nccl.problem) {
-            (Some(version), _) => Finding::fine("NCCL", format!("version {version}")),
-            (None, problem) => Finding::broken(
-                "NCCL",
-                problem.as_deref().unwrap_or("is not found"),
-                "`make setup` gets it with libtorch; LD_LIBRARY_PATH must name its folder",
-            ),
+            (Some(version), _) => library(version),
+            (None, problem) => {
+                Finding::broken("NCCL", problem.as_deref().unwrap_or("is not found"), GET_NCCL)
+            }
         });
     }
     findings
+}
+
+fn library(version: &str) -> Finding {
+    let mut numbers = version.split('.').map_while(|number| number.parse::<u32>().ok());
+    let number = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let seen = format!("version {version}");
+    if number < AVERAGES_BF16 {
+        Finding::broken(
+            "NCCL",
+            format!("{seen} does not average bf16, which is there from 2.10 on"),
+            GET_NCCL,
+        )
+    } else if number < NEVER_BLOCKS {
+        let seen = format!("{seen}: a rank that is gone is noticed late; from 2.14 on, at once");
+        Finding::warning("NCCL", seen, GET_NCCL)
+    } else {
+        Finding::fine("NCCL", seen)
+    }
 }
 
 /// `nvidia-smi topo -p2p r`: a row a GPU, `OK` where it reads another's memory.
@@ -96,7 +126,15 @@ async fn nvidia_smi(args: &[&str]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::Severity;
+    use crate::doctor::finding::Severity;
+
+    #[test]
+    fn an_old_nccl_is_told_from_one_that_is_too_old() {
+        let severity = |version| library(version).severity;
+        assert_eq!(severity("2.9.9"), Severity::Broken);
+        assert_eq!(severity("2.13.4"), Severity::Warning);
+        assert_eq!(severity("2.28.3"), Severity::Fine);
+    }
 
     #[test]
     fn gpus_that_do_not_see_each_other_are_counted() {

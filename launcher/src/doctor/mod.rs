@@ -1,174 +1,203 @@
 //! `launcher doctor`: whether a run can work here, found out before it is started.
 //!
 //! Each check gives [`Finding`]s: what is fine, what is not, and what to do about it. With several nodes,
-//! each node's doctor checks its node, and they join like the launchers of a job would.
+//! each node's doctor checks its node, they join like the launchers of a job would, and all end alike.
 
 mod all_reduce;
-mod checks;
-mod cluster;
+mod disk;
+mod finding;
 mod gpus;
+mod machine;
+mod nodes;
+mod slurm;
 
-use std::fmt;
 use std::io::{self, Write};
+use std::path::PathBuf;
 
 use comm::env::shares_gpus;
-use job::{ExitCode, config};
+use job::ExitCode;
+use job::config::{self, Config, Data};
+use job::dataset::{self, DataError, Outline};
+use job::run_dir::RunDir;
 use time::OffsetDateTime;
 
+use crate::about::About;
 use crate::cli::Cli;
+use crate::cluster::Cluster;
+use crate::data::{self, Outlook};
 use crate::error::LaunchError;
 use crate::plan::{self, Layout, Plan, Request};
 use crate::topology::Topology;
 use crate::{gpus as visible, spawn};
-
-/// How bad something is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Severity {
-    /// As it should be.
-    Fine,
-    /// A run works, but not as well as it could.
-    Warning,
-    /// A run cannot work.
-    Broken,
-}
-
-/// What a check found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
-    /// How bad it is.
-    pub severity: Severity,
-    /// What was looked at.
-    pub subject: &'static str,
-    /// What was seen.
-    pub seen: String,
-    /// What to do; empty where all is fine.
-    pub remedy: String,
-}
-
-impl Finding {
-    /// As it should be.
-    pub fn fine(subject: &'static str, seen: impl Into<String>) -> Self {
-        Self { severity: Severity::Fine, subject, seen: seen.into(), remedy: String::new() }
-    }
-
-    /// Not as good as it could be.
-    pub fn warning(
-        subject: &'static str,
-        seen: impl Into<String>,
-        remedy: impl Into<String>,
-    ) -> Self {
-        let (seen, remedy) = (seen.into(), remedy.into());
-        Self { severity: Severity::Warning, subject, seen, remedy }
-    }
-
-    /// A run cannot work.
-    pub fn broken(
-        subject: &'static str,
-        seen: impl Into<String>,
-        remedy: impl Into<String>,
-    ) -> Self {
-        Self { severity: Severity::Broken, ..Self::warning(subject, seen, remedy) }
-    }
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mark = match self.severity {
-            Severity::Fine => "ok",
-            Severity::Warning => "warning",
-            Severity::Broken => "BROKEN",
-        };
-        write!(f, "{mark:<8} {:<16} {}", self.subject, self.seen)?;
-        if !self.remedy.is_empty() {
-            write!(f, "\n{:<25} -> {}", "", self.remedy)?;
-        }
-        Ok(())
-    }
-}
+use finding::{Finding, Severity};
 
 /// Looks at everything that a run of `cli`'s configuration needs, and prints what it finds.
 ///
 /// # Errors
-/// [`LaunchError`] when the configuration is wrong, or nothing can be printed.
+/// [`LaunchError`] when nothing can be printed.
 pub async fn examine(cli: &Cli) -> Result<ExitCode, LaunchError> {
-    let config = match cli.config() {
-        Some(path) => config::load(path, &cli.overrides)?,
-        None => config::Config::default(),
-    };
     let mut findings = Findings::default();
-    let launcher = std::env::current_exe().map_err(LaunchError::system("find this executable"))?;
-    let trainer = spawn::find_trainer(&launcher, std::env::var_os("PATH"));
-    let request = cli.request();
-    let wants_gpus = !matches!(request, Request::Cpu { .. });
-    let visible = if wants_gpus { visible::visible().await } else { 0 };
-    let about = match &trainer {
-        Ok(trainer) => findings.take(checks::trainer(trainer, wants_gpus && visible > 0).await),
-        Err(error) => {
-            findings.add([Finding::broken("trainer", error.to_string(), "build it")]);
-            None
-        }
-    };
-    let topology = Topology::detect();
+    findings.extend(slurm::examine().await);
     let cluster = match cli.cluster(|name| std::env::var(name).ok()) {
         Ok(cluster) => cluster,
+        // Said by the one before.
+        Err(LaunchError::SeveralLaunchers { .. }) => None,
         Err(error) => {
             let remedy = "see `launcher --help` and docs/several-machines.md";
-            findings.add([Finding::broken("nodes", error.to_string(), remedy)]);
+            findings.extend([Finding::broken("nodes", error.to_string(), remedy)]);
             None
         }
     };
-    let nodes = cluster.as_ref().map_or(1, |cluster| cluster.nodes);
-    let node_rank = cluster.as_ref().map_or(0, |cluster| cluster.node_rank);
-    let (data, outline) = checks::data(&config);
-    let planned =
-        plan::devices(request, visible, shares_gpus(), &topology).and_then(|(device, ranks)| {
-            let layout = Layout { node_rank, ranks_per_node: vec![ranks; nodes] };
-            let plan = |outline| Plan::new(&config, outline, device, layout, &topology);
-            outline.as_ref().map(plan).transpose()
-        });
-    match &planned {
-        // Without data there is nothing to plan.
-        Ok(None) => {}
-        Ok(Some(plan)) => {
-            findings.add(checks::cores(plan));
-            if wants_gpus {
-                findings.add(
-                    gpus::examine(about.as_ref(), plan.layout.ranks_of(node_rank).len()).await,
-                );
-            }
-            findings.add(checks::memory(plan));
-            findings.add(checks::all_reduce(plan));
-            let default =
-                || job::run_dir::RunDir::default_path("run".as_ref(), OffsetDateTime::now_utc());
-            let run_dir = cli.run_dir.clone().unwrap_or_else(default);
-            findings.add(checks::disk(plan, &config, &run_dir));
-            if plan.backend == "mpi" {
-                findings.add(checks::mpirun(about.as_ref()).await);
+    // Before what takes its time, so that the others find it.
+    let gate = match &cluster {
+        Some(cluster) => findings.take(nodes::gate(cluster).await),
+        None => None,
+    };
+    let node = Node::examine(cli, cluster.as_ref(), &mut findings).await;
+    match &cluster {
+        Some(cluster) => {
+            let together = nodes::examine(cluster, gate, node.as_ref(), &findings).await;
+            findings.extend(together);
+        }
+        None => {
+            if let Some(node) = node.filter(|_| !findings.are_bad()) {
+                findings.extend(all_reduce::measure(&node, None).await);
             }
         }
-        Err(error) => {
-            let remedy = "see the message; `nvidia-smi` shows what the driver sees";
-            findings.add([Finding::broken("devices", error.to_string(), remedy)]);
-        }
-    }
-    findings.add(data);
-    if let (Some(cluster), Ok(Some(plan))) = (&cluster, &planned) {
-        findings.add(cluster::examine(cluster, plan, &config).await);
     }
     findings.print()
 }
 
+/// A node on which there is all that a plan needs.
+struct Node {
+    config: Config,
+    /// Its ranks, and those of the others, presumed to be as many.
+    plan: Plan,
+    trainer: PathBuf,
+    outline: Outline,
+    topology: Topology,
+}
+
+impl Node {
+    /// Everything but what other nodes are needed for. `None` where what is missing is already told.
+    async fn examine(
+        cli: &Cli,
+        cluster: Option<&Cluster>,
+        findings: &mut Findings,
+    ) -> Option<Self> {
+        let config = findings.take(configuration(cli));
+        let request = cli.request();
+        let wants_gpus = !matches!(request, Request::Cpu { .. });
+        let visible = if wants_gpus { visible::visible().await } else { 0 };
+        let (trainer, about) = findings.take(trainer(wants_gpus && visible > 0).await);
+        let (nodes, node_rank) = cluster.map_or((1, 0), |it| (it.nodes, it.node_rank));
+        let outline = findings.take(images(&config));
+        let topology = Topology::detect();
+        let planned = plan::devices(request, visible, shares_gpus(), &topology);
+        let planned = planned.and_then(|(device, ranks)| {
+            let layout = Layout { node_rank, ranks_per_node: vec![ranks; nodes] };
+            let plan = |outline| Plan::new(&config, outline, device, layout, &topology);
+            outline.as_ref().map(plan).transpose()
+        });
+        let plan = match planned {
+            Ok(plan) => plan?,
+            Err(error) => {
+                let remedy = "--cpu N trains without GPUs; `nvidia-smi` shows what the driver sees";
+                findings.extend([Finding::broken("devices", error.to_string(), remedy)]);
+                return None;
+            }
+        };
+        findings.extend(machine::cores(&plan));
+        if wants_gpus {
+            findings.extend(gpus::examine(about.as_ref(), plan.ranks.len()).await);
+        }
+        findings.extend(machine::memory(&plan));
+        let default = || RunDir::default_path("run".as_ref(), OffsetDateTime::now_utc());
+        let run_dir = cli.run_dir.clone().unwrap_or_else(default);
+        findings.extend(disk::examine(&plan, &config, &run_dir));
+        if plan.backend == "mpi" {
+            findings.extend(machine::mpirun(about.as_ref()).await);
+        }
+        Some(Self { config, plan, trainer: trainer?, outline: outline?, topology })
+    }
+
+    /// Of its images, where they are there already.
+    fn data_hash(&self) -> Result<String, DataError> {
+        let local = Data { download: false, ..self.config.data.clone() };
+        match data::prepare(&mut Config { data: local, ..self.config.clone() }) {
+            Ok(source) => data::hash(&source, &self.config),
+            Err(_) => Ok(String::new()),
+        }
+    }
+}
+
+/// The configuration; the one of a file that is empty, where that is what is looked at or it is bad.
+fn configuration(cli: &Cli) -> (Vec<Finding>, Config) {
+    let subject = "configuration";
+    let Some(path) = cli.config() else {
+        let seen = "none is named: defaults are looked at";
+        return (vec![Finding::fine(subject, seen)], Config::default());
+    };
+    match config::load(path, &cli.overrides) {
+        Ok(config) => (vec![Finding::fine(subject, path.display().to_string())], config),
+        Err(error) => {
+            let remedy = "the README lists every key; what follows is about the defaults";
+            (vec![Finding::broken(subject, error.to_string(), remedy)], Config::default())
+        }
+    }
+}
+
+/// The program of the ranks, and what it says of itself.
+async fn trainer(with_gpus: bool) -> (Vec<Finding>, (Option<PathBuf>, Option<About>)) {
+    let found = std::env::current_exe()
+        .map_err(LaunchError::system("find this executable"))
+        .and_then(|launcher| spawn::find_trainer(&launcher, std::env::var_os("PATH")));
+    match found {
+        Ok(trainer) => {
+            let (findings, about) = machine::trainer(&trainer, with_gpus).await;
+            (findings, (Some(trainer), about))
+        }
+        Err(error) => {
+            let remedy = "cargo build --release -p trainer";
+            (vec![Finding::broken("trainer", error.to_string(), remedy)], (None, None))
+        }
+    }
+}
+
+/// The images are there, or can be had, and what is known of them.
+fn images(config: &Config) -> (Vec<Finding>, Option<Outline>) {
+    let broken = |seen| vec![Finding::broken("data", seen, "docs/data.md says how to get images")];
+    let outline = match dataset::outline(&config.data) {
+        Ok(outline) => outline,
+        Err(error) => return (broken(error.to_string()), None),
+    };
+    let findings = match Outlook::new(&config.data) {
+        Outlook::Bad(error) => broken(error.to_string()),
+        fine => vec![Finding::fine("data", fine.to_string())],
+    };
+    (findings, Some(outline))
+}
+
+/// In the order in which they were made.
 #[derive(Default)]
 struct Findings(Vec<Finding>);
 
 impl Findings {
-    fn add(&mut self, findings: impl IntoIterator<Item = Finding>) {
+    fn extend(&mut self, findings: impl IntoIterator<Item = Finding>) {
         self.0.extend(findings);
     }
 
     fn take<T>(&mut self, (findings, value): (Vec<Finding>, T)) -> T {
         self.0.extend(findings);
         value
+    }
+
+    fn are_bad(&self) -> bool {
+        self.broken().next().is_some()
+    }
+
+    fn broken(&self) -> impl Iterator<Item = &Finding> {
+        self.0.iter().filter(|finding| finding.severity == Severity::Broken)
     }
 
     fn print(&self) -> Result<ExitCode, LaunchError> {

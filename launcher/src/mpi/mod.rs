@@ -19,6 +19,8 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use comm::control::{self, MAX_FRAME_BYTES};
+use job::ExitCode;
+use job::run_dir::RunDir;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -28,7 +30,11 @@ use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::about;
+use crate::error::LaunchError;
+use crate::local::OverMpi;
 use crate::logs::RankLog;
+use crate::plan::Plan;
 use crate::spawn::block_stop_signals;
 use helper::{HUB, ToHub};
 
@@ -55,6 +61,45 @@ pub struct Mpirun {
     pub network: Option<String>,
     /// Where its output goes.
     pub log: PathBuf,
+}
+
+/// What ranks of `plan` on `hosts` need of MPI; on node 0.
+///
+/// # Errors
+/// [`LaunchError`] when the trainer was built without it, or hosts cannot be told apart.
+pub async fn over_mpi(
+    plan: &Plan,
+    hosts: &[String],
+    network: Option<String>,
+    trainer: &Path,
+    run_dir: &RunDir,
+) -> Result<OverMpi, LaunchError> {
+    if plan.backend != "mpi" {
+        return Ok(OverMpi::No);
+    }
+    let setup = |text: String| LaunchError::Cluster { exit_code: ExitCode::Setup, text };
+    for (node, host) in hosts.iter().enumerate() {
+        if let Some(other) = hosts[..node].iter().position(|it| it == host) {
+            return Err(setup(format!(
+                "nodes {other} and {node} both call themselves {host}: mpirun cannot tell them apart"
+            )));
+        }
+    }
+    let about = about::ask(trainer, false).await.map_err(setup)?;
+    let Some(built_with) = about.mpirun else {
+        return Err(setup(format!(
+            "{} was built without MPI, over which ranks on CPUs of several nodes talk: \
+             cargo build --release -p trainer --features mpi",
+            trainer.display()
+        )));
+    };
+    let ranks = plan.layout.ranks_per_node.iter().copied();
+    Ok(OverMpi::Mpirun(Mpirun {
+        program: find_mpirun(&built_with),
+        nodes: hosts.iter().cloned().zip(ranks).collect(),
+        network,
+        log: run_dir.logs_dir().join("mpirun.log"),
+    }))
 }
 
 /// Something that this node's part of MPI needs, or has.

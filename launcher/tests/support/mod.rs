@@ -3,6 +3,8 @@
 #![allow(dead_code)] // each test binary uses a part
 #![allow(clippy::unwrap_used)] // all of it is test code
 
+pub mod job;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -63,12 +65,17 @@ impl Sandbox {
     /// With a shell script for a trainer.
     pub fn with_script(script: &str) -> Self {
         let sandbox = Self::empty();
+        sandbox.write_program("bin/trainer", script);
+        sandbox
+    }
+
+    /// A shell script that can be executed.
+    pub fn write_program(&self, name: &str, script: &str) {
         // By another process, for the reason that `link` gives.
         let write = r#"printf %s "$1" >"$0" && chmod 755 "$0""#;
         let mut shell = Command::new("sh");
-        shell.args(["-c", write]).arg(sandbox.path("bin/trainer")).arg(script);
+        shell.args(["-c", write]).arg(self.path(name)).arg(script);
         assert!(shell.status().unwrap().success());
-        sandbox
     }
 
     /// A program is linked, not copied: a process that another test starts meanwhile would hold the
@@ -125,6 +132,21 @@ impl Sandbox {
         let text = fs::read_to_string(self.path("run/events.jsonl")).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
+}
+
+/// `command` as the last arguments of `before`, and all else as it was.
+pub fn behind(before: &[&str], command: &Command) -> Command {
+    let mut outer = Command::new(before[0]);
+    outer.args(&before[1..]).arg(command.get_program()).args(command.get_args());
+    outer.current_dir(command.get_current_dir().unwrap());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
+        };
+    }
+    outer.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    outer
 }
 
 /// Waits for the end of `command`.

@@ -211,6 +211,11 @@ impl RunDir {
         self.root.join("events.jsonl")
     }
 
+    /// What `launcher doctor` has measured, in a run directory of its own.
+    pub fn all_reduce_path(&self) -> PathBuf {
+        self.root.join("all_reduce.json")
+    }
+
     /// Accuracy and loss by epoch.
     pub fn curves_svg(&self) -> PathBuf {
         self.root.join("curves.svg")

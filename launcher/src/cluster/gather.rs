@@ -1,0 +1,136 @@
+//! Node 0 waits for the others: they join, fit, and are all there; or all are told why not.
+
+use std::collections::BTreeMap;
+
+use job::ExitCode;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::address::interface_of;
+use super::agree::{agree, name};
+use super::connection::Connection;
+use super::gate::{Gate, Guest, Wish};
+use super::host::{Host, Member};
+use super::message::{ToCoordinator, ToMember};
+use super::{Cluster, DECLINE_TIMEOUT};
+use crate::error::LaunchError;
+
+impl Host {
+    /// Waits until every node is there, those that were lost again.
+    ///
+    /// # Errors
+    /// [`LaunchError::Cluster`] when one does not come in time, does not fit or cannot take part; those
+    /// that are there are told.
+    pub async fn gather(&mut self) -> Result<(), LaunchError> {
+        self.members.retain(|_, member| !member.lost);
+        let gathered = self.gather_all().await;
+        self.gate.close();
+        if let Err(error) = &gathered {
+            self.finish(error.exit_code(), &error.to_string()).await;
+        }
+        gathered
+    }
+
+    async fn gather_all(&mut self) -> Result<(), LaunchError> {
+        let deadline = Instant::now() + self.join_timeout;
+        self.gate.open().await.map_err(LaunchError::cluster(ExitCode::Setup))?;
+        while self.members.len() + 1 < self.me.nodes {
+            tokio::select! {
+                () = sleep_until(deadline) => return Err(self.missing()),
+                guest = self.gate.next() => self.add(guest).await?,
+                Some((node, from, message)) = self.incoming.recv() => {
+                    if message.is_err() && self.addresses.get(&node) == Some(&from) {
+                        self.members.remove(&node);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn add(&mut self, guest: Guest) -> Result<(), LaunchError> {
+        let Guest { stream, seals, from, wish } = guest;
+        let introduction = match wish {
+            Wish::Join(introduction) => *introduction,
+            Wish::Decline(unable) => {
+                let exit_code = ExitCode::from_code(unable.exit_code).unwrap_or(ExitCode::Setup);
+                return Err(LaunchError::Cluster { exit_code, text: unable.to_string() });
+            }
+        };
+        let skew_seconds = introduction.unix_seconds - super::unix_seconds();
+        let node = introduction.node_rank;
+        let taken = self.members.get(&node).map(|member| name(&member.introduction));
+        self.interface = self.interface.take().or_else(|| {
+            let address = stream.local_addr().ok()?.ip();
+            interface_of(address)
+        });
+        let incoming = self.sender.clone();
+        let connection = Connection::start(stream, seals, ToMember::Alive, move |message| {
+            // Nobody listens any more when the job is over.
+            let _ = incoming.send((node, from, message));
+        });
+        let mismatch = match (agree(&self.me, &introduction), taken) {
+            (Err(mismatch), _) => Some((mismatch.exit_code, mismatch.text)),
+            (Ok(()), Some(taken)) => {
+                let text = format!("{taken} and {} have the same --node-rank", name(&introduction));
+                Some((ExitCode::Usage, text))
+            }
+            (Ok(()), None) => None,
+        };
+        if let Some((exit_code, text)) = mismatch {
+            let finish = ToMember::Finish { exit_code: exit_code as u8, text: text.clone() };
+            connection.send(finish);
+            connection.close().await;
+            return Err(LaunchError::Cluster { exit_code, text });
+        }
+        tracing::info!("{} has joined: {} ranks", name(&introduction), introduction.ranks);
+        let address = from.ip();
+        self.addresses.insert(node, from);
+        let member =
+            Member { introduction, address, skew_seconds, connection, lost: false, reported: true };
+        self.members.insert(node, member);
+        Ok(())
+    }
+
+    fn missing(&self) -> LaunchError {
+        let absent: Vec<_> = (1..self.me.nodes)
+            .filter(|node| !self.members.contains_key(node))
+            .map(|node| node.to_string())
+            .collect();
+        let there: Vec<_> = std::iter::once(name(&self.me))
+            .chain(self.members.values().map(|member| name(&member.introduction)))
+            .collect();
+        let text = format!(
+            "node {} did not join within {:?} at {}; there: {}{}",
+            absent.join(", "),
+            self.join_timeout,
+            self.gate.rendezvous(),
+            there.join(", "),
+            self.gate.refusals(),
+        );
+        LaunchError::Cluster { exit_code: ExitCode::Hang, text }
+    }
+}
+
+/// Tells the other nodes, as they come, that node 0 cannot take part and why: `error`. Gives up on
+/// those that do not come soon.
+pub async fn turn_away(cluster: &Cluster, mut gate: Gate, error: &LaunchError) {
+    let text = super::unable(cluster, error).to_string();
+    let finish = ToMember::Finish { exit_code: error.exit_code() as u8, text };
+    let deadline = Instant::now() + DECLINE_TIMEOUT.min(cluster.join_timeout);
+    let mut told: BTreeMap<usize, Connection<ToMember>> = BTreeMap::new();
+    while told.len() + 1 < cluster.nodes {
+        let Ok(guest) = timeout_at(deadline, gate.next()).await else { break };
+        let node = match &guest.wish {
+            Wish::Join(introduction) => introduction.node_rank,
+            Wish::Decline(unable) => unable.node_rank,
+        };
+        let ignore = |_: Result<ToCoordinator, String>| {};
+        let connection = Connection::start(guest.stream, guest.seals, ToMember::Alive, ignore);
+        connection.send(finish.clone());
+        told.insert(node, connection);
+    }
+    // All end at the same moment, as in `finish`.
+    for connection in told.into_values() {
+        connection.close().await;
+    }
+}

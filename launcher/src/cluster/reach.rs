@@ -1,0 +1,93 @@
+//! The other nodes' way to node 0.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use job::ExitCode;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::address::{Interface, interface_of};
+use super::connection::Connection;
+use super::handshake::{self, HandshakeError};
+use super::message::{ToCoordinator, ToMember};
+use super::{Cluster, DECLINE_TIMEOUT};
+use crate::error::LaunchError;
+
+/// Between attempts to reach node 0.
+const RETRY: Duration = Duration::from_millis(300);
+
+/// For one attempt to reach one address.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection to node 0's launcher, which knows the token.
+pub(super) struct Link {
+    pub(super) connection: Connection<ToCoordinator>,
+    pub(super) incoming: UnboundedReceiver<Result<ToMember, String>>,
+    /// Over which it goes.
+    pub(super) interface: Option<Interface>,
+}
+
+/// Tries again and again, for as long as `patience`.
+///
+/// # Errors
+/// [`LaunchError::Cluster`] when it cannot be reached, or is another job's.
+pub(super) async fn reach(cluster: &Cluster, patience: Duration) -> Result<Link, LaunchError> {
+    let deadline = Instant::now() + patience;
+    // A name that does not resolve will not do so later either.
+    let addresses = cluster.rendezvous.resolve().await;
+    let addresses = addresses.map_err(LaunchError::cluster(ExitCode::Setup))?;
+    let mut problem = "nobody answered".to_owned();
+    while Instant::now() < deadline {
+        for address in &addresses {
+            for port in cluster.rendezvous.ports.clone() {
+                match connect(cluster, (*address, port).into()).await {
+                    Ok(link) => return Ok(link),
+                    // Another job may have one of several ports, but not the only one.
+                    Err(HandshakeError::WrongToken) if cluster.has_one_port() => {
+                        let text =
+                            format!("the launcher at {} has another token", cluster.rendezvous);
+                        return Err(LaunchError::Cluster { exit_code: ExitCode::Setup, text });
+                    }
+                    Err(error) => problem = format!("port {port}: {error}"),
+                }
+            }
+        }
+        sleep(RETRY).await;
+    }
+    let text =
+        format!("cannot join node 0 at {} within {patience:?}: {problem}", cluster.rendezvous);
+    Err(LaunchError::Cluster { exit_code: ExitCode::Hang, text })
+}
+
+async fn connect(cluster: &Cluster, address: SocketAddr) -> Result<Link, HandshakeError> {
+    let late = |_| HandshakeError::Silent(CONNECT_TIMEOUT);
+    // Made by node 0's launcher, so read again each time.
+    let Some(token) = cluster.secret.read().map_err(std::io::Error::other)? else {
+        return Err(std::io::Error::other(cluster.secret.absent()).into());
+    };
+    let mut stream =
+        timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await.map_err(late)??;
+    stream.set_nodelay(true)?;
+    let shaking = handshake::connect(&mut stream, &token);
+    let seals = timeout(CONNECT_TIMEOUT, shaking).await.map_err(late)??;
+    let interface = interface_of(stream.local_addr()?.ip());
+    let (sender, incoming) = mpsc::unbounded_channel();
+    let connection = Connection::start(stream, seals, ToCoordinator::Alive, move |message| {
+        // Nobody listens any more when this launcher ends.
+        let _ = sender.send(message);
+    });
+    Ok(Link { connection, incoming, interface })
+}
+
+/// Tells node 0, if it can be reached soon, that this node cannot take part and why: `error`.
+pub async fn decline(cluster: &Cluster, error: &LaunchError) {
+    match reach(cluster, DECLINE_TIMEOUT.min(cluster.join_timeout)).await {
+        Ok(Link { connection, .. }) => {
+            connection.send(ToCoordinator::Decline(super::unable(cluster, error)));
+            connection.close().await;
+        }
+        Err(unreached) => tracing::warn!("nobody was told: {unreached}"),
+    }
+}

@@ -1,0 +1,120 @@
+//! There is room for what a run writes, and it is written fast enough.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use job::config::Config;
+use rustix::fs::statvfs;
+
+use super::finding::Finding;
+use crate::data::Outlook;
+use crate::plan::Plan;
+
+const MIB: u64 = 1 << 20;
+
+/// What is written and synced at a time to measure speed: as much again each time.
+const FIRST_PROBE_BYTES: usize = 4 << 20;
+
+/// So much is written at most.
+const PROBES_BYTES: usize = 64 << 20;
+
+/// A disk for which this did not do is slow, and known well enough.
+const LONG_ENOUGH: Duration = Duration::from_secs(2);
+
+/// A checkpoint that takes longer than this holds up training noticeably.
+const SLOW_CHECKPOINT: Duration = Duration::from_secs(10);
+
+/// Logs, records and curves.
+const RECORDS_BYTES: u64 = 16 << 20;
+
+/// Looks where the run of `plan` is kept, and where images are to be downloaded to. Nodes other than
+/// the first write logs only.
+pub fn examine(plan: &Plan, config: &Config, run_dir: &Path) -> Vec<Finding> {
+    let place = existing(run_dir);
+    let copies_averaged = u64::from(config.train.ema_decay.is_some());
+    let parameters = plan.memory.parameter_bytes as u64;
+    let checkpoint = parameters * (1 + copies_averaged) + plan.memory.optimizer_bytes as u64;
+    let mut findings = if plan.layout.node_rank > 0 {
+        vec![free_space(&place, "logs take", RECORDS_BYTES)]
+    } else {
+        // Those that are kept, the best one, and the one that is being written.
+        let needed = checkpoint * (config.checkpoint.keep as u64 + 2) + RECORDS_BYTES;
+        vec![
+            free_space(&place, "checkpoints and records take", needed),
+            fsync_speed(&place, checkpoint),
+        ]
+    };
+    if let Outlook::Download { root, .. } = Outlook::new(&config.data) {
+        // The archive, and what is in it.
+        let needed = 2 * plan.memory.image_bytes as u64;
+        findings.push(free_space(&existing(&root), "images to be downloaded take", needed));
+    }
+    findings
+}
+
+fn free_space(place: &Path, what: &str, needed: u64) -> Finding {
+    let subject = "disk space";
+    match statvfs(place) {
+        Ok(stat) => {
+            let free = stat.f_bavail * stat.f_frsize;
+            let seen =
+                format!("{} MiB free in {}, {what} {}", free / MIB, place.display(), needed / MIB);
+            if free < needed {
+                let remedy = "free some, or another --run-dir or data.root; fewer checkpoints: checkpoint.keep";
+                Finding::broken(subject, seen, remedy)
+            } else {
+                Finding::fine(subject, seen)
+            }
+        }
+        Err(error) => {
+            Finding::broken(subject, format!("{}: {error}", place.display()), "another --run-dir")
+        }
+    }
+}
+
+fn fsync_speed(place: &Path, checkpoint: u64) -> Finding {
+    let subject = "disk speed";
+    match bytes_per_second(place) {
+        Ok(per_second) => {
+            let save = Duration::from_secs_f64(checkpoint as f64 / per_second);
+            let seen = format!(
+                "{:.0} MB/s with fsync: a checkpoint takes about {:.1} s",
+                per_second / 1e6,
+                save.as_secs_f64()
+            );
+            if save > SLOW_CHECKPOINT {
+                let remedy = "a --run-dir on a faster disk, or checkpoint.every_epochs";
+                Finding::warning(subject, seen, remedy)
+            } else {
+                Finding::fine(subject, seen)
+            }
+        }
+        Err(error) => {
+            let seen = format!("cannot write in {}: {error}", place.display());
+            Finding::broken(subject, seen, "another --run-dir, or its permissions")
+        }
+    }
+}
+
+/// What is written in the end is on the disk.
+fn bytes_per_second(place: &Path) -> std::io::Result<f64> {
+    let folder = tempfile::Builder::new().prefix(".lockstep-doctor-").tempdir_in(place)?;
+    let mut file = File::create(folder.path().join("probe"))?;
+    let (mut written, mut next) = (0, FIRST_PROBE_BYTES);
+    let started = Instant::now();
+    while written < PROBES_BYTES && started.elapsed() < LONG_ENOUGH {
+        file.write_all(&vec![0x5a; next])?;
+        file.sync_all()?;
+        written += next;
+        next = written;
+    }
+    Ok(written as f64 / started.elapsed().as_secs_f64())
+}
+
+/// The nearest folder above `path` that is there.
+fn existing(path: &Path) -> PathBuf {
+    let found = path.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
+    if found.as_os_str().is_empty() { PathBuf::from(".") } else { found.to_owned() }
+}

@@ -1,0 +1,137 @@
+//! What a run needs of this machine besides disks and GPUs.
+
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+
+use rustix::fs::statvfs;
+use tokio::process::Command;
+
+use super::finding::Finding;
+use crate::about::{self, About};
+use crate::mpi;
+use crate::plan::{Device, Plan};
+
+const MIB: u64 = 1 << 20;
+
+/// Less shared memory makes NCCL fail between GPUs without a direct connection.
+const SHM_BYTES: u64 = 1 << 30;
+
+/// The trainer runs, and is of this version. What it says of itself is returned.
+pub async fn trainer(trainer: &Path, with_gpus: bool) -> (Vec<Finding>, Option<About>) {
+    let subject = "trainer";
+    match about::ask(trainer, with_gpus).await {
+        Err(error) => {
+            let remedy = "`make setup` gets libtorch; then cargo build --release -p trainer";
+            (vec![Finding::broken(subject, error, remedy)], None)
+        }
+        Ok(about) => {
+            let own = env!("CARGO_PKG_VERSION");
+            let finding = if about.version == own {
+                Finding::fine(subject, format!("{} of version {own}", trainer.display()))
+            } else {
+                let seen = format!("version {}, the launcher {own}", about.version);
+                Finding::broken(subject, seen, "build both from the same source")
+            };
+            (vec![finding], Some(about))
+        }
+    }
+}
+
+/// Each rank has a core.
+pub fn cores(plan: &Plan) -> Vec<Finding> {
+    let subject = "cores";
+    let remedy = "fewer ranks, or more cores; under Slurm --cpus-per-task, for sbatch and for srun";
+    match plan.warnings.iter().find(|warning| warning.contains("cores")) {
+        Some(warning) => vec![Finding::warning(subject, warning, remedy)],
+        None => {
+            let seen =
+                format!("{} threads for each of {} ranks", plan.threads_per_rank, plan.ranks.len());
+            vec![Finding::fine(subject, seen)]
+        }
+    }
+}
+
+/// What the ranks need is there, and so is shared memory.
+pub fn memory(plan: &Plan) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if plan.device == Device::Cpu {
+        let needed = (plan.memory.total_bytes() * plan.ranks.len()) as u64;
+        let available = available_memory();
+        let seen =
+            format!("{} MiB available, the ranks need about {}", available / MIB, needed / MIB);
+        findings.push(if available < needed {
+            let remedy = "fewer ranks, or a smaller train.batch_size_per_rank";
+            Finding::broken("memory", seen, remedy)
+        } else {
+            Finding::fine("memory", seen)
+        });
+    }
+    // Ranks over `shm` share a memory file that lies elsewhere.
+    if plan.backend != "shm" && plan.ranks.len() > 1 {
+        findings.push(shared_memory());
+    }
+    findings
+}
+
+fn shared_memory() -> Finding {
+    let subject = "shared memory";
+    match statvfs("/dev/shm") {
+        Ok(stat) => {
+            let bytes = stat.f_bavail * stat.f_frsize;
+            let seen = format!("{} MiB free in /dev/shm", bytes / MIB);
+            if bytes < SHM_BYTES {
+                let remedy = "mount -o remount,size=8g /dev/shm; in a container docker run --shm-size=8g, \
+                              or --ipc=host";
+                Finding::warning(subject, seen, remedy)
+            } else {
+                Finding::fine(subject, seen)
+            }
+        }
+        Err(error) => {
+            Finding::broken(subject, format!("no /dev/shm: {error}"), "mount a tmpfs there")
+        }
+    }
+}
+
+/// Bytes that processes can still have, the limit of a control group included.
+fn available_memory() -> u64 {
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = kib.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    let machine = kib.map_or(u64::MAX, |kib| kib * 1024);
+    let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let group = number("/sys/fs/cgroup/memory.max")
+        .map(|max| max.saturating_sub(number("/sys/fs/cgroup/memory.current").unwrap_or(0)));
+    machine.min(group.unwrap_or(u64::MAX))
+}
+
+/// Open MPI's `mpirun` is there, for ranks on CPUs of several nodes.
+pub async fn mpirun(about: Option<&About>) -> Vec<Finding> {
+    let subject = "mpirun";
+    let Some(about) = about else { return Vec::new() };
+    let Some(built_with) = &about.mpirun else {
+        let remedy = "cargo build --release -p trainer --features mpi";
+        return vec![Finding::broken(subject, "the trainer was built without MPI", remedy)];
+    };
+    let program = mpi::find_mpirun(built_with);
+    let mut command = Command::new(&program);
+    let output = command.arg("--version").stdin(Stdio::null()).output().await;
+    let said = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    let remedy = "`make setup` installs Open MPI 5; LOCKSTEP_MPIRUN names another one";
+    vec![match said {
+        Ok(said) if said.contains("Open MPI") => {
+            let version = said.lines().next().unwrap_or_default();
+            Finding::fine(subject, format!("{}: {version}", program.display()))
+        }
+        Ok(said) => {
+            let first = said.lines().next().unwrap_or("it said nothing");
+            Finding::broken(
+                subject,
+                format!("{} is not Open MPI's: {first}", program.display()),
+                remedy,
+            )
+        }
+        Err(error) => Finding::broken(subject, format!("{}: {error}", program.display()), remedy),
+    }]
+}

@@ -1,0 +1,173 @@
+//! The nodes of a job find each other: names, ports, tokens, what must be the same, their clocks, and
+//! how fast they exchange gradients.
+
+use std::time::Duration;
+
+use job::ExitCode;
+
+use super::finding::{Finding, Severity};
+use super::{Findings, Node, all_reduce};
+use crate::cluster::Cluster;
+use crate::cluster::gate::Gate;
+use crate::cluster::gather::turn_away;
+use crate::cluster::host::Host;
+use crate::cluster::member::Member;
+use crate::cluster::message::Introduction;
+use crate::cluster::reach::decline;
+use crate::error::LaunchError;
+use crate::plan::Plan;
+use crate::spawn::Work;
+
+const SUBJECT: &str = "nodes";
+
+/// Records of different nodes are hard to put in order beyond this.
+const MAX_SKEW: Duration = Duration::from_secs(1);
+
+/// On node 0, opens the port at which the others join.
+pub async fn gate(cluster: &Cluster) -> (Vec<Finding>, Option<Gate>) {
+    if cluster.node_rank > 0 {
+        return (Vec::new(), None);
+    }
+    let subject = "port";
+    match cluster.open_gate().await {
+        Ok(gate) => {
+            let seen = format!("node 0 listens at {}", gate.address());
+            (vec![Finding::fine(subject, seen)], Some(gate))
+        }
+        Err(error) => {
+            let remedy = "--rendezvous: a name of node 0's and a port that is free there; `ss -tlnp` \
+                          shows who has one";
+            (vec![Finding::broken(subject, error.to_string(), remedy)], None)
+        }
+    }
+}
+
+/// Joins the doctors of the other nodes, or tells them what is broken here. `so_far`: about this node.
+pub async fn examine(
+    cluster: &Cluster,
+    gate: Option<Gate>,
+    node: Option<&Node>,
+    so_far: &Findings,
+) -> Vec<Finding> {
+    let joined = match (node, gate) {
+        (Some(node), Some(gate)) if !so_far.are_bad() => lead(cluster, gate, node).await,
+        (Some(node), None) if !so_far.are_bad() => follow(cluster, node).await,
+        (_, gate) => {
+            tell(cluster, gate, so_far).await;
+            let seen = "the others were not looked at together with this one";
+            let remedy = "repair what is broken here, then start the doctor on every node again";
+            return vec![Finding::warning(SUBJECT, seen, remedy)];
+        }
+    };
+    joined.unwrap_or_else(|error| {
+        let remedy = match error.exit_code() {
+            ExitCode::Hang => "start a doctor on every node; let TCP through between them",
+            ExitCode::Data => "the same files on every node",
+            ExitCode::Usage => "the same command on every node but for --node-rank",
+            _ => "the doctor of the node that is named says more",
+        };
+        vec![Finding::broken(SUBJECT, error.to_string(), remedy)]
+    })
+}
+
+/// Has the doctors of other nodes end with what is broken here.
+async fn tell(cluster: &Cluster, gate: Option<Gate>, so_far: &Findings) {
+    let broken: Vec<_> = so_far.broken().map(|it| format!("{}: {}", it.subject, it.seen)).collect();
+    let error = LaunchError::Cluster { exit_code: ExitCode::Setup, text: broken.join("; ") };
+    match gate {
+        Some(gate) => {
+            turn_away(cluster, gate, &error).await;
+            cluster.secret.remove();
+        }
+        None if cluster.node_rank > 0 => decline(cluster, &error).await,
+        None => {}
+    }
+}
+
+fn introduction(cluster: &Cluster, node: &Node) -> Result<Introduction, LaunchError> {
+    let (plan, config) = (&node.plan, &node.config);
+    let mut me =
+        Introduction::new(cluster, plan.ranks.len(), plan.device, config, node.data_hash()?)?;
+    // A doctor is no part of a job.
+    me.version += " (doctor)";
+    Ok(me)
+}
+
+/// Node 0's part.
+async fn lead(cluster: &Cluster, gate: Gate, node: &Node) -> Result<Vec<Finding>, LaunchError> {
+    let me = match introduction(cluster, node) {
+        Ok(me) => me,
+        Err(error) => {
+            turn_away(cluster, gate, &error).await;
+            return Err(error);
+        }
+    };
+    let mut host = Host::new(me, gate, cluster.join_timeout);
+    let gathered = host.gather().await;
+    cluster.secret.remove();
+    gathered?;
+    let interface = host.interface().map_or("loopback", |interface| interface.name.as_str());
+    let seen = format!("{} joined over {interface}", host.hosts()[1..].join(", "));
+    let mut findings = vec![Finding::fine(SUBJECT, seen)];
+    findings.extend(host.skews().into_iter().map(|(name, seconds)| clock(&name, seconds)));
+    findings.extend(all_reduce::measure(node, Some(&mut host)).await);
+    let broken = findings.iter().find(|finding| finding.severity == Severity::Broken);
+    match broken {
+        Some(finding) => host.finish(ExitCode::Setup, &finding.seen).await,
+        None => host.finish(ExitCode::Done, "").await,
+    }
+    Ok(findings)
+}
+
+/// Any other node's part.
+async fn follow(cluster: &Cluster, node: &Node) -> Result<Vec<Finding>, LaunchError> {
+    let me = match introduction(cluster, node) {
+        Ok(me) => me,
+        Err(error) => {
+            decline(cluster, &error).await;
+            return Err(error);
+        }
+    };
+    let plan = |layout| {
+        let device = node.plan.device;
+        Ok(Plan::new(&node.config, &node.outline, device, layout, &node.topology)?)
+    };
+    let member = Member {
+        cluster,
+        me,
+        trainer: &node.trainer,
+        json: false,
+        work: Work::MeasureAllReduce,
+        max_restarts: 0,
+        plan: &plan,
+    };
+    match member.run().await? {
+        (ExitCode::Done, _) => {
+            let seen = format!("joined {}, whose doctor says the rest", cluster.rendezvous);
+            Ok(vec![Finding::fine(SUBJECT, seen)])
+        }
+        (exit_code, text) => Err(LaunchError::Cluster { exit_code, text }),
+    }
+}
+
+fn clock(name: &str, seconds: f64) -> Finding {
+    let seen = format!("{name} is {seconds:+.1} s from here");
+    if seconds.abs() > MAX_SKEW.as_secs_f64() {
+        Finding::warning("clocks", seen, "run chrony or systemd-timesyncd on every node")
+    } else {
+        Finding::fine("clocks", seen)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_off_is_a_warning() {
+        assert_eq!(clock("node 1 (n1)", -0.4).severity, Severity::Fine);
+        let finding = clock("node 1 (n1)", -30.0);
+        assert_eq!(finding.severity, Severity::Warning);
+        assert_eq!(finding.seen, "node 1 (n1) is -30.0 s from here");
+    }
+}

@@ -1,0 +1,84 @@
+//! What Slurm was asked for fits what a launcher needs.
+
+use std::time::{Duration, SystemTime};
+
+use super::finding::Finding;
+use crate::progress::clock;
+use crate::slurm;
+
+/// A job that ends sooner hardly gets past its start.
+const SHORT: Duration = Duration::from_secs(300);
+
+/// Looks at the tasks of the step, and at its end. Nothing outside Slurm.
+pub async fn examine() -> Vec<Finding> {
+    let lookup = |name: &str| std::env::var(name).ok();
+    if lookup("SLURM_JOB_ID").is_none() {
+        return Vec::new();
+    }
+    vec![tasks(lookup), end(slurm::job_end(lookup).await, SystemTime::now())]
+}
+
+fn tasks(lookup: impl Fn(&str) -> Option<String>) -> Finding {
+    let subject = "Slurm tasks";
+    let one_each = "srun --ntasks-per-node=1, or sbatch slurm/train.sh: one launcher starts all ranks \
+                    of its node";
+    let nodes = lookup("SLURM_JOB_NUM_NODES").and_then(|text| text.parse().ok()).unwrap_or(1);
+    let has_step = lookup("SLURM_STEP_ID").is_some();
+    match slurm::step(lookup) {
+        Ok(Some(step)) => {
+            let seen = format!("step {}: one launcher on each of {} nodes", step.id, step.nodes);
+            Finding::fine(subject, seen)
+        }
+        Ok(None) if has_step || nodes == 1 => Finding::fine(subject, "one launcher on one node"),
+        Ok(None) => {
+            let seen = format!("the job has {nodes} nodes, and srun did not start this launcher");
+            Finding::warning(subject, format!("{seen}: it uses this node only"), one_each)
+        }
+        Err(error) => Finding::broken(subject, error.to_string(), one_each),
+    }
+}
+
+fn end(end: Option<SystemTime>, now: SystemTime) -> Finding {
+    let subject = "Slurm time";
+    match end.map(|end| end.duration_since(now).unwrap_or_default()) {
+        Some(left) if left < SHORT => {
+            let seen = format!("the job ends in {}", clock(left));
+            Finding::warning(subject, seen, "a longer --time; the run saves before it is up")
+        }
+        Some(left) => Finding::fine(subject, format!("the job ends in {}", clock(left))),
+        None => {
+            let seen = "when the job ends is neither in SLURM_JOB_END_TIME nor known to scontrol";
+            Finding::warning(subject, seen, "if it has a limit: --deadline, to save before")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::finding::Severity;
+
+    #[test]
+    fn launchers_and_nodes_are_counted() {
+        let of = |pairs: &[(&str, &str)]| {
+            tasks(|name| {
+                pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+            })
+        };
+        assert_eq!(of(&[("SLURM_JOB_NUM_NODES", "1")]).severity, Severity::Fine);
+        assert_eq!(of(&[("SLURM_JOB_NUM_NODES", "2")]).severity, Severity::Warning);
+        let step = [("SLURM_STEP_ID", "0"), ("SLURM_STEP_NUM_NODES", "1")];
+        assert_eq!(of(&step).severity, Severity::Fine);
+        let twice = of(&[step[0], step[1], ("SLURM_STEP_NUM_TASKS", "2")]);
+        assert_eq!(twice.severity, Severity::Broken);
+        assert!(twice.remedy.contains("--ntasks-per-node=1"), "{twice}");
+    }
+
+    #[test]
+    fn an_end_that_is_near_or_unknown_is_a_warning() {
+        let now = SystemTime::UNIX_EPOCH;
+        assert_eq!(end(Some(now + Duration::from_secs(3600)), now).severity, Severity::Fine);
+        assert_eq!(end(Some(now + Duration::from_secs(60)), now).severity, Severity::Warning);
+        assert_eq!(end(None, now).severity, Severity::Warning);
+    }
+}
