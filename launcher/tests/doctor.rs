@@ -106,7 +106,7 @@ fn a_machine_on_which_a_run_works_has_everything_and_is_measured() {
         finding(&ended, subject);
     }
     let (line, _) = finding(&ended, "all-reduce");
-    assert!(line.contains("42 MiB of gradients over 2 ranks of this machine, over shm"), "{line}");
+    assert!(line.contains("43 MiB of gradients over 2 ranks of this machine, over shm"), "{line}");
     let mut left: Vec<_> =
         fs::read_dir(sandbox.path("")).unwrap().flatten().map(|it| it.file_name()).collect();
     left.sort();
@@ -231,6 +231,14 @@ fn a_shared_memory_that_is_too_small() {
     let (line, remedy) = finding(&run(command), "shared memory");
     assert!(line.starts_with("warning") && line.contains("1 MiB free in /dev/shm"), "{line}");
     assert!(remedy.contains("--shm-size"), "{remedy}");
+}
+
+#[test]
+fn an_mpirun_that_is_none() {
+    let sandbox = sandbox();
+    let mut command = doctor(&sandbox, &["--set", "comm.backend=mpi"]);
+    command.env("LOCKSTEP_MPIRUN", "/bin/true");
+    is_broken(&run(command), "mpirun", "MPI");
 }
 
 #[test]

@@ -114,10 +114,10 @@ impl Gate {
         Ok(())
     }
 
-    /// Listens no more; who has not said what it wants is disconnected.
-    pub fn close(&mut self) {
+    /// Listens no more; who has not said what it wants is disconnected when this returns.
+    pub async fn close(&mut self) {
         self.listener = None;
-        self.greetings = JoinSet::new();
+        self.greetings.shutdown().await;
         self.strangers.clear();
     }
 

@@ -23,7 +23,7 @@ impl Host {
     pub async fn gather(&mut self) -> Result<(), LaunchError> {
         self.members.retain(|_, member| !member.lost);
         let gathered = self.gather_all().await;
-        self.gate.close();
+        self.gate.close().await;
         if let Err(error) = &gathered {
             self.finish(error.exit_code(), &error.to_string()).await;
         }

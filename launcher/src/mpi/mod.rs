@@ -7,6 +7,7 @@
 //! with that environment, so that a rank over MPI is watched, logged, pinned and killed like any other.
 
 pub mod helper;
+mod mpirun;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -14,13 +15,11 @@ use std::fs::Permissions;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use comm::control::{self, MAX_FRAME_BYTES};
-use job::ExitCode;
-use job::run_dir::RunDir;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -30,13 +29,10 @@ use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::about;
-use crate::error::LaunchError;
-use crate::local::OverMpi;
 use crate::logs::RankLog;
-use crate::plan::Plan;
 use crate::spawn::block_stop_signals;
 use helper::{HUB, ToHub};
+pub use mpirun::{Mpirun, find_mpirun, over_mpi};
 
 /// From the start of `mpirun` until all slots of a node are there.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -49,58 +45,6 @@ const FROM_SLOT: [&str; 3] = ["PMIX_", "OMPI_", "PRTE_"];
 
 /// What `mpirun` must not see: it would take the allocation for its own, or itself for a rank.
 const NOT_FOR_MPIRUN: [&str; 4] = ["SLURM_", "PMI_", "PMIX_", "OMPI_COMM_WORLD_"];
-
-/// How `mpirun` is called.
-#[derive(Debug, Clone)]
-pub struct Mpirun {
-    /// The program.
-    pub program: PathBuf,
-    /// Name and ranks of each node.
-    pub nodes: Vec<(String, usize)>,
-    /// The network between the nodes, such as `10.0.0.0/24`, if there is more than one.
-    pub network: Option<String>,
-    /// Where its output goes.
-    pub log: PathBuf,
-}
-
-/// What ranks of `plan` on `hosts` need of MPI; on node 0.
-///
-/// # Errors
-/// [`LaunchError`] when the trainer was built without it, or hosts cannot be told apart.
-pub async fn over_mpi(
-    plan: &Plan,
-    hosts: &[String],
-    network: Option<String>,
-    trainer: &Path,
-    run_dir: &RunDir,
-) -> Result<OverMpi, LaunchError> {
-    if plan.backend != "mpi" {
-        return Ok(OverMpi::No);
-    }
-    let setup = |text: String| LaunchError::Cluster { exit_code: ExitCode::Setup, text };
-    for (node, host) in hosts.iter().enumerate() {
-        if let Some(other) = hosts[..node].iter().position(|it| it == host) {
-            return Err(setup(format!(
-                "nodes {other} and {node} both call themselves {host}: mpirun cannot tell them apart"
-            )));
-        }
-    }
-    let about = about::ask(trainer, false).await.map_err(setup)?;
-    let Some(built_with) = about.mpirun else {
-        return Err(setup(format!(
-            "{} was built without MPI, over which ranks on CPUs of several nodes talk: \
-             cargo build --release -p trainer --features mpi",
-            trainer.display()
-        )));
-    };
-    let ranks = plan.layout.ranks_per_node.iter().copied();
-    Ok(OverMpi::Mpirun(Mpirun {
-        program: find_mpirun(&built_with),
-        nodes: hosts.iter().cloned().zip(ranks).collect(),
-        network,
-        log: run_dir.logs_dir().join("mpirun.log"),
-    }))
-}
 
 /// Something that this node's part of MPI needs, or has.
 pub enum Progress {
@@ -382,13 +326,4 @@ async fn read(stream: &mut UnixStream) -> io::Result<ToHub> {
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await?;
     control::decode(&body)
-}
-
-/// The `mpirun` to use: `LOCKSTEP_MPIRUN`, else the one beside the MPI library that the trainer was
-/// built with (`built_with`), else the first on `PATH`.
-pub fn find_mpirun(built_with: &Path) -> PathBuf {
-    std::env::var_os("LOCKSTEP_MPIRUN").map_or_else(
-        || if built_with.exists() { built_with.to_owned() } else { "mpirun".into() },
-        PathBuf::from,
-    )
 }

@@ -1,0 +1,72 @@
+//! Which `mpirun` is called, and for whom.
+
+use std::path::{Path, PathBuf};
+
+use job::ExitCode;
+use job::run_dir::RunDir;
+
+use crate::about;
+use crate::error::LaunchError;
+use crate::local::OverMpi;
+use crate::plan::Plan;
+
+/// How `mpirun` is called.
+#[derive(Debug, Clone)]
+pub struct Mpirun {
+    /// The program.
+    pub program: PathBuf,
+    /// Name and ranks of each node.
+    pub nodes: Vec<(String, usize)>,
+    /// The network between the nodes, such as `10.0.0.0/24`, if there is more than one.
+    pub network: Option<String>,
+    /// Where its output goes.
+    pub log: PathBuf,
+}
+
+/// What ranks of `plan` on `hosts` need of MPI; on node 0.
+///
+/// # Errors
+/// [`LaunchError`] when the trainer was built without it, or hosts cannot be told apart.
+pub async fn over_mpi(
+    plan: &Plan,
+    hosts: &[String],
+    network: Option<String>,
+    trainer: &Path,
+    run_dir: &RunDir,
+) -> Result<OverMpi, LaunchError> {
+    if plan.backend != "mpi" {
+        return Ok(OverMpi::No);
+    }
+    let setup = |text: String| LaunchError::Cluster { exit_code: ExitCode::Setup, text };
+    for (node, host) in hosts.iter().enumerate() {
+        if let Some(other) = hosts[..node].iter().position(|it| it == host) {
+            return Err(setup(format!(
+                "nodes {other} and {node} both call themselves {host}: mpirun cannot tell them apart"
+            )));
+        }
+    }
+    let about = about::ask(trainer, false).await.map_err(setup)?;
+    let Some(built_with) = about.mpirun else {
+        return Err(setup(format!(
+            "{} was built without MPI, over which ranks on CPUs of several nodes talk: \
+             cargo build --release -p trainer --features mpi",
+            trainer.display()
+        )));
+    };
+    let ranks = plan.layout.ranks_per_node.iter().copied();
+    Ok(OverMpi::Mpirun(Mpirun {
+        program: find_mpirun(&built_with),
+        nodes: hosts.iter().cloned().zip(ranks).collect(),
+        network,
+        log: run_dir.logs_dir().join("mpirun.log"),
+    }))
+}
+
+/// The `mpirun` to use: `LOCKSTEP_MPIRUN`, else the one beside the MPI library that the trainer was
+/// built with (`built_with`), else the first on `PATH`.
+pub fn find_mpirun(built_with: &Path) -> PathBuf {
+    std::env::var_os("LOCKSTEP_MPIRUN").map_or_else(
+        || if built_with.exists() { built_with.to_owned() } else { "mpirun".into() },
+        PathBuf::from,
+    )
+}
