@@ -221,6 +221,17 @@ doctors_find_too_many_tasks_a_wrong_clock_and_missing_images() {
     says "$job" warning clocks "node 1 (n2) is -[23][0-9.]* s from here"
 }
 
+doctors_find_a_slow_network() {
+    local job network=/run/netns/ls$tag-n2
+    nsenter --net="$network" tc qdisc add dev eth0 root netem rate 300mbit ||
+        { echo "without a slow network: no tc, or no netem"; return 0; }
+    job=$(submit_doctor : --ntasks-per-node=1)
+    eventually has_ended "$job"
+    nsenter --net="$network" tc qdisc delete dev eth0 root
+    ended_with "$job" "COMPLETED 0:0" || return 1
+    says "$job" warning all-reduce "over 2 ranks of 2 nodes, over mpi"
+}
+
 # Programs of Slurm that a node need not have: all but srun.
 a_job_trains_and_stops_where_there_is_no_scontrol() {
     local job
@@ -252,6 +263,7 @@ check "GPUs and arrays are passed on" gpus_and_arrays_are_passed_on
 check "an end that would come again is not requeued" an_end_that_would_come_again_is_not_requeued
 check "doctors of two nodes find each other and measure" doctors_of_two_nodes_find_each_other_and_measure
 check "doctors find what is planted" doctors_find_too_many_tasks_a_wrong_clock_and_missing_images
+check "doctors find a slow network" doctors_find_a_slow_network
 check "a job trains and stops where there is no scontrol" a_job_trains_and_stops_where_there_is_no_scontrol
 check "jobs on one, two and three nodes train alike" jobs_on_one_two_and_three_nodes_train_alike
 check "a job that is requeued twice ends like one that was not" a_job_that_is_requeued_twice_ends_like_one_that_was_not
