@@ -4,9 +4,8 @@
 #   benches/check_prediction.sh OUT [scaling options]     such as --data DIR --max-others 0.03
 #
 # CPU ranks 2 to 4 over shared memory, with buckets of 1, 4 and 25 MiB, overlapped and not; and, where
-# this is root on Linux with `ip` and `tc` and the programs are built with the feature mpi, two ranks in
-# two network namespaces over links of 10 and 1 Gb/s. Needs
-# `cargo build --release -p benches -p launcher -p trainer` (with `--features mpi` for the latter).
+# slurm/bench_test.sh can make its cluster, one to three nodes over links of 10 and 1 Gb/s. Needs
+# `cargo build --release -p benches -p launcher -p trainer --features benches/mpi,trainer/mpi`.
 set -euo pipefail
 
 out=${1:?where to leave records}
@@ -31,13 +30,7 @@ done
 "$bin/scaling" --cpu 2,3,4 "${common[@]}" --out "$out/shm" "$@"
 "$bin/scaling" check "$out/shm/results.json" "${tables[@]}"
 
-if ! "$here/slow_link.sh" --check; then
-    echo "check_prediction.sh: no slowed link: $("$here/slow_link.sh" --check 2>&1 || true)" >&2
-    exit 0
-fi
-for rate in 10gbit 1gbit; do
-    mkdir -p "$out/$rate"
-    "$here/slow_link.sh" $rate -n 2 "$bin/all_reduce" --bytes $bytes --json "$out/$rate/all_reduce-2.json"
-    "$bin/scaling" --cpu 2 "${common[@]}" --mpirun "$here/slow_link.sh $rate" --out "$out/$rate" "$@"
-    "$bin/scaling" check "$out/$rate/results.json" "$out/$rate/all_reduce-2.json"
-done
+status=0
+"$here/../slurm/bench_test.sh" "$out" "$@" || status=$?
+# Where there can be no such cluster, it has said so.
+[ "$status" -eq 9 ] || exit "$status"

@@ -377,8 +377,8 @@ def main() -> None:
         sys.exit(f"torch_ddp: --mode {args.mode} is for one GPU")
     threads = take_cores(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]),
                          not args.no_pin, args.mode != "plain")
-    # All ranks are on this machine.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]:  # all are on this machine
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch = import_torch()
     sys.path.insert(0, str(REFERENCE))
     from notes_resnet import ResNet

@@ -24,7 +24,7 @@ pub struct AccuracyRun {
     /// When it began, in UTC.
     pub started: String,
     /// Who else used the processors meanwhile.
-    pub load: Load,
+    pub load: Option<Load>,
     /// Of each epoch; empty where the run failed.
     pub epochs: Vec<EpochEnd>,
     /// Why the run failed, if it did.
@@ -113,7 +113,7 @@ mod tests {
             seed,
             target: 0.7,
             started: String::new(),
-            load: Load { others: 0.0, steal: 0.0 },
+            load: Some(Load { others: 0.0, steal: 0.0 }),
             epochs: epochs.collect(),
             failure: None,
         }

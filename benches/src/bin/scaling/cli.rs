@@ -84,6 +84,11 @@ pub struct Args {
     #[command(flatten)]
     pub prediction: Prediction,
 
+    /// Node counts, within a Slurm job: on one node all rank counts, on each of several the largest
+    #[arg(long, value_name = "N,N", value_delimiter = ',', default_values_t = [1],
+          conflicts_with = "predict")]
+    pub nodes: Vec<usize>,
+
     /// Configurations
     #[arg(
         long,
@@ -152,11 +157,6 @@ pub struct Args {
     #[arg(long = "variant", value_name = "NAME:KEY=VALUE,KEY=VALUE", value_parser = variant)]
     pub variants: Vec<Variant>,
 
-    /// Start ours by a command such as "mpirun" that takes -n RANKS and a program, instead of the
-    /// launcher; the trainer must be built with the feature mpi
-    #[arg(long, value_name = "COMMAND", requires = "cpu")]
-    pub mpirun: Option<String>,
-
     /// A run that takes longer has failed
     #[arg(long, default_value_t = 600)]
     pub timeout_seconds: u64,
@@ -165,8 +165,8 @@ pub struct Args {
     #[arg(long, default_value_t = 1)]
     pub pause_seconds: u64,
 
-    /// Wait until others use less than this share of the machine, and run again what they disturbed;
-    /// such runs stay in results.json but out of the table
+    /// Wait until others use less than this share of the machine, and run again what they disturbed,
+    /// if it ran on one node; such runs stay in results.json but out of the table
     #[arg(long, value_name = "SHARE")]
     pub max_others: Option<f64>,
 
@@ -177,9 +177,15 @@ pub struct Args {
 }
 
 impl Args {
-    /// How many ranks to measure, one after the other.
-    pub fn rank_counts(&self) -> &[usize] {
-        if self.gpus.is_empty() { &self.cpu } else { &self.gpus }
+    /// Nodes and ranks to measure, one after the other.
+    pub fn sizes(&self) -> Vec<(usize, usize)> {
+        let counts = if self.gpus.is_empty() { &self.cpu } else { &self.gpus };
+        let most = counts.iter().copied().max().unwrap_or(0);
+        let of_nodes = |&nodes: &usize| match nodes {
+            1 => counts.iter().map(|&ranks| (1, ranks)).collect(),
+            several => vec![(several, several * most)],
+        };
+        self.nodes.iter().flat_map(of_nodes).collect()
     }
 
     /// What they compute on.
@@ -345,6 +351,14 @@ mod tests {
         ] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn several_nodes_have_the_most_ranks_each() {
+        assert_eq!(parse(&["--cpu", "1,2"]).unwrap().sizes(), [(1, 1), (1, 2)]);
+        let sizes = parse(&["--gpus", "1,4", "--nodes", "1,2,3"]).unwrap().sizes();
+        assert_eq!(sizes, [(1, 1), (1, 4), (2, 8), (3, 12)]);
+        assert!(parse(&["--predict", "8", "--cluster", "c", "--nodes", "2"]).is_err());
     }
 
     #[test]

@@ -26,6 +26,16 @@ pub enum BenchError {
     /// A rank count of zero.
     #[error("0 ranks cannot train")]
     NoRanks,
+    /// More nodes than this job has.
+    #[error("{wanted} nodes, but {}", .available.map_or_else(
+        || "this is no Slurm job: slurm/bench.sh submits one".to_owned(),
+        |nodes| format!("this Slurm job has {nodes}")))]
+    Nodes {
+        /// What the command line says.
+        wanted: usize,
+        /// What Slurm says.
+        available: Option<usize>,
+    },
     /// A file cannot be read or written.
     #[error("{}: {source}", path.display())]
     File {

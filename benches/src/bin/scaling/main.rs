@@ -24,6 +24,7 @@ mod predict;
 mod process;
 mod record;
 mod rounds;
+mod srun;
 mod stats;
 mod summary;
 
@@ -63,7 +64,7 @@ fn measure(args: &Args) -> Result<()> {
     let mut report = Report::new(args, peer.versions());
     let out = args.out.clone().unwrap_or_else(|| default_out(&plan, &report));
     fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
-    let runner = Runner { args, ours: &ours, peer: &peer };
+    let runner = Runner { args, ours: &ours, peer: &peer, out: &out };
     let keep = |report: &Report| write_results(&out, report);
     runner.run(&plan, &mut report, keep)?;
     if let Some(target) = args.to_accuracy {

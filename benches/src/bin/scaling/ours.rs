@@ -15,6 +15,7 @@ use crate::error::{BenchError, Result};
 use crate::plan::{Case, Cell, Device, Goal};
 use crate::process;
 use crate::record::{Measured, Split};
+use crate::srun;
 
 /// Steps that neither we nor the peers count: caches and clocks are still cold.
 pub const WARMUP_STEPS: u64 = 10;
@@ -22,8 +23,6 @@ pub const WARMUP_STEPS: u64 = 10;
 /// Our programs and what is the same in all runs.
 pub struct Ours {
     launcher: PathBuf,
-    /// What starts ranks instead of the launcher, in words.
-    mpirun: Option<Vec<String>>,
     device: Device,
     steps: u64,
     data: Option<PathBuf>,
@@ -35,7 +34,7 @@ impl Ours {
     /// Takes the launcher beside this program.
     ///
     /// # Errors
-    /// [`BenchError::NotBuilt`], where it or the trainer is not there.
+    /// [`BenchError::NotBuilt`], where it or the trainer is not there; [`BenchError::Nodes`].
     pub fn new(args: &Args) -> Result<Self> {
         let file = |source| BenchError::File { path: "/proc/self/exe".into(), source };
         let launcher = std::env::current_exe().map_err(file)?.with_file_name("launcher");
@@ -44,12 +43,10 @@ impl Ours {
                 return Err(BenchError::NotBuilt(program));
             }
         }
+        let most = args.nodes.iter().copied().max().unwrap_or(1);
+        srun::check(most, |name| std::env::var(name).ok())?;
         Ok(Self {
             launcher,
-            mpirun: args
-                .mpirun
-                .as_ref()
-                .map(|words| words.split_whitespace().map(str::to_owned).collect()),
             device: args.device(),
             steps: args.steps,
             data: args.data.clone(),
@@ -101,22 +98,10 @@ impl Ours {
         epochs_from_metrics(&metrics(&run_dir)?)
     }
 
-    /// The command that starts `ranks` ranks; configuration and run directory are to follow.
-    fn starts(&self, ranks: usize) -> Command {
-        if let Some([program, words @ ..]) = self.mpirun.as_deref() {
-            let mut command = Command::new(program);
-            command.args(words).args(["-n", &ranks.to_string()]);
-            command.arg(self.launcher.with_file_name("trainer")).args(["--device", "cpu"]);
-            return command;
-        }
-        let mut command = Command::new(&self.launcher);
-        let device = if self.device == Device::Gpu { "--gpus" } else { "--cpu" };
-        command.args([device, &ranks.to_string(), "--quiet"]);
-        command
-    }
-
     fn command(&self, case: &Case, cell: Cell, run_dir: &Path, overrides: &[String]) -> Command {
-        let mut command = self.starts(cell.ranks);
+        let device = if self.device == Device::Gpu { "--gpus" } else { "--cpu" };
+        let mut command = srun::command(cell.nodes, &self.launcher);
+        command.args([device, &(cell.ranks / cell.nodes).to_string(), "--quiet"]);
         command.arg(&case.config).args(["--resume", "never", "--run-dir"]).arg(run_dir);
         let batch = format!("train.batch_size_per_rank={}", cell.batch_per_rank);
         let made_up = self.data.is_none().then(|| "data.dataset=synthetic".to_owned());

@@ -16,6 +16,7 @@ use crate::ours::WARMUP_STEPS;
 use crate::plan::{Case, Cell, Device, Goal};
 use crate::process;
 use crate::record::Measured;
+use crate::srun;
 
 /// PyTorch and what is the same in all runs.
 pub struct Peer {
@@ -75,7 +76,7 @@ impl Peer {
     /// When the run fails, or does not say what was expected.
     pub fn measure(&self, case: &Case, cell: Cell, mode: Mode, folder: &Path) -> Result<Measured> {
         let json = folder.join("peer.json");
-        let mut command = self.command(case, cell, mode, &json);
+        let mut command = self.command(case, cell, mode, &json)?;
         command.args(["--steps", &self.steps.to_string()]);
         let started = process::run(&mut command, folder, self.timeout_seconds)?;
         from_json(&read(json)?, started)
@@ -95,7 +96,7 @@ impl Peer {
         goal: Goal,
     ) -> Result<Vec<EpochEnd>> {
         let json = folder.join("peer.json");
-        let mut command = self.command(case, cell, mode, &json);
+        let mut command = self.command(case, cell, mode, &json)?;
         command.args(["--to-accuracy", &goal.target.to_string()]).args([
             "--epochs",
             &case.epochs.to_string(),
@@ -106,11 +107,21 @@ impl Peer {
         read_epochs(json)
     }
 
-    fn command(&self, case: &Case, cell: Cell, mode: Mode, json: &Path) -> Command {
-        let mut command = Command::new(&self.python);
+    fn command(&self, case: &Case, cell: Cell, mode: Mode, json: &Path) -> Result<Command> {
+        let mut command = srun::command(cell.nodes, &self.python);
+        command.args(["-m", "torch.distributed.run"]);
+        if cell.nodes == 1 {
+            command.arg("--standalone");
+        } else {
+            command.args(["--nnodes", &cell.nodes.to_string(), "--rdzv-backend", "c10d"]).args([
+                "--rdzv-id",
+                "scaling",
+                "--rdzv-endpoint",
+                &srun::meeting_point()?,
+            ]);
+        }
         command
-            .args(["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"])
-            .arg(cell.ranks.to_string())
+            .args(["--nproc-per-node", &(cell.ranks / cell.nodes).to_string()])
             .arg(&self.script)
             .args(["--mode", mode.name()])
             .args(["--model", case.network.model, "--stem", case.network.stem])
@@ -122,7 +133,7 @@ impl Peer {
         if let Some(data) = &self.data {
             command.arg("--data").arg(data);
         }
-        command
+        Ok(command)
     }
 }
 

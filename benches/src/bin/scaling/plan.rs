@@ -52,6 +52,8 @@ pub struct PeerNetwork {
 /// One size of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cell {
+    /// On how many nodes, with equally many ranks each.
+    pub nodes: usize,
     /// How many ranks.
     pub ranks: usize,
     /// Images that each takes a step.
@@ -184,7 +186,7 @@ impl Case {
             Batch::PerRank(size) => format!("{stem}, weak scaling, batch {size} a rank"),
             Batch::Global(size) => format!("{stem}, strong scaling, global batch {size}"),
         };
-        let cells = args.rank_counts().iter().map(|ranks| cell(*ranks, batch));
+        let cells = args.sizes().into_iter().map(|(nodes, ranks)| cell(nodes, ranks, batch));
         let without_peers = why_without_peers(config);
         let ours = std::iter::once(Variant::default()).chain(args.variants.iter().cloned());
         let peers = args.peers.iter().filter(|_| !args.no_peers && without_peers.is_none());
@@ -210,15 +212,16 @@ impl PeerNetwork {
     }
 }
 
-const fn cell(ranks: usize, batch: Batch) -> Result<Cell> {
-    match batch {
-        _ if ranks == 0 => Err(BenchError::NoRanks),
-        Batch::PerRank(batch_per_rank) => Ok(Cell { ranks, batch_per_rank }),
+const fn cell(nodes: usize, ranks: usize, batch: Batch) -> Result<Cell> {
+    let batch_per_rank = match batch {
+        _ if ranks == 0 => return Err(BenchError::NoRanks),
+        Batch::PerRank(batch_per_rank) => batch_per_rank,
         Batch::Global(global_batch) if !global_batch.is_multiple_of(ranks) => {
-            Err(BenchError::Uneven { global_batch, ranks })
+            return Err(BenchError::Uneven { global_batch, ranks });
         }
-        Batch::Global(global_batch) => Ok(Cell { ranks, batch_per_rank: global_batch / ranks }),
-    }
+        Batch::Global(global_batch) => global_batch / ranks,
+    };
+    Ok(Cell { nodes, ranks, batch_per_rank })
 }
 
 /// The peers know the notes' networks, AdamW and no augmentation; something else would be another job.

@@ -38,6 +38,9 @@ pub struct Record {
     pub round: usize,
     /// The case's name.
     pub case: String,
+    /// On how many nodes.
+    #[serde(default = "one")]
+    pub nodes: usize,
     /// How many ranks.
     pub ranks: usize,
     /// Images that each takes a step.
@@ -46,8 +49,8 @@ pub struct Record {
     pub contestant: String,
     /// When it began, in UTC.
     pub started: String,
-    /// Who else used the processors meanwhile.
-    pub load: Load,
+    /// Who else used the processors meanwhile; only known of one node.
+    pub load: Option<Load>,
     /// Whether it ran again because others disturbed it: tables leave it out.
     pub disturbed: bool,
     /// What came of it.
@@ -182,6 +185,11 @@ impl Report {
         in_order(good.map(|record| record.contestant.as_str()))
     }
 
+    /// On how many nodes so many ranks ran.
+    pub fn nodes(&self, case: &str, ranks: usize) -> usize {
+        self.of(case).find(|record| record.ranks == ranks).map_or(1, |record| record.nodes)
+    }
+
     fn of(&self, case: &str) -> impl Iterator<Item = &Record> {
         self.records.iter().filter(move |record| record.case == case)
     }
@@ -207,6 +215,11 @@ impl Report {
         let runs = self.measured(case, ranks, contestant);
         runs.map(|(round, measured)| (round, measured.images_per_s)).collect()
     }
+}
+
+/// For records of a version that knew no others.
+const fn one() -> usize {
+    1
 }
 
 /// Each value once, where it came first.
@@ -268,11 +281,12 @@ pub mod tests {
         Record {
             round,
             case: "job, weak scaling, batch 64 a rank".to_owned(),
+            nodes: 1,
             ranks,
             batch_per_rank: 64,
             contestant: contestant.to_owned(),
             started: String::new(),
-            load: Load { others: 0.0, steal: 0.0 },
+            load: Some(Load { others: 0.0, steal: 0.0 }),
             disturbed: false,
             outcome: Outcome::Measured(measured),
         }

@@ -1,19 +1,21 @@
 //! Rounds in which everything runs once, so that what disturbs the machine disturbs all alike.
 
+use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use tempfile::TempDir;
 
 use crate::accuracy::AccuracyRun;
 use crate::cli::Args;
 use crate::energy::Meter;
-use crate::load::Ticks;
+use crate::load::{Load, Ticks};
 use crate::machine::now;
 use crate::ours::Ours;
 use crate::peer::Peer;
-use crate::plan::{Contestant, Goal, Plan, Run};
-use crate::record::{Outcome, Record, Report};
+use crate::plan::{Cell, Contestant, Goal, Plan, Run};
+use crate::record::{Measured, Outcome, Record, Report};
 
 /// How often a run is tried that others disturb; the last try counts.
 const TRIES: usize = 5;
@@ -29,6 +31,8 @@ pub struct Runner<'a> {
     pub ours: &'a Ours,
     /// PyTorch.
     pub peer: &'a Peer,
+    /// Where results go, which several nodes must all see.
+    pub out: &'a Path,
 }
 
 impl Runner<'_> {
@@ -70,7 +74,8 @@ impl Runner<'_> {
         for tries_left in (0..TRIES).rev() {
             self.rest();
             let mut record = self.run_once(one, round)?;
-            let is_loud = self.args.max_others.is_some_and(|max| record.load.others > max);
+            let is_above = |load: Load| self.args.max_others.is_some_and(|max| load.others > max);
+            let is_loud = record.load.is_some_and(is_above);
             record.disturbed = is_loud && tries_left > 0 && record.measured().is_some();
             tell(&record, self.args.repeats);
             let runs_again = record.disturbed;
@@ -125,14 +130,14 @@ impl Runner<'_> {
 
     fn train_to(&self, one: Run<'_>, goal: Goal) -> Result<AccuracyRun> {
         let Run { case, cell, contestant } = one;
-        let folder = tempfile::tempdir()?;
+        let folder = self.folder(cell)?;
         let path = folder.path();
         let (started, before) = (now(), Ticks::now());
         let epochs = match contestant {
             Contestant::Peer(mode) => self.peer.train_to(case, cell, *mode, path, goal),
             _ => self.ours.train_to(case, cell, &contestant.overrides(), path, goal),
         };
-        let load = Ticks::now().since(before);
+        let load = load(cell, before);
         let failure = epochs.as_ref().err().map(ToString::to_string);
         Ok(AccuracyRun {
             case: case.name.clone(),
@@ -147,10 +152,21 @@ impl Runner<'_> {
         })
     }
 
+    /// For a run's files.
+    fn folder(&self, cell: Cell) -> Result<TempDir> {
+        if cell.nodes == 1 {
+            return Ok(tempfile::tempdir()?);
+        }
+        let name = || self.out.display().to_string();
+        let out = self.out.canonicalize().with_context(name)?;
+        tempfile::Builder::new().prefix("run-").tempdir_in(out).with_context(name)
+    }
+
     fn run_once(&self, one: Run<'_>, round: usize) -> Result<Record> {
         let Run { case, cell, contestant } = one;
-        let folder = tempfile::tempdir()?;
-        let meter = Meter::start(self.args.device(), cell.ranks);
+        let folder = self.folder(cell)?;
+        let is_here = cell.nodes == 1;
+        let meter = is_here.then(|| Meter::start(self.args.device(), cell.ranks)).flatten();
         let (started, before) = (now(), Ticks::now());
         let mut measured = match contestant {
             Contestant::Peer(mode) => self.peer.measure(case, cell, *mode, folder.path()),
@@ -163,16 +179,23 @@ impl Runner<'_> {
         Ok(Record {
             round,
             case: case.name.clone(),
+            nodes: cell.nodes,
             ranks: cell.ranks,
             batch_per_rank: cell.batch_per_rank,
             contestant: contestant.name(),
             started,
-            load: Ticks::now().since(before),
+            load: load(cell, before),
             disturbed: false,
             outcome: measured
                 .map_or_else(|error| Outcome::Failed(error.to_string()), Outcome::Measured),
         })
     }
+}
+
+/// Since `before`, where this program has started all ranks itself: those of several nodes are not its
+/// children, and would count as others'.
+fn load(cell: Cell, before: Ticks) -> Option<Load> {
+    (cell.nodes == 1).then(|| Ticks::now().since(before))
 }
 
 fn tell_accuracy(run: &AccuracyRun) {
@@ -191,12 +214,13 @@ fn tell(record: &Record, repeats: usize) {
     let again = if record.disturbed { ", disturbed, runs again" } else { "" };
     let head = format!("round {round}/{repeats}, {case}, ranks {ranks}, {contestant}{again}");
     match &record.outcome {
-        Outcome::Measured(measured) => eprintln!(
-            "{head}: {:.0} images/s (others used {:.1} % of the machine, the host took {:.1} %)",
-            measured.images_per_s,
-            load.others * 100.0,
-            load.steal * 100.0
-        ),
+        Outcome::Measured(Measured { images_per_s, .. }) => {
+            let load = load.map_or_else(String::new, |Load { others, steal }| {
+                let (others, steal) = (others * 100.0, steal * 100.0);
+                format!(" (others used {others:.1} % of the machine, the host took {steal:.1} %)")
+            });
+            eprintln!("{head}: {images_per_s:.0} images/s{load}");
+        }
         Outcome::Failed(reason) => eprintln!("{head}: left out from here on: {reason}"),
     }
 }

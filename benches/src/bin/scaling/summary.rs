@@ -64,8 +64,10 @@ fn rates(case: &str, report: &Report) -> Table {
     let has_energy = report.records.iter().any(|record| {
         record.measured().is_some_and(|measured| measured.joules_per_image().is_some())
     });
-    let mut columns = vec![
-        ("ranks", Align::Right),
+    let has_nodes = report.records.iter().any(|record| record.nodes > 1);
+    let mut columns = vec![("ranks", Align::Right)];
+    columns.extend(has_nodes.then_some(("nodes", Align::Right)));
+    columns.extend([
         ("batch a rank", Align::Right),
         ("", Align::Left),
         ("images/s, median", Align::Right),
@@ -76,7 +78,7 @@ fn rates(case: &str, report: &Report) -> Table {
         ("step, median ms", Align::Right),
         ("command to first step, s", Align::Right),
         ("peak memory of a rank, MiB", Align::Right),
-    ];
+    ]);
     columns.extend(has_energy.then_some(("energy, J an image", Align::Right)));
     let mut table = Table::new(columns);
     for (ranks, batch_per_rank) in report.sizes(case) {
@@ -90,8 +92,9 @@ fn rates(case: &str, report: &Report) -> Table {
             let number = |value: Option<f64>, digits: usize| {
                 value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
             };
-            let mut row = vec![
-                ranks.to_string(),
+            let mut row = vec![ranks.to_string()];
+            row.extend(has_nodes.then(|| report.nodes(case, ranks).to_string()));
+            row.extend([
                 batch_per_rank.to_string(),
                 name.to_owned(),
                 format!("{:.0}", rate.median),
@@ -102,7 +105,7 @@ fn rates(case: &str, report: &Report) -> Table {
                 number(median(&|run| Some(run.step_ms_p50)), 1),
                 number(median(&|run| Some(run.seconds_to_training)), 2),
                 number(median(&|run| Some(run.peak_memory_bytes as f64 / MIB)), 0),
-            ];
+            ]);
             row.extend(has_energy.then(|| number(median(&Measured::joules_per_image), 3)));
             table.row(row);
         }
@@ -243,6 +246,7 @@ fn notes(report: &Report) -> Vec<String> {
     }
     let loads =
         used.iter().map(|run| run.load).chain(report.to_accuracy.iter().map(|run| run.load));
+    let loads = loads.flatten();
     let loud = loads.clone().filter(|load| load.others.max(load.steal) > LOUD).count();
     if loud > 0 {
         notes.push(format!(

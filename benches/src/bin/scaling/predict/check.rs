@@ -2,7 +2,7 @@
 //! communicate and from `all_reduce` by itself.
 
 use clap::Parser;
-use job::config::{BucketCap, Overlap};
+use job::config::{BucketCap, Config, Overlap};
 use serde::Deserialize;
 
 use super::compute::Compute;
@@ -109,10 +109,11 @@ fn rows(report: &Report, tables: &[AllReduce]) -> Result<Vec<Row>> {
     let args = Cli::try_parse_from(&report.command)
         .map_err(|error| problem(format!("its command line: {error}")))?
         .run;
-    let backend = if args.mpirun.is_some() { "mpi backend" } else { "shm in place" };
     let mut rows = Vec::new();
     for case in report.cases() {
         for (ranks, batch) in report.sizes(case).into_iter().filter(|(ranks, _)| *ranks > 1) {
+            let over_mpi = report.nodes(case, ranks) > 1;
+            let backend = if over_mpi { "mpi backend" } else { "shm in place" };
             let compute = isolated(report, case, ranks, batch).ok_or_else(|| {
                 problem(format!("no {ranks} isolated ranks that say where the time went"))
             })?;
@@ -128,9 +129,9 @@ fn rows(report: &Report, tables: &[AllReduce]) -> Result<Vec<Row>> {
                 let Some(measured_ms) = step_ms(report, case, ranks, batch, &contestant) else {
                     continue;
                 };
-                let row = row(&args, case, variant, &compute, |bytes| {
-                    all_reduce(bytes).unwrap_or(f64::NAN)
-                })?;
+                let config = configuration(&args, case, variant)?;
+                let row =
+                    row(&config, over_mpi, &compute, |bytes| all_reduce(bytes).unwrap_or(f64::NAN));
                 rows.push(Row { ranks, contestant, measured_ms, ..row });
             }
         }
@@ -146,25 +147,23 @@ fn bucket_cap(bytes: usize) -> String {
     if bytes == usize::MAX { "all".to_owned() } else { (bytes >> 20).to_string() }
 }
 
-/// The prediction for a variant; whose it is, is left open.
-fn row(
-    args: &Args,
-    case: &str,
-    variant: &Variant,
-    compute: &Compute,
-    all_reduce: impl Fn(f64) -> f64,
-) -> Result<Row> {
+/// What a variant ran with.
+fn configuration(args: &Args, case: &str, variant: &Variant) -> Result<Config> {
     let is_its = |path: &&std::path::PathBuf| {
         path.file_stem().is_some_and(|stem| case.starts_with(&*stem.to_string_lossy()))
     };
     let path = args.configs.iter().find(is_its).unwrap_or(&args.configs[0]);
     let overrides = [&args.overrides[..], &variant.overrides].concat();
-    let config = job::config::load(path, &overrides)?;
+    Ok(job::config::load(path, &overrides)?)
+}
+
+/// The prediction for a configuration; whose it is, is left open.
+fn row(config: &Config, over_mpi: bool, compute: &Compute, all_reduce: impl Fn(f64) -> f64) -> Row {
     // What `auto` means between CPU ranks.
     let overlap = match config.comm.overlap {
         Overlap::On => true,
         Overlap::Off => false,
-        Overlap::Auto => args.mpirun.is_some(),
+        Overlap::Auto => over_mpi,
     };
     let bucket_cap_bytes = match (config.comm.bucket_cap_mib, overlap) {
         // Nothing to overlap with: all gradients at once.
@@ -172,10 +171,10 @@ fn row(
         (cap, _) => super::bucket_mib(cap) << 20,
     };
     let communication = Communication { bucket_cap_bytes, overlap, slowdown: 1.0 };
-    let layers = Layers::of_config(&config);
+    let layers = Layers::of_config(config);
     let timeline = simulate(&layers.layers, compute, &communication, all_reduce);
     let seconds = compute.forward + timeline.communication_end + compute.rest;
-    Ok(Row {
+    Row {
         ranks: 0,
         contestant: String::new(),
         bucket_cap_bytes,
@@ -183,7 +182,7 @@ fn row(
         buckets: timeline.buckets,
         predicted_ms: seconds * 1e3,
         measured_ms: 0.0,
-    })
+    }
 }
 
 fn step_ms(report: &Report, case: &str, ranks: usize, batch: usize, who: &str) -> Option<f64> {
@@ -245,5 +244,9 @@ mod tests {
             "{text}"
         );
         assert!(document(&report, &[]).is_err());
+        // Between nodes it is not shared memory that counts.
+        report.records.iter_mut().for_each(|record| record.nodes = 2);
+        let error = document(&report, &[all_reduce()]).err().unwrap().to_string();
+        assert!(error.contains("no all_reduce of mpi backend with 2 ranks"), "{error}");
     }
 }

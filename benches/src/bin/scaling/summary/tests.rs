@@ -1,6 +1,7 @@
 use super::*;
 use crate::document::to_markdown;
 use crate::energy::Energy;
+use crate::load::Load;
 use crate::record::tests::{report, run};
 
 fn render(report: &Report) -> String {
@@ -53,7 +54,7 @@ fn a_disturbed_run_is_mentioned_but_not_counted() {
     let (_, mut report) = report(&["--no-peers"]);
     let mut disturbed = run(1, 1, "Lockstep", 10.0);
     disturbed.disturbed = true;
-    disturbed.load.others = 0.5;
+    disturbed.load = Some(Load { others: 0.5, steal: 0.0 });
     report.records.extend([disturbed, run(1, 1, "Lockstep", 100.0)]);
     let text = render(&report);
     assert!(text.contains("| Lockstep | 100 | 100..100 | 1 |"), "{text}");
@@ -71,7 +72,7 @@ fn without_peers_there_are_no_ratios() {
 fn a_busy_machine_and_failures_are_told() {
     let (_, mut report) = report(&[]);
     let mut busy = run(1, 1, "Lockstep", 100.0);
-    busy.load.others = 0.5;
+    busy.load = Some(Load { others: 0.5, steal: 0.0 });
     let mut failed = run(1, 2, "PyTorch DDP, plain", 0.0);
     failed.outcome = Outcome::Failed("no such thing\nat all".to_owned());
     report.records.extend([busy, failed]);

@@ -1,0 +1,73 @@
+//! One process on each of several nodes, within a Slurm job.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::net::TcpListener;
+use std::process::Command;
+
+use crate::error::{BenchError, Result};
+
+/// Whether there are so many nodes; `lookup` reads a variable of the environment.
+///
+/// # Errors
+/// [`BenchError::Nodes`], if this is no Slurm job or a smaller one.
+pub fn check(nodes: usize, lookup: impl Fn(&str) -> Option<String>) -> Result<()> {
+    let job = lookup("SLURM_JOB_NUM_NODES").and_then(|text| text.parse().ok());
+    match job {
+        _ if nodes <= 1 => Ok(()),
+        Some(available) if nodes <= available => Ok(()),
+        _ => Err(BenchError::Nodes { wanted: nodes, available: job }),
+    }
+}
+
+/// `program` on each of the job's first `nodes` nodes, the first of which is this one; just `program`
+/// where that is all. Arguments are to follow.
+pub fn command(nodes: usize, program: impl AsRef<OsStr>) -> Command {
+    if nodes == 1 {
+        return Command::new(program);
+    }
+    let mut command = Command::new("srun");
+    command
+        .args([format!("--nodes={nodes}"), format!("--ntasks={nodes}")])
+        .args(["--ntasks-per-node=1", "--relative=0", "--kill-on-bad-exit=1", "--export=ALL"])
+        .arg(program);
+    command
+}
+
+/// This node's name and a port that is free here now, for others to come to.
+///
+/// # Errors
+/// [`BenchError::File`] where there is no name or no port.
+pub fn meeting_point() -> Result<String> {
+    let path = "/proc/sys/kernel/hostname";
+    let file = |source| BenchError::File { path: path.into(), source };
+    let host = fs::read_to_string(path).map_err(file)?;
+    let port = TcpListener::bind(("0.0.0.0", 0)).and_then(|listener| listener.local_addr());
+    Ok(format!("{}:{}", host.trim(), port.map_err(file)?.port()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_nodes_than_the_job_has_are_refused() {
+        let job = |nodes: &'static str| move |_: &str| Some(nodes.to_owned());
+        assert!(check(3, job("3")).is_ok());
+        assert!(check(1, |_| None).is_ok());
+        let error = check(3, job("2")).unwrap_err().to_string();
+        assert_eq!(error, "3 nodes, but this Slurm job has 2");
+        let error = check(2, |_| None).unwrap_err().to_string();
+        assert!(error.contains("slurm/bench.sh"), "{error}");
+    }
+
+    #[test]
+    fn one_node_needs_no_srun() {
+        assert_eq!(command(1, "launcher").get_program(), "launcher");
+        let several = command(2, "launcher");
+        let words: Vec<_> = several.get_args().map(|word| word.to_string_lossy()).collect();
+        assert_eq!(several.get_program(), "srun");
+        assert_eq!(words[..2], ["--nodes=2", "--ntasks=2"]);
+        assert_eq!(words.last().unwrap(), "launcher");
+    }
+}
