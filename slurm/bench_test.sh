@@ -2,7 +2,8 @@
 # Runs slurm/bench.sh over one to three nodes on a Slurm of its own (see cluster.sh) whose network is
 # slowed, and shows steps beside their prediction:
 #
-#   slurm/bench_test.sh OUT [scaling options]     such as --steps 10 --repeats 1 to see that it works
+#   slurm/bench_test.sh OUT [scaling options]     such as --steps 10 --repeats 1 to see that it works, and
+#                                                 --python PYTHON to have PyTorch beside it
 #
 #   RATES   of each node's link, as tc has them (default "10gbit 1gbit")
 #   DELAY   added each way, such as 100us, where the kernel has netem
@@ -36,6 +37,7 @@ slow_down() {
     [ -z "${DELAY:-}" ] || "${inside[@]}" replace dev eth0 parent 1: netem delay "$DELAY"
 }
 
+[[ " $* " == *" --python"* ]] || set -- --no-peers "$@"
 start_cluster 3 1
 for node in 1 2 3; do give_one_core $node; done
 cd "$work/submit"
@@ -48,7 +50,7 @@ for rate in ${RATES:-10gbit 1gbit}; do
     for node in 1 2 3; do slow_down $node "$rate"; done
     echo "slurm/bench_test.sh: links of $rate"
     job=$("$repository/slurm/bench.sh" --nodes 1,2,3 --parsable -- --cpu 1 --configs configs/resnet18.yaml \
-        --batch-per-rank 64 --no-peers --set comm.bucket_cap_mib=4 --variant after:comm.overlap=off "$@")
+        --batch-per-rank 64 --set comm.bucket_cap_mib=4 --variant after:comm.overlap=off "$@")
     until has_ended "$job"; do sleep 1; done
     cat "lockstep-bench-$job.out"
     [ "$(state_of "$job")" = "COMPLETED 0:0" ]

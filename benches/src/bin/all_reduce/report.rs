@@ -138,7 +138,8 @@ fn cpuinfo(key: &str) -> impl Iterator<Item = String> {
 
 /// Of the sources, where this runs in their repository; empty elsewhere.
 fn commit() -> String {
-    let output = Command::new("git").args(["describe", "--always", "--dirty"]).output();
-    let text = output.map(|output| output.stdout).unwrap_or_default();
+    let mut command = Command::new("git");
+    command.args(["describe", "--always", "--dirty"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    let text = command.output().map(|output| output.stdout).unwrap_or_default();
     String::from_utf8_lossy(&text).trim().to_owned()
 }
