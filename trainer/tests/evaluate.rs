@@ -201,7 +201,7 @@ fn several_ranks_measure_what_one_does() {
     assert_eq!(ends[1].stdout, b"", "rank 0 speaks for all");
     let two = json(&ends[0]);
     assert_eq!((&one["ranks"], &two["ranks"]), (&1.into(), &2.into()));
-    let three = json(&eval(&run_dir(), &["--ranks", "3", "--json"]));
+    let three = json(&eval(&run_dir(), &["--ranks", "3", "--json", "--set", "comm.backend=mpi"]));
     assert_eq!(three["ranks"], 3);
     for many in [two, three] {
         for key in ["accuracy", "images", "classes", "confusion"] {

@@ -1,10 +1,13 @@
 //! The other nodes' end: joins node 0's launcher and does what that one says.
 
-use comm::control::ToLauncher;
-use job::ExitCode;
-use job::run_dir::RunDir;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
+
+use comm::control::ToLauncher;
+use job::ExitCode;
+use job::config::{self, Config};
+use job::run_dir::RunDir;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -116,7 +119,8 @@ impl Member<'_> {
         let plan = (self.plan)(Layout { node_rank: self.me.node_rank, ranks_per_node: layout })?;
         let folder = tempfile::tempdir().map_err(LaunchError::system("make a folder"))?;
         let config_path = folder.path().join("config.yaml");
-        std::fs::write(&config_path, config)
+        with_own_images(&config, &self.me.config)
+            .and_then(|config| std::fs::write(&config_path, config))
             .map_err(LaunchError::system("write the configuration for this node's ranks"))?;
         let run_dir = match self.work {
             Work::Train => self.cluster.run_dir.clone().unwrap_or(run_dir),
@@ -211,6 +215,16 @@ fn finished(exit_code: u8, text: String) -> End {
     End::Finished(ExitCode::from_code(exit_code).unwrap_or(ExitCode::RankFailed), text)
 }
 
+/// Node 0's configuration, a YAML document, with the images where this node, whose configuration is
+/// `own`, has them.
+fn with_own_images(config: &str, own: &serde_json::Value) -> io::Result<String> {
+    let mut config: Config = serde_yaml::from_str(config).map_err(io::Error::other)?;
+    if let Some(root) = own["data"]["root"].as_str() {
+        config.data.root = root.into();
+    }
+    Ok(config::to_yaml(&config))
+}
+
 /// A rank's frame had room for its message; with what is around it here, it may not.
 fn short_enough(news: News) -> News {
     match news {
@@ -219,5 +233,22 @@ fn short_enough(news: News) -> News {
             News::Said { rank, message: ToLauncher::Failed { exit_code, message } }
         }
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_read_the_images_of_their_own_node_and_all_else_is_node_0s() {
+        let mut theirs = Config::default();
+        theirs.data.root = "/node-0/data".into();
+        theirs.train.seed = 7;
+        let own = serde_json::json!({"data": {"root": "/scratch/data"}});
+        let text = with_own_images(&config::to_yaml(&theirs), &own).unwrap();
+        let ranks: Config = serde_yaml::from_str(&text).unwrap();
+        theirs.data.root = "/scratch/data".into();
+        assert_eq!(ranks, serde_yaml::from_str(&config::to_yaml(&theirs)).unwrap());
     }
 }

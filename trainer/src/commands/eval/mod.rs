@@ -13,7 +13,7 @@ use comm::Communicator;
 use comm::bootstrap::Store;
 use comm::control::{ControlClient, StopFlag};
 use comm::env::{CONTROL_SOCKET, World};
-use job::config::{Config, Fallback};
+use job::config::{CommBackend, Config, Fallback};
 use job::dataset::{DataSet, Description};
 use job::files::write_atomically;
 use tracing::{info, warn};
@@ -85,7 +85,11 @@ impl Split {
 pub fn eval(args: &EvalArgs, world: World) -> Result<String> {
     let tta = args.tta.iter().map(|tta| format!("eval.tta={tta}"));
     let overrides: Vec<String> = args.set.iter().cloned().chain(tta).collect();
-    let trained = Trained::find(&args.checkpoint, &overrides)?;
+    let mut trained = Trained::find(&args.checkpoint, &overrides)?;
+    if args.ranks > 1 {
+        // Threads talk to each other as they can, whatever the run's ranks did.
+        trained.config.comm.backend = CommBackend::Auto;
+    }
     let weights = trained.weights(args.ema)?;
     if let Some(folder) = &args.out {
         // Before anything is measured that could then not be written.
@@ -161,13 +165,10 @@ fn measure(
         Split::Train => &data_set.train,
         Split::Test => &data_set.test,
     };
-    info!(
-        "{} of {}: {} images, over {} rank(s)",
-        args.split.as_str(),
-        data_set.name,
-        split.len(),
-        communicator.world_size()
-    );
+    if communicator.rank() == 0 {
+        let (name, ranks) = (&data_set.name, communicator.world_size());
+        info!("{} of {name}: {} images, over {ranks} rank(s)", args.split.as_str(), split.len());
+    }
     // Whatever the images are now, the network expects them as it was trained.
     let images = Images::new(split, &description.normalization, device);
     let mut replica = trained.replica(weights, device, communicator)?;
