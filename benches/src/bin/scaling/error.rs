@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 
 use job::config::ConfigError;
+use job::dataset::DataError;
 
 /// Why something cannot be measured.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +16,9 @@ pub enum BenchError {
     /// A configuration is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A configuration's images are not as they should be.
+    #[error(transparent)]
+    Data(#[from] DataError),
     /// Ranks cannot share a global batch evenly.
     #[error("a global batch of {global_batch} cannot be shared by {ranks} ranks")]
     Uneven {

@@ -130,8 +130,8 @@ fn rows(report: &Report, tables: &[AllReduce]) -> Result<Vec<Row>> {
                     continue;
                 };
                 let config = configuration(&args, case, variant)?;
-                let row =
-                    row(&config, over_mpi, &compute, |bytes| all_reduce(bytes).unwrap_or(f64::NAN));
+                let seconds = |bytes| all_reduce(bytes).unwrap_or(f64::NAN);
+                let row = row(&config, over_mpi, &compute, seconds)?;
                 rows.push(Row { ranks, contestant, measured_ms, ..row });
             }
         }
@@ -158,7 +158,12 @@ fn configuration(args: &Args, case: &str, variant: &Variant) -> Result<Config> {
 }
 
 /// The prediction for a configuration; whose it is, is left open.
-fn row(config: &Config, over_mpi: bool, compute: &Compute, all_reduce: impl Fn(f64) -> f64) -> Row {
+fn row(
+    config: &Config,
+    over_mpi: bool,
+    compute: &Compute,
+    all_reduce: impl Fn(f64) -> f64,
+) -> Result<Row> {
     // What `auto` means between CPU ranks.
     let overlap = match config.comm.overlap {
         Overlap::On => true,
@@ -171,10 +176,10 @@ fn row(config: &Config, over_mpi: bool, compute: &Compute, all_reduce: impl Fn(f
         (cap, _) => super::bucket_mib(cap) << 20,
     };
     let communication = Communication { bucket_cap_bytes, overlap, slowdown: 1.0 };
-    let layers = Layers::of_config(config);
+    let layers = Layers::of_config(config)?;
     let timeline = simulate(&layers.layers, compute, &communication, all_reduce);
     let seconds = compute.forward + timeline.communication_end + compute.rest;
-    Row {
+    Ok(Row {
         ranks: 0,
         contestant: String::new(),
         bucket_cap_bytes,
@@ -182,7 +187,7 @@ fn row(config: &Config, over_mpi: bool, compute: &Compute, all_reduce: impl Fn(f
         buckets: timeline.buckets,
         predicted_ms: seconds * 1e3,
         measured_ms: 0.0,
-    }
+    })
 }
 
 fn step_ms(report: &Report, case: &str, ranks: usize, batch: usize, who: &str) -> Option<f64> {

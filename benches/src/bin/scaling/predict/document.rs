@@ -40,7 +40,7 @@ fn basis(model: &Model) -> String {
     let compute = model.compute;
     format!(
         "{}. {:.2} billion multiply-accumulates forward, an image. One GPU: {:.2} ms a step, of it \
-         {:.2} forward and {:.2} backward ({}). Gradients in fp32: {:.1} MB; buckets of at most {:.0} \
+         {:.2} forward and {:.2} backward ({}). Gradients on the wire: {:.1} MB; buckets of at most {:.0} \
          MiB: {}.",
         model.cluster.description.trim(),
         model.layers.macs() / 1e9,
@@ -48,7 +48,7 @@ fn basis(model: &Model) -> String {
         compute.forward * 1e3,
         compute.backward * 1e3,
         model.basis,
-        (4 * model.layers.gradient_elements()) as f64 / 1e6,
+        (4 * model.layers.gradient_elements()) as f64 * model.wire_share() / 1e6,
         model.bucket_cap_bytes as f64 / f64::from(1 << 20),
         model.step(2).timeline.buckets,
     )

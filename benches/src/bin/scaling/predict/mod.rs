@@ -12,7 +12,7 @@ mod schedule;
 #[cfg(test)]
 mod published;
 
-use job::config::BucketCap;
+use job::config::{BucketCap, WireDtype};
 
 use crate::cli::Args;
 use crate::document::Block;
@@ -42,8 +42,19 @@ struct Model {
     /// At others.
     speed: Speed,
     bucket_cap_bytes: usize,
+    wire_dtype: WireDtype,
     /// Where `speed` comes from.
     basis: String,
+}
+
+/// A network that is asked about, and what the command line may override.
+struct Subject {
+    layers: Layers,
+    cap_mib: f64,
+    batch: usize,
+    wire_dtype: WireDtype,
+    /// Of its configuration's file.
+    stem: String,
 }
 
 /// A step of `ranks` ranks.
@@ -89,22 +100,38 @@ fn models(args: &Args) -> Result<Vec<Model>> {
         let layers = Layers::for_imagenet(name).ok_or_else(|| {
             wanted(&format!("--network {name}: `trainer models` lists what there is"))
         })?;
-        networks.push((layers, DEFAULT_BUCKET_MIB as f64, 64, String::new()));
+        networks.push(Subject {
+            layers,
+            cap_mib: DEFAULT_BUCKET_MIB as f64,
+            batch: 64,
+            wire_dtype: WireDtype::Fp32,
+            stem: String::new(),
+        });
     }
     for path in &args.configs {
         let config = job::config::load(path, &args.overrides)?;
         let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let cap = bucket_mib(config.comm.bucket_cap_mib) as f64;
         let batch = config.train.batch_size_per_rank;
-        networks.push((Layers::of_config(&config), cap, batch, stem));
+        if config.train.grad_accum_steps > 1 {
+            let problem = "predictions are for one microbatch a step: train.grad_accum_steps=1";
+            return Err(wanted(problem));
+        }
+        networks.push(Subject {
+            layers: Layers::of_config(&config)?,
+            cap_mib: cap,
+            batch,
+            wire_dtype: config.comm.wire_dtype,
+            stem,
+        });
     }
     let mut models = Vec::new();
-    for (mut layers, cap_mib, configured, stem) in networks {
+    for Subject { mut layers, cap_mib, batch, wire_dtype, stem } in networks {
         if let Some(images) = prediction.critical_batch {
             layers.critical_batch = (images, "the command line");
         }
         let batches = match args.batch_per_rank.as_slice() {
-            [] => vec![configured],
+            [] => vec![batch],
             batches => batches.to_vec(),
         };
         for batch_per_rank in batches {
@@ -117,6 +144,7 @@ fn models(args: &Args) -> Result<Vec<Model>> {
                 compute: speed.at(batch_per_rank as f64),
                 speed,
                 bucket_cap_bytes: (cap_mib * f64::from(1 << 20)) as usize,
+                wire_dtype,
                 basis,
             });
         }
@@ -134,7 +162,7 @@ impl Model {
             slowdown: self.cluster.slowdown_while_communicating.value,
         };
         let timeline = simulate(&self.layers.layers, &self.compute, &communication, |bytes| {
-            group.all_reduce(bytes).seconds
+            group.all_reduce(bytes * self.wire_share()).seconds
         });
         let Compute { forward, rest, .. } = self.compute;
         let mut seconds = forward + timeline.communication_end + rest;
@@ -143,6 +171,14 @@ impl Model {
             seconds *= (1.0 + self.cluster.step_overhead.value) * (1.0 + slowest);
         }
         Step { ranks, seconds, timeline }
+    }
+
+    /// What travels of the bytes of gradients in fp32.
+    const fn wire_share(&self) -> f64 {
+        match self.wire_dtype {
+            WireDtype::Fp32 => 1.0,
+            WireDtype::Bf16 => 0.5,
+        }
     }
 
     fn images_per_s(&self, step: &Step) -> f64 {
@@ -243,6 +279,7 @@ mod tests {
             compute,
             speed: Speed::new(vec![(batch_per_rank, compute)]),
             bucket_cap_bytes: 25 << 20,
+            wire_dtype: WireDtype::Fp32,
             basis: String::new(),
         }
     }
@@ -265,6 +302,15 @@ mod tests {
             assert!(efficiency < last && (low..=high).contains(&efficiency), "{ranks}");
             last = efficiency;
         }
+    }
+
+    #[test]
+    fn gradients_that_travel_in_bf16_take_less_time() {
+        let [fp32, bf16] = [WireDtype::Fp32, WireDtype::Bf16]
+            .map(|wire_dtype| Model { wire_dtype, ..model(2000.0) }.step(64).timeline);
+        let ratio = bf16.communication / fp32.communication;
+        assert!((0.5..0.9).contains(&ratio), "{ratio}");
+        assert_eq!(bf16.buckets, fp32.buckets);
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! Networks as what a prediction needs of them: work and gradients, layer by layer.
 
 use job::config::{Config, Model, ModelName, Stem};
+use job::dataset::{self, Outline};
 use job::network::{Home, Network, catalogue};
+
+use crate::error::Result;
 
 /// A convolution or a linear layer, with the batch norm that follows it.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,19 +30,24 @@ const NOISE_SCALE: &str = "the order that McCandlish et al., An Empirical Model 
                            2018, find for such images; it grows while training";
 
 impl Layers {
-    /// A configuration's network on images of 32x32.
-    pub fn of_config(config: &Config) -> Self {
-        let network = Network::new(&config.model, [3, 32, 32], 10);
+    /// A configuration's network on its images.
+    ///
+    /// # Errors
+    /// When it has a folder of images that is missing or not as it should be.
+    pub fn of_config(config: &Config) -> Result<Self> {
+        let Outline { shape, classes, .. } = dataset::outline(&config.data)?;
+        let network = Network::new(&config.model, shape, classes);
         let stem = match config.model.stem {
             Stem::Notes => "notes' stem",
             Stem::Cifar => "CIFAR stem",
             Stem::Imagenet => "ImageNet's stem",
         };
-        Self {
-            name: format!("{}, {stem}, 32x32", config.model.name),
+        let [_, height, width] = shape;
+        Ok(Self {
+            name: format!("{}, {stem}, {height}x{width}", config.model.name),
             layers: layers(&network, config.performance.live_taps),
             critical_batch: (900.0, NOISE_SCALE),
-        }
+        })
     }
 
     /// A network of the catalogue for ImageNet, 224x224; `None` for another name.
@@ -87,6 +95,8 @@ fn layers(network: &Network, live_taps: bool) -> Vec<Layer> {
 
 #[cfg(test)]
 mod tests {
+    use job::config::Dataset;
+
     use super::*;
 
     #[test]
@@ -113,12 +123,15 @@ mod tests {
             for stem in [Stem::Notes, Stem::Cifar] {
                 (config.model.name, config.model.stem) = (name, stem);
                 let network = Network::new(&config.model, [3, 32, 32], 10);
-                let layers = Layers::of_config(&config);
+                let layers = Layers::of_config(&config).unwrap();
                 assert_eq!(layers.gradient_elements(), network.live_parameter_count());
             }
         }
         config.performance.live_taps = false;
-        let network = Network::new(&config.model, [3, 32, 32], 10);
-        assert_eq!(Layers::of_config(&config).gradient_elements(), network.parameter_count());
+        config.data.dataset = Dataset::FashionMnist;
+        let network = Network::new(&config.model, [1, 28, 28], 10);
+        let layers = Layers::of_config(&config).unwrap();
+        assert_eq!(layers.gradient_elements(), network.parameter_count());
+        assert!(layers.name.ends_with("28x28"), "{}", layers.name);
     }
 }

@@ -1,5 +1,7 @@
 //! Predictions beside published measurements.
 
+use job::config::WireDtype;
+
 use super::{Cluster, Compute, Layers, Model, Speed};
 
 fn model(cluster: &str, network: &str, batch_per_rank: usize, step_ms: f64) -> Model {
@@ -10,6 +12,7 @@ fn model(cluster: &str, network: &str, batch_per_rank: usize, step_ms: f64) -> M
         compute: Compute::from_step(step_ms / 1e3),
         speed: Speed::new(vec![(batch_per_rank, Compute::from_step(step_ms / 1e3))]),
         bucket_cap_bytes: 25 << 20,
+        wire_dtype: WireDtype::Fp32,
         basis: String::new(),
     }
 }
