@@ -127,7 +127,8 @@ impl Gate {
         let Some(listener) = &self.listener else { return std::future::pending().await };
         loop {
             tokio::select! {
-                accepted = listener.accept() => match accepted {
+                // One that is made to leave still has its descriptor until its greeting has ended.
+                accepted = listener.accept(), if self.greetings.len() <= MAX_STRANGERS => match accepted {
                     Ok((stream, from)) => {
                         if self.strangers.len() >= MAX_STRANGERS {
                             make_room(&mut self.strangers);
