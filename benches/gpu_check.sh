@@ -95,7 +95,7 @@ comparable=(--set precision=fp32 --set optimizer.name=sgd --set optimizer.lr=0.0
     --set performance.convolution=library)
 results=()
 is_correct=1
-rm -rf "$out"/run-* "$out"/results.txt
+rm -rf "$out"/run-* "$out"/speed-* "$out"/results.txt
 
 left() { echo $((seconds - SECONDS)); }
 
@@ -221,25 +221,31 @@ a_killed_rank_is_named() {
     fi
 }
 
-# Interleaved rounds, as many as there is time for.
+# Interleaved rounds of each batch size, as many as there is time for. Steps fewer than an epoch has, so that
+# Lockstep's evaluation and checkpoint, which PyTorch's script has not, do not count.
 speed() {
-    local batches=64,256,1024 steps=300 limit counts=(--gpus 1) peers=plain,tuned,compile,compile-graph,cuda-graph
-    local variants=(--variant fp32:precision=fp32 --variant eager:performance.cuda_graph=off)
+    local batches=(64:300 256:170 1024:36) counts=(--gpus 1)
+    local peers=plain,tuned,compile,compile-graph,cuda-graph batch name each
+    local variants=(--variant fp32:precision=fp32 --variant eager:performance.cuda_graph=off
+        --variant separate:performance.fused_batch_norm=false)
     if [ "$device" = cpu ]; then
-        batches=16 steps=10 counts=(--cpu 1) peers=tuned variants=(--variant fp32:precision=fp32)
+        batches=(16:10) counts=(--cpu 1) peers=tuned variants=(--variant fp32:precision=fp32)
     fi
-    limit=$(($(left) - 20))
-    [ "$limit" -ge 30 ] || { note "speed" skipped "no time left"; return; }
-    timeout --signal=INT "$limit" scaling "${counts[@]}" --configs "$config" --batch-per-rank "$batches" \
-        --steps "$steps" --repeats 20 --pause-seconds 0 --timeout-seconds 90 \
-        "${variants[@]}" --no-isolated --peers "$peers" \
-        --python "$python" --peer-script "$root/benches/peers/torch_ddp.py" ${data:+--data "$data"} \
-        --out "$out/speed" >"$out/speed.log" 2>&1
-    if scaling render "$out/speed/results.json" >"$out/speed.md" 2>>"$out/speed.log"; then
-        note "speed beside PyTorch" measured "$out/speed/report.html"
-    else
-        note "speed beside PyTorch" skipped "$(last_words speed)"
-    fi
+    each=$((($(left) - 20) / ${#batches[@]}))
+    [ "$each" -ge 30 ] || { note "speed" skipped "no time left"; return; }
+    for batch in "${batches[@]}"; do
+        name=speed-${batch%:*}
+        timeout --signal=INT "$each" scaling "${counts[@]}" --configs "$config" \
+            --batch-per-rank "${batch%:*}" --steps "${batch#*:}" --repeats 20 --pause-seconds 0 \
+            --timeout-seconds 90 "${variants[@]}" --no-isolated --peers "$peers" \
+            --python "$python" --peer-script "$root/benches/peers/torch_ddp.py" ${data:+--data "$data"} \
+            --out "$out/$name" >"$out/$name.log" 2>&1
+        if scaling render "$out/$name/results.json" >"$out/$name.md" 2>>"$out/$name.log"; then
+            note "$name beside PyTorch" measured "$out/$name/report.html"
+        else
+            note "$name beside PyTorch" skipped "$(last_words "$name")"
+        fi
+    done
 }
 
 # Each kernel of one step of a graph, by Nsight Compute: warm-up and cuDNN's trials come
@@ -248,7 +254,7 @@ profile() {
     local name="profile of a step" ncu
     ncu=$(command -v ncu || ls -d /usr/local/cuda/bin/ncu 2>/dev/null)
     if [ "$device" = cpu ]; then
-        note "$name" measured "the split in speed/table.md"
+        note "$name" measured "the split in speed-16/table.md"
     elif [ -z "$ncu" ]; then
         note "$name" skipped "no ncu here"
     elif timeout 70 "$ncu" --csv --log-file "$out/kernels.csv" --metrics gpu__time_duration.sum \
@@ -271,7 +277,7 @@ profile
 speed
 
 {
-    [ ! -s "$out/speed.md" ] || grep '^|' "$out/speed.md"
+    cat "$out"/speed-*.md 2>/dev/null | grep '^|'
     echo
     echo "Lockstep $(cat "$root/version" 2>/dev/null || git -C "$root" describe --always --dirty 2>/dev/null)" \
         "on $(nvidia-smi -L 2>/dev/null | head -n 1 | grep . || grep -m 1 'model name' /proc/cpuinfo | cut -d : -f 2)," \

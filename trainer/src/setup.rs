@@ -77,6 +77,11 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
     let mut model = Module::new(&network, &flat);
     if config.train.sync_batch_norm && world.world_size > 1 {
         model.synchronize_batch_norm(&communicator);
+    } else if device.is_cuda() && config.performance.fused_batch_norm {
+        match torch_ext::prepare_batch_norm(half(config.precision).unwrap_or(Kind::Float)) {
+            Ok(()) => model.fuse_batch_norm(),
+            Err(error) => info!("batch norm is libtorch's, in several kernels: {error}"),
+        }
     }
     let mut replica = Replica {
         flat,

@@ -11,13 +11,16 @@ const SOURCES: [&str; 4] =
     ["src/conv.cpp", "src/optimizers.cpp", "src/shim.cpp", "src/sync_norm.cpp"];
 
 /// What needs CUDA's headers: a shared library of its own.
-const GRAPH_SOURCE: &str = "src/graph.cpp";
+const CUDA_SOURCES: [&str; 4] =
+    ["src/batch_norm.cpp", "src/gpu_conv.cpp", "src/graph.cpp", "src/kernels.cpp"];
 
 /// Of CUDA's headers, those without which it cannot be compiled, and in which they come in parts.
-const HEADERS: [&str; 2] = ["include/cuda_runtime_api.h", "include/crt/host_defines.h"];
+const HEADERS: [&str; 3] =
+    ["include/cuda_runtime_api.h", "include/crt/host_defines.h", "include/nvrtc.h"];
 
 fn main() {
-    for source in SOURCES.iter().chain(&["src/shim.h", GRAPH_SOURCE]) {
+    let headers = ["src/capture.h", "src/kernels.h", "src/shim.h"];
+    for source in SOURCES.iter().chain(&CUDA_SOURCES).chain(&headers) {
         println!("cargo:rerun-if-changed={source}");
     }
     println!("cargo:rerun-if-env-changed=LIBTORCH");
@@ -39,7 +42,7 @@ fn main() {
         .flag(libtorch.join("include"))
         .files(SOURCES)
         .compile("torch_ext");
-    build_graph_library(&libtorch);
+    build_cuda_library(&libtorch);
     let lib = libtorch.join("lib");
     println!("cargo:rustc-link-search=native={}", lib.display());
     println!("cargo:rustc-link-lib=dylib=torch_cpu");
@@ -50,8 +53,9 @@ fn main() {
 }
 
 /// Builds `libtorch_ext_cuda.so` where CUDA's headers and libtorch's GPU libraries are, and says where it
-/// is in `TORCH_EXT_CUDA_LIBRARY`. Without, steps cannot be captured, and all else works.
-fn build_graph_library(libtorch: &Path) {
+/// is in `TORCH_EXT_CUDA_LIBRARY`. Without, steps cannot be captured and batch norm is libtorch's, and all
+/// else works.
+fn build_cuda_library(libtorch: &Path) {
     let home = std::env::var_os("CUDA_HOME").unwrap_or_else(|| "/usr/local/cuda".into());
     let wheels = libtorch.parent().map(|site| site.join("nvidia/cu13")).unwrap_or_default();
     let folders = [wheels, PathBuf::from(home)];
@@ -73,7 +77,9 @@ fn build_graph_library(libtorch: &Path) {
     // CUDA's runtime comes with libc10_cuda, whose symbols are resolved when it is opened.
     let status = compiler
         .to_command()
-        .args(["-shared", GRAPH_SOURCE, "-lc10_cuda", "-lc10", "-Wl,--allow-shlib-undefined"])
+        .arg("-shared")
+        .args(CUDA_SOURCES)
+        .args(["-lc10_cuda", "-lc10", "-Wl,--allow-shlib-undefined"])
         .arg(format!("-Wl,-rpath,{}", lib.display()))
         .arg("-L")
         .arg(&lib)
@@ -81,7 +87,7 @@ fn build_graph_library(libtorch: &Path) {
         .args([OsStr::new("-isystem"), cuda.join("include").as_os_str(), OsStr::new("-o")])
         .arg(&library)
         .status();
-    assert!(status.is_ok_and(|status| status.success()), "{GRAPH_SOURCE} cannot be compiled");
+    assert!(status.is_ok_and(|status| status.success()), "{CUDA_SOURCES:?} cannot be compiled");
     println!("cargo:rustc-env=TORCH_EXT_CUDA_LIBRARY={}", library.display());
 }
 

@@ -47,7 +47,7 @@ impl Conv {
     }
 }
 
-/// Batch norm over channels.
+/// Batch norm over channels, and the addition and ReLU that may follow it.
 pub struct BatchNorm {
     weight: Tensor,
     bias: Tensor,
@@ -55,6 +55,10 @@ pub struct BatchNorm {
     running_var: Tensor,
     momentum: f64,
     eps: f64,
+    /// Whether a ReLU follows.
+    pub has_relu: bool,
+    /// Whether training steps on a GPU do all of it in one kernel.
+    is_fused: bool,
     /// With whom statistics are shared.
     peers: Option<Arc<dyn Communicator>>,
 }
@@ -70,8 +74,15 @@ impl BatchNorm {
             running_var: tensor("running_var"),
             momentum: norm.momentum,
             eps: norm.eps,
+            has_relu: false,
+            is_fused: false,
             peers: None,
         }
+    }
+
+    /// From now on, training steps do all of it in one kernel, where that takes the input.
+    pub fn fuse(&mut self) {
+        self.is_fused = true;
     }
 
     /// From now on, training statistics are those of all ranks' images.
@@ -79,22 +90,37 @@ impl BatchNorm {
         self.peers = Some(Arc::clone(peers));
     }
 
-    /// Keeps the shape.
-    pub fn forward(&self, input: &Tensor, mode: Mode) -> Tensor {
-        if let (Mode::Train, Some(peers)) = (mode, &self.peers) {
-            let parts = NormParts {
-                weight: &self.weight,
-                bias: &self.bias,
-                running_mean: &self.running_mean,
-                running_var: &self.running_var,
-                momentum: self.momentum,
-                eps: self.eps,
-            };
-            return match torch_ext::sync_batch_norm(input, &parts, peers) {
-                Ok(output) => output,
-                Err(error) => panic!("{error}"),
-            };
-        }
+    /// `relu(norm(input) + residual)`, as far as there are a residual and a ReLU. Keeps the shape.
+    pub fn forward(&self, input: &Tensor, residual: Option<&Tensor>, mode: Mode) -> Tensor {
+        let parts = NormParts {
+            weight: &self.weight,
+            bias: &self.bias,
+            running_mean: &self.running_mean,
+            running_var: &self.running_var,
+            momentum: self.momentum,
+            eps: self.eps,
+        };
+        let normalized = match (&self.peers, mode) {
+            (Some(peers), Mode::Train) => torch_ext::sync_batch_norm(input, &parts, peers),
+            (None, Mode::Train) if self.is_fused => {
+                match torch_ext::fused_batch_norm(input, residual, self.has_relu, &parts) {
+                    Ok(Some(output)) => return output,
+                    Ok(None) => Ok(self.plain(input, mode)),
+                    Err(error) => Err(error),
+                }
+            }
+            _ => Ok(self.plain(input, mode)),
+        };
+        let mut output = match (normalized, residual) {
+            (Ok(normalized), Some(residual)) => normalized + residual,
+            (Ok(normalized), None) => normalized,
+            (Err(error), _) => panic!("{error}"),
+        };
+        // In place: neither a norm nor an addition needs its output again.
+        if self.has_relu { output.relu_() } else { output }
+    }
+
+    fn plain(&self, input: &Tensor, mode: Mode) -> Tensor {
         input.batch_norm(
             Some(&self.weight),
             Some(&self.bias),

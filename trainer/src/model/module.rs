@@ -58,7 +58,12 @@ impl Module {
     /// From now on, batch norm takes its training statistics over the images of all ranks: every rank
     /// runs forward and backward, also without images.
     pub fn synchronize_batch_norm(&mut self, peers: &Arc<dyn Communicator>) {
-        synchronize_batch_norm(&mut self.layers, peers);
+        for_each_norm(&mut self.layers, &mut |norm| norm.synchronize(peers));
+    }
+
+    /// From now on, batch norm in training steps on a GPU is one kernel with what follows it.
+    pub fn fuse_batch_norm(&mut self) {
+        for_each_norm(&mut self.layers, &mut BatchNorm::fuse);
     }
 
     /// Whether passes in [`Mode::Train`] draw random numbers.
@@ -96,14 +101,15 @@ fn skips_blocks(layers: &[Layer]) -> bool {
     })
 }
 
-fn synchronize_batch_norm(layers: &mut [Layer], peers: &Arc<dyn Communicator>) {
+fn for_each_norm(layers: &mut [Layer], body: &mut impl FnMut(&mut BatchNorm)) {
     for layer in layers {
         match layer {
-            Layer::BatchNorm(norm) => norm.synchronize(peers),
-            Layer::Residual(Residual { before, body, past, .. }) => {
-                for part in [before, body, past] {
-                    synchronize_batch_norm(part, peers);
+            Layer::BatchNorm(norm) => body(norm),
+            Layer::Residual(residual) => {
+                for part in [&mut residual.before, &mut residual.body, &mut residual.past] {
+                    for_each_norm(part, body);
                 }
+                residual.join.iter_mut().for_each(&mut *body);
             }
             _ => {}
         }
@@ -131,8 +137,25 @@ enum Layer {
     Residual(Residual),
 }
 
+/// A ReLU after batch norm, or after a block that ends in it, becomes part of the norm.
 fn build(layers: &[network::Layer], flat: &Flat, blocks: &mut usize) -> Vec<Layer> {
-    let build_one = |layer: &network::Layer| match layer {
+    let mut built: Vec<Layer> = Vec::with_capacity(layers.len());
+    for layer in layers {
+        let norm = match built.last_mut() {
+            Some(Layer::BatchNorm(norm)) => Some(norm),
+            Some(Layer::Residual(residual)) => residual.join.as_mut(),
+            _ => None,
+        };
+        match (layer, norm) {
+            (network::Layer::Relu, Some(norm)) => norm.has_relu = true,
+            _ => built.push(build_one(layer, flat, blocks)),
+        }
+    }
+    built
+}
+
+fn build_one(layer: &network::Layer, flat: &Flat, blocks: &mut usize) -> Layer {
+    match layer {
         network::Layer::Conv(conv) => Layer::Conv(Conv::new(flat, conv)),
         network::Layer::BatchNorm(norm) => Layer::BatchNorm(BatchNorm::new(flat, norm)),
         network::Layer::Relu => Layer::Relu,
@@ -151,16 +174,26 @@ fn build(layers: &[network::Layer], flat: &Flat, blocks: &mut usize) -> Vec<Laye
         network::Layer::Dropout { probability } => Layer::Dropout { probability: *probability },
         network::Layer::Residual(residual) => {
             *blocks += 1;
+            let place = *blocks;
+            let before = build(&residual.before, flat, blocks);
+            let mut body = build(&residual.body, flat, blocks);
+            let past = build(&residual.past, flat, blocks);
+            let ends_in_norm = residual.survival >= 1.0
+                && matches!(body.last(), Some(Layer::BatchNorm(norm)) if !norm.has_relu);
+            let join = match ends_in_norm.then(|| body.pop()).flatten() {
+                Some(Layer::BatchNorm(norm)) => Some(norm),
+                _ => None,
+            };
             Layer::Residual(Residual {
-                place: *blocks,
-                before: build(&residual.before, flat, blocks),
-                body: build(&residual.body, flat, blocks),
-                past: build(&residual.past, flat, blocks),
+                place,
+                before,
+                body,
+                join,
+                past,
                 survival: residual.survival,
             })
         }
-    };
-    layers.iter().map(build_one).collect()
+    }
 }
 
 fn forward(layers: &[Layer], input: &Tensor, pass: Pass) -> Tensor {
@@ -171,9 +204,9 @@ impl Layer {
     fn forward(&self, x: Tensor, pass: Pass) -> Tensor {
         match self {
             Self::Conv(conv) => conv.forward(&x),
-            Self::BatchNorm(norm) => norm.forward(&x, pass.mode),
-            // In place: what comes before is a convolution, a norm, a linear layer or an addition,
-            // none of which needs its output again.
+            Self::BatchNorm(norm) => norm.forward(&x, None, pass.mode),
+            // In place: what comes before is a convolution, a linear layer or an addition, none of
+            // which needs its output again.
             Self::Relu => {
                 let mut x = x;
                 x.relu_()
@@ -199,6 +232,8 @@ struct Residual {
     place: usize,
     before: Vec<Layer>,
     body: Vec<Layer>,
+    /// The norm at the end of the branch, where the two are always added: it does that.
+    join: Option<BatchNorm>,
     past: Vec<Layer>,
     survival: f64,
 }
@@ -209,6 +244,9 @@ impl Residual {
     fn forward(&self, input: &Tensor, pass: Pass) -> Tensor {
         let input = forward(&self.before, input, pass);
         let past = || forward(&self.past, &input, pass);
+        if let Some(norm) = &self.join {
+            return norm.forward(&forward(&self.body, &input, pass), Some(&past()), pass.mode);
+        }
         if self.survival < 1.0 {
             match pass.mode {
                 // A copy, since a ReLU in place may follow.

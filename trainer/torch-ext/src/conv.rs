@@ -1,6 +1,6 @@
-//! Convolution on the CPU, each of whose passes is computed in whichever way is faster there.
+//! Convolution; on the CPU each of its passes is computed in whichever way is faster.
 //!
-//! libtorch's own convolutions are slow on small maps, above all the gradient of the weights. There
+//! There libtorch's own convolutions are slow on small maps, above all the gradient of the weights. There
 //! the same sums as one matrix product over unfolded input (im2col) are up to 40 times faster; on
 //! large maps unfolding costs more than it saves. So ways are chosen by shape and by pass.
 
@@ -13,6 +13,7 @@ use std::rc::Rc;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
+use crate::cuda_library::CudaLibrary;
 use crate::{CTensor, Result, TorchError, check, ptr};
 
 unsafe extern "C" {
@@ -177,6 +178,22 @@ pub fn conv2d(
     groups: i64,
 ) -> Result<Tensor> {
     let from_tch = |error: tch::TchError| TorchError(error.to_string());
+    let mut output = std::ptr::null_mut();
+    if let (Device::Cuda(_), Ok(library)) = (input.device(), CudaLibrary::get()) {
+        // SAFETY: live tensors, and a valid place for the answer.
+        unsafe {
+            check((library.conv2d)(
+                ptr(input),
+                ptr(weight),
+                stride,
+                padding,
+                groups,
+                &raw mut output,
+            ))
+        }?;
+        // SAFETY: the library made a tensor on the heap and gave it to us.
+        return Ok(unsafe { Tensor::from_ptr(output.cast()) });
+    }
     let table = IN_USE.with_borrow(Clone::clone);
     let Some(table) = table.filter(|_| groups == 1 && input.device() == Device::Cpu) else {
         let (strides, paddings) = ([stride; 2], [padding; 2]);
@@ -193,7 +210,6 @@ pub fn conv2d(
         padding,
     };
     let unfolds = table.get(shape).map(|method| method == ConvMethod::Matmul);
-    let mut output = std::ptr::null_mut();
     // SAFETY: live tensors, three flags, and a valid place for the answer.
     unsafe {
         check(torch_ext_conv2d(

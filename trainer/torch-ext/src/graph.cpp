@@ -2,6 +2,7 @@
 // of its own, opened where there is a GPU, since it needs CUDA's headers and libc10_cuda, which the shim does
 // without. Every function returns nullptr, or a message that the caller frees with torch_ext_free.
 
+#include "capture.h"
 #include "shim.h"
 
 #include <c10/cuda/CUDACachingAllocator.h>
@@ -14,15 +15,6 @@
 namespace {
 
 namespace allocator = c10::cuda::CUDACachingAllocator;
-
-bool is_capturing(cudaStream_t stream) {
-    auto status = cudaStreamCaptureStatusNone;
-    if (cudaStreamIsCapturing(stream, &status) == cudaSuccess) {
-        return status == cudaStreamCaptureStatusActive;
-    }
-    (void)cudaGetLastError();  // or the next check would report it
-    return false;
-}
 
 // Numbers of memory pools; the second number is for pools that users make.
 c10::MempoolId_t new_pool() {

@@ -1,17 +1,19 @@
 //! What `tch` lacks of libtorch, through a small C++ shim.
 //!
 //! Gradient views, fused optimizers, autocast on the CPU, and the GPU library opened at run time.
-//! The shim links libtorch_cpu only, so that a binary starts fast and runs without a GPU; CUDA graphs are
-//! a library of their own that is opened when one is captured.
+//! The shim links libtorch_cpu only, so that a binary starts fast and runs without a GPU; CUDA graphs and
+//! kernels are a library of their own that is opened when one is wanted.
 
 use std::ffi::{CStr, c_char, c_void};
 
 use tch::Tensor;
 
 mod autocast;
+mod batch_norm;
 pub mod collective;
 mod conv;
 mod cuda;
+mod cuda_library;
 mod graph;
 mod hooks;
 mod memory;
@@ -20,6 +22,7 @@ mod replay;
 mod sync_norm;
 
 pub use autocast::{AutocastDtype, autocast};
+pub use batch_norm::{NormParts, fused_batch_norm, prepare_batch_norm};
 pub use conv::{ConvMethod, ConvMethods, ConvShape, ConvTable, PassSeconds, conv2d};
 pub use cuda::{cuda_peak_bytes, cuda_stream, load_cuda, set_tf32, upload, use_cuda_device};
 pub use graph::CudaGraph;
@@ -27,7 +30,7 @@ pub use hooks::{gather_grads, on_gradient};
 pub use memory::{keep_freed_memory, peak_rss_bytes, tensor_in_shared_memory};
 pub use optimizers::{AdamW, FromDevice, Sgd, newton_schulz, norms, unscale};
 pub use replay::{SgdStep, replay_adamw, replay_sgd};
-pub use sync_norm::{NormParts, sync_batch_norm};
+pub use sync_norm::sync_batch_norm;
 
 /// libtorch's own message.
 #[derive(Debug, Clone, thiserror::Error)]

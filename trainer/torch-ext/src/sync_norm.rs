@@ -8,7 +8,7 @@ use comm::{Communicator, ReduceOp};
 use tch::Tensor;
 
 use crate::collective::all_reduce;
-use crate::{CTensor, Result, check, ptr};
+use crate::{CTensor, NormParts, Result, check, ptr};
 
 unsafe extern "C" {
     fn torch_ext_sync_batch_norm(
@@ -41,23 +41,6 @@ extern "C" fn sum(context: *mut c_void, tensor: *mut CTensor) {
 extern "C" fn release(context: *mut c_void) {
     // SAFETY: the shim calls this once, with the pointer that `sync_batch_norm` made.
     drop(unsafe { Box::from_raw(context.cast::<Peers>()) });
-}
-
-/// What batch norm needs besides its input.
-#[derive(Debug)]
-pub struct NormParts<'a> {
-    /// `[C]` f32.
-    pub weight: &'a Tensor,
-    /// `[C]` f32.
-    pub bias: &'a Tensor,
-    /// `[C]` f32, updated.
-    pub running_mean: &'a Tensor,
-    /// `[C]` f32, updated.
-    pub running_var: &'a Tensor,
-    /// How much a batch counts in the running statistics.
-    pub momentum: f64,
-    /// Added to the variance.
-    pub eps: f64,
 }
 
 /// Normalises `[N, C, H, W]` with the statistics of the images of all ranks, of which each may have

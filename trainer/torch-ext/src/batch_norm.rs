@@ -1,0 +1,214 @@
+//! Batch norm of a training step on a GPU, in one or two kernels each way.
+
+use std::ffi::CStr;
+use std::ptr::{null, null_mut};
+
+use tch::{Kind, Tensor};
+
+use crate::cuda_library::CudaLibrary;
+use crate::{Result, TorchError, check, ptr};
+
+const SOURCE: &CStr =
+    match CStr::from_bytes_with_nul(concat!(include_str!("batch_norm.cu"), "\0").as_bytes()) {
+        Ok(source) => source,
+        Err(_) => panic!("batch_norm.cu has a zero in it"),
+    };
+
+/// What batch norm needs besides its input.
+#[derive(Debug)]
+pub struct NormParts<'a> {
+    /// `[C]` f32.
+    pub weight: &'a Tensor,
+    /// `[C]` f32.
+    pub bias: &'a Tensor,
+    /// `[C]` f32, updated.
+    pub running_mean: &'a Tensor,
+    /// `[C]` f32, updated.
+    pub running_var: &'a Tensor,
+    /// How much a batch counts in the running statistics.
+    pub momentum: f64,
+    /// Added to the variance.
+    pub eps: f64,
+}
+
+/// Compiles the kernels of [`fused_batch_norm`] for inputs of `kind`, f32, bf16 or f16, and this thread's
+/// GPU: half a second. Otherwise it is done when they are first used.
+///
+/// # Errors
+/// When they cannot be: the GPU is older than they want, or NVRTC, which comes with libtorch's GPU
+/// libraries, is not there.
+pub fn prepare_batch_norm(kind: Kind) -> Result<()> {
+    let library = CudaLibrary::get()?;
+    // SAFETY: a text that ends in zero.
+    unsafe { check((library.batch_norm_prepare)(SOURCE.as_ptr(), element(kind)?.as_ptr())) }
+}
+
+/// How `batch_norm.cu` calls a dtype.
+fn element(kind: Kind) -> Result<&'static CStr> {
+    match kind {
+        Kind::Float => Ok(c"float"),
+        Kind::BFloat16 => Ok(c"BFloat16"),
+        Kind::Half => Ok(c"Half"),
+        other => Err(TorchError(format!("batch norm has no kernels for {other:?}"))),
+    }
+}
+
+/// `relu(norm(input) + residual)` with the statistics of `input` `[N, C, H, W]`, which become part of the
+/// running ones; without the residual where it is `None`, and without the ReLU where not `has_relu`.
+///
+/// Statistics and sums are in f32, and the result is rounded once, to the dtype of the input: f32, bf16 or
+/// f16. Equal inputs give equal bits, forward and backward. The kernels are compiled when first used.
+///
+/// `None` where they do not take the input: they want a GPU of compute capability 8.0, memory that is
+/// channels last, channels by eights, and two pixels.
+///
+/// # Errors
+/// When the kernels cannot be compiled, or CUDA refuses.
+///
+/// Source: Ioffe and Szegedy, Batch Normalization, ICML 2015.
+pub fn fused_batch_norm(
+    input: &Tensor,
+    residual: Option<&Tensor>,
+    has_relu: bool,
+    parts: &NormParts<'_>,
+) -> Result<Option<Tensor>> {
+    let library = CudaLibrary::get()?;
+    let mut out = null_mut();
+    // SAFETY: live tensors for the length of the call, or null where none is wanted.
+    unsafe {
+        check((library.batch_norm)(
+            SOURCE.as_ptr(),
+            ptr(input),
+            residual.map_or(null(), |tensor| ptr(tensor).cast_const()),
+            ptr(parts.weight),
+            ptr(parts.bias),
+            ptr(parts.running_mean),
+            ptr(parts.running_var),
+            parts.momentum,
+            parts.eps,
+            has_relu,
+            &raw mut out,
+        ))
+    }?;
+    // SAFETY: where there is a tensor, the library made it on the heap and gave it to us.
+    Ok((!out.is_null()).then(|| unsafe { Tensor::from_ptr(out.cast()) }))
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    #[test]
+    fn the_kernels_compile_for_every_dtype_and_kind_of_gpu() {
+        if option_env!("TORCH_EXT_CUDA_LIBRARY").is_none() {
+            return println!("skipped: built without CUDA's headers");
+        }
+        let library = CudaLibrary::get().unwrap();
+        for kind in [Kind::Float, Kind::BFloat16, Kind::Half] {
+            for arch in [80, 90, 100] {
+                let mut bytes = 0;
+                // SAFETY: a text that ends in zero, and a valid place for the answer.
+                unsafe {
+                    check((library.batch_norm_compile)(
+                        SOURCE.as_ptr(),
+                        element(kind).unwrap().as_ptr(),
+                        arch,
+                        &raw mut bytes,
+                    ))
+                }
+                .unwrap();
+                assert!(bytes > 1000, "{bytes} bytes for sm_{arch}");
+            }
+        }
+    }
+
+    /// A few pixels and many: within one block, across a cluster, and in two kernels; channels that fill a
+    /// slice and that do not.
+    const SIZES: [[i64; 4]; 7] = [
+        [2, 8, 1, 1],
+        [64, 512, 1, 1],
+        [33, 24, 5, 5],
+        [64, 64, 8, 8],
+        [7, 128, 3, 5],
+        [20, 24, 16, 16],
+        [128, 16, 32, 32],
+    ];
+
+    /// Output, the gradients of input, residual, weight and bias, and the running statistics.
+    fn results(size: [i64; 4], kind: Kind, residual: bool, relu: bool, fused: bool) -> Vec<Tensor> {
+        tch::manual_seed(1);
+        let noise = |size: &[i64]| Tensor::randn(size, (Kind::Float, Device::Cpu));
+        let channels_last = |tensor: Tensor| {
+            let strides = [size[1] * size[2] * size[3], 1, size[3] * size[1], size[1]];
+            let mut last = Tensor::empty_strided(size, strides, (kind, Device::Cuda(0)));
+            last.copy_(&tensor);
+            last.set_requires_grad(true)
+        };
+        let leaf = |tensor: Tensor| tensor.to(Device::Cuda(0)).set_requires_grad(true);
+        let input = channels_last(noise(&size) * 0.5 + noise(&[1, size[1], 1, 1]) * 8.0);
+        let past = channels_last(noise(&size));
+        let (weight, bias) = (leaf(noise(&[size[1]]) + 1.0), leaf(noise(&[size[1]])));
+        let running_mean = noise(&[size[1]]).to(Device::Cuda(0));
+        let running_var = noise(&[size[1]]).abs().to(Device::Cuda(0));
+        let slope = noise(&size).to(Device::Cuda(0));
+        let parts = NormParts {
+            weight: &weight,
+            bias: &bias,
+            running_mean: &running_mean,
+            running_var: &running_var,
+            momentum: 0.1,
+            eps: 1e-5,
+        };
+        let output = if fused {
+            fused_batch_norm(&input, residual.then_some(&past), relu, &parts).unwrap().unwrap()
+        } else {
+            // What libtorch computes in f32.
+            let running = (Some(&running_mean), Some(&running_var));
+            let wide = input.to_kind(Kind::Float);
+            let (weight, bias) = (Some(&weight), Some(&bias));
+            let norm = wide.batch_norm(weight, bias, running.0, running.1, true, 0.1, 1e-5, true);
+            let sum = if residual { norm + past.to_kind(Kind::Float) } else { norm };
+            if relu { sum.relu() } else { sum }
+        };
+        (&output * slope).sum(Kind::Float).backward();
+        let grads = [input.grad(), weight.grad(), bias.grad()];
+        let past = residual.then(|| past.grad());
+        std::iter::once(output)
+            .chain(grads)
+            .chain(past)
+            .chain([running_mean, running_var])
+            .map(|tensor| tensor.to_kind(Kind::Float))
+            .collect()
+    }
+
+    #[test]
+    fn on_a_gpu_it_is_batch_norm_addition_and_relu() {
+        if !std::path::Path::new("/dev/nvidiactl").exists() {
+            return println!("skipped: there is no GPU");
+        }
+        crate::load_cuda().unwrap();
+        for (kind, tolerance) in [(Kind::Float, 2e-5), (Kind::BFloat16, 1e-2), (Kind::Half, 2e-3)] {
+            for size in SIZES {
+                for (residual, relu) in [(false, false), (false, true), (true, true), (true, false)]
+                {
+                    let found = results(size, kind, residual, relu, true);
+                    let expected = results(size, kind, residual, relu, false);
+                    let again = results(size, kind, residual, relu, true);
+                    assert_eq!(found.len(), expected.len());
+                    for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                        let what = format!("{kind:?} {size:?} {residual} {relu}, tensor {index}");
+                        // Where the sum is within rounding of zero, the ReLU may cut it off or not.
+                        let scale = expected.abs().max().double_value(&[]).max(1e-3);
+                        let far = (found - expected).abs().gt(tolerance * scale);
+                        let far = far.sum(Kind::Int64).int64_value(&[]);
+                        let allowed = expected.numel() as i64 / 100_000;
+                        assert!(far <= allowed, "{what}: {far} of {} are off", expected.numel());
+                        assert!(found.equal(&again[index]), "{what}: not the same again");
+                    }
+                }
+            }
+        }
+    }
+}
