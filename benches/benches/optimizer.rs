@@ -4,13 +4,14 @@
 mod support;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use job::config::{self, OptimizerName, Precision};
+use job::config::{self, OptimizerName};
 use support::{alone, replica};
+use trainer::arithmetic::Arithmetic;
 use trainer::optim::Optimizer;
 
 fn optimizer(c: &mut Criterion) {
     tch::set_num_threads(1);
-    let flat = replica(&*alone(), Precision::Fp32).flat;
+    let flat = replica(&*alone(), Arithmetic::Fp32).flat;
     let _ = flat.grads.shallow_clone().fill_(1e-3);
     let sgd = config::Optimizer {
         name: OptimizerName::Sgd,

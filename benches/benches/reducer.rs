@@ -8,20 +8,21 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use job::config::{BucketCap, Precision};
+use job::config::BucketCap;
 use support::{alone, on_ranks, options, replica};
+use trainer::arithmetic::Arithmetic;
 use trainer::grad_sync::GradSync;
 
 fn reducer(c: &mut Criterion) {
     let mut group = c.benchmark_group("reducer/shm");
-    let elements = replica(&*alone(), Precision::Fp32).flat.grads.numel();
+    let elements = replica(&*alone(), Arithmetic::Fp32).flat.grads.numel();
     group.throughput(Throughput::Bytes((elements * size_of::<f32>()) as u64));
     for bucket_cap_mib in [1, 4, 25] {
         let id = BenchmarkId::new("bucket-mib", bucket_cap_mib);
         group.bench_with_input(id, &bucket_cap_mib, |b, &cap| {
             b.iter_custom(|calls| {
                 on_ranks(2, |shm| {
-                    let replica = replica(&*shm, Precision::Fp32);
+                    let replica = replica(&*shm, Arithmetic::Fp32);
                     let sync = GradSync::new(
                         &replica.flat,
                         Arc::clone(&shm),

@@ -4,9 +4,10 @@
 mod support;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use job::config::{self, BucketCap, Convolution, Precision};
+use job::config::{self, BucketCap, Convolution};
 use support::{alone, options, replica};
 use tch::Device;
+use trainer::arithmetic::Arithmetic;
 use trainer::convolutions;
 use trainer::data::Images;
 use trainer::grad_sync::GradSync;
@@ -22,8 +23,8 @@ fn step(c: &mut Criterion) {
     let indices: Vec<u32> = (0..BATCH as u32).collect();
     let mut group = c.benchmark_group("step");
     group.throughput(Throughput::Elements(BATCH as u64));
-    for (name, precision) in [("fp32", Precision::Fp32), ("bf16", Precision::Bf16)] {
-        let mut replica = replica(&*alone(), precision);
+    for (name, arithmetic) in [("fp32", Arithmetic::Fp32), ("bf16", Arithmetic::Bf16)] {
+        let mut replica = replica(&*alone(), arithmetic);
         let (auto, image) = (Convolution::Auto, data_set.train.shape);
         convolutions::choose(&replica, auto, image, BATCH, Vec::new(), &*alone()).unwrap();
         let mut optimizer = Optimizer::new(&config::Optimizer::default(), &replica.flat);

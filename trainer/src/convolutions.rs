@@ -6,13 +6,14 @@
 use std::rc::Rc;
 
 use comm::{Communicator, ReduceOp};
-use job::config::{Convolution, Precision};
+use job::config::Convolution;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 use torch_ext::{ConvMethod, ConvMethods, ConvShape, ConvTable, PassSeconds};
 use tracing::{debug, info};
 
 use crate::Result;
+use crate::arithmetic::Arithmetic;
 use crate::model::Mode;
 use crate::step::Replica;
 
@@ -55,7 +56,7 @@ pub fn choose(
     let fixed = match convolution {
         Convolution::Library => return Ok(Vec::new()),
         Convolution::Matmul => Some([ConvMethod::Matmul; 3]),
-        Convolution::Auto if replica.precision == Precision::Fp16 => Some(FP16_METHODS),
+        Convolution::Auto if replica.arithmetic == Arithmetic::Fp16 => Some(FP16_METHODS),
         Convolution::Auto => None,
     };
     let table = &replica.convolutions;
@@ -65,7 +66,7 @@ pub fn choose(
     let unknown = shapes_without_choice(replica, image)?;
     let methods = match fixed {
         Some(methods) => vec![methods; unknown.len()],
-        None => measure(&unknown, replica.precision, images, communicator)?,
+        None => measure(&unknown, replica.arithmetic, images, communicator)?,
     };
     for (shape, methods) in unknown.into_iter().zip(methods) {
         table.set(shape, methods);
@@ -88,13 +89,13 @@ fn shapes_without_choice(replica: &Replica, image: [usize; 3]) -> Result<Vec<Con
 /// The faster methods by the sum of all ranks' times, measured at the same time as they will train.
 fn measure(
     shapes: &[ConvShape],
-    precision: Precision,
+    arithmetic: Arithmetic,
     images: usize,
     communicator: &dyn Communicator,
 ) -> Result<Vec<ConvMethods>> {
     let mut seconds = Vec::with_capacity(shapes.len() * 6);
     for shape in shapes {
-        let passes = shape.time(images, precision == Precision::Bf16)?;
+        let passes = shape.time(images, arithmetic == Arithmetic::Bf16)?;
         seconds.extend(passes.iter().flat_map(|pass| [pass.library, pass.matmul]));
     }
     if seconds.is_empty() {

@@ -4,7 +4,6 @@ use comm::bootstrap::Backend;
 use comm::env::{StartedBy, World};
 use job::config::{CommBackend, Performance};
 use tch::Device;
-use tracing::warn;
 
 use crate::{Result, TrainError};
 
@@ -61,19 +60,6 @@ pub fn tune(device: Device, performance: &Performance) -> Result<()> {
         torch_ext::keep_freed_memory();
     }
     Ok(())
-}
-
-/// Says so where a CPU has no arithmetic in half precision, and libtorch takes a detour.
-pub fn warn_of_slow_fp16(device: Device) {
-    let has_fp16 = || {
-        let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        text.split_whitespace().any(|flag| ["avx512_fp16", "asimdhp"].contains(&flag))
-    };
-    if device == Device::Cpu && !has_fp16() {
-        warn!(
-            "precision: fp16 is slow on this CPU, which does not compute in it; take bf16 or fp32"
-        );
-    }
 }
 
 fn has_nvidia_device() -> bool {

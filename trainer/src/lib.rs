@@ -5,6 +5,7 @@
 //! [`grad_sync`] averages them over ranks, [`optim`] takes the step, [`checkpoint`] and [`metrics`]
 //! write what is left of a run.
 
+pub mod arithmetic;
 mod bucket_cap;
 pub mod checkpoint;
 pub mod cli;

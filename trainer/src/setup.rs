@@ -9,7 +9,7 @@ use comm::Communicator;
 use comm::bootstrap::Backend;
 use comm::control::Phase;
 use comm::env::World;
-use job::config::{self, CommBackend, Config, Overlap, Precision};
+use job::config::{self, CommBackend, Config, Overlap};
 use job::dataset::{self, DataSet, Source};
 use job::network::Network;
 use job::run_dir::{Resume, RunDir};
@@ -17,6 +17,7 @@ use job::shard;
 use tch::{Device, Kind, Tensor};
 use tracing::{info, warn};
 
+use crate::arithmetic::Arithmetic;
 use crate::checkpoint::{self, CheckpointError, State};
 use crate::cli::TrainArgs;
 use crate::cuda_graph::{Circumstances, StepGraph};
@@ -57,6 +58,7 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
     agree(&*communicator, device, "configurations", &config::to_yaml(&config))?;
 
     link.state(Phase::Preparing, 0, 0);
+    let arithmetic = Arithmetic::choose(config.precision, device, &*communicator)?;
     let network = Network::new(&config.model, data_set.train.shape, data_set.classes.len());
     let whole_tensors = config.optimizer.needs_whole_tensors();
     if whole_tensors && config.performance.live_taps {
@@ -72,13 +74,13 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
     }
     // Several microbatches add up in f32, and so in the flat buffer.
     if device.is_cuda() && config.train.grad_accum_steps == 1 {
-        flat.defer_gradients(half(config.precision));
+        flat.defer_gradients(arithmetic.half());
     }
     let mut model = Module::new(&network, &flat);
     if config.train.sync_batch_norm && world.world_size > 1 {
         model.synchronize_batch_norm(&communicator);
     } else if device.is_cuda() && config.performance.fused_batch_norm {
-        match torch_ext::prepare_batch_norm(half(config.precision).unwrap_or(Kind::Float)) {
+        match torch_ext::prepare_batch_norm(arithmetic.half().unwrap_or(Kind::Float)) {
             Ok(()) => model.fuse_batch_norm(),
             Err(error) => info!("batch norm is libtorch's, in several kernels: {error}"),
         }
@@ -87,7 +89,7 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
         flat,
         model,
         device,
-        precision: config.precision,
+        arithmetic,
         convolutions: Rc::default(),
         norm_mode: Mode::Train,
         sync_batch_norm: config.train.sync_batch_norm && world.world_size > 1,
@@ -100,8 +102,7 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
         Progress { flat: &mut replica.flat, optimizer: &mut optimizer, ema: ema.as_mut() };
     let state = resume(&args.resume, &config, &run_dir, &mut progress, start, world)?;
     let mut state = share(&*communicator, progress, state)?;
-    if config.precision == Precision::Fp16 {
-        device::warn_of_slow_fp16(device);
+    if arithmetic == Arithmetic::Fp16 {
         optimizer.scale_losses(state.loss_scaler.unwrap_or_default());
     }
     if device == Device::Cpu {
@@ -294,15 +295,6 @@ fn config_of(checkpoint: &Path) -> Option<Config> {
 fn warn_of_differences(theirs: &Config, config: &Config) {
     for difference in config::differences_in_training(theirs, config) {
         warn!("the run that this one goes on from had another configuration: {difference}");
-    }
-}
-
-/// What layers compute in, where that is not f32.
-fn half(precision: Precision) -> Option<Kind> {
-    match precision {
-        Precision::Fp32 => None,
-        Precision::Bf16 => Some(Kind::BFloat16),
-        Precision::Fp16 => Some(Kind::Half),
     }
 }
 

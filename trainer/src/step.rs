@@ -5,12 +5,12 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use comm::{Communicator, ReduceOp};
-use job::config::Precision;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{AutocastDtype, ConvTable};
 
 use crate::Result;
+use crate::arithmetic::Arithmetic;
 use crate::data::Batch;
 use crate::flat::Flat;
 use crate::grad_sync::GradSync;
@@ -26,7 +26,7 @@ pub struct Replica {
     /// Where both are.
     pub device: Device,
     /// What the layers compute in.
-    pub precision: Precision,
+    pub arithmetic: Arithmetic,
     /// How its convolutions are computed.
     pub convolutions: Rc<ConvTable>,
     /// What batch norm does in training steps: [`Mode::Eval`] freezes its statistics.
@@ -51,17 +51,17 @@ impl Microbatch {
 }
 
 impl Replica {
-    /// Runs `body`, which calls the layers, in the configured precision.
+    /// Runs `body`, which calls the layers, in its arithmetic.
     ///
     /// # Errors
     /// When libtorch refuses.
     pub fn in_precision<T>(&self, body: impl FnOnce(&Module) -> T) -> Result<T> {
         self.flat.refresh();
         self.convolutions.in_use(|| {
-            Ok(match self.precision {
-                Precision::Fp32 => body(&self.model),
-                Precision::Bf16 => self.autocast(AutocastDtype::Bf16, body)?,
-                Precision::Fp16 => self.autocast(AutocastDtype::Fp16, body)?,
+            Ok(match self.arithmetic {
+                Arithmetic::Fp32 => body(&self.model),
+                Arithmetic::Bf16 => self.autocast(AutocastDtype::Bf16, body)?,
+                Arithmetic::Fp16 => self.autocast(AutocastDtype::Fp16, body)?,
             })
         })
     }

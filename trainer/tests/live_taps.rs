@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use comm::bootstrap::{Backend, connect};
 use comm::env::World;
-use job::config::{self, BucketCap, Model, OptimizerName, Precision, Train, WireDtype};
+use job::config::{self, BucketCap, Model, OptimizerName, Train, WireDtype};
 use job::dataset::{self, DataSet, Source};
 use job::network::Network;
 use tch::{Device, Tensor};
+use trainer::arithmetic::Arithmetic;
 use trainer::checkpoint::{self, State};
 use trainer::data::Images;
 use trainer::ema::Ema;
@@ -48,7 +49,7 @@ fn untrained(live_taps: bool, optimizer: &config::Optimizer) -> (Replica, Optimi
         flat,
         model,
         device: Device::Cpu,
-        precision: Precision::Fp32,
+        arithmetic: Arithmetic::Fp32,
         convolutions: Rc::default(),
         norm_mode: Mode::Train,
         sync_batch_norm: false,

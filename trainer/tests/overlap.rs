@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex};
 
 use comm::single::Single;
 use common::{on_ranks, options, replica};
-use job::config::{Model, Precision, Stem};
+use job::config::{Model, Stem};
 use job::network::{Network, catalogue};
 use tch::{Device, Kind, Tensor};
+use trainer::arithmetic::Arithmetic;
 use trainer::flat::Flat;
 use trainer::grad_sync::{GradSync, Timing};
 use trainer::init::initialize;
@@ -80,10 +81,10 @@ fn a_parameter_without_gradient_neither_hangs_nor_spoils_the_sums() {
 #[test]
 fn gradients_that_are_gathered_are_those_that_are_added_in_place() {
     tch::set_num_threads(1);
-    for (precision, kind) in [(Precision::Fp32, None), (Precision::Bf16, Some(Kind::BFloat16))] {
+    for (arithmetic, kind) in [(Arithmetic::Fp32, None), (Arithmetic::Bf16, Some(Kind::BFloat16))] {
         let grads = |is_deferred: bool| {
             let alone = Arc::new(Single::default());
-            let mut replica = Replica { precision, ..replica(&*alone, Mode::Train) };
+            let mut replica = Replica { arithmetic, ..replica(&*alone, Mode::Train) };
             if is_deferred {
                 replica.flat.defer_gradients(kind);
                 let network = Network::new(&Model::default(), [3, 32, 32], 10);
@@ -108,6 +109,6 @@ fn gradients_that_are_gathered_are_those_that_are_added_in_place() {
         let (added, gathered) = (grads(false), grads(true));
         assert!(f64::try_from(added[0].norm()).unwrap() > 0.1);
         assert!(added[0] != added[1], "the second pass should see other weights");
-        assert!(added == gathered, "{precision:?}");
+        assert!(added == gathered, "{arithmetic:?}");
     }
 }

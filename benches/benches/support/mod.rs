@@ -8,10 +8,11 @@ use std::time::Duration;
 use comm::Communicator;
 use comm::bootstrap::{Backend, MemoryStore, connect};
 use comm::env::World;
-use job::config::{self, BucketCap, Model, Precision, WireDtype};
+use job::config::{self, BucketCap, Model, WireDtype};
 use job::dataset::{self, DataSet, Source};
 use job::network::Network;
 use tch::Device;
+use trainer::arithmetic::Arithmetic;
 use trainer::flat::Flat;
 use trainer::grad_sync::{Options, Timing};
 use trainer::init::initialize;
@@ -57,7 +58,7 @@ pub fn options(bucket_cap: BucketCap) -> Options {
 }
 
 /// One rank's ResNet-18 as the notes have it.
-pub fn replica(communicator: &dyn Communicator, precision: Precision) -> Replica {
+pub fn replica(communicator: &dyn Communicator, arithmetic: Arithmetic) -> Replica {
     let network = Network::new(&Model::default(), [3, 32, 32], 10);
     let mut flat = Flat::new(network.tensors(true), Device::Cpu, communicator).unwrap();
     initialize(&mut flat, 0);
@@ -66,7 +67,7 @@ pub fn replica(communicator: &dyn Communicator, precision: Precision) -> Replica
         flat,
         model,
         device: Device::Cpu,
-        precision,
+        arithmetic,
         convolutions: Rc::default(),
         norm_mode: Mode::Train,
         sync_batch_norm: false,

@@ -26,7 +26,8 @@ impl Memory {
     pub fn estimate(config: &Config, network: &Network, images: usize) -> Self {
         let parameter_bytes = network.parameter_count() * F32_BYTES;
         let activation_size = match config.precision {
-            Precision::Fp32 => F32_BYTES,
+            // The larger of what it may be.
+            Precision::Auto | Precision::Fp32 => F32_BYTES,
             Precision::Bf16 | Precision::Fp16 => 2,
         };
         Self {

@@ -10,6 +10,7 @@ use job::run_dir::RunDir;
 use tch::Device;
 use tracing::warn;
 
+use crate::arithmetic::Arithmetic;
 use crate::checkpoint::{self, CheckpointError, State, Weights};
 use crate::flat::Flat;
 use crate::model::{Mode, Module};
@@ -104,12 +105,12 @@ impl Trained {
             torch_ext::collective::broadcast(communicator, tensor, 0)?;
         }
         let model = Module::new(&network, &flat);
-        let precision = self.config.precision;
+        let arithmetic = Arithmetic::choose(self.config.precision, device, communicator)?;
         Ok(Replica {
             flat,
             model,
             device,
-            precision,
+            arithmetic,
             convolutions: convolutions::table(&self.state.convolutions),
             norm_mode: Mode::Eval,
             sync_batch_norm: false,

@@ -11,12 +11,13 @@ use comm::communicator::Work;
 use comm::env::{StartedBy, World};
 use comm::{Collective, Communicator, RawBuffer};
 use job::config::{
-    self, Augment, BucketCap, Crop, Flip, Mixup, Model, OptimizerName, Precision, Tta, WireDtype,
+    self, Augment, BucketCap, Crop, Flip, Mixup, Model, OptimizerName, Tta, WireDtype,
 };
 use job::dataset::{self, DataSet, Source};
 use job::network::Network;
 use job::shard::{self, Microbatch as Part};
 use tch::Device;
+use trainer::arithmetic::Arithmetic;
 use trainer::data::{Augmenter, Images};
 use trainer::eval::evaluate;
 use trainer::flat::Flat;
@@ -108,7 +109,7 @@ pub fn replica(communicator: &dyn Communicator, norm_mode: Mode) -> Replica {
         flat,
         model,
         device: Device::Cpu,
-        precision: Precision::Fp32,
+        arithmetic: Arithmetic::Fp32,
         convolutions: Rc::default(),
         norm_mode,
         sync_batch_norm: false,

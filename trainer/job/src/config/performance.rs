@@ -6,10 +6,12 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
+    /// bf16 where the hardware of all ranks computes in it, else fp32.
+    #[default]
+    Auto,
     /// 32 bits.
     Fp32,
     /// bfloat16 where it is safe, by autocast.
-    #[default]
     Bf16,
     /// Half precision where it is safe, by autocast, with a loss that is scaled so that small gradients
     /// survive.
