@@ -2,7 +2,7 @@
 # Puts what the build needs under .deps, without root: libtorch, and Open MPI with libclang for the
 # `mpi` feature. A second run finds its stamp and does nothing.
 #
-#   scripts/setup.sh          lean wheels without a GPU (1.3 GB on disk), all of CUDA's with one
+#   scripts/setup.sh          lean wheels without a GPU (1.6 GB on disk), all of CUDA's with one
 #   LIBTORCH=/path            is checked and used as it is, and libtorch is not installed
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -46,7 +46,7 @@ pip() { "$venv/bin/python" -m pip --quiet --disable-pip-version-check "$@"; }
 
 case $kind in
 lean)
-    echo "setup: no GPU found, installing libtorch $torch for the CPU (0.6 GB to download)"
+    echo "setup: no GPU found, installing libtorch $torch for the CPU (0.7 GB to download)"
     pip install --no-deps "torch==$torch" "nvidia-cuda-runtime==$cuda.*" "nvidia-cuda-cupti==$cuda.*"
     ;;
 cuda)

@@ -349,9 +349,15 @@ def train_to(torch, trainer, place, args) -> list[dict]:
         accuracy = evaluate(torch, trainer, place, images, labels)
         ends.append({"epoch": epoch, "seconds": time.perf_counter() - started,
                      "test_accuracy": accuracy})
+        if place.rank == 0 and args.json:  # what there is, if it is stopped
+            args.json.write_text(epochs_text(args, ends) + "\n")
         if accuracy >= args.to_accuracy:
             break
     return ends
+
+
+def epochs_text(args, ends: list[dict]) -> str:
+    return json.dumps({"mode": args.mode, "seed": args.seed, "epochs": ends}, indent=2)
 
 
 def percentile(values: list[float], fraction: float) -> float:
@@ -398,9 +404,8 @@ def main() -> None:
     if args.to_accuracy is not None:
         epochs = train_to(torch, trainer, place, args)
         torch.distributed.destroy_process_group()
-        if place.rank == 0:
-            text = json.dumps({"mode": args.mode, "seed": args.seed, "epochs": epochs}, indent=2)
-            args.json.write_text(text + "\n") if args.json else print(text)
+        if place.rank == 0 and not args.json:
+            print(epochs_text(args, epochs))
         return
     mine = measure(torch, trainer, place, args)
     ranks = [None] * place.world_size
