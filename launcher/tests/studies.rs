@@ -174,7 +174,7 @@ fn another_study_in_the_same_directory_is_refused() {
     fs::write(sandbox.path("c.yaml"), format!("{CONFIG}precision: fp32\n")).unwrap();
     let ended = run(sandbox.launcher(&RUN));
     assert_eq!(ended.code, Some(2), "{}", ended.stderr);
-    assert!(ended.stderr.contains("precision: bf16 before, fp32 now"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("precision: auto before, fp32 now"), "{}", ended.stderr);
 }
 
 #[test]

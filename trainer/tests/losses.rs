@@ -54,3 +54,41 @@ fn the_losses_of_fifty_steps_are_the_same_however_gradients_are_communicated() {
         assert!(losses(&other, 2) == two, "{what} changes a loss");
     }
 }
+
+/// Starts itself again under `mpirun`, as every rank. Rank 0 prints the bits of its losses.
+#[cfg(feature = "mpi")]
+#[test]
+fn over_mpi_the_losses_of_fifty_steps_are_those_of_shared_memory() {
+    use comm::bootstrap::{Backend, MPIRUN, connect};
+    use comm::env::{StartedBy, World};
+
+    const NAME: &str = "over_mpi_the_losses_of_fifty_steps_are_those_of_shared_memory";
+    let over_mpi = || Recipe { options: options(Timing::Overlapped, 1), ..recipe() };
+    let world = World::from_env().unwrap();
+    if world.started_by == StartedBy::Mpirun {
+        tch::set_num_threads(1);
+        let timeout = std::time::Duration::from_secs(60);
+        let communicator = connect(Backend::Mpi, world, None, timeout).unwrap();
+        let Outcome { losses, .. } = over_mpi().train(&communicator);
+        communicator.finalize().unwrap();
+        if world.rank == 0 {
+            let bits: Vec<_> = losses.iter().map(|loss| loss.to_bits().to_string()).collect();
+            println!("\nlosses {}", bits.join(" "));
+        }
+        return;
+    }
+    let output = std::process::Command::new(MPIRUN.unwrap())
+        .args(["--oversubscribe", "-n", "2"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", NAME, "--nocapture", "--test-threads=1"])
+        .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
+        .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let bits = text.lines().find_map(|line| line.strip_prefix("losses "));
+    let Some(bits) = bits else { panic!("{output:?}") };
+    let found: Vec<_> = bits.split(' ').map(|bits| f64::from_bits(bits.parse().unwrap())).collect();
+    // Of two ranks, sums are the same in either order.
+    assert_eq!(found, losses(&recipe(), 2));
+}

@@ -186,7 +186,8 @@ impl Recipe {
         })
     }
 
-    fn train(&self, communicator: &Arc<dyn Communicator>) -> Outcome {
+    /// As the rank that `communicator` is.
+    pub fn train(&self, communicator: &Arc<dyn Communicator>) -> Outcome {
         let (rank, world_size) = (communicator.rank(), communicator.world_size());
         let data_set = self.data();
         let mut replica = replica(&**communicator, self.norm_mode);
