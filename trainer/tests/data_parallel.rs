@@ -27,7 +27,8 @@ fn assert_same_training(what: &str, one: &Outcome, other: &Outcome) {
     assert_close(&format!("{what}: test loss"), one.test.loss(), other.test.loss());
     let furthest = one.weights.iter().zip(&other.weights).map(|(a, b)| (a - b).abs());
     let furthest = furthest.fold(0f32, f32::max);
-    assert!(furthest < 1e-4, "{what}: a weight differs by {furthest}");
+    // Less than 1e-4 with AMX, 2.5e-4 with AVX2.
+    assert!(furthest < 5e-4, "{what}: a weight differs by {furthest}");
 }
 
 #[test]

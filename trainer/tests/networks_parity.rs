@@ -181,8 +181,19 @@ fn check(reference: &Reference, table: &Table) -> String {
     );
     assert!(logits_error < TOLERANCE, "logits: {line}");
     assert!(loss_error < TOLERANCE, "loss: {line}");
-    assert!(gradients_error < TOLERANCE, "gradients: {line}");
+    assert!(gradients_error < gradient_tolerance(), "gradients: {line}");
     line
+}
+
+/// Images were chosen so that no activation lies within rounding of zero, on a CPU with AVX-512. Others round
+/// in another order, and then a ReLU may cut off what it did not there: ResNet-50's gradients are 2e-3 off
+/// with AVX2.
+fn gradient_tolerance() -> f64 {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx512f") {
+        return TOLERANCE;
+    }
+    5e-3
 }
 
 /// The largest error of any gradient, relative to its norm or to [`SMALL`] of the largest norm.

@@ -90,8 +90,14 @@ impl BatchNorm {
         self.peers = Some(Arc::clone(peers));
     }
 
-    /// `relu(norm(input) + residual)`, as far as there are a residual and a ReLU. Keeps the shape.
-    pub fn forward(&self, input: &Tensor, residual: Option<&Tensor>, mode: Mode) -> Tensor {
+    /// `relu(norm(input) + residual)`, as far as there are a residual and a ReLU. Keeps the shape. The
+    /// residual is made when it is needed, which is where backward comes to it.
+    pub fn forward(
+        &self,
+        input: &Tensor,
+        residual: Option<&dyn Fn() -> Tensor>,
+        mode: Mode,
+    ) -> Tensor {
         let parts = NormParts {
             weight: &self.weight,
             bias: &self.bias,
@@ -103,18 +109,27 @@ impl BatchNorm {
         let normalized = match (&self.peers, mode) {
             (Some(peers), Mode::Train) => torch_ext::sync_batch_norm(input, &parts, peers),
             (None, Mode::Train) if self.is_fused => {
-                match torch_ext::fused_batch_norm(input, residual, self.has_relu, &parts) {
-                    Ok(Some(output)) => return output,
-                    Ok(None) => Ok(self.plain(input, mode)),
-                    Err(error) => Err(error),
-                }
+                let residual = residual.map(|residual| residual());
+                return self.fused(input, residual.as_ref(), &parts);
             }
             _ => Ok(self.plain(input, mode)),
         };
-        let mut output = match (normalized, residual) {
-            (Ok(normalized), Some(residual)) => normalized + residual,
-            (Ok(normalized), None) => normalized,
-            (Err(error), _) => panic!("{error}"),
+        let normalized = normalized.unwrap_or_else(|error| panic!("{error}"));
+        self.add_and_cut(normalized, residual.map(|residual| residual()).as_ref())
+    }
+
+    fn fused(&self, input: &Tensor, residual: Option<&Tensor>, parts: &NormParts<'_>) -> Tensor {
+        match torch_ext::fused_batch_norm(input, residual, self.has_relu, parts) {
+            Ok(Some(output)) => output,
+            Ok(None) => self.add_and_cut(self.plain(input, Mode::Train), residual),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn add_and_cut(&self, normalized: Tensor, residual: Option<&Tensor>) -> Tensor {
+        let mut output = match residual {
+            Some(residual) => normalized + residual,
+            None => normalized,
         };
         // In place: neither a norm nor an addition needs its output again.
         if self.has_relu { output.relu_() } else { output }

@@ -245,7 +245,7 @@ impl Residual {
         let input = forward(&self.before, input, pass);
         let past = || forward(&self.past, &input, pass);
         if let Some(norm) = &self.join {
-            return norm.forward(&forward(&self.body, &input, pass), Some(&past()), pass.mode);
+            return norm.forward(&forward(&self.body, &input, pass), Some(&past), pass.mode);
         }
         if self.survival < 1.0 {
             match pass.mode {
