@@ -57,7 +57,7 @@ pub struct BatchNorm {
     eps: f64,
     /// Whether a ReLU follows.
     pub has_relu: bool,
-    /// Whether training steps on a GPU do all of it in one kernel.
+    /// Whether training steps on a GPU do all of it in one or two kernels.
     is_fused: bool,
     /// With whom statistics are shared.
     peers: Option<Arc<dyn Communicator>>,
@@ -80,7 +80,7 @@ impl BatchNorm {
         }
     }
 
-    /// From now on, training steps do all of it in one kernel, where that takes the input.
+    /// From now on, training steps do all of it in one or two kernels, where that takes the input.
     pub fn fuse(&mut self) {
         self.is_fused = true;
     }

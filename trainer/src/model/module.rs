@@ -61,7 +61,7 @@ impl Module {
         for_each_norm(&mut self.layers, &mut |norm| norm.synchronize(peers));
     }
 
-    /// From now on, batch norm in training steps on a GPU is one kernel with what follows it.
+    /// From now on, batch norm in training steps on a GPU is one or two kernels with what follows it.
     pub fn fuse_batch_norm(&mut self) {
         for_each_norm(&mut self.layers, &mut BatchNorm::fuse);
     }

@@ -32,7 +32,7 @@ pub struct NormParts<'a> {
 }
 
 /// Compiles the kernels of [`fused_batch_norm`] for inputs of `kind`, f32, bf16 or f16, and this thread's
-/// GPU: half a second. Otherwise it is done when they are first used.
+/// GPU, which takes a second or so. Otherwise it is done when they are first used.
 ///
 /// # Errors
 /// When they cannot be: the GPU is older than they want, or NVRTC, which comes with libtorch's GPU

@@ -30,7 +30,7 @@ pub struct Performance {
     /// Whether convolutions and matrix products that stay in fp32 round their operands to TF32 on a
     /// GPU.
     pub tf32: bool,
-    /// Whether batch norm and the addition and ReLU that follow are one kernel on a GPU, in training.
+    /// Whether batch norm and the addition and ReLU that follow are one or two kernels on a GPU, in training.
     pub fused_batch_norm: bool,
     /// Whether steps on a GPU are captured into a CUDA graph and replayed.
     pub cuda_graph: CudaGraph,
