@@ -234,7 +234,7 @@ fn checkpoints_with_and_without_dead_taps_load_each_other() {
             let (mut replica, mut optimizer) = untrained(!live_taps, &config);
             checkpoint::load_model(&path, &mut replica.flat).unwrap();
             checkpoint::load_optimizer(&path, &replica.flat, &mut optimizer).unwrap();
-            assert_eq!(optimizer.steps(), STEPS as u64);
+            assert_eq!(optimizer.steps(), steps() as u64);
             let again = tempfile::tempdir().unwrap();
             let mut ema = Ema::new(&average(), &replica.flat).unwrap();
             checkpoint::load_ema(&path, &replica.flat, &mut ema).unwrap();
