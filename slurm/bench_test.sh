@@ -7,6 +7,7 @@
 #
 #   RATES   of each node's link, as tc has them (default "10gbit 1gbit")
 #   DELAY   added each way, such as 100us, where the kernel has netem
+#   RANKS   of each node (default 1); with more, all-reduce over MPI alone has its turn too
 #   BIN     holds the programs, built with MPI (default target/release)
 #
 # Each node has one core, so nodes share cores where there are more of them. Records: OUT/<rate>. Exit
@@ -38,7 +39,9 @@ slow_down() {
 }
 
 [[ " $* " == *" --python"* ]] || set -- --no-peers "$@"
-start_cluster 3 1
+RANKS=${RANKS:-1}
+[ "$RANKS" -eq 1 ] || set -- --variant flat:comm.hierarchical=false "$@"
+start_cluster 3 "$RANKS"
 for node in 1 2 3; do give_one_core $node; done
 cd "$work/submit"
 mkdir target
@@ -49,7 +52,7 @@ export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 for rate in ${RATES:-10gbit 1gbit}; do
     for node in 1 2 3; do slow_down $node "$rate"; done
     echo "slurm/bench_test.sh: links of $rate"
-    job=$("$repository/slurm/bench.sh" --nodes 1,2,3 --parsable -- --cpu 1 --configs configs/resnet18.yaml \
+    job=$("$repository/slurm/bench.sh" --nodes 1,2,3 --parsable -- --cpu "$RANKS" --configs configs/resnet18.yaml \
         --batch-per-rank 64 --set comm.bucket_cap_mib=4 --variant after:comm.overlap=off "$@")
     until has_ended "$job"; do sleep 1; done
     cat "lockstep-bench-$job.out"

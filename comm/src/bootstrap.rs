@@ -63,7 +63,10 @@ pub enum Backend {
     /// Shared memory, for CPU ranks of one machine.
     Shm,
     /// MPI, for CPU ranks across machines.
-    Mpi,
+    Mpi {
+        /// An all-reduce goes by way of shared memory where machines have several ranks.
+        hierarchical: bool,
+    },
     /// NCCL, one rank a GPU.
     Nccl {
         /// The CUDA device of this rank.
@@ -90,7 +93,7 @@ pub fn connect(
     }
     match backend {
         Backend::Shm => connect_shm(world, store, timeout),
-        Backend::Mpi => connect_mpi(world, timeout),
+        Backend::Mpi { hierarchical } => connect_mpi(world, hierarchical, timeout),
         Backend::Nccl { device } => nccl::connect(world, device, store, timeout),
     }
 }
@@ -111,16 +114,20 @@ fn connect_shm(
     let Some(store) = store else {
         return failed("ranks need a store to find each other: start them by launcher".to_owned());
     };
-    Ok(Arc::new(shm::connect(rank, world_size, store, "comm/shm", timeout)?))
+    Ok(Arc::new(shm::connect(rank, 0..world_size, store, "comm/shm", timeout)?))
 }
 
 #[cfg(feature = "mpi")]
-fn connect_mpi(world: World, timeout: Duration) -> Result<Arc<dyn Communicator>> {
-    crate::mpi::connect(world, timeout)
+fn connect_mpi(
+    world: World,
+    hierarchical: bool,
+    timeout: Duration,
+) -> Result<Arc<dyn Communicator>> {
+    crate::mpi::connect(world, hierarchical, timeout)
 }
 
 #[cfg(not(feature = "mpi"))]
-fn connect_mpi(_: World, _: Duration) -> Result<Arc<dyn Communicator>> {
+fn connect_mpi(_: World, _: bool, _: Duration) -> Result<Arc<dyn Communicator>> {
     let reason = "this build has no MPI: build the trainer with --features mpi";
     Err(CommError::Connect { backend: "mpi", reason: reason.to_owned() })
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::c_void;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::ptr::NonNull;
 
 /// The type of a buffer's elements.
@@ -82,6 +83,15 @@ impl RawBuffer {
     /// Bytes from the first element to past the last.
     pub fn size_bytes(&self) -> usize {
         self.len * self.dtype.size_bytes()
+    }
+
+    /// A part of it; `range` must lie in it.
+    pub fn part(&self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
+        let offset = range.start * self.dtype.size_bytes();
+        // A part of memory is nowhere null.
+        let ptr = self.ptr.map_addr(|address| address.saturating_add(offset));
+        Self { ptr, len: range.len(), ..*self }
     }
 }
 

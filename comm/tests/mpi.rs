@@ -4,6 +4,7 @@
 mod common;
 
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use comm::bootstrap::{Backend, connect};
@@ -40,7 +41,14 @@ fn role(test: &str, world_size: usize) -> Role {
     Role::Starter { succeeded: output.status.success(), output: output_text }
 }
 
-fn every_rank_passes(test: &str, world_size: usize, body: impl Fn(&dyn Communicator)) {
+/// Connects a rank of machines that have `ranks` each. Really there is one machine alone.
+fn over_mpi(world: World, ranks: usize, timeout: Duration) -> Arc<dyn Communicator> {
+    let world = World { local_rank: world.rank % ranks, local_world_size: ranks, ..world };
+    connect(Backend::Mpi { hierarchical: true }, world, None, timeout).unwrap()
+}
+
+fn every_rank_passes(test: &str, machines: usize, ranks: usize, body: impl Fn(&dyn Communicator)) {
+    let world_size = machines * ranks;
     match role(test, world_size) {
         Role::Starter { succeeded, output } => {
             assert!(succeeded, "{output}");
@@ -49,7 +57,9 @@ fn every_rank_passes(test: &str, world_size: usize, body: impl Fn(&dyn Communica
             }
         }
         Role::Rank(world) => {
-            let comm = connect(Backend::Mpi, world, None, TIMEOUT).unwrap();
+            let comm = over_mpi(world, ranks, TIMEOUT);
+            let shares_memory = comm.alloc_shared(1).unwrap().is_some();
+            assert_eq!(shares_memory, machines > 1 && ranks > 1);
             body(&*comm);
             comm.finalize().unwrap();
             println!("rank {} passed", world.rank);
@@ -59,29 +69,57 @@ fn every_rank_passes(test: &str, world_size: usize, body: impl Fn(&dyn Communica
 
 #[test]
 fn every_collective_is_right_with_1_rank() {
-    every_rank_passes("every_collective_is_right_with_1_rank", 1, check_all);
+    every_rank_passes("every_collective_is_right_with_1_rank", 1, 1, check_all);
 }
 
 #[test]
 fn every_collective_is_right_with_2_ranks() {
-    every_rank_passes("every_collective_is_right_with_2_ranks", 2, check_all);
+    every_rank_passes("every_collective_is_right_with_2_ranks", 1, 2, check_all);
 }
 
 #[test]
 fn every_collective_is_right_with_3_ranks() {
-    every_rank_passes("every_collective_is_right_with_3_ranks", 3, check_all);
+    every_rank_passes("every_collective_is_right_with_3_ranks", 1, 3, check_all);
 }
 
 #[test]
 fn every_collective_is_right_with_4_ranks() {
-    every_rank_passes("every_collective_is_right_with_4_ranks", 4, check_all);
+    every_rank_passes("every_collective_is_right_with_4_ranks", 1, 4, check_all);
+}
+
+#[test]
+fn every_collective_is_right_with_2_machines() {
+    every_rank_passes("every_collective_is_right_with_2_machines", 2, 2, check_all);
+}
+
+#[test]
+fn every_collective_is_right_with_3_machines() {
+    every_rank_passes("every_collective_is_right_with_3_machines", 3, 2, check_all);
+}
+
+#[test]
+fn every_collective_is_right_with_3_ranks_a_machine() {
+    every_rank_passes("every_collective_is_right_with_3_ranks_a_machine", 2, 3, check_all);
+}
+
+#[test]
+fn two_communicators_of_one_process_end_one_after_the_other() {
+    let test = "two_communicators_of_one_process_end_one_after_the_other";
+    every_rank_passes(test, 2, 2, |flat| {
+        let other = over_mpi(World::from_env().unwrap(), 1, TIMEOUT);
+        let mut data = [1_i64];
+        other.all_reduce(BufferMut::host(&mut data), ReduceOp::Sum).unwrap();
+        other.finalize().unwrap();
+        flat.all_reduce(BufferMut::host(&mut data), ReduceOp::Sum).unwrap();
+        assert_eq!(data, [16]);
+    });
 }
 
 #[test]
 fn shared_memory_finds_its_ranks_over_mpi() {
-    every_rank_passes("shared_memory_finds_its_ranks_over_mpi", 3, |comm| {
+    every_rank_passes("shared_memory_finds_its_ranks_over_mpi", 1, 3, |comm| {
         let store = Session::get().unwrap().store();
-        let shm = shm::connect(comm.rank(), comm.world_size(), &store, "shm", TIMEOUT).unwrap();
+        let shm = shm::connect(comm.rank(), 0..comm.world_size(), &store, "shm", TIMEOUT).unwrap();
         let mut data = [shm.rank() as i64; 5];
         shm.all_reduce(BufferMut::host(&mut data), ReduceOp::Sum).unwrap();
         assert_eq!(data, [3; 5]);
@@ -90,15 +128,20 @@ fn shared_memory_finds_its_ranks_over_mpi() {
 }
 
 /// A rank that has failed does not finalize MPI, and `mpirun` ends the job with a failure.
-fn every_rank_fails_as_it_should(test: &str, timeout: Duration, body: impl Fn(&dyn Communicator)) {
-    match role(test, 3) {
+fn every_rank_fails_as_it_should(
+    test: &str,
+    [machines, ranks]: [usize; 2],
+    timeout: Duration,
+    body: impl Fn(&dyn Communicator),
+) {
+    match role(test, machines * ranks) {
         Role::Starter { output, .. } => {
             // The first to leave may take the others with it.
             assert!(output.contains("failed as it should"), "{output}");
             assert!(!output.contains("panicked"), "{output}");
         }
         Role::Rank(world) => {
-            let comm = connect(Backend::Mpi, world, None, timeout).unwrap();
+            let comm = over_mpi(world, ranks, timeout);
             body(&*comm);
             println!("rank {} failed as it should", world.rank);
             // Nobody leaves before all have seen what they wait for.
@@ -112,7 +155,7 @@ fn every_rank_fails_as_it_should(test: &str, timeout: Duration, body: impl Fn(&d
 #[test]
 fn a_deadline_ends_the_wait_for_a_late_rank() {
     let test = "a_deadline_ends_the_wait_for_a_late_rank";
-    every_rank_fails_as_it_should(test, Duration::from_millis(300), |comm| {
+    every_rank_fails_as_it_should(test, [1, 3], Duration::from_millis(300), |comm| {
         let world = SimpleCommunicator::world();
         let mut token = [0_u8; 1];
         if comm.rank() == 0 {
@@ -129,12 +172,66 @@ fn a_deadline_ends_the_wait_for_a_late_rank() {
 }
 
 #[test]
-fn an_abort_reaches_ranks_that_wait() {
-    every_rank_fails_as_it_should("an_abort_reaches_ranks_that_wait", TIMEOUT, |comm| {
-        if comm.rank() == 0 {
-            comm.abort("loss is not finite");
+fn a_late_rank_is_named_on_all_machines() {
+    let test = "a_late_rank_is_named_on_all_machines";
+    every_rank_fails_as_it_should(test, [2, 2], Duration::from_millis(300), |comm| {
+        let world = SimpleCommunicator::world();
+        let mut token = [0_u8; 1];
+        let late = 3;
+        if comm.rank() == late {
+            world.process_at_rank(2).receive_into(&mut token);
         }
-        let error = comm.barrier().unwrap_err();
-        assert_eq!(error.to_string(), "rank 0 aborted the job: loss is not finite");
+        let error = comm.all_reduce(BufferMut::host(&mut [1.0_f32; 9]), ReduceOp::Sum).unwrap_err();
+        match &error {
+            CommError::Timeout { rank: 2, missing, .. } if comm.rank() == 2 => {
+                assert_eq!(missing, &[late]);
+                world.process_at_rank(late as i32).send(&token);
+            }
+            CommError::Aborted { by: 2, reason } => {
+                assert!(
+                    reason.contains("rank 2 waited") && reason.contains("for rank 3"),
+                    "{reason}"
+                );
+            }
+            _ => panic!("rank {}: {error}", comm.rank()),
+        }
     });
+}
+
+#[test]
+fn different_calls_on_one_machine_are_named_on_all() {
+    let test = "different_calls_on_one_machine_are_named_on_all";
+    every_rank_fails_as_it_should(test, [2, 2], TIMEOUT, |comm| {
+        let mut data = vec![1.0_f32; if comm.rank() == 3 { 4 } else { 5 }];
+        let error = comm.all_reduce(BufferMut::host(&mut data), ReduceOp::Sum).unwrap_err();
+        match &error {
+            CommError::Mismatch { rank, peer: 2 | 3, .. } => assert_eq!(*rank, comm.rank()),
+            CommError::Aborted { by: 2 | 3, reason } => {
+                assert!(reason.contains("ranks disagree"), "{reason}");
+            }
+            _ => panic!("rank {}: {error}", comm.rank()),
+        }
+    });
+}
+
+fn an_abort_reaches_all(comm: &dyn Communicator, by: usize) {
+    if comm.rank() == by {
+        // The others wait by then, some of them in shared memory.
+        std::thread::sleep(Duration::from_millis(300));
+        comm.abort("loss is not finite");
+    }
+    let error = comm.all_reduce(BufferMut::host(&mut [1.0_f32; 9]), ReduceOp::Sum).unwrap_err();
+    assert_eq!(error.to_string(), format!("rank {by} aborted the job: loss is not finite"));
+}
+
+#[test]
+fn an_abort_reaches_ranks_that_wait() {
+    let test = "an_abort_reaches_ranks_that_wait";
+    every_rank_fails_as_it_should(test, [1, 3], TIMEOUT, |comm| an_abort_reaches_all(comm, 0));
+}
+
+#[test]
+fn an_abort_reaches_ranks_that_wait_on_other_machines() {
+    let test = "an_abort_reaches_ranks_that_wait_on_other_machines";
+    every_rank_fails_as_it_should(test, [2, 2], TIMEOUT, |comm| an_abort_reaches_all(comm, 3));
 }

@@ -25,7 +25,7 @@ fn with_timeout(world_size: usize, timeout: Duration, body: impl Fn(&dyn Communi
         for rank in 0..world_size {
             let (store, body) = (&store, &body);
             scope.spawn(move || {
-                body(&shm::connect(rank, world_size, store, "test", timeout).unwrap());
+                body(&shm::connect(rank, 0..world_size, store, "test", timeout).unwrap());
             });
         }
     });
@@ -228,7 +228,7 @@ fn nothing_runs_after_finalize() {
 #[test]
 fn a_rank_that_never_connects_is_named() {
     let store = MemoryStore::default();
-    let result = shm::connect(0, 2, &store, "test", Duration::from_millis(100));
+    let result = shm::connect(0, 0..2, &store, "test", Duration::from_millis(100));
     let error = result.err().unwrap().to_string();
     assert!(error.starts_with("cannot connect ranks over shm: "), "{error}");
     assert!(error.contains("rank 1 never connected"), "{error}");
@@ -238,10 +238,10 @@ fn a_rank_that_never_connects_is_named() {
 fn a_segment_of_another_group_is_refused() {
     let store = MemoryStore::default();
     store.put("test", &format!("{} 0 1", std::process::id())).unwrap();
-    let error = shm::connect(1, 2, &store, "test", TIMEOUT).err().unwrap().to_string();
+    let error = shm::connect(1, 0..2, &store, "test", TIMEOUT).err().unwrap().to_string();
     assert!(error.contains("cannot open rank 0's shared memory"), "{error}");
     store.put("test", "nonsense").unwrap();
-    let error = shm::connect(1, 2, &store, "test", TIMEOUT).err().unwrap().to_string();
+    let error = shm::connect(1, 0..2, &store, "test", TIMEOUT).err().unwrap().to_string();
     assert!(error.contains("not a segment"), "{error}");
 }
 

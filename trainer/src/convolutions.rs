@@ -40,18 +40,21 @@ pub fn table(choices: &[ConvChoice]) -> Rc<ConvTable> {
     table
 }
 
-/// Chooses for every convolution of `replica`, with `images` images of shape `[C, H, W]`, what
-/// `known` does not say already, and returns all choices. Collective.
+/// Chooses for every convolution of `replica`, with batches of size `[N, C, H, W]`, what `known` does not say
+/// already, and returns all choices. Collective.
+///
+/// Measuring is given up where `is_stopped` says so on any rank: what is left has no choice, and the library
+/// computes it.
 ///
 /// # Errors
 /// When a peer is gone or late, or libtorch refuses.
 pub fn choose(
     replica: &Replica,
     convolution: Convolution,
-    image: [usize; 3],
-    images: usize,
+    [images, image @ ..]: [usize; 4],
     mut known: Vec<ConvChoice>,
     communicator: &dyn Communicator,
+    is_stopped: &dyn Fn() -> bool,
 ) -> Result<Vec<ConvChoice>> {
     let fixed = match convolution {
         Convolution::Library => return Ok(Vec::new()),
@@ -66,7 +69,7 @@ pub fn choose(
     let unknown = shapes_without_choice(replica, image)?;
     let methods = match fixed {
         Some(methods) => vec![methods; unknown.len()],
-        None => measure(&unknown, replica.arithmetic, images, communicator)?,
+        None => measure(&unknown, replica.arithmetic, images, communicator, is_stopped)?,
     };
     for (shape, methods) in unknown.into_iter().zip(methods) {
         table.set(shape, methods);
@@ -86,33 +89,40 @@ fn shapes_without_choice(replica: &Replica, image: [usize; 3]) -> Result<Vec<Con
     Ok(replica.convolutions.take_unknown())
 }
 
-/// The faster methods by the sum of all ranks' times, measured at the same time as they will train.
+/// The faster methods of the first shapes by the sum of all ranks' times, measured at the same time as they
+/// will train: of all, unless some rank is stopped.
 fn measure(
     shapes: &[ConvShape],
     arithmetic: Arithmetic,
     images: usize,
     communicator: &dyn Communicator,
+    is_stopped: &dyn Fn() -> bool,
 ) -> Result<Vec<ConvMethods>> {
-    let mut seconds = Vec::with_capacity(shapes.len() * 6);
+    let mut methods = Vec::with_capacity(shapes.len());
     for shape in shapes {
         let passes = shape.time(images, arithmetic == Arithmetic::Bf16)?;
-        seconds.extend(passes.iter().flat_map(|pass| [pass.library, pass.matmul]));
-    }
-    if seconds.is_empty() {
-        return Ok(Vec::new());
-    }
-    let mut sums = Tensor::from_slice(&seconds);
-    torch_ext::collective::all_reduce(communicator, &mut sums, ReduceOp::Sum)?;
-    let sums = Vec::<f64>::try_from(&sums)?;
-    let pass = |pair: &[f64]| PassSeconds { library: pair[0], matmul: pair[1] }.faster();
-    for (shape, six) in shapes.iter().zip(sums.chunks(6)) {
-        let ms = |seconds: &f64| seconds * 1e3 / communicator.world_size() as f64;
-        let [f, f_matmul, i, i_matmul, w, w_matmul] = std::array::from_fn(|at| ms(&six[at]));
+        let [forward, input, weight] = passes.map(|pass| [pass.library, pass.matmul]);
+        let stops = [f64::from(is_stopped())];
+        let mut sums = Tensor::from_slice(&[&forward, &input, &weight, &stops[..]].concat());
+        torch_ext::collective::all_reduce(communicator, &mut sums, ReduceOp::Sum)?;
+        let sums = Vec::<f64>::try_from(&sums)?;
+        let ms = |at: usize| sums[at] * 1e3 / communicator.world_size() as f64;
         debug!(
-            "{shape}: library and matmul take, in ms: forward {f:.2} {f_matmul:.2}, gradient of \
-             the input {i:.2} {i_matmul:.2}, of the weight {w:.2} {w_matmul:.2}"
+            "{shape}: library and matmul take, in ms: forward {:.2} {:.2}, gradient of the input \
+             {:.2} {:.2}, of the weight {:.2} {:.2}",
+            ms(0),
+            ms(1),
+            ms(2),
+            ms(3),
+            ms(4),
+            ms(5),
         );
+        methods.push(std::array::from_fn(|pass| {
+            PassSeconds { library: sums[2 * pass], matmul: sums[2 * pass + 1] }.faster()
+        }));
+        if sums[6] > 0.0 {
+            break;
+        }
     }
-    let methods = sums.chunks(6).map(|six| std::array::from_fn(|i| pass(&six[2 * i..2 * i + 2])));
-    Ok(methods.collect())
+    Ok(methods)
 }

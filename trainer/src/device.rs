@@ -2,7 +2,7 @@
 
 use comm::bootstrap::Backend;
 use comm::env::{StartedBy, World};
-use job::config::{CommBackend, Performance};
+use job::config::{self, CommBackend, Performance};
 use tch::Device;
 
 use crate::{Result, TrainError};
@@ -89,12 +89,13 @@ fn cores_online() -> usize {
     text.lines().filter(|line| line.starts_with("processor")).count()
 }
 
-/// The backend that `choice` means here.
+/// The backend that `comm` means here.
 ///
 /// # Errors
 /// [`TrainError::Setup`] when it does not work on `device`.
-pub fn backend(choice: CommBackend, device: Device, world: World) -> Result<Backend> {
-    match (choice, device) {
+pub fn backend(comm: &config::Comm, device: Device, world: World) -> Result<Backend> {
+    let mpi = Backend::Mpi { hierarchical: comm.hierarchical };
+    match (comm.backend, device) {
         (CommBackend::Nccl | CommBackend::Auto | CommBackend::None, Device::Cuda(device)) => {
             Ok(Backend::Nccl { device })
         }
@@ -105,11 +106,11 @@ pub fn backend(choice: CommBackend, device: Device, world: World) -> Result<Back
             "comm.backend: shm and mpi work on the CPU only; leave it at auto".to_owned(),
         )),
         (CommBackend::Shm, _) => Ok(Backend::Shm),
-        (CommBackend::Mpi, _) => Ok(Backend::Mpi),
+        (CommBackend::Mpi, _) => Ok(mpi),
         (CommBackend::Auto | CommBackend::None, _) => Ok(match world.started_by {
-            StartedBy::Mpirun | StartedBy::Srun => Backend::Mpi,
+            StartedBy::Mpirun | StartedBy::Srun => mpi,
             // Shared memory ends at the machine.
-            StartedBy::Launcher if world.local_world_size < world.world_size => Backend::Mpi,
+            StartedBy::Launcher if world.local_world_size < world.world_size => mpi,
             StartedBy::Launcher | StartedBy::Nobody => Backend::Shm,
         }),
     }

@@ -31,7 +31,7 @@ pub fn measure_all_reduce(args: &TrainArgs, world: World, link: &Link) -> Result
     let device = device::open(args.device, world)?;
     link.state(Phase::Connecting, 0, 0);
     let timeout = Duration::from_secs(config.comm.timeout_seconds);
-    let backend = device::backend(config.comm.backend, device, world)?;
+    let backend = device::backend(&config.comm, device, world)?;
     let communicator = comm::bootstrap::connect(backend, world, link.store(), timeout)?;
 
     let outline = dataset::outline(&config.data)?;

@@ -47,7 +47,7 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
 
     link.state(Phase::Connecting, 0, 0);
     let timeout = Duration::from_secs(config.comm.timeout_seconds);
-    let backend = device::backend(config.comm.backend, device, world)?;
+    let backend = device::backend(&config.comm, device, world)?;
     let communicator = comm::bootstrap::connect(backend, world, link.store(), timeout)?;
     let run_dir = open_run_dir(&args, &config, world, link)?;
 
@@ -106,13 +106,14 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
         optimizer.scale_losses(state.loss_scaler.unwrap_or_default());
     }
     if device == Device::Cpu {
+        let [channels, height, width] = data_set.train.shape;
         state.convolutions = convolutions::choose(
             &replica,
             config.performance.convolution,
-            data_set.train.shape,
-            config.train.batch_size_per_rank,
+            [config.train.batch_size_per_rank, channels, height, width],
             std::mem::take(&mut state.convolutions),
             &*communicator,
+            &|| link.stop_reason().is_some(),
         )?;
     }
 

@@ -82,7 +82,7 @@ mod tests {
             for (rank, wait_ms) in [30, 10].into_iter().enumerate() {
                 let store = &store;
                 scope.spawn(move || {
-                    let shm = comm::shm::connect(rank, 2, store, "test", timeout).unwrap();
+                    let shm = comm::shm::connect(rank, 0..2, store, "test", timeout).unwrap();
                     let phases = Phases {
                         comm_exposed: Duration::from_millis(wait_ms),
                         ..Phases::default()

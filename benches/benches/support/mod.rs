@@ -25,7 +25,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 pub fn on_ranks<T: Send>(world_size: usize, body: impl Fn(Arc<dyn Communicator>) -> T + Sync) -> T {
     let store = MemoryStore::default();
     let run = |rank| {
-        let shm = comm::shm::connect(rank, world_size, &store, "bench", TIMEOUT).unwrap();
+        let shm = comm::shm::connect(rank, 0..world_size, &store, "bench", TIMEOUT).unwrap();
         body(Arc::new(shm))
     };
     std::thread::scope(|scope| {

@@ -1,277 +1,77 @@
-//! One collective after another, as non-blocking MPI calls that are polled.
+//! One collective after another: over MPI alone, or through the machine's shared memory too.
 
-use std::collections::VecDeque;
-use std::ffi::{c_int, c_void};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use mpi::ffi;
-
+use super::group::{Common, Group};
+use super::handle::Comm;
+use super::machine::Machine;
 use super::mail::AbortMail;
-use super::ops::{Extremes, moved_type};
-use super::request::{At, Request, checked};
-use crate::communicator::chunk_range;
+use super::ops::Extremes;
+use super::request::At;
+use crate::env::World;
 use crate::executor::{Engine, Job};
-use crate::reduce;
-use crate::{Collective, CommError, DType, RawBuffer, ReduceOp, Result};
+use crate::{Collective, CommError, Result};
 
-/// Elements of a long buffer that one MPI call reduces.
-const PIECE_ELEMENTS: usize = 64 * 1024;
-
-/// Such calls under way at once. Two are as fast as one over 1 Gb/s and faster over 10 and 40; four are slower than
-/// two over all of them.
-const IN_FLIGHT: usize = 2;
-
-unsafe extern "C" {
-    safe fn lockstep_mpi_in_place() -> *mut c_void;
-}
-
-/// A rank's end of the group.
+/// A rank's end of the job.
 pub(super) struct MpiEngine {
-    /// Nobody else's messages travel in it.
-    group: ffi::MPI_Comm,
-    extremes: Extremes,
-    pub(super) mail: AbortMail,
     pub(super) rank: usize,
     pub(super) world_size: usize,
-    timeout: Duration,
-    /// All ranks' bf16 elements of this rank's chunk, kept for the next one.
-    gathered: Mutex<Vec<u16>>,
+    pub(super) common: Arc<Common>,
+    world: Group,
+    /// Where machines have several ranks.
+    pub(super) machine: Option<Machine>,
 }
 
-// SAFETY: handles, used under MPI_THREAD_MULTIPLE; collectives run on one thread at a time.
-unsafe impl Send for MpiEngine {}
-// SAFETY: as above.
-unsafe impl Sync for MpiEngine {}
-
 impl MpiEngine {
-    pub(super) fn new(rank: usize, world_size: usize, timeout: Duration) -> Result<Self> {
+    /// Collective. `hierarchical`: by way of shared memory where machines have several ranks.
+    pub(super) fn new(world: World, hierarchical: bool, timeout: Duration) -> Result<Self> {
+        let World { rank, world_size, .. } = world;
         let at = At { op: "connect", sequence: 0, rank, world_size };
-        let group = duplicate_world(at)?;
-        let mail = AbortMail::open(duplicate_world(at)?, at)?;
-        let extremes = Extremes::new(at)?;
-        Ok(Self { group, extremes, mail, rank, world_size, timeout, gathered: Mutex::default() })
+        let comm = Comm::duplicate_world(at)?;
+        let mail = AbortMail::open(Comm::duplicate_world(at)?, at)?;
+        let common = Arc::new(Common { extremes: Extremes::new(at)?, mail });
+        let group = Group::new(comm, rank, world_size, timeout, &common);
+        let machine = Machine::connect(world, hierarchical, timeout, &group, &common)?;
+        Ok(Self { rank, world_size, common, world: group, machine })
     }
 
     pub(super) fn at(&self, op: &'static str, sequence: u64) -> At {
         At { op, sequence, rank: self.rank, world_size: self.world_size }
     }
 
-    /// Starts an operation through `start`, which gets the place for its request, and waits.
-    ///
-    /// A request that fails stays in MPI, which still has the buffer's address. MPI touches it only
-    /// in calls of this process, and after a failure there are none.
-    fn complete(&self, at: At, start: impl FnOnce(*mut ffi::MPI_Request) -> c_int) -> Result<()> {
-        let mut request = Request::null();
-        checked(at, start(request.as_mut_ptr()))?;
-        request.wait(at, self.timeout, || self.mail.received(at))
-    }
-
-    /// Waits for everybody.
-    pub(super) fn barrier(&self, at: At) -> Result<()> {
-        // SAFETY: no buffer is involved.
-        self.complete(at, |request| unsafe { ffi::MPI_Ibarrier(self.group, request) })
-    }
-
-    fn broadcast(&self, buffer: &RawBuffer, root: usize, at: At) -> Result<()> {
-        let (len, root) = (count(buffer.len)?, count(root)?);
-        // SAFETY: the caller of `start` keeps the buffer until the collective has ended.
-        self.complete(at, |request| unsafe {
-            let (data, dtype) = (buffer.ptr.as_ptr().cast(), moved_type(buffer.dtype));
-            ffi::MPI_Ibcast(data, len, dtype, root, self.group, request)
-        })
-    }
-
-    fn all_gather(&self, buffer: &RawBuffer, at: At) -> Result<()> {
-        let (counts, offsets) = self.chunks(buffer.len)?;
-        // SAFETY: as for `broadcast`; the counts and offsets outlive the request, and lie in the
-        // buffer; the send arguments are ignored in place.
-        self.complete(at, |request| unsafe {
-            ffi::MPI_Iallgatherv(
-                lockstep_mpi_in_place(),
-                0,
-                ffi::RSMPI_DATATYPE_NULL,
-                buffer.ptr.as_ptr().cast(),
-                counts.as_ptr(),
-                offsets.as_ptr(),
-                moved_type(buffer.dtype),
-                self.group,
-                request,
-            )
-        })
-    }
-
-    fn chunks(&self, len: usize) -> Result<(Vec<c_int>, Vec<c_int>)> {
-        let ranges = (0..self.world_size).map(|rank| chunk_range(len, rank, self.world_size));
-        let pairs = ranges.map(|range| Ok((count(range.len())?, count(range.start)?)));
-        Ok(pairs.collect::<Result<Vec<_>>>()?.into_iter().unzip())
-    }
-
-    /// `scatters`: leaves this rank's chunk alone reduced.
-    fn reduce(&self, buffer: &RawBuffer, op: ReduceOp, scatters: bool, at: At) -> Result<()> {
-        if buffer.dtype != DType::Bf16 {
-            return self.reduce_as_is(buffer, op, scatters, at);
+    /// The last collective: nobody leaves before all have come.
+    pub(super) fn finalize(&self, sequence: u64) -> Result<()> {
+        let at = self.at("finalize", sequence);
+        if let Some(error) = self.common.mail.received(at) {
+            return Err(error);
         }
-        self.reduce_bf16(buffer, op, at)?;
-        if scatters { Ok(()) } else { self.all_gather(buffer, at) }
-    }
-
-    /// Leaves this rank's chunk reduced. MPI has no bf16, and an operation of ours would round each
-    /// sum: so elements travel as they are, and each rank reduces everybody's part of its chunk.
-    fn reduce_bf16(&self, buffer: &RawBuffer, op: ReduceOp, at: At) -> Result<()> {
-        let (counts, offsets) = self.chunks(buffer.len)?;
-        let chunk = chunk_range(buffer.len, self.rank, self.world_size);
-        let arriving = vec![count(chunk.len())?; self.world_size];
-        let places = (0..self.world_size).map(|rank| count(rank * chunk.len()));
-        let places = places.collect::<Result<Vec<_>>>()?;
-        let mut gathered = self.gathered.lock().unwrap_or_else(PoisonError::into_inner);
-        gathered.resize(self.world_size * chunk.len(), 0);
-        let (from, to) = (buffer.ptr.as_ptr(), gathered.as_mut_ptr());
-        // SAFETY: as for `broadcast`; counts and offsets outlive the request, and lie in the buffer
-        // and in `gathered`, which is locked.
-        self.complete(at, |request| unsafe {
-            let dtype = moved_type(DType::Bf16);
-            ffi::MPI_Ialltoallv(
-                from.cast(),
-                counts.as_ptr(),
-                offsets.as_ptr(),
-                dtype,
-                to.cast(),
-                arriving.as_ptr(),
-                places.as_ptr(),
-                dtype,
-                self.group,
-                request,
-            )
-        })?;
-        let source = |rank| to.wrapping_add(rank * chunk.len()).cast_const().cast::<u8>();
-        let sources: Vec<_> = (0..self.world_size).map(source).collect();
-        let target = from.wrapping_add(chunk.start * DType::Bf16.size_bytes());
-        // SAFETY: every source has a chunk's elements in `gathered`, and the target in the buffer.
-        unsafe { reduce::reduce(DType::Bf16, op, &sources, &[target], chunk.len()) };
-        Ok(())
-    }
-
-    fn reduce_as_is(&self, buffer: &RawBuffer, op: ReduceOp, scatters: bool, at: At) -> Result<()> {
-        let data: *mut c_void = buffer.ptr.as_ptr().cast();
-        let (dtype, mpi_op) = (moved_type(buffer.dtype), self.extremes.op(op, buffer.dtype));
-        let mut reduced = 0..buffer.len;
-        if scatters {
-            let (counts, _) = self.chunks(buffer.len)?;
-            // SAFETY: as for `broadcast`; the counts outlive the request and add up to the length.
-            self.complete(at, |request| unsafe {
-                let in_place = lockstep_mpi_in_place();
-                let counts = counts.as_ptr();
-                ffi::MPI_Ireduce_scatter(in_place, data, counts, dtype, mpi_op, self.group, request)
-            })?;
-            reduced = chunk_range(buffer.len, self.rank, self.world_size);
-            let element_bytes = buffer.dtype.size_bytes();
-            let chunk = buffer.ptr.as_ptr().wrapping_add(reduced.start * element_bytes);
-            // MPI leaves the chunk at the buffer's start.
-            // SAFETY: both ranges lie in the buffer.
-            unsafe { std::ptr::copy(data.cast(), chunk, reduced.len() * element_bytes) };
-        } else {
-            self.all_reduce_pieces(buffer, dtype, mpi_op, at)?;
+        if let Some(machine) = &self.machine {
+            machine.finalize()?;
         }
-        if op == ReduceOp::Mean {
-            self.divide(buffer, reduced);
-        }
-        Ok(())
-    }
-
-    /// Open MPI's non-blocking all-reduce takes twice as long as its blocking one on a long buffer,
-    /// and as long in pieces.
-    fn all_reduce_pieces(
-        &self,
-        buffer: &RawBuffer,
-        dtype: ffi::MPI_Datatype,
-        op: ffi::MPI_Op,
-        at: At,
-    ) -> Result<()> {
-        let mut in_flight = VecDeque::with_capacity(IN_FLIGHT);
-        for start in (0..buffer.len).step_by(PIECE_ELEMENTS) {
-            if in_flight.len() == IN_FLIGHT {
-                self.finish_first(&mut in_flight, at)?;
-            }
-            let len = count(PIECE_ELEMENTS.min(buffer.len - start))?;
-            let offset = start * buffer.dtype.size_bytes();
-            let data = buffer.ptr.as_ptr().wrapping_add(offset).cast();
-            let mut request = Request::null();
-            // SAFETY: as for `broadcast`; the piece lies in the buffer.
-            checked(at, unsafe {
-                let (in_place, request) = (lockstep_mpi_in_place(), request.as_mut_ptr());
-                ffi::MPI_Iallreduce(in_place, data, len, dtype, op, self.group, request)
-            })?;
-            in_flight.push_back(request);
-        }
-        while !in_flight.is_empty() {
-            self.finish_first(&mut in_flight, at)?;
-        }
-        Ok(())
-    }
-
-    fn finish_first(&self, in_flight: &mut VecDeque<Request>, at: At) -> Result<()> {
-        match in_flight.pop_front() {
-            Some(request) => request.wait(at, self.timeout, || self.mail.received(at)),
-            None => Ok(()),
-        }
-    }
-
-    fn divide(&self, buffer: &RawBuffer, range: std::ops::Range<usize>) {
-        let first = buffer.ptr.as_ptr().wrapping_add(range.start * buffer.dtype.size_bytes());
-        // SAFETY: the caller of `start` keeps the buffer, nobody else uses it, and the range lies
-        // in it.
-        unsafe {
-            match buffer.dtype {
-                DType::F64 => std::slice::from_raw_parts_mut(first.cast::<f64>(), range.len())
-                    .iter_mut()
-                    .for_each(|x| *x /= self.world_size as f64),
-                DType::F32 => std::slice::from_raw_parts_mut(first.cast::<f32>(), range.len())
-                    .iter_mut()
-                    .for_each(|x| *x /= self.world_size as f32),
-                // bf16 does not come here, and means of integers are refused.
-                DType::Bf16 | DType::I64 => {}
-            }
-        }
+        self.world.barrier(at)
     }
 }
 
 impl Engine for MpiEngine {
     fn run(&self, job: &Job) -> Result<()> {
         let (at, buffer) = (self.at(job.collective.name(), job.sequence), &job.buffer);
-        if let Some(error) = self.mail.received(at) {
+        if let Some(error) = self.common.mail.received(at) {
             return Err(error);
         }
-        let result = match job.collective {
-            Collective::AllReduce(op) => self.reduce(buffer, op, false, at),
-            Collective::ReduceScatter(op) => self.reduce(buffer, op, true, at),
-            Collective::Broadcast { root } => self.broadcast(buffer, root, at),
-            Collective::AllGather => self.all_gather(buffer, at),
-            Collective::Barrier => self.barrier(at),
+        let result = match (job.collective, &self.machine) {
+            (Collective::AllReduce(op), Some(machine)) => machine.all_reduce(buffer, op, at),
+            (Collective::AllReduce(op), None) => self.world.reduce(buffer, op, false, at),
+            (Collective::ReduceScatter(op), _) => self.world.reduce(buffer, op, true, at),
+            (Collective::Broadcast { root }, _) => self.world.broadcast(buffer, root, at),
+            (Collective::AllGather, _) => self.world.all_gather(buffer, at),
+            (Collective::Barrier, _) => self.world.barrier(at),
         };
         if let Err(error) = &result
             && !matches!(error, CommError::Aborted { .. })
         {
-            self.mail.send(&error.to_string());
+            self.common.mail.send(&error.to_string());
         }
         result
     }
-}
-
-fn duplicate_world(at: At) -> Result<ffi::MPI_Comm> {
-    // SAFETY: constants of the library, the first of them overwritten by the call.
-    unsafe {
-        let mut group = ffi::RSMPI_COMM_NULL;
-        checked(at, ffi::MPI_Comm_dup(ffi::RSMPI_COMM_WORLD, &raw mut group))?;
-        checked(at, ffi::MPI_Comm_set_errhandler(group, ffi::RSMPI_ERRORS_RETURN))?;
-        Ok(group)
-    }
-}
-
-/// MPI counts in `int`.
-fn count(len: usize) -> Result<c_int> {
-    c_int::try_from(len).map_err(|_| CommError::Unsupported {
-        backend: super::BACKEND,
-        what: format!("move {len} elements in one collective: MPI counts to {}", c_int::MAX),
-    })
 }

@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use mpi::ffi;
 
+use super::handle::Comm;
 use super::request::{At, Request, checked};
 use crate::{CommError, Result};
 
@@ -13,7 +14,7 @@ const MAIL_BYTES: usize = 1024;
 
 /// A rank's letter box.
 pub(super) struct AbortMail {
-    group: ffi::MPI_Comm,
+    group: Comm,
     rank: usize,
     world_size: usize,
     /// The receive under way, and where it will write: the sender, then the reason.
@@ -23,7 +24,7 @@ pub(super) struct AbortMail {
 
 impl AbortMail {
     /// Expects mail in `group`, in which nothing else is sent.
-    pub(super) fn open(group: ffi::MPI_Comm, at: At) -> Result<Self> {
+    pub(super) fn open(group: Comm, at: At) -> Result<Self> {
         let mut mail = Box::new([0; MAIL_BYTES]);
         let mut request = Request::null();
         // SAFETY: the box stays where it is until the request has ended or was cancelled.
@@ -34,7 +35,7 @@ impl AbortMail {
                 ffi::RSMPI_UINT8_T,
                 ffi::RSMPI_ANY_SOURCE,
                 TAG,
-                group,
+                group.0,
                 request.as_mut_ptr(),
             )
         })?;
@@ -85,7 +86,7 @@ impl AbortMail {
                     ffi::RSMPI_UINT8_T,
                     peer as c_int,
                     TAG,
-                    self.group,
+                    self.group.0,
                     request.as_mut_ptr(),
                 );
             }

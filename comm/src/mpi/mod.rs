@@ -2,13 +2,17 @@
 //!
 //! Every collective is a non-blocking one that is polled, so that deadlines and aborts hold while it
 //! waits. MPI does not say which rank is late, and does not notice that ranks called different
-//! collectives. When a process dies, `mpirun` ends the others. bf16 is exchanged as it is, and summed
+//! collectives. Where machines have several ranks, all as many, an all-reduce goes by way of shared memory
+//! (`machine`), which does both for the ranks of one. When a process dies, `mpirun` ends the others. bf16 is exchanged as it is, and summed
 //! in f32 by each rank for its chunk. Results are bit-equal on all ranks
 //! with the algorithms of Open MPI and MPICH, which reduce each element once or in mirrored order.
 //!
 //! Does not read the environment, but MPI does.
 
 mod engine;
+mod group;
+mod handle;
+mod machine;
 mod mail;
 mod ops;
 mod request;
@@ -21,7 +25,7 @@ use std::time::Duration;
 use crate::communicator::check_request;
 use crate::env::World;
 use crate::executor::Executor;
-use crate::{Collective, CommError, Communicator, Place, RawBuffer, Result, Work};
+use crate::{Collective, CommError, Communicator, Place, RawBuffer, Result, SharedMemory, Work};
 use engine::MpiEngine;
 pub use session::{BroadcastStore, Session};
 
@@ -36,12 +40,17 @@ pub struct Mpi {
 
 /// Connects all processes that `mpirun` started. Collective.
 ///
+/// `hierarchical`: an all-reduce goes by way of shared memory where machines have several ranks.
 /// `timeout`: of every wait in the collectives that follow. How long MPI itself takes to start is
 /// `mpirun`'s affair.
 ///
 /// # Errors
 /// [`CommError::Connect`] when MPI cannot be initialised or was not started as `world` says.
-pub fn connect(world: World, timeout: Duration) -> Result<Arc<dyn Communicator>> {
+pub fn connect(
+    world: World,
+    hierarchical: bool,
+    timeout: Duration,
+) -> Result<Arc<dyn Communicator>> {
     let failed = |reason: String| CommError::Connect { backend: BACKEND, reason };
     let session = Session::get()?;
     let (rank, world_size) = (session.rank(), session.world_size());
@@ -53,10 +62,10 @@ pub fn connect(world: World, timeout: Duration) -> Result<Arc<dyn Communicator>>
         )));
     }
     let engine =
-        MpiEngine::new(rank, world_size, timeout).map_err(|error| failed(error.to_string()))?;
+        MpiEngine::new(world, hierarchical, timeout).map_err(|error| failed(error.to_string()))?;
     Ok(Arc::new(Mpi {
         executor: Executor::new(engine),
-        session,
+        session: session.enter(),
         finalized: AtomicBool::new(false),
     }))
 }
@@ -94,27 +103,27 @@ impl Communicator for Mpi {
         self.executor.run(collective, buffer)
     }
 
+    fn alloc_shared(&self, len_bytes: usize) -> Result<Option<SharedMemory>> {
+        self.executor.exclusive(|engine, _| {
+            engine.machine.as_ref().map_or(Ok(None), |machine| machine.alloc_shared(len_bytes))
+        })
+    }
+
     fn abort(&self, reason: &str) {
         self.executor.close(CommError::Aborted { by: self.rank(), reason: reason.to_owned() });
-        self.executor.engine().mail.send(reason);
+        self.executor.engine().common.mail.send(reason);
     }
 
     fn finalize(&self) -> Result<()> {
         if self.finalized.load(Ordering::Acquire) {
             return Ok(());
         }
-        self.executor.exclusive(|engine, sequence| {
-            let at = engine.at("finalize", sequence);
-            if let Some(error) = engine.mail.received(at) {
-                return Err(error);
-            }
-            engine.barrier(at)
-        })?;
+        self.executor.exclusive(MpiEngine::finalize)?;
         let what = "run a collective after finalize".to_owned();
         self.executor.close(CommError::Unsupported { backend: BACKEND, what });
-        self.executor.engine().mail.close();
+        self.executor.engine().common.mail.close();
         self.finalized.store(true, Ordering::Release);
-        self.session.finalize();
+        self.session.leave();
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! The process's one use of MPI, and values that rank 0 hands to the others.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use mpi::environment::Universe;
 use mpi::ffi;
 use mpi::traits::Communicator as _;
 
+use super::handle::Comm;
 use super::request::{At, Request, checked};
 use crate::bootstrap::Store;
 use crate::{CommError, Result};
@@ -15,6 +17,8 @@ use crate::{CommError, Result};
 /// MPI can be initialised once a process, and not again after its end.
 pub struct Session {
     universe: Mutex<Option<Universe>>,
+    /// Communicators that have not been finalized.
+    open: AtomicUsize,
     rank: usize,
     world_size: usize,
 }
@@ -43,7 +47,12 @@ impl Session {
         let world = universe.world();
         let rank = usize::try_from(world.rank()).map_err(|error| error.to_string())?;
         let world_size = usize::try_from(world.size()).map_err(|error| error.to_string())?;
-        Ok(Self { universe: Mutex::new(Some(universe)), rank, world_size })
+        Ok(Self {
+            universe: Mutex::new(Some(universe)),
+            open: AtomicUsize::new(0),
+            rank,
+            world_size,
+        })
     }
 
     /// Among all processes that `mpirun` started.
@@ -56,28 +65,43 @@ impl Session {
         self.world_size
     }
 
-    /// Ends MPI in this process; nothing of it may be used afterwards. Collective.
-    pub fn finalize(&self) {
-        drop(self.universe.lock().unwrap_or_else(PoisonError::into_inner).take());
+    /// A communicator uses it from now on.
+    pub(crate) fn enter(&'static self) -> &'static Self {
+        self.open.fetch_add(1, Ordering::AcqRel);
+        self
+    }
+
+    /// A communicator was finalized. The last one ends MPI in this process; nothing of it may be used
+    /// afterwards. Collective.
+    pub(crate) fn leave(&self) {
+        if self.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            drop(self.universe.lock().unwrap_or_else(PoisonError::into_inner).take());
+        }
     }
 
     /// A store whose values rank 0 sends to all others.
     pub fn store(&'static self) -> BroadcastStore {
-        BroadcastStore { session: self }
+        BroadcastStore::new(Comm::world(), self.rank, self.world_size)
     }
 }
 
 /// A [`Store`] over `MPI_Bcast`: rank 0 puts, and every other rank gets each value once, in the
 /// order in which they were put.
 pub struct BroadcastStore {
-    session: &'static Session,
+    comm: Comm,
+    rank: usize,
+    size: usize,
 }
 
 impl BroadcastStore {
+    /// `rank`: this one's of the `size` in `comm`.
+    pub(super) fn new(comm: Comm, rank: usize, size: usize) -> Self {
+        Self { comm, rank, size }
+    }
+
     /// `bytes`: the value on rank 0, as long as the value on the others.
     fn broadcast(&self, bytes: &mut [u8], timeout: Duration) -> Result<()> {
-        let at = At { op: "bootstrap", sequence: 0, rank: self.session.rank, world_size: 0 };
-        let at = At { world_size: self.session.world_size, ..at };
+        let at = At { op: "bootstrap", sequence: 0, rank: self.rank, world_size: self.size };
         let count = i32::try_from(bytes.len())
             .map_err(|_| at.failed(format!("a value of {} bytes is too long", bytes.len())))?;
         let mut request = Request::null();
@@ -89,7 +113,7 @@ impl BroadcastStore {
                 count,
                 ffi::RSMPI_UINT8_T,
                 0,
-                ffi::RSMPI_COMM_WORLD,
+                self.comm.0,
                 request.as_mut_ptr(),
             )
         })?;
@@ -102,7 +126,7 @@ const PUT_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Store for BroadcastStore {
     fn put(&self, key: &str, value: &str) -> Result<()> {
-        if self.session.rank != 0 {
+        if self.rank != 0 {
             return Err(CommError::Control(format!("only rank 0 can publish {key} over MPI")));
         }
         let text = format!("{key}\n{value}");

@@ -163,7 +163,7 @@ impl Nccl {
             watchdog: Some(watchdog),
             launching: Mutex::default(),
             #[cfg(feature = "mpi")]
-            session: if over_mpi { Some(crate::mpi::Session::get()?) } else { None },
+            session: if over_mpi { Some(crate::mpi::Session::get()?.enter()) } else { None },
         })
     }
 
@@ -248,7 +248,7 @@ impl Communicator for Nccl {
         shared.watched.set_finalized(CommError::Unsupported { backend: BACKEND, what });
         #[cfg(feature = "mpi")]
         if let Some(session) = self.session {
-            session.finalize();
+            session.leave();
         }
         Ok(())
     }

@@ -46,9 +46,9 @@ impl ShmEngine {
         if let Some(peer) = other {
             return Err(CommError::Mismatch {
                 sequence: at.sequence,
-                rank: self.rounds.rank(),
+                rank: self.rounds.name(self.rounds.rank()),
                 here: at.call.describe(),
-                peer,
+                peer: self.rounds.name(peer),
                 there: slots[peer].prints[parity].call().describe(),
             });
         }

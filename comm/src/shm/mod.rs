@@ -22,6 +22,7 @@ mod rounds;
 mod segment;
 
 use std::fs::File;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -44,23 +45,26 @@ pub struct Shm {
 
 /// Connects the ranks of one machine. Collective.
 ///
-/// `key`: under which rank 0 publishes the segment in `store`, another one for each group.
+/// `rank`: of `ranks`. The communicator counts them from 0; its errors call them what they are called here.
+/// `key`: under which the first rank publishes the segment in `store`, another one for each group.
 /// `timeout`: of every wait, here and in the collectives that follow.
 ///
 /// # Errors
 /// [`CommError::Connect`], naming the ranks that did not come within `timeout`.
 pub fn connect(
     rank: usize,
-    world_size: usize,
+    ranks: Range<usize>,
     store: &dyn Store,
     key: &str,
     timeout: Duration,
 ) -> Result<Shm> {
-    if world_size > MAX_RANKS || rank >= world_size {
+    let (first, world_size) = (ranks.start, ranks.len());
+    if world_size > MAX_RANKS || !ranks.contains(&rank) {
         return Err(failed(format!(
             "rank {rank} of {world_size}; at most {MAX_RANKS} are possible"
         )));
     }
+    let rank = rank - first;
     let deadline = Instant::now() + timeout;
     // The file stays open, for the others to find, until all have joined.
     let (_file, segment) = if rank == 0 {
@@ -70,10 +74,11 @@ pub fn connect(
         (None, attach(world_size, store, key, timeout)?)
     };
     let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-    let rounds = Rounds::join(segment, rank, left, timeout).map_err(|error| match error {
-        CommError::Aborted { .. } => error,
-        other => failed(other.to_string()),
-    })?;
+    let rounds =
+        Rounds::join(segment, rank, first, left, timeout).map_err(|error| match error {
+            CommError::Aborted { .. } => error,
+            other => failed(other.to_string()),
+        })?;
     Ok(Shm { executor: Executor::new(ShmEngine::new(rounds)), finalized: AtomicBool::new(false) })
 }
 
@@ -121,6 +126,14 @@ impl Shm {
         &self.executor.engine().rounds
     }
 
+    /// Has collectives that wait ask `interruption`, every 50 ms, whether there is a reason not to.
+    pub fn interrupt_by(
+        &self,
+        interruption: impl Fn() -> Option<CommError> + Send + Sync + 'static,
+    ) {
+        self.rounds().interrupt_by(Box::new(interruption));
+    }
+
     fn check(&self, collective: Collective, buffer: &RawBuffer) -> Result<()> {
         if buffer.place != Place::Host {
             let what = "reach memory of a GPU".to_owned();
@@ -160,7 +173,8 @@ impl Communicator for Shm {
 
     fn abort(&self, reason: &str) {
         self.rounds().publish_failure(FailureKind::Abort, reason);
-        self.executor.close(CommError::Aborted { by: self.rank(), reason: reason.to_owned() });
+        let by = self.rounds().name(self.rank());
+        self.executor.close(CommError::Aborted { by, reason: reason.to_owned() });
     }
 
     fn finalize(&self) -> Result<()> {
@@ -179,7 +193,7 @@ impl Drop for Shm {
     fn drop(&mut self) {
         if !*self.finalized.get_mut() {
             // Peers learn it now rather than at their deadline.
-            let reason = format!("rank {} left before the end", self.rank());
+            let reason = format!("rank {} left before the end", self.rounds().name(self.rank()));
             self.rounds().publish_failure(FailureKind::Abort, &reason);
         }
     }

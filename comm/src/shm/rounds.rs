@@ -8,6 +8,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 use std::time::{Duration, Instant};
 
@@ -36,15 +37,21 @@ pub(super) struct At {
     pub(super) sequence: u64,
 }
 
+/// A reason not to wait any longer that others know of.
+type Interruption = Box<dyn Fn() -> Option<CommError> + Send + Sync>;
+
 /// A rank's place in the rounds.
 pub(super) struct Rounds {
     segment: Segment,
     rank: usize,
+    /// What the rank in the first slot is called in errors.
+    first: usize,
     /// The last round that this rank has posted.
     posted: AtomicU64,
     timeout: Duration,
     spins: u32,
     peers: Vec<Liveness>,
+    interruption: OnceLock<Interruption>,
 }
 
 /// What tells whether a peer's process is there.
@@ -57,19 +64,27 @@ enum Liveness {
 
 impl Rounds {
     /// Announces this process in its slot, and waits until all have, for `join_timeout`; later waits
-    /// last for `timeout`.
+    /// last for `timeout`. In errors slots are counted from `first`.
     pub(super) fn join(
         segment: Segment,
         rank: usize,
+        first: usize,
         join_timeout: Duration,
         timeout: Duration,
     ) -> Result<Self> {
         // Where every core has a rank, a spinning one takes time from the one it waits for.
         let spins = if online_cores() > segment.world_size() { 2000 } else { 20 };
         segment.slots()[rank].pid.store(std::process::id(), Release);
-        let posted = AtomicU64::new(0);
-        let mut rounds =
-            Self { segment, rank, posted, timeout: join_timeout, spins, peers: Vec::new() };
+        let mut rounds = Self {
+            segment,
+            rank,
+            first,
+            posted: AtomicU64::new(0),
+            timeout: join_timeout,
+            spins,
+            peers: Vec::new(),
+            interruption: OnceLock::new(),
+        };
         let round = rounds.post();
         rounds.wait(round, At { call: Call::CONNECT, sequence: 0 })?;
         let pids = rounds.segment.slots().iter().map(|slot| slot.pid.load(Acquire));
@@ -84,6 +99,17 @@ impl Rounds {
 
     pub(super) fn rank(&self) -> usize {
         self.rank
+    }
+
+    /// What the rank in `slot` is called in errors.
+    pub(super) fn name(&self, slot: usize) -> usize {
+        self.first + slot
+    }
+
+    /// Has waiting ranks ask `interruption`, every 50 ms, whether there is a reason not to.
+    pub(super) fn interrupt_by(&self, interruption: Interruption) {
+        // One is enough: a second is not asked.
+        let _ = self.interruption.set(interruption);
     }
 
     /// Refuses to begin what peers that have given up would leave undone.
@@ -168,13 +194,17 @@ impl Rounds {
         {
             return Some(CommError::Aborted { by: *by, reason: reason.clone() });
         }
+        if let Some(error) = self.interruption.get().and_then(|interruption| interruption()) {
+            return Some(error);
+        }
         if let Some(&rank) = missing.iter().find(|&&rank| self.is_gone(rank)) {
             let pid = self.segment.slots()[rank].pid.load(Acquire);
             let (op, sequence) = (at.call.name(), at.sequence);
-            return Some(CommError::PeerGone { rank, pid, op, sequence });
+            return Some(CommError::PeerGone { rank: self.name(rank), pid, op, sequence });
         }
         if let Some((by, kind, reason)) = recorded {
-            let others: Vec<_> = missing.iter().copied().filter(|&rank| rank != by).collect();
+            let others: Vec<_> =
+                missing.iter().copied().filter(|&rank| self.name(rank) != by).collect();
             if kind == FailureKind::Timeout as u32 && !others.is_empty() {
                 return Some(self.timeout(others, waited, at));
             }
@@ -192,8 +222,8 @@ impl Rounds {
         CommError::Timeout {
             op: at.call.name(),
             sequence: at.sequence,
-            rank: self.rank,
-            missing,
+            rank: self.name(self.rank),
+            missing: missing.into_iter().map(|rank| self.name(rank)).collect(),
             waited,
             detail: detail.join("; "),
         }
@@ -201,7 +231,7 @@ impl Rounds {
 
     /// What is known of a rank that is waited for.
     fn last_joined(&self, rank: usize, at: At) -> String {
-        let slot = &self.segment.slots()[rank];
+        let (slot, rank) = (&self.segment.slots()[rank], self.name(rank));
         if slot.pid.load(Acquire) == 0 {
             return format!("rank {rank} never connected");
         }
@@ -218,7 +248,7 @@ impl Rounds {
 
     /// Makes every rank's waits fail, present and future.
     pub(super) fn publish_failure(&self, kind: FailureKind, reason: &str) {
-        self.segment.header().failure.publish(self.rank, kind as u32, reason);
+        self.segment.header().failure.publish(self.name(self.rank), kind as u32, reason);
         wake_all(&self.segment.header().bell.round);
     }
 }

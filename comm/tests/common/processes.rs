@@ -26,7 +26,7 @@ pub fn as_rank() -> Option<World> {
 pub fn connect(world: World, timeout: Duration) -> Shm {
     let socket = std::env::var(CONTROL_SOCKET).unwrap();
     let store = ControlClient::connect(socket.as_ref(), world.rank, StopFlag::default()).unwrap();
-    comm::shm::connect(world.rank, world.world_size, &store, "shm", timeout).unwrap()
+    comm::shm::connect(world.rank, 0..world.world_size, &store, "shm", timeout).unwrap()
 }
 
 /// Tells the test that this rank has come to a point, on a line of its own.

@@ -1,5 +1,6 @@
-//! Measures all_reduce between the CPU ranks of one machine, by size: shared memory with and
-//! without a copy and, built with the feature `mpi` and started by `mpirun`, MPI in the same rounds.
+//! Measures all_reduce between CPU ranks, by size: on one machine shared memory with and without a copy
+//! and, built with the feature `mpi` and started by `mpirun`, MPI in the same rounds; on several machines MPI
+//! between all ranks and by way of shared memory.
 //!
 //! ```text
 //! cargo run --release -p benches --bin all_reduce -- --ranks 2
@@ -18,7 +19,7 @@ use clap::{Parser, ValueEnum};
 use measure::measure;
 use report::Report;
 
-/// Measures all_reduce between the CPU ranks of this machine.
+/// Measures all_reduce between CPU ranks.
 #[derive(Debug, Parser)]
 struct Args {
     /// Ranks to start, where mpirun has not started them.

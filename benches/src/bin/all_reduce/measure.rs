@@ -60,10 +60,11 @@ type Way<'a> = (&'static str, Box<dyn FnMut() -> Result<bool> + 'a>);
 /// Measures all sizes. Collective; all ranks get the same times.
 pub fn measure<T: Zero>(group: &Group, args: &Args) -> Result<Vec<Series>> {
     let longest = args.bytes.iter().copied().max().unwrap_or(0);
-    let alloc = |shm: &Arc<dyn Communicator>| {
-        shm.alloc_shared(longest)?.context("one rank has nothing to measure")
+    let alloc = |over: &Arc<dyn Communicator>| {
+        over.alloc_shared(longest)?.context("ranks share no memory: one alone, or machines differ")
     };
-    let shared = group.shm.as_ref().map(alloc).transpose()?;
+    let sharing = group.shm.as_ref().or(group.hierarchical.as_ref());
+    let shared = sharing.map(alloc).transpose()?;
     let mut all = Vec::new();
     for &bytes in &args.bytes {
         all.extend(measure_size::<T>(group, args, bytes / size_of::<T>(), shared.as_ref())?);
@@ -81,13 +82,21 @@ fn measure_size<T: Zero>(
     #[cfg(feature = "mpi")]
     let (send, mut receive) = (vec![T::ZERO; len], vec![T::ZERO; len]);
     let mut ways: Vec<Way<'_>> = Vec::new();
-    if let (Some(shm), Some(shared)) = (&group.shm, shared) {
-        // SAFETY: the memory is long enough for the longest size and aligned to a page, and only the
-        // collective below uses it.
-        let in_segment =
-            unsafe { std::slice::from_raw_parts_mut(shared.ptr.cast::<T>().as_ptr(), len) };
-        ways.push(("shm in place", Box::new(|| sum(&**shm, in_segment))));
-        ways.push(("shm staged", Box::new(|| sum(&**shm, &mut staged))));
+    // SAFETY: the memory is long enough for the longest size and aligned to a page, and only one of the
+    // ways below uses it.
+    let in_segment = shared.map(|shared| unsafe {
+        std::slice::from_raw_parts_mut(shared.ptr.cast::<T>().as_ptr(), len)
+    });
+    match (&group.shm, &group.hierarchical, in_segment) {
+        (Some(shm), _, Some(in_segment)) => {
+            ways.push(("shm in place", Box::new(|| sum(&**shm, in_segment))));
+            ways.push(("shm staged", Box::new(|| sum(&**shm, &mut staged))));
+        }
+        (None, Some(over), Some(in_segment)) => {
+            ways.push(("hierarchical", Box::new(|| sum(&**over, in_segment))));
+            ways.push(("the same, staged", Box::new(|| sum(&**over, &mut staged))));
+        }
+        _ => {}
     }
     if let Some(mpi) = &group.mpi {
         ways.push(("mpi backend", Box::new(|| sum(&**mpi, &mut over_mpi))));

@@ -22,6 +22,8 @@ pub struct Group {
     pub shm: Option<Arc<dyn Communicator>>,
     /// MPI, where `mpirun` has started this rank.
     pub mpi: Option<Arc<dyn Communicator>>,
+    /// The same by way of shared memory, where machines have several ranks.
+    pub hierarchical: Option<Arc<dyn Communicator>>,
 }
 
 impl Group {
@@ -38,7 +40,7 @@ impl Group {
 
     /// Ends all communicators. Collective.
     pub fn finalize(&self) -> Result<()> {
-        for communicator in self.shm.iter().chain(&self.mpi) {
+        for communicator in self.shm.iter().chain(&self.mpi).chain(&self.hierarchical) {
             communicator.finalize()?;
         }
         Ok(())
@@ -54,7 +56,7 @@ pub fn connect_or_start(world_size: usize) -> Result<Option<Group>> {
         StartedBy::Launcher => {
             let dir = std::env::var_os(STORE_DIR).context("started by hand as a rank")?;
             let shm = connect(Backend::Shm, world, Some(&FileStore(dir.into())), TIMEOUT)?;
-            Ok(Some(Group { shm: Some(shm), mpi: None }))
+            Ok(Some(Group { shm: Some(shm), mpi: None, hierarchical: None }))
         }
         StartedBy::Mpirun | StartedBy::Srun => with_mpi(world).map(Some),
     }
@@ -62,12 +64,15 @@ pub fn connect_or_start(world_size: usize) -> Result<Option<Group>> {
 
 #[cfg(feature = "mpi")]
 fn with_mpi(world: World) -> Result<Group> {
-    let mpi = connect(Backend::Mpi, world, None, TIMEOUT)?;
+    let over_mpi = |hierarchical| connect(Backend::Mpi { hierarchical }, world, None, TIMEOUT);
+    let mpi = over_mpi(false)?;
     let store = comm::mpi::Session::get()?.store();
     let is_one_machine = world.local_world_size == world.world_size;
     let shm =
         is_one_machine.then(|| connect(Backend::Shm, world, Some(&store), TIMEOUT)).transpose()?;
-    Ok(Group { shm, mpi: Some(mpi) })
+    let several = world.local_world_size > 1 && !is_one_machine;
+    let hierarchical = several.then(|| over_mpi(true)).transpose()?;
+    Ok(Group { shm, mpi: Some(mpi), hierarchical })
 }
 
 #[cfg(not(feature = "mpi"))]

@@ -98,13 +98,13 @@ impl fmt::Display for Report {
         }
         writeln!(
             f,
-            "{:>10}  {:<14} {:>10} {:>10} {:>10} {:>10} {:>10}",
+            "{:>10}  {:<16} {:>10} {:>10} {:>10} {:>10} {:>10}",
             "bytes", "backend", "median ms", "min ms", "max ms", "alg GB/s", "bus GB/s"
         )?;
         for record in &self.records {
             writeln!(
                 f,
-                "{:>10}  {:<14} {:>10.4} {:>10.4} {:>10.4} {:>10.2} {:>10.2}",
+                "{:>10}  {:<16} {:>10.4} {:>10.4} {:>10.4} {:>10.2} {:>10.2}",
                 record.bytes,
                 record.backend,
                 record.median_ms,

@@ -16,6 +16,8 @@ pub struct Comm {
     pub wire_dtype: WireDtype,
     /// Whether a portion is averaged while backward makes the next.
     pub overlap: Overlap,
+    /// Over MPI, whether ranks of one machine add up in shared memory before the machines do.
+    pub hierarchical: bool,
     /// How long a rank waits for others before it names them and gives up.
     pub timeout_seconds: u64,
 }
@@ -27,6 +29,7 @@ impl Default for Comm {
             bucket_cap_mib: BucketCap::Auto,
             wire_dtype: WireDtype::Fp32,
             overlap: Overlap::Auto,
+            hierarchical: true,
             timeout_seconds: 120,
         }
     }

@@ -139,7 +139,7 @@ fn measure_on(
 ) -> Result<Report> {
     let device = device::open(args.device, world)?;
     let timeout = Duration::from_secs(trained.config.comm.timeout_seconds);
-    let backend = device::backend(trained.config.comm.backend, device, world)?;
+    let backend = device::backend(&trained.config.comm, device, world)?;
     let communicator = comm::bootstrap::connect(backend, world, store, timeout)?;
     let measured =
         catch_unwind(AssertUnwindSafe(|| measure(args, trained, weights, device, &*communicator)))

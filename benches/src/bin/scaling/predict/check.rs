@@ -113,23 +113,23 @@ fn rows(report: &Report, tables: &[AllReduce]) -> Result<Vec<Row>> {
     for case in report.cases() {
         for (ranks, batch) in report.sizes(case).into_iter().filter(|(ranks, _)| *ranks > 1) {
             let over_mpi = report.nodes(case, ranks) > 1;
-            let backend = if over_mpi { "mpi backend" } else { "shm in place" };
             let compute = isolated(report, case, ranks, batch).ok_or_else(|| {
                 problem(format!("no {ranks} isolated ranks that say where the time went"))
             })?;
-            let all_reduce = |bytes| {
-                let table = tables.iter().find(|table| table.world_size == ranks)?;
-                table.seconds(backend, bytes)
-            };
-            if all_reduce(1.0).is_none() {
-                return Err(problem(format!("no all_reduce of {backend} with {ranks} ranks")));
-            }
+            let table = tables.iter().find(|table| table.world_size == ranks);
             for variant in std::iter::once(&Variant::default()).chain(&args.variants) {
                 let contestant = Contestant::Ours(variant.clone()).name();
                 let Some(measured_ms) = step_ms(report, case, ranks, batch, &contestant) else {
                     continue;
                 };
                 let config = configuration(&args, case, variant)?;
+                let backends = backends(&config, over_mpi);
+                let all_reduce =
+                    |bytes| backends.iter().find_map(|backend| table?.seconds(backend, bytes));
+                if all_reduce(1.0).is_none() {
+                    let any = backends.join(" or ");
+                    return Err(problem(format!("no all_reduce of {any} with {ranks} ranks")));
+                }
                 let seconds = |bytes| all_reduce(bytes).unwrap_or(f64::NAN);
                 let row = row(&config, over_mpi, &compute, seconds)?;
                 rows.push(Row { ranks, contestant, measured_ms, ..row });
@@ -140,6 +140,16 @@ fn rows(report: &Report, tables: &[AllReduce]) -> Result<Vec<Row>> {
         return Err(problem("no run of more than one rank".to_owned()));
     }
     Ok(rows)
+}
+
+/// What `all_reduce` calls the ways that a step's may have gone, the likeliest first: by way of shared memory only
+/// where nodes have several ranks.
+fn backends(config: &Config, over_mpi: bool) -> &'static [&'static str] {
+    match (over_mpi, config.comm.hierarchical) {
+        (false, _) => &["shm in place"],
+        (true, true) => &["hierarchical", "mpi backend"],
+        (true, false) => &["mpi backend"],
+    }
 }
 
 /// In MiB; `all` where one bucket holds all gradients.
@@ -252,6 +262,9 @@ mod tests {
         // Between nodes it is not shared memory that counts.
         report.records.iter_mut().for_each(|record| record.nodes = 2);
         let error = document(&report, &[all_reduce()]).err().unwrap().to_string();
-        assert!(error.contains("no all_reduce of mpi backend with 2 ranks"), "{error}");
+        assert!(
+            error.contains("no all_reduce of hierarchical or mpi backend with 2 ranks"),
+            "{error}"
+        );
     }
 }
