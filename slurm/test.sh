@@ -3,6 +3,8 @@
 #
 #   slurm/test.sh [DIR]     DIR holds launcher and trainer (built with MPI); default target/release
 #
+#   CIFAR10_DIR             trains on those images instead of synthetic ones
+#
 # Is skipped where the cluster is not possible.
 set -euo pipefail
 
@@ -249,8 +251,9 @@ start_cluster 3 2
 cd "$work/submit"
 mkdir target
 ln -s "$bin" target/release
-cat >short.yaml <<'YAML'
-data: {dataset: synthetic, train_images: 480, test_images: 96}
+[ -n "${CIFAR10_DIR:-}" ] && data_set=cifar10 || data_set=synthetic
+cat >short.yaml <<YAML
+data: {dataset: $data_set, train_images: 480, test_images: 96}
 train: {epochs: 2, batch_size_per_rank: 8}
 model: {name: resnet18}
 precision: fp32

@@ -25,8 +25,9 @@ fn step(c: &mut Criterion) {
     group.throughput(Throughput::Elements(BATCH as u64));
     for (name, arithmetic) in [("fp32", Arithmetic::Fp32), ("bf16", Arithmetic::Bf16)] {
         let mut replica = replica(&*alone(), arithmetic);
-        let (auto, image) = (Convolution::Auto, data_set.train.shape);
-        convolutions::choose(&replica, auto, image, BATCH, Vec::new(), &*alone()).unwrap();
+        let (auto, [channels, height, width]) = (Convolution::Auto, data_set.train.shape);
+        let batch = [BATCH, channels, height, width];
+        convolutions::choose(&replica, auto, batch, Vec::new(), &*alone(), &|| false).unwrap();
         let mut optimizer = Optimizer::new(&config::Optimizer::default(), &replica.flat);
         let grad_sync = GradSync::new(&replica.flat, alone(), options(BucketCap::Auto)).unwrap();
         let mut counter = Counter::new(Device::Cpu);

@@ -17,6 +17,10 @@ use trainer::model::{Mode, Module};
 use trainer::pretrained::load_torchvision;
 
 const TOLERANCE: f64 = 1e-4;
+/// Of a gradient where a ReLU cuts off what it did not on the CPU of the reference. Images were chosen so that
+/// there no activation lies within rounding of zero, but CPUs round in different orders: some have ResNet-50's
+/// gradients 2e-3 off. So at most one network in ten may be further than [`TOLERANCE`].
+const CUT_OFF_TOLERANCE: f64 = 5e-3;
 const CLASSES: usize = 10;
 /// Of the largest gradient: smaller ones are sums that all but cancel.
 const SMALL: f64 = 1e-3;
@@ -152,7 +156,8 @@ fn their_name(reference: &Reference, name: &str) -> String {
     }
 }
 
-fn check(reference: &Reference, table: &Table) -> String {
+/// How far gradients are from the reference.
+fn check(reference: &Reference, table: &Table) -> f64 {
     let Reference { name, stem, side, batch, .. } = reference;
     let dropout = name.entry().has_dropout().then_some(0.0);
     let model = Model { name: *name, stem: *stem, dropout, ..Model::default() };
@@ -181,19 +186,9 @@ fn check(reference: &Reference, table: &Table) -> String {
     );
     assert!(logits_error < TOLERANCE, "logits: {line}");
     assert!(loss_error < TOLERANCE, "loss: {line}");
-    assert!(gradients_error < gradient_tolerance(), "gradients: {line}");
-    line
-}
-
-/// Images were chosen so that no activation lies within rounding of zero, on a CPU with AVX-512. Others round
-/// in another order, and then a ReLU may cut off what it did not there: ResNet-50's gradients are 2e-3 off
-/// with AVX2.
-fn gradient_tolerance() -> f64 {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx512f") {
-        return TOLERANCE;
-    }
-    5e-3
+    assert!(gradients_error < CUT_OFF_TOLERANCE, "gradients: {line}");
+    println!("{line}");
+    gradients_error
 }
 
 /// The largest error of any gradient, relative to its norm or to [`SMALL`] of the largest norm.
@@ -229,9 +224,9 @@ fn every_family_has_pytorchs_logits_loss_and_gradients() {
     let table = Table::new();
     println!("| network | stem | parameters | PyTorch's | logits | loss | gradients |");
     println!("|---|---|---|---|---|---|---|");
-    for reference in &references.networks {
-        println!("{}", check(reference, &table));
-    }
+    let errors: Vec<_> = references.networks.iter().map(|it| check(it, &table)).collect();
+    let cut_off = errors.iter().filter(|error| **error >= TOLERANCE).count();
+    assert!(10 * cut_off <= errors.len(), "gradients of {cut_off} networks are off: {errors:?}");
 }
 
 fn write(path: &Path, flat: &Flat, classes: i64) {
