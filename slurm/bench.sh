@@ -65,7 +65,7 @@ measure_all_reduce() {
         for ranks in $ranks; do
             table=$out/all_reduce-$((nodes * ranks)).json
             if [ "$nodes" -gt 1 ]; then
-                "$mpirun" -n $((nodes * ranks)) --map-by "ppr:$ranks:node" --bind-to none \
+                "$mpirun" -n $((nodes * ranks)) --map-by "ppr:$ranks:node:oversubscribe" --bind-to none \
                     "$bin/all_reduce" --bytes $bytes --json "$table" || return
             elif [ "$ranks" -gt 1 ]; then
                 "$bin/all_reduce" --ranks "$ranks" --bytes $bytes --json "$table" || return

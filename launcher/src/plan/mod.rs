@@ -6,7 +6,7 @@ mod table;
 use std::ops::Range;
 
 use comm::env::{StartedBy, World};
-use job::config::{CommBackend, Config};
+use job::config::{CommBackend, Config, CudaGraph};
 use job::dataset::Outline;
 use job::network::Network;
 use job::{ExitCode, shard};
@@ -86,11 +86,11 @@ pub enum PlanError {
         /// How many there are.
         visible: usize,
     },
-    /// The configured backend does not serve these devices.
-    #[error("comm.backend: {backend} {problem}")]
-    Backend {
-        /// Its name in the configuration.
-        backend: &'static str,
+    /// A setting is not for these devices.
+    #[error("{setting} {problem}")]
+    Device {
+        /// It and its value, as in the configuration.
+        setting: &'static str,
         /// Why not, and what would do.
         problem: &'static str,
     },
@@ -109,7 +109,7 @@ impl PlanError {
     pub const fn exit_code(&self) -> ExitCode {
         match self {
             Self::NoGpu { .. } | Self::TooFewGpus { .. } => ExitCode::Setup,
-            Self::Backend { .. } => ExitCode::Usage,
+            Self::Device { .. } => ExitCode::Usage,
         }
     }
 }
@@ -206,6 +206,11 @@ impl Plan {
     ) -> Result<Self, PlanError> {
         let nodes = layout.ranks_per_node.len();
         let backend = backend(config.comm.backend, device, nodes)?;
+        if device == Device::Cpu && config.performance.cuda_graph == CudaGraph::On {
+            let (setting, problem) =
+                ("performance.cuda_graph: on", "is for GPUs; leave it at auto");
+            return Err(PlanError::Device { setting, problem });
+        }
         let world_size = layout.world_size();
         let local = layout.ranks_of(layout.node_rank);
         let threads_per_rank = (topology.usable() / local.len()).max(1);
@@ -288,24 +293,28 @@ fn backend(
     device: Device,
     nodes: usize,
 ) -> Result<&'static str, PlanError> {
-    let wrong = |backend, problem| Err(PlanError::Backend { backend, problem });
+    let wrong = |setting, problem| Err(PlanError::Device { setting, problem });
     match (configured, device) {
-        (CommBackend::Shm, Device::Cpu) if nodes > 1 => {
-            wrong("shm", "ends at the machine; across nodes it is mpi, or auto, which picks it")
-        }
+        (CommBackend::Shm, Device::Cpu) if nodes > 1 => wrong(
+            "comm.backend: shm",
+            "ends at the machine; across nodes it is mpi, or auto, which picks it",
+        ),
         (CommBackend::Mpi, Device::Cpu) => Ok("mpi"),
         (CommBackend::Auto | CommBackend::None, Device::Cpu) if nodes > 1 => Ok("mpi"),
         (CommBackend::Auto | CommBackend::None | CommBackend::Shm, Device::Cpu) => Ok("shm"),
         (CommBackend::Auto | CommBackend::None | CommBackend::Nccl, Device::Cuda) => Ok("nccl"),
-        (CommBackend::Nccl, Device::Cpu) => {
-            wrong("nccl", "is for GPUs; with --cpu it is shm, or auto, which picks it")
-        }
-        (CommBackend::Shm, Device::Cuda) => {
-            wrong("shm", "is for the CPU; on GPUs it is nccl, or auto, which picks it")
-        }
-        (CommBackend::Mpi, Device::Cuda) => {
-            wrong("mpi", "is for the CPU; on GPUs it is nccl, or auto, which picks it")
-        }
+        (CommBackend::Nccl, Device::Cpu) => wrong(
+            "comm.backend: nccl",
+            "is for GPUs; with --cpu it is shm, or auto, which picks it",
+        ),
+        (CommBackend::Shm, Device::Cuda) => wrong(
+            "comm.backend: shm",
+            "is for the CPU; on GPUs it is nccl, or auto, which picks it",
+        ),
+        (CommBackend::Mpi, Device::Cuda) => wrong(
+            "comm.backend: mpi",
+            "is for the CPU; on GPUs it is nccl, or auto, which picks it",
+        ),
     }
 }
 

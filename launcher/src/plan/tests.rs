@@ -129,6 +129,16 @@ fn a_backend_that_does_not_serve_the_device_is_a_usage_error() {
 }
 
 #[test]
+fn a_cuda_graph_is_refused_on_the_cpu() {
+    let mut config = Config::default();
+    config.performance.cuda_graph = CudaGraph::On;
+    let error = plan(&config, Request::Cpu { ranks: 1 }, 1, &machine(2)).unwrap_err();
+    assert_eq!(error.exit_code(), ExitCode::Usage);
+    assert!(error.to_string().starts_with("performance.cuda_graph: on is for GPUs"), "{error}");
+    assert!(plan(&config, Request::AllGpus, 1, &machine(2)).is_ok());
+}
+
+#[test]
 fn memory_counts_parameters_optimizer_activations_and_images() {
     let memory = cpu_plan(1, &machine(1)).memory;
     assert_eq!(memory.parameter_bytes, 4 * 11_173_962);
