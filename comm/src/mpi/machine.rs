@@ -10,7 +10,7 @@ use super::request::At;
 use super::session::BroadcastStore;
 use crate::communicator::chunk_range;
 use crate::env::World;
-use crate::shm::{self, Shm};
+use crate::shm::{self, MAX_RANKS, Shm};
 use crate::{BufferMut, Collective, Communicator, RawBuffer, ReduceOp, Result, SharedMemory};
 
 /// A rank that waits for other machines waits longer than one that waits in shared memory: that one
@@ -82,7 +82,9 @@ impl Machine {
 fn ranks_a_machine(places: &[i64]) -> Option<usize> {
     let ranks = usize::try_from(*places.get(1)?).ok()?;
     let (pairs, _) = places.as_chunks::<2>();
-    let several = ranks > 1 && ranks < pairs.len() && pairs.len().is_multiple_of(ranks);
+    let several = (2..=MAX_RANKS).contains(&ranks)
+        && ranks < pairs.len()
+        && pairs.len().is_multiple_of(ranks);
     let mut expected = pairs.iter().enumerate();
     (several && expected.all(|(rank, pair)| *pair == [(rank % ranks) as i64, ranks as i64]))
         .then_some(ranks)

@@ -33,7 +33,8 @@ use crate::{Collective, CommError, Communicator, Place, RawBuffer, Result, Share
 use engine::ShmEngine;
 use memory::Locator;
 use rounds::{FailureKind, Rounds};
-use segment::{MAX_RANKS, Segment};
+pub(crate) use segment::MAX_RANKS;
+use segment::Segment;
 
 const BACKEND: &str = "shm";
 

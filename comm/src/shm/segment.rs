@@ -18,7 +18,7 @@ pub(super) const DEPTH: u64 = 3;
 
 /// More ranks than a machine has cores make no sense, and a rank's share of a piece stays long
 /// enough for vectors.
-pub(super) const MAX_RANKS: usize = 256;
+pub(crate) const MAX_RANKS: usize = 256;
 
 const MAGIC: u64 = 0x4c4f_434b_5354_0001;
 const REASON_BYTES: usize = 1024;
