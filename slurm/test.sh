@@ -56,7 +56,8 @@ for line in sys.stdin:
     print(it["epoch"], *(it[key] for key in ("train_loss", "train_accuracy", "test_loss", "test_accuracy")))'
 }
 
-# The losses of two runs with the same ranks differ by the order in which gradients are added, no more.
+# Two runs with the same ranks differ by the order in which gradients are added, no more. Tolerance: a thousandth
+# of a loss, a hundredth of the images.
 same_results() {
     paste <(results "$1") <(results "$2") | python3 -c '
 import sys
@@ -64,15 +65,16 @@ lines = [[float(word) for word in line.split()] for line in sys.stdin]
 assert lines and all(len(line) == 10 for line in lines), lines
 for line in lines:
     mine, other = line[:5], line[5:]
-    assert mine[0] == other[0] and abs(mine[1] - other[1]) < 1e-2 * other[1], (mine, other)
-    assert abs(mine[2] - other[2]) < 0.02, (mine, other)'
+    assert mine[0] == other[0] and all(
+        abs(mine[at] - other[at]) < 1e-3 * other[at] and abs(mine[at + 1] - other[at + 1]) < 0.01
+        for at in (1, 3)), (mine, other)'
 }
 
 # Six ranks, on one, two and three nodes: over shared memory and over MPI.
 jobs_on_one_two_and_three_nodes_train_alike() {
     local count job
     for count in 1 2 3; do
-        job=$(submit -N "$count" "$trained" short.yaml --cpu $((6 / count)) --run-dir "runs/on-$count")
+        job=$(submit -N "$count" "$trained" smooth.yaml --cpu $((6 / count)) --run-dir "runs/on-$count")
         ended_with "$job" "COMPLETED 0:0" || return 1
         grep -q '"event":"verdict","exit_code":0' "runs/on-$count/events.jsonl" || return 1
         [ -s "runs/on-$count/logs/rank-5.log" ] || return 1
@@ -259,6 +261,10 @@ model: {name: resnet18}
 precision: fp32
 performance: {convolution: library}
 YAML
+# Rounding stays rounding for 20 steps: maps of one pixel want many images, and AdamW's first steps are as long as
+# the learning rate whatever the gradient.
+sed -e 's/480, test_images: 96/3840, test_images: 480/' -e 's/batch_size_per_rank: 8/batch_size_per_rank: 64/' \
+    -e '$a optimizer: {name: sgd, lr: 0.001}' short.yaml >smooth.yaml
 sed 's/epochs: 2, batch_size_per_rank: 8/epochs: 6, batch_size_per_rank: 16/' short.yaml >medium.yaml
 sed 's/epochs: 2, batch_size_per_rank: 8/epochs: 1000, batch_size_per_rank: 16/' short.yaml >long.yaml
 check "GPUs and arrays are passed on" gpus_and_arrays_are_passed_on
