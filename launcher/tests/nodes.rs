@@ -165,12 +165,13 @@ fn strangers_do_not_get_in_and_who_is_missing_is_named() {
         return;
     }
     let job = Job::new(3);
-    let first = Running::start(job.launcher(0, &["--join-timeout", "8"]));
+    let mut first = Running::start(job.launcher(0, &["--join-timeout", "8"]));
     let mut stranger = job.launcher(1, &[]);
     stranger.env("LOCKSTEP_TOKEN", "another token, just as long");
     let stranger = Running::start(stranger).end();
     assert_eq!(stranger.code, Some(9), "{}", stranger.stderr);
     assert!(stranger.stderr.contains("has another token"), "{}", stranger.stderr);
+    first.wait_for("it may have another");
 
     // Silent ones, one that talks rubbish, and one that claims a frame of 4 GiB.
     let silent: Vec<_> =

@@ -21,6 +21,10 @@ use crate::step::Replica;
 /// long as the product, where the other passes differ little.
 const FP16_METHODS: ConvMethods = [ConvMethod::Library, ConvMethod::Matmul, ConvMethod::Matmul];
 
+/// Multiply-adds of a pass for each thread that are enough to tell its methods apart: ten milliseconds and more. A
+/// pass that has more is timed on fewer images than it will be given.
+const ENOUGH_MULTIPLY_ADDS: i64 = 500_000_000;
+
 /// How the convolutions of one shape are computed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -89,6 +93,11 @@ fn shapes_without_choice(replica: &Replica, image: [usize; 3]) -> Result<Vec<Con
     Ok(replica.convolutions.take_unknown())
 }
 
+fn images_to_time(shape: &ConvShape, images: usize) -> usize {
+    let enough = ENOUGH_MULTIPLY_ADDS * i64::from(tch::get_num_threads()) / shape.multiply_adds();
+    images.min(enough.max(1) as usize)
+}
+
 /// The faster methods of the first shapes by the sum of all ranks' times, measured at the same time as they
 /// will train: of all, unless some rank is stopped.
 fn measure(
@@ -100,7 +109,7 @@ fn measure(
 ) -> Result<Vec<ConvMethods>> {
     let mut methods = Vec::with_capacity(shapes.len());
     for shape in shapes {
-        let passes = shape.time(images, arithmetic == Arithmetic::Bf16)?;
+        let passes = shape.time(images_to_time(shape, images), arithmetic == Arithmetic::Bf16)?;
         let [forward, input, weight] = passes.map(|pass| [pass.library, pass.matmul]);
         let stops = [f64::from(is_stopped())];
         let mut sums = Tensor::from_slice(&[&forward, &input, &weight, &stops[..]].concat());

@@ -166,6 +166,7 @@ impl Gate {
     pub fn refusals(&self) -> String {
         match self.refusals.count {
             0 => String::new(),
+            1 => format!("; {}", self.refusals.last),
             n => format!("; {n} connections were refused, the last: {}", self.refusals.last),
         }
     }

@@ -32,6 +32,9 @@ pub enum HandshakeError {
     /// It does not know the token.
     #[error("it has another token")]
     WrongToken,
+    /// It hung up where it was to prove that it knows the token.
+    #[error("it hung up on this job's proof of its token: it may have another")]
+    HungUp,
     /// It took too long.
     #[error("it did not say who it is within {0:?}")]
     Silent(Duration),
@@ -72,7 +75,12 @@ pub async fn accept(
     let nonces = [theirs, nonce()?];
     stream.write_all(&nonces[1]).await?;
     stream.write_all(proof(token, "coordinator", &nonces).as_bytes()).await?;
-    check(stream, token, "member", &nonces).await?;
+    check(stream, token, "member", &nonces).await.map_err(|error| match error {
+        HandshakeError::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            HandshakeError::HungUp
+        }
+        error => error,
+    })?;
     Ok(Seals {
         sending: Seal::new(token, "to member", &nonces),
         receiving: Seal::new(token, "to coordinator", &nonces),
@@ -215,7 +223,7 @@ mod tests {
         };
         let (accepted, refused) = tokio::join!(accept(&mut here, &mine), member);
         assert!(matches!(refused, Some(HandshakeError::WrongToken)));
-        assert!(matches!(accepted, Err(HandshakeError::Io(_))), "it has sent no proof");
+        assert!(matches!(accepted, Err(HandshakeError::HungUp)), "it has sent no proof");
     }
 
     #[tokio::test]

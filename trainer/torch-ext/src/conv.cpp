@@ -210,8 +210,8 @@ struct ConvFunction : torch::autograd::Function<ConvFunction> {
     }
 };
 
-// Enough to time a slow one once.
-constexpr double kMaxTimingSeconds = 0.3;
+// Enough to time once what is slow, and three times what a single interruption would falsify.
+constexpr double kMaxTimingSeconds = 0.01;
 
 // The least of at most three times of `body`, after one that is not counted, in seconds.
 template <typename F>

@@ -87,6 +87,14 @@ impl fmt::Display for ConvShape {
 }
 
 impl ConvShape {
+    /// Of each pass over one image.
+    pub fn multiply_adds(&self) -> i64 {
+        let Self { input: [_, height, width], weight: [outputs, channels, rows, columns], .. } =
+            *self;
+        let windows = |side: i64, kernel: i64| (side + 2 * self.padding - kernel) / self.stride + 1;
+        windows(height, rows) * windows(width, columns) * outputs * channels * rows * columns
+    }
+
     /// Times forward, the gradient of the input and the gradient of the weight, on `images` images
     /// in bf16 or fp32.
     ///
@@ -248,6 +256,25 @@ mod tests {
     fn numbers(size: &[i64], phase: f64) -> Tensor {
         let len = size.iter().product::<i64>();
         (Tensor::arange(len, (Kind::Float, Device::Cpu)) * (1.7 + phase)).sin().view(size)
+    }
+
+    #[test]
+    fn each_number_of_an_output_is_a_sum_over_the_kernel() {
+        for (input, weight, stride, padding) in CASES {
+            let [images, outputs] = [input[0], weight[0]];
+            let output = Tensor::zeros(input, (Kind::Float, Device::Cpu)).conv2d(
+                &Tensor::zeros(weight, (Kind::Float, Device::Cpu)),
+                None::<Tensor>,
+                [stride; 2],
+                [padding; 2],
+                [1; 2],
+                1,
+            );
+            let kernel = weight.iter().product::<i64>() / outputs;
+            let shape =
+                ConvShape { input: [input[1], input[2], input[3]], weight, stride, padding };
+            assert_eq!(shape.multiply_adds(), output.numel() as i64 / images * kernel, "{shape}");
+        }
     }
 
     /// Output, gradient of the input, gradient of the weight.
