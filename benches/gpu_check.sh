@@ -12,6 +12,7 @@
 #   --python PATH    the Python that has torch; default python3
 #   --out DIR        where records are left; default ./gpu_check
 #   --seconds N      time for all of it; default 520
+#   --speed N,N      speed alone, at these batches: a round with all of PyTorch's modes takes minutes a batch
 #
 # Exits with 0 if all that is correctness holds, with 1 if not. Speed decides nothing.
 set -uo pipefail
@@ -23,6 +24,7 @@ data=
 nccl=
 device=gpu
 seconds=520
+speed=
 
 fail() {
     echo "gpu_check: $1" >&2
@@ -56,15 +58,17 @@ fi
 while [ $# -gt 0 ]; do
     case "$1" in
         --cpu) device=cpu; shift ;;
-        --data | --nccl | --python | --out | --seconds)
+        --data | --nccl | --python | --out | --seconds | --speed)
             [ $# -ge 2 ] || fail "$1 wants a value"
             declare "${1#--}=$2"
             shift 2
             ;;
-        -h | --help) sed -n '2,18s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        -h | --help) sed -n '2,19s/^# \{0,1\}//p' "$0"; exit 0 ;;
         *) fail "unknown option $1" ;;
     esac
 done
+
+[[ $speed =~ ^([1-9][0-9]*(,[1-9][0-9]*)*)?$ ]] || fail "--speed wants batches, such as 256,1024, not $speed"
 
 bin=$root/bin
 [ -d "$bin" ] || bin=$root/target/release
@@ -224,19 +228,22 @@ a_killed_rank_is_named() {
 # Interleaved rounds of each batch size, as many as there is time for. Steps fewer than an epoch has, so that
 # Lockstep's evaluation and checkpoint, which PyTorch's script has not, do not count.
 speed() {
-    local batches=(64:300 256:170 1024:36) counts=(--gpus 1)
-    local peers=plain,tuned,compile,compile-graph,cuda-graph batch name each
+    local batch steps batches=${speed:-64,256,1024} most=300 counts=(--gpus 1)
+    local peers=plain,tuned,compile,compile-graph,cuda-graph name each
     local variants=(--variant fp32:precision=fp32 --variant eager:performance.cuda_graph=off
         --variant separate:performance.fused_batch_norm=false)
     if [ "$device" = cpu ]; then
-        batches=(16:10) counts=(--cpu 1) peers=tuned variants=(--variant fp32:precision=fp32)
+        batches=${speed:-16} most=10 counts=(--cpu 1) peers=tuned variants=(--variant fp32:precision=fp32)
     fi
+    batches=(${batches//,/ })
     each=$((($(left) - 20) / ${#batches[@]}))
     [ "$each" -ge 30 ] || { note "speed" skipped "no time left"; return; }
     for batch in "${batches[@]}"; do
-        name=speed-${batch%:*}
+        name=speed-$batch
+        # In tens, with ten before them, within an epoch.
+        steps=$(((50000 / batch - 15) / 10 * 10))
         timeout --signal=INT "$each" scaling "${counts[@]}" --configs "$config" \
-            --batch-per-rank "${batch%:*}" --steps "${batch#*:}" --repeats 20 --pause-seconds 0 \
+            --batch-per-rank "$batch" --steps $((steps < most ? steps : most)) --repeats 20 --pause-seconds 0 \
             --timeout-seconds 90 "${variants[@]}" --no-isolated --peers "$peers" \
             --python "$python" --peer-script "$root/benches/peers/torch_ddp.py" ${data:+--data "$data"} \
             --out "$out/$name" >"$out/$name.log" 2>&1
@@ -268,12 +275,14 @@ profile() {
     fi
 }
 
-one_rank_agrees_with_the_cpu
-a_checkpoint_loads_on_the_cpu
-a_graph_changes_nothing
-several_ranks_agree_with_as_many_on_the_cpu
-a_killed_rank_is_named
-profile
+if [ -z "$speed" ]; then
+    one_rank_agrees_with_the_cpu
+    a_checkpoint_loads_on_the_cpu
+    a_graph_changes_nothing
+    several_ranks_agree_with_as_many_on_the_cpu
+    a_killed_rank_is_named
+    profile
+fi
 speed
 
 {
