@@ -2,10 +2,11 @@
 //!
 //! Every collective is a non-blocking one that is polled, so that deadlines and aborts hold while it
 //! waits. MPI does not say which rank is late, and does not notice that ranks called different
-//! collectives. Where machines have several ranks, all as many, an all-reduce goes by way of shared memory
-//! (`machine`), which does both for the ranks of one. When a process dies, `mpirun` ends the others. bf16 is exchanged as it is, and summed
-//! in f32 by each rank for its chunk. Results are bit-equal on all ranks
-//! with the algorithms of Open MPI and MPICH, which reduce each element once or in mirrored order.
+//! collectives. Where machines have several ranks, all as many, an all-reduce goes by way of shared
+//! memory (`machine`), which does both for the ranks of one. When a process dies, `mpirun` ends the
+//! others. bf16 is exchanged as it is, and summed in f32 by each rank for its chunk. Results are
+//! bit-equal on all ranks with the algorithms of Open MPI and MPICH, which reduce each element once or
+//! in mirrored order.
 //!
 //! Does not read the environment, but MPI does.
 
