@@ -248,6 +248,28 @@ impl Drop for Tmpfs<'_> {
 }
 
 #[test]
+fn a_global_batch_is_the_same_on_any_number_of_ranks_that_have_an_image_each() {
+    let train = |ranks: &str| {
+        let sandbox = sandbox();
+        let of_ranks = ["--cpu", ranks, "--run-dir", "run", "--set", "train.epochs=1"];
+        let batch = ["--set", "train.global_batch_size=24", "--set", "train.batch_size_per_rank=8"];
+        let ended = run(sandbox.launcher(&[&of_ranks[..], &batch, &["c.yaml"]].concat()));
+        (sandbox, ended)
+    };
+    for (ranks, portions, largest) in [("1", 3, 8), ("2", 2, 6), ("3", 1, 8)] {
+        let (sandbox, ended) = train(ranks);
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        let summary = &of_kind(&sandbox, "summary")[0];
+        let keys = ["steps", "grad_accum_steps", "batch_size_per_rank"];
+        // 200 images in batches of 24.
+        assert_eq!(keys.map(|key| summary[key].as_u64().unwrap()), [9, portions, largest]);
+    }
+    let (_, ended) = train("25");
+    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+    assert!(ended.stderr.contains("train.global_batch_size: 24 images"), "{}", ended.stderr);
+}
+
+#[test]
 fn every_configuration_in_configs_takes_one_step() {
     let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
     let entries = [configs.clone(), configs.join("recipes")].map(|it| fs::read_dir(it).unwrap());
@@ -265,7 +287,7 @@ fn every_configuration_in_configs_takes_one_step() {
             "--set",
             "data.test_images=20",
             "--set",
-            "train.batch_size_per_rank=4",
+            "train.global_batch_size=8",
             "--set",
             "train.max_steps=1",
             "--run-dir",

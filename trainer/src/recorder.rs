@@ -248,8 +248,8 @@ impl Recorder {
         self.step_ms.sort_by(f64::total_cmp);
         let record = SummaryRecord {
             world_size: self.world.world_size,
-            batch_size_per_rank: self.train.batch_size_per_rank,
-            grad_accum_steps: self.train.grad_accum_steps,
+            batch_size_per_rank: self.train.microbatch_size(self.world.world_size),
+            grad_accum_steps: self.train.microbatches(self.world.world_size),
             steps: state.step,
             images_per_s: self.total.images_per_s(),
             step_ms_p50: percentile(&self.step_ms, 0.5),

@@ -158,7 +158,7 @@ impl Run<'_> {
         shard::next_batch(
             self.train.len(),
             self.state.samples_into_epoch,
-            self.config.train.global_batch_size(1),
+            self.global_batch_size(),
             self.world.rank,
             self.world.world_size,
         )

@@ -41,6 +41,10 @@ use crate::{Result, TrainError, convolutions, device, init, pretrained};
 pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
     let started = Instant::now();
     let config = config::load(&args.config, &args.overrides())?;
+    config
+        .train
+        .is_shared_by(world.world_size)
+        .map_err(|error| TrainError::Usage(error.to_string()))?;
     device::limit_threads(world);
     let device = device::open(args.device, world)?;
     device::tune(device, &config.performance)?;
@@ -73,7 +77,7 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
         pretrained::load_torchvision(file, &mut flat)?;
     }
     // Several microbatches add up in f32, and so in the flat buffer.
-    if device.is_cuda() && config.train.grad_accum_steps == 1 {
+    if device.is_cuda() && config.train.microbatches(world.world_size) == 1 {
         flat.defer_gradients(arithmetic.half());
     }
     let mut model = Module::new(&network, &flat);
@@ -110,7 +114,7 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
         state.convolutions = convolutions::choose(
             &replica,
             config.performance.convolution,
-            [config.train.batch_size_per_rank, channels, height, width],
+            [config.train.microbatch_size(world.world_size), channels, height, width],
             std::mem::take(&mut state.convolutions),
             &*communicator,
             &|| link.stop_reason().is_some(),
@@ -126,7 +130,7 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
     if world.world_size > 1 && options.timing != Timing::Never {
         optimizer.share_work(&communicator)?;
     }
-    if config.train.batch_size_per_rank == 1 && !replica.sync_batch_norm {
+    if config.train.microbatch_size(world.world_size) == 1 && !replica.sync_batch_norm {
         warn!(
             "one image a rank: batch norm has nothing to normalise over and uses running statistics"
         );

@@ -22,8 +22,13 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// For `images` images in memory.
-    pub fn estimate(config: &Config, network: &Network, images: usize) -> Self {
+    /// For `images` images in memory, `microbatch_size` of which go through the network at once.
+    pub fn estimate(
+        config: &Config,
+        network: &Network,
+        images: usize,
+        microbatch_size: usize,
+    ) -> Self {
         let parameter_bytes = network.parameter_count() * F32_BYTES;
         let activation_size = match config.precision {
             // The larger of what it may be.
@@ -34,9 +39,7 @@ impl Memory {
             parameter_bytes,
             gradient_bytes: parameter_bytes,
             optimizer_bytes: state_copies(&config.optimizer) * parameter_bytes,
-            activation_bytes: network.activations_per_image()
-                * config.train.batch_size_per_rank
-                * activation_size,
+            activation_bytes: network.activations_per_image() * microbatch_size * activation_size,
             image_bytes: images * network.image.iter().product::<usize>(),
         }
     }

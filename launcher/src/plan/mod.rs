@@ -6,7 +6,7 @@ mod table;
 use std::ops::Range;
 
 use comm::env::{StartedBy, World};
-use job::config::{CommBackend, Config, CudaGraph};
+use job::config::{CommBackend, Config, CudaGraph, TooFewImages};
 use job::dataset::Outline;
 use job::network::Network;
 use job::{ExitCode, shard};
@@ -94,6 +94,9 @@ pub enum PlanError {
         /// Why not, and what would do.
         problem: &'static str,
     },
+    /// Some ranks would have no images.
+    #[error(transparent)]
+    TooFewImages(#[from] TooFewImages),
 }
 
 fn gpus(count: usize) -> String {
@@ -109,7 +112,7 @@ impl PlanError {
     pub const fn exit_code(&self) -> ExitCode {
         match self {
             Self::NoGpu { .. } | Self::TooFewGpus { .. } => ExitCode::Setup,
-            Self::Device { .. } => ExitCode::Usage,
+            Self::Device { .. } | Self::TooFewImages(_) => ExitCode::Usage,
         }
     }
 }
@@ -171,10 +174,12 @@ pub struct Plan {
     pub train_images: usize,
     /// Test images.
     pub test_images: usize,
-    /// Images that a rank puts through the network at once.
+    /// Images that a rank puts through the network at once, at most.
     pub batch_size_per_rank: usize,
     /// Such microbatches a step.
     pub grad_accum_steps: usize,
+    /// Images of all ranks a step.
+    pub global_batch_size: usize,
     /// Steps an epoch, with the last, smaller batch.
     pub steps_per_epoch: usize,
     /// Images of the last global batch of an epoch.
@@ -212,11 +217,12 @@ impl Plan {
             return Err(PlanError::Device { setting, problem });
         }
         let world_size = layout.world_size();
+        config.train.is_shared_by(world_size)?;
         let local = layout.ranks_of(layout.node_rank);
         let threads_per_rank = (topology.usable() / local.len()).max(1);
         let [train_images, test_images] = data.images;
         let global_batch_size = config.train.global_batch_size(world_size);
-        let images_per_rank = config.train.global_batch_size(1);
+        let batch_size_per_rank = config.train.microbatch_size(world_size);
         let steps_per_epoch = shard::steps_per_epoch(train_images, global_batch_size);
         let run_steps = (steps_per_epoch * config.train.epochs) as u64;
         let network = Network::new(&config.model, data.shape, data.classes);
@@ -230,7 +236,7 @@ impl Plan {
                 started_by: StartedBy::Launcher,
             },
             cpus: pinned_cpus(topology, local_rank, local.len(), threads_per_rank),
-            train_images: images_per_epoch(train_images, images_per_rank, rank, world_size),
+            train_images: images_per_epoch(train_images, global_batch_size, rank, world_size),
             test_images: shard::evaluation_shard(test_images, rank, world_size),
         });
         Ok(Self {
@@ -240,14 +246,15 @@ impl Plan {
             ranks: ranks.collect(),
             train_images,
             test_images,
-            batch_size_per_rank: config.train.batch_size_per_rank,
-            grad_accum_steps: config.train.grad_accum_steps,
+            batch_size_per_rank,
+            grad_accum_steps: config.train.microbatches(world_size),
+            global_batch_size,
             steps_per_epoch,
             last_batch_size: train_images - steps_per_epoch.saturating_sub(1) * global_batch_size,
             epochs: config.train.epochs,
             total_steps: config.train.max_steps.map_or(run_steps, |max| max.min(run_steps)),
             parameter_count: network.parameter_count(),
-            memory: Memory::estimate(config, &network, images),
+            memory: Memory::estimate(config, &network, images, batch_size_per_rank),
             warnings: warnings(topology, device, local.len(), train_images, global_batch_size),
             layout,
         })
@@ -256,11 +263,6 @@ impl Plan {
     /// Processes in the job.
     pub fn world_size(&self) -> usize {
         self.layout.world_size()
-    }
-
-    /// Images of all ranks a step.
-    pub fn global_batch_size(&self) -> usize {
-        self.batch_size_per_rank * self.grad_accum_steps * self.world_size()
     }
 }
 
@@ -318,10 +320,11 @@ fn backend(
     }
 }
 
-fn images_per_epoch(len: usize, batch_size: usize, rank: usize, world_size: usize) -> usize {
-    let full = len / (batch_size * world_size);
-    let last = shard::next_batch(len, full * batch_size * world_size, batch_size, rank, world_size);
-    full * batch_size + last.map_or(0, |batch| batch.local.len())
+fn images_per_epoch(len: usize, global_batch: usize, rank: usize, world_size: usize) -> usize {
+    let batches = (0..len)
+        .step_by(global_batch)
+        .filter_map(|offset| shard::next_batch(len, offset, global_batch, rank, world_size));
+    batches.map(|batch| batch.local.len()).sum()
 }
 
 /// A rank has its cores to itself, hyperthreads included. With more ranks than cores, they take

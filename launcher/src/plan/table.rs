@@ -27,7 +27,7 @@ impl fmt::Display for Plan {
                     1 => String::new(),
                     steps => format!(", {steps} times a step"),
                 },
-                self.global_batch_size()
+                self.global_batch_size
             ),
         )?;
         line("images", format!("{} to train, {} to test", self.train_images, self.test_images))?;
@@ -53,7 +53,7 @@ impl Plan {
 
     fn steps(&self) -> String {
         let last = match self.last_batch_size {
-            same if same == self.global_batch_size() => String::new(),
+            same if same == self.global_batch_size => String::new(),
             smaller => format!(" (the last of {smaller} images)"),
         };
         format!(

@@ -73,7 +73,7 @@ fn steps_count_the_last_smaller_batch() {
     let plan = cpu_plan(2, &machine(2));
     // 50,000 = 390 * 128 + 80
     assert_eq!((plan.steps_per_epoch, plan.last_batch_size, plan.total_steps), (391, 80, 7820));
-    assert_eq!((plan.global_batch_size(), plan.batch_size_per_rank), (128, 64));
+    assert_eq!((plan.global_batch_size, plan.batch_size_per_rank), (128, 64));
 }
 
 #[test]

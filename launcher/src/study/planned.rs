@@ -120,7 +120,7 @@ pub fn plan(
             steps: plan.total_steps,
             steps_per_epoch: plan.steps_per_epoch,
             epochs: epochs as usize,
-            global_batch_size: plan.global_batch_size(),
+            global_batch_size: plan.global_batch_size,
             parameters: network.parameters,
             multiply_adds: network.multiply_adds,
             results: Results::default(),

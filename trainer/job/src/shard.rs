@@ -62,21 +62,21 @@ impl Batch {
 
 /// The global batch that starts at sample `offset` of an epoch of `len` samples; `None` at its end.
 ///
-/// Every rank takes `samples_per_rank` samples a step, in order of ranks. A last, smaller batch is
-/// divided as evenly as can be: the first ranks take one more. After a resume with another world
-/// size, go on from the old offset: no sample is left out or seen twice.
+/// It has `global_batch` samples, or what is left of the epoch, and ranks share them in order, as evenly as
+/// can be: the first ranks take one more. After a resume with another world size, go on from the old
+/// offset: no sample is left out or seen twice.
 pub fn next_batch(
     len: usize,
     offset: usize,
-    samples_per_rank: usize,
+    global_batch: usize,
     rank: usize,
     world_size: usize,
 ) -> Option<Batch> {
-    assert!(samples_per_rank > 0, "a batch has at least one sample");
+    assert!(global_batch > 0, "a batch has at least one sample");
     if offset >= len {
         return None;
     }
-    let size = (samples_per_rank * world_size).min(len - offset);
+    let size = global_batch.min(len - offset);
     let local = balanced(size, rank, world_size);
     Some(Batch { global: offset..offset + size, local: offset + local.start..offset + local.end })
 }
@@ -106,10 +106,11 @@ mod tests {
     /// The global batches of an epoch, checked to be disjoint and to cover it.
     fn epoch(len: usize, per_rank: usize, world_size: usize) -> Vec<Range<usize>> {
         let (mut offset, mut batches) = (0, Vec::new());
-        while let Some(first) = next_batch(len, offset, per_rank, 0, world_size) {
+        while let Some(first) = next_batch(len, offset, per_rank * world_size, 0, world_size) {
             let mut at = first.global.start;
             for rank in 0..world_size {
-                let batch = next_batch(len, offset, per_rank, rank, world_size).unwrap();
+                let batch =
+                    next_batch(len, offset, per_rank * world_size, rank, world_size).unwrap();
                 assert_eq!(batch.global, first.global);
                 assert_eq!(batch.local.start, at);
                 assert!(batch.local.len() <= per_rank);
@@ -182,7 +183,7 @@ mod tests {
     #[test]
     fn a_last_batch_is_divided_evenly_and_first_ranks_take_one_more() {
         let sizes = |len, world_size: usize| -> Vec<usize> {
-            let batch = |rank| next_batch(len, 0, 64, rank, world_size).unwrap();
+            let batch = |rank| next_batch(len, 0, 64 * world_size, rank, world_size).unwrap();
             (0..world_size).map(|rank| batch(rank).local.len()).collect()
         };
         assert_eq!(sizes(10, 4), [3, 3, 2, 2]);
@@ -196,7 +197,8 @@ mod tests {
         for world_size in 1..=5 {
             for len in 1..=per_rank * accum * world_size {
                 let of_rank = |rank| {
-                    let batch = next_batch(len, 0, per_rank * accum, rank, world_size).unwrap();
+                    let whole = per_rank * accum * world_size;
+                    let batch = next_batch(len, 0, whole, rank, world_size).unwrap();
                     (batch.clone(), batch.microbatches(per_rank, world_size))
                 };
                 let all: Vec<_> = (0..world_size).map(of_rank).collect();
@@ -218,11 +220,11 @@ mod tests {
 
     #[test]
     fn a_resume_with_another_world_size_goes_on_where_the_epoch_stopped() {
-        let batch = next_batch(1000, 384, 64, 0, 2).unwrap();
+        let batch = next_batch(1000, 384, 128, 0, 2).unwrap();
         assert_eq!(batch, Batch { global: 384..512, local: 384..448 });
-        let batch = next_batch(1000, 384, 64, 2, 3).unwrap();
+        let batch = next_batch(1000, 384, 192, 2, 3).unwrap();
         assert_eq!(batch, Batch { global: 384..576, local: 512..576 });
-        assert_eq!(next_batch(1000, 1000, 64, 0, 2), None);
+        assert_eq!(next_batch(1000, 1000, 128, 0, 2), None);
     }
 
     #[test]

@@ -213,8 +213,8 @@ impl Recipe {
 
         let (mut losses, mut offset) = (Vec::new(), 0);
         let per_rank = self.global_batch / world_size;
-        while let Some(batch) = shard::next_batch(images.len(), offset, per_rank, rank, world_size)
-        {
+        let whole = per_rank * world_size;
+        while let Some(batch) = shard::next_batch(images.len(), offset, whole, rank, world_size) {
             let microbatches = batch.microbatches(per_rank / self.grad_accum_steps, world_size);
             let made = microbatches.into_iter().map(|Part { local, global_len }| {
                 let batch = images.augmented_batch(&order[local], &augmenter, 0);

@@ -105,9 +105,9 @@ impl Ours {
         command.arg(&case.config).args(["--resume", "never", "--run-dir"]).arg(run_dir);
         let batch = format!("train.batch_size_per_rank={}", cell.batch_per_rank);
         let made_up = self.data.is_none().then(|| "data.dataset=synthetic".to_owned());
-        let own = std::iter::once(&batch).chain(&made_up);
-        for set in own.chain(&self.overrides).chain(overrides) {
-            command.args(["--set", set]);
+        let own = ["train.global_batch_size=null".to_owned(), batch].into_iter().chain(made_up);
+        for set in own.chain(self.overrides.iter().chain(overrides).cloned()) {
+            command.arg("--set").arg(set);
         }
         if let Some(data) = &self.data {
             command.env("CIFAR10_DIR", data);

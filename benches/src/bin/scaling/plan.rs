@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use job::config::{self, Config, Model, OptimizerName, Stem};
+use job::config::{self, Config, Model, OptimizerName, Stem, Train};
 
 use crate::cli::{Args, Mode, Variant};
 use crate::error::{BenchError, Result};
@@ -136,7 +136,7 @@ impl Plan {
             for variant in &args.variants {
                 config::load(path, &[&args.overrides[..], &variant.overrides].concat())?;
             }
-            let batches = batches(args, config.train.batch_size_per_rank);
+            let batches = batches(args, &config.train);
             for batch in batches {
                 cases.push(Case::new(args, path, &config, batch)?);
             }
@@ -172,11 +172,15 @@ enum Batch {
     Global(usize),
 }
 
-fn batches(args: &Args, configured: usize) -> Vec<Batch> {
+fn batches(args: &Args, configured: &Train) -> Vec<Batch> {
     let weak = args.batch_per_rank.iter().map(|size| Batch::PerRank(*size));
     let batches: Vec<Batch> =
         weak.chain(args.global_batch.iter().map(|size| Batch::Global(*size))).collect();
-    if batches.is_empty() { vec![Batch::PerRank(configured)] } else { batches }
+    match (batches.is_empty(), configured.global_batch_size) {
+        (false, _) => batches,
+        (true, Some(size)) => vec![Batch::Global(size)],
+        (true, None) => vec![Batch::PerRank(configured.batch_size_per_rank)],
+    }
 }
 
 impl Case {
@@ -268,8 +272,10 @@ mod tests {
 
     #[test]
     fn the_configuration_says_the_batch_where_the_command_line_does_not() {
-        let plan = plan("train: {batch_size_per_rank: 32}", &[]).unwrap();
-        assert_eq!(batches_of(&plan.cases[0]), [(1, 32), (2, 32)]);
+        let per_rank = plan("train: {batch_size_per_rank: 32}", &[]).unwrap();
+        assert_eq!(batches_of(&per_rank.cases[0]), [(1, 32), (2, 32)]);
+        let global = plan("train: {global_batch_size: 32}", &[]).unwrap();
+        assert_eq!(batches_of(&global.cases[0]), [(1, 32), (2, 16)]);
     }
 
     #[test]

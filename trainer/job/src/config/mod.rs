@@ -44,7 +44,7 @@ pub use optimizer::{AdjustLr, AuxOptimizer, LrScaling, Optimizer, OptimizerName}
 pub use performance::{Convolution, CudaGraph, Performance, Precision};
 pub use records::{Checkpoint, Metrics};
 pub use schedule::{Schedule, ScheduleName, Unit, Update};
-pub use train::Train;
+pub use train::{TooFewImages, Train};
 pub use validate::{Invalid, validate};
 
 pub use crate::network::ModelName;

@@ -4,6 +4,18 @@ use serde::{Deserialize, Serialize};
 
 use super::validate::{Invalid, at_least_one, below_one, within};
 
+/// A global batch that leaves ranks without an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "train.global_batch_size: {images} images cannot be shared by {world_size} ranks; take fewer ranks"
+)]
+pub struct TooFewImages {
+    /// Of a step.
+    pub images: usize,
+    /// Ranks.
+    pub world_size: usize,
+}
+
 /// How long and in what portions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -14,6 +26,9 @@ pub struct Train {
     pub batch_size_per_rank: usize,
     /// Such microbatches a step, whose gradients are added up before ranks reduce them.
     pub grad_accum_steps: usize,
+    /// Images of a step over all ranks, however many: each takes its share, in as few microbatches of at most
+    /// `batch_size_per_rank` as it can; `null`: microbatches of all ranks together.
+    pub global_batch_size: Option<usize>,
     /// Whether batch norm takes its statistics over the images of all ranks.
     pub sync_batch_norm: bool,
     /// The part of each training target that is spread evenly over all classes: 0 to below 1.
@@ -35,6 +50,7 @@ impl Default for Train {
             epochs: 20,
             batch_size_per_rank: 64,
             grad_accum_steps: 1,
+            global_batch_size: None,
             sync_batch_norm: false,
             label_smoothing: 0.0,
             ema_decay: None,
@@ -51,6 +67,14 @@ impl Train {
         at_least_one("train.epochs", self.epochs as u64)?;
         within("train.batch_size_per_rank", self.batch_size_per_rank, 1..=65536)?;
         within("train.grad_accum_steps", self.grad_accum_steps, 1..=65536)?;
+        if let Some(images) = self.global_batch_size {
+            within("train.global_batch_size", images, 1..=1 << 24)?;
+            if self.grad_accum_steps != 1 {
+                let problem =
+                    "follows from `train.global_batch_size` where that is given; leave it at 1";
+                return Err(Invalid::new("train.grad_accum_steps", problem));
+            }
+        }
         below_one("train.label_smoothing", self.label_smoothing)?;
         below_one("train.ema_decay", self.ema_decay.unwrap_or(0.0))?;
         at_least_one("train.ema_every", self.ema_every)?;
@@ -63,6 +87,59 @@ impl Train {
 
     /// Images that `world_size` ranks together take a step.
     pub const fn global_batch_size(&self, world_size: usize) -> usize {
-        self.batch_size_per_rank * self.grad_accum_steps * world_size
+        match self.global_batch_size {
+            Some(images) => images,
+            None => self.batch_size_per_rank * self.grad_accum_steps * world_size,
+        }
+    }
+
+    /// Microbatches of a whole step: as many on each of `world_size` ranks.
+    pub const fn microbatches(&self, world_size: usize) -> usize {
+        self.global_batch_size(world_size).div_ceil(self.batch_size_per_rank * world_size)
+    }
+
+    /// Images of the largest microbatch of a whole step.
+    pub const fn microbatch_size(&self, world_size: usize) -> usize {
+        let of_rank = self.global_batch_size(world_size).div_ceil(world_size);
+        of_rank.div_ceil(self.microbatches(world_size))
+    }
+
+    /// Whether each of `world_size` ranks has an image in a whole step.
+    ///
+    /// # Errors
+    /// When there are more ranks than images.
+    pub fn is_shared_by(&self, world_size: usize) -> Result<(), TooFewImages> {
+        let images = self.global_batch_size(world_size);
+        if images < world_size { Err(TooFewImages { images, world_size }) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_global_batch_is_shared_by_any_number_of_ranks_in_as_few_microbatches_as_can_be() {
+        let train =
+            Train { global_batch_size: Some(1024), batch_size_per_rank: 300, ..Train::default() };
+        let on = |ranks| (train.microbatches(ranks), train.microbatch_size(ranks));
+        assert_eq!([1, 2, 3, 4, 8].map(on), [(4, 256), (2, 256), (2, 171), (1, 256), (1, 128)]);
+        assert_eq!([1, 3, 8].map(|ranks| train.global_batch_size(ranks)), [1024; 3]);
+        assert!(train.is_shared_by(1024).is_ok());
+        let error = train.is_shared_by(1025).unwrap_err().to_string();
+        assert!(
+            error
+                .starts_with("train.global_batch_size: 1024 images cannot be shared by 1025 ranks")
+        );
+    }
+
+    #[test]
+    fn without_one_ranks_make_it_larger() {
+        let train = Train { batch_size_per_rank: 64, grad_accum_steps: 3, ..Train::default() };
+        for ranks in 1..=8 {
+            assert_eq!(train.global_batch_size(ranks), 192 * ranks);
+            assert_eq!((train.microbatches(ranks), train.microbatch_size(ranks)), (3, 64));
+            assert!(train.is_shared_by(ranks).is_ok());
+        }
     }
 }

@@ -117,6 +117,9 @@ fn models(args: &Args) -> Result<Vec<Model>> {
             let problem = "predictions are for one microbatch a step: train.grad_accum_steps=1";
             return Err(wanted(problem));
         }
+        if config.train.global_batch_size.is_some() && args.batch_per_rank.is_empty() {
+            return Err(wanted("no --batch-per-rank, and train.global_batch_size in its place"));
+        }
         networks.push(Subject {
             layers: Layers::of_config(&config)?,
             cap_mib: cap,

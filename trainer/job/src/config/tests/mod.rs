@@ -123,7 +123,8 @@ fn an_unknown_key_is_named_with_its_place_and_what_was_meant() {
     assert_eq!(
         problem("train: {zebra: 2}\n", &[]),
         "run.yaml:1:9: train.zebra: unknown key; known here: epochs, batch_size_per_rank, \
-         grad_accum_steps, sync_batch_norm, label_smoothing, ema_decay, ema_every, seed, max_steps"
+         grad_accum_steps, global_batch_size, sync_batch_norm, label_smoothing, ema_decay, ema_every, seed, \
+         max_steps"
     );
     assert_eq!(
         problem("", &["train.epoch=2"]),

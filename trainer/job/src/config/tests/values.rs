@@ -20,7 +20,7 @@ fn a_wrong_type_says_what_is_expected() {
         ),
         (
             "train: 3\n",
-            "run.yaml:1:8: train: expected a section with keys epochs, batch_size_per_rank, grad_accum_steps, sync_batch_norm, label_smoothing, ema_decay, ema_every, seed, max_steps",
+            "run.yaml:1:8: train: expected a section with keys epochs, batch_size_per_rank, grad_accum_steps, global_batch_size, sync_batch_norm, label_smoothing, ema_decay, ema_every, seed, max_steps",
         ),
         (
             "train: {epochs: null}\n",
@@ -81,6 +81,10 @@ fn a_value_out_of_range_says_the_range() {
         (
             "train: {grad_accum_steps: 0}",
             "run.yaml:1:27: train.grad_accum_steps: 0 is out of range; expected 1 to 65536",
+        ),
+        (
+            "train: {global_batch_size: 0}",
+            "run.yaml:1:28: train.global_batch_size: 0 is out of range; expected 1 to 16777216",
         ),
         (
             "train: {max_steps: 0}",
