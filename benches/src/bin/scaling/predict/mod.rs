@@ -118,7 +118,9 @@ fn models(args: &Args) -> Result<Vec<Model>> {
             return Err(wanted(problem));
         }
         if config.train.global_batch_size.is_some() && args.batch_per_rank.is_empty() {
-            return Err(wanted("no --batch-per-rank, and train.global_batch_size in its place"));
+            return Err(wanted(
+                "--batch-per-rank is needed: the configuration has train.global_batch_size",
+            ));
         }
         networks.push(Subject {
             layers: Layers::of_config(&config)?,
