@@ -210,22 +210,32 @@ struct ConvFunction : torch::autograd::Function<ConvFunction> {
     }
 };
 
-// Enough to time once what is slow, and three times what a single interruption would falsify.
+// Enough to time once what is slow, and twice what a single interruption would falsify.
 constexpr double kMaxTimingSeconds = 0.01;
+// How many times longer than the other a way must take for one time of each to tell them apart.
+constexpr double kClearRatio = 1.5;
 
-// The least of at most three times of `body`, after one that is not counted, in seconds.
 template <typename F>
-double time_of(F&& body) {
+double seconds_of(F&& body) {
     using clock = std::chrono::steady_clock;
+    const auto start = clock::now();
     body();
-    double least = 1e9;
+    return std::chrono::duration<double>(clock::now() - start).count();
+}
+
+// The least of at most two times of `library` and of `product`, taken in turn after a call of each that is not
+// counted, in seconds.
+template <typename F, typename G>
+std::array<double, 2> times_of(F&& library, G&& product) {
+    library();
+    product();
+    std::array<double, 2> least{1e9, 1e9};
     double sum = 0;
-    for (int i = 0; i < 3 && sum < kMaxTimingSeconds; i++) {
-        const auto start = clock::now();
-        body();
-        const double seconds = std::chrono::duration<double>(clock::now() - start).count();
-        least = std::min(least, seconds);
-        sum += seconds;
+    for (int i = 0; i < 2 && sum < 2 * kMaxTimingSeconds; i++) {
+        const std::array<double, 2> times{seconds_of(library), seconds_of(product)};
+        for (int way = 0; way < 2; way++) least[way] = std::min(least[way], times[way]);
+        sum += times[0] + times[1];
+        if (std::max(least[0], least[1]) > kClearRatio * std::min(least[0], least[1])) break;
     }
     return least;
 }
@@ -258,15 +268,20 @@ char* torch_ext_time_conv2d(const int64_t* input_size, const int64_t* weight_siz
         const auto last = at::MemoryFormat::ChannelsLast;
         const Tensor input = at::ones({input_size, 4}, options).contiguous(last);
         const Tensor weight = at::ones({weight_size, 4}, options).contiguous(last);
-        for (const bool unfolds : {false, true}) {
-            const Conv conv{stride, padding, {unfolds, unfolds, unfolds}};
-            double* const times = seconds + (unfolds ? kPasses : 0);
-            Tensor grad;
-            times[kForward] = time_of([&] { grad = forward_pass(input, weight, conv); });
-            times[kGradInput] =
-                time_of([&] { backward_passes(grad, input, weight, conv, {true, false}); });
-            times[kGradWeight] =
-                time_of([&] { backward_passes(grad, input, weight, conv, {false, true}); });
+        const Conv library{stride, padding, {false, false, false}};
+        const Conv product{stride, padding, {true, true, true}};
+        Tensor grad;
+        const auto pass = [&](Pass which, const Conv& conv) {
+            if (which == kForward) {
+                grad = forward_pass(input, weight, conv);
+            } else {
+                backward_passes(grad, input, weight, conv, {which == kGradInput, which == kGradWeight});
+            }
+        };
+        for (const Pass which : {kForward, kGradInput, kGradWeight}) {
+            const auto times = times_of([&] { pass(which, library); }, [&] { pass(which, product); });
+            seconds[which] = times[0];
+            seconds[kPasses + which] = times[1];
         }
     });
 }
