@@ -99,6 +99,7 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
         sync_batch_norm: config.train.sync_batch_norm && world.world_size > 1,
     };
     let mut optimizer = Optimizer::new(&config.optimizer, &replica.flat);
+    optimizer.compute_in(arithmetic);
     let start =
         State { data_set: Some(data_set.describe()), ..State::start(world.world_size, data_hash) };
     let mut ema = Ema::new(&config.train, &replica.flat);

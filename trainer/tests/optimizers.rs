@@ -13,6 +13,7 @@ use job::config;
 use job::network::{Init, Role, TensorSpec};
 use serde_json::Value;
 use tch::{Device, Tensor};
+use trainer::arithmetic::Arithmetic;
 use trainer::checkpoint::{self, State};
 use trainer::flat::Flat;
 use trainer::optim::Optimizer;
@@ -140,6 +141,21 @@ fn twenty_steps_are_those_of_pytorch_or_the_authors() {
         };
         assert!(deviation < tolerance * moved, "{name}: {deviation} of {moved}");
     }
+}
+
+#[test]
+fn a_run_in_fp32_lets_muon_compute_in_fp32() {
+    let config = config_of(&reference()["cases"]["muon"]);
+    let train = |arithmetic| {
+        let mut training = Training::alone(&config);
+        training.optimizer.compute_in(arithmetic);
+        let initial = training.weights();
+        (0..STEPS).for_each(|step| training.step(step));
+        (furthest(&training.weights(), &initial), training.weights())
+    };
+    let ((moved, bf16), (_, fp32)) = (train(Arithmetic::Bf16), train(Arithmetic::Fp32));
+    let apart = furthest(&bf16, &fp32) / moved;
+    assert!((1e-4..5e-2).contains(&apart), "{apart}");
 }
 
 #[test]

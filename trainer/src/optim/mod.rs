@@ -23,6 +23,7 @@ use tch::{Kind, Tensor};
 use torch_ext::FromDevice;
 
 use crate::Result;
+use crate::arithmetic::Arithmetic;
 use crate::flat::Flat;
 use crate::loss_scaler::{LossScaler, LossScalerState};
 
@@ -102,6 +103,12 @@ impl Optimizer {
     /// steps whose gradients overflow.
     pub fn scale_losses(&mut self, state: LossScalerState) {
         self.loss_scaler = Some(LossScaler::new(state, self.steps.device()));
+    }
+
+    /// From now on, computes what bears rounding to bf16 in `arithmetic`: Muon's iteration, which is in bf16
+    /// without this call.
+    pub fn compute_in(&mut self, arithmetic: Arithmetic) {
+        self.rule.compute_in(arithmetic);
     }
 
     /// From now on, before the first step, ranks share work that each would do: their gradients are the

@@ -7,6 +7,7 @@ use tch::Tensor;
 use torch_ext::FromDevice;
 
 use crate::Result;
+use crate::arithmetic::Arithmetic;
 use crate::flat::Flat;
 
 /// One kind of state, laid out like the parameters.
@@ -69,6 +70,11 @@ pub(super) trait Rule {
     fn replay(&mut self, dead: &Tensor, lrs: &[f64]) {
         let _ = lrs;
         assert_eq!(dead.numel(), 0, "this optimizer needs whole tensors");
+    }
+
+    /// Computes what bears rounding to bf16 in `arithmetic`.
+    fn compute_in(&mut self, arithmetic: Arithmetic) {
+        let _ = arithmetic;
     }
 
     /// Lets ranks share work that all of them would do. Collective.

@@ -20,10 +20,10 @@ std::vector<at::Tensor> list(const at::Tensor* const* tensors, size_t count) {
 }
 
 // The orthogonal matrix next to `matrix`, nearly: torch.optim.Muon's operations, in its order.
-at::Tensor newton_schulz(const at::Tensor& matrix, int64_t steps) {
+at::Tensor newton_schulz(const at::Tensor& matrix, int64_t steps, bool is_bf16) {
     const double a = 3.4445, b = -4.7750, c = 2.0315, eps = 1e-7;
     const bool tall = matrix.size(0) > matrix.size(1);
-    at::Tensor x = matrix.to(at::kBFloat16);
+    at::Tensor x = matrix.to(is_bf16 ? at::kBFloat16 : at::kFloat);
     if (tall) x = x.t();
     x = at::div(x, x.norm().clamp_min(eps));
     for (int64_t step = 0; step < steps; step++) {
@@ -86,10 +86,10 @@ char* torch_ext_norms(size_t count, const at::Tensor* const* tensors, at::Tensor
     });
 }
 
-char* torch_ext_newton_schulz(const at::Tensor* matrix, at::Tensor* out, int64_t steps) {
+char* torch_ext_newton_schulz(const at::Tensor* matrix, at::Tensor* out, int64_t steps, bool is_bf16) {
     return guarded([&] {
         at::NoGradGuard no_grad;
-        out->copy_(newton_schulz(*matrix, steps));
+        out->copy_(newton_schulz(*matrix, steps, is_bf16));
     });
 }
 

@@ -51,6 +51,7 @@ unsafe extern "C" {
         matrix: *const CTensor,
         out: *mut CTensor,
         steps: i64,
+        is_bf16: bool,
     ) -> *mut c_char;
 }
 
@@ -89,17 +90,17 @@ pub fn norms(tensors: &[Tensor], norms: &Tensor) -> Result<()> {
     unsafe { check(torch_ext_norms(tensors.len(), pointers.as_ptr(), ptr(norms))) }
 }
 
-/// Writes to `out` what `matrix` is after `steps` Newton-Schulz iterations in bf16: nearly the
-/// orthogonal matrix nearest to it. `matrix`: `[rows, columns]` f32; `out` is of the same shape.
+/// Writes to `out` what `matrix` is after `steps` Newton-Schulz iterations, in bf16 or else in fp32: nearly
+/// the orthogonal matrix nearest to it. `matrix`: `[rows, columns]` f32; `out` is of the same shape.
 ///
 /// # Errors
 /// When the tensors do not fit together.
 ///
 /// Source: Jordan et al., Muon, 2024; coefficients and operations are those of PyTorch's
 /// `torch.optim.Muon`.
-pub fn newton_schulz(matrix: &Tensor, out: &Tensor, steps: i64) -> Result<()> {
+pub fn newton_schulz(matrix: &Tensor, out: &Tensor, steps: i64, is_bf16: bool) -> Result<()> {
     // SAFETY: both are live tensors for the length of the call.
-    unsafe { check(torch_ext_newton_schulz(ptr(matrix), ptr(out), steps)) }
+    unsafe { check(torch_ext_newton_schulz(ptr(matrix), ptr(out), steps, is_bf16)) }
 }
 
 /// The numbers of one AdamW step.
@@ -212,6 +213,42 @@ impl Sgd {
                 self.weight_decay,
                 self.nesterov,
             ))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    /// Muon's iteration in f64.
+    fn in_f64(matrix: &Tensor, steps: i64) -> Tensor {
+        let (rows, columns) = matrix.size2().unwrap();
+        let wide = if rows > columns { matrix.tr() } else { matrix.shallow_clone() };
+        let mut x = &wide / wide.norm();
+        for _ in 0..steps {
+            let gram = x.matmul(&x.tr());
+            let polynomial: Tensor = -4.7750 * &gram + 2.0315 * gram.matmul(&gram);
+            x = 3.4445 * &x + polynomial.matmul(&x);
+        }
+        if rows > columns { x.tr() } else { x }
+    }
+
+    #[test]
+    fn newton_schulz_rounds_to_what_it_is_told_to_compute_in() {
+        for size in [[24, 60], [60, 24]] {
+            let numbers = Tensor::arange(24 * 60, (Kind::Double, Device::Cpu)) * 1.7;
+            let matrix = numbers.square().sin().view(size);
+            let wanted = in_f64(&matrix, 5);
+            let error = |is_bf16| {
+                let out = Tensor::zeros(size, (Kind::Float, Device::Cpu));
+                newton_schulz(&matrix.to_kind(Kind::Float), &out, 5, is_bf16).unwrap();
+                ((out - &wanted).norm() / wanted.norm()).double_value(&[])
+            };
+            let (fp32, bf16) = (error(false), error(true));
+            assert!(fp32 < 1e-4 && (1e-3..0.1).contains(&bf16), "{fp32} {bf16}");
         }
     }
 }

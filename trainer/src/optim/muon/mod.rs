@@ -15,6 +15,7 @@ use super::groups::{Group, slice};
 use super::rule::{Rule, StateBuffer, StepInputs};
 use super::sgd::Sgd;
 use crate::Result;
+use crate::arithmetic::Arithmetic;
 use crate::flat::{Flat, shared_bf16};
 use plan::Plan;
 
@@ -23,6 +24,7 @@ pub(super) struct Muon {
     momentum: f64,
     nesterov: bool,
     ns_steps: i64,
+    arithmetic: Arithmetic,
     normalize_weights: bool,
     weight_decay: f64,
     matrices: Vec<Matrix>,
@@ -74,6 +76,7 @@ impl Muon {
             momentum: config.momentum.unwrap_or(0.95),
             nesterov: config.nesterov.unwrap_or(true),
             ns_steps: config.ns_steps.unwrap_or(5),
+            arithmetic: Arithmetic::Bf16,
             normalize_weights: config.normalize_weights.unwrap_or(false),
             weight_decay: config.weight_decay,
             groups: Group::all(config, config.weight_decay, flat, is_matrix),
@@ -100,7 +103,9 @@ impl Muon {
             let direction = if self.nesterov { grad.lerp(&buffer, self.momentum) } else { buffer };
             let out = slice(&self.updates, &self.plan.range(index));
             let shape = matrix.shape().map(|size| size as i64);
-            torch_ext::newton_schulz(&direction.view(shape), &out.view(shape), self.ns_steps)?;
+            let is_bf16 = self.arithmetic == Arithmetic::Bf16;
+            let (direction, out) = (direction.view(shape), out.view(shape));
+            torch_ext::newton_schulz(&direction, &out, self.ns_steps, is_bf16)?;
         }
         if let Some(communicator) = &self.communicator {
             torch_ext::collective::all_gather(&**communicator, &mut self.updates)?;
@@ -156,6 +161,10 @@ impl Rule for Muon {
         adamw::decay(&self.groups, dead, lrs);
         let lrs: Vec<_> = lrs.iter().map(|lr| lr * self.aux_lr).collect();
         self.aux.replay(dead, &lrs);
+    }
+
+    fn compute_in(&mut self, arithmetic: Arithmetic) {
+        self.arithmetic = arithmetic;
     }
 
     fn share_work(&mut self, communicator: &Arc<dyn Communicator>) -> Result<()> {
