@@ -104,17 +104,27 @@ fn every_run_is_done_once_and_tables_and_figures_are_made_of_them() {
 fn a_run_that_fails_is_named_and_the_others_go_on() {
     let trainer = Path::new(env!("CARGO_BIN_EXE_launcher")).with_file_name("trainer");
     let script = format!(
-        "#!/bin/sh\ncase \"$*\" in *runs/bad-seed0*) exit 1;; esac\nexec {} \"$@\"\n",
+        "#!/bin/sh\ncase \"$*\" in\n*runs/bad-seed0*) exit 1;;\n*runs/killed-seed0*) kill -9 $PPID;;\nesac\n\
+         exec {} \"$@\"\n",
         trainer.display()
     );
     let sandbox = Sandbox::with_script(&script);
-    write(&sandbox, "{title: t, config: c.yaml, runs: [{name: bad}, {name: good}]}");
+    write(
+        &sandbox,
+        "{title: t, config: c.yaml, runs: [{name: bad}, {name: killed}, {name: good}]}",
+    );
     let ended = run(sandbox.launcher(&[&RUN[..], &["--jobs", "1"]].concat()));
     assert_eq!(ended.code, Some(4), "{}", ended.stderr);
     assert!(ended.stderr.contains("bad-seed0 failed with 4: "), "{}", ended.stderr);
     assert!(ended.stderr.contains("out/logs/bad-seed0.log"), "{}", ended.stderr);
+    let killed = "killed-seed0 failed with 4: its launcher was killed: signal: 9 (SIGKILL)";
+    assert!(ended.stderr.contains(killed), "{}", ended.stderr);
     let state = |name: &str, state: &str| (name.to_owned(), state.to_owned());
-    assert_eq!(states(&sandbox), [state("bad-seed0", "begun"), state("good-seed0", "done")]);
+    let begun = |name| state(name, "begun");
+    assert_eq!(
+        states(&sandbox),
+        [begun("bad-seed0"), begun("killed-seed0"), state("good-seed0", "done")]
+    );
     let table = read(&sandbox, "study.md");
     assert!(table.contains("- bad-seed0, 0 of 3 epochs: failed with 4"), "{table}");
 }

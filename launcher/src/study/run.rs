@@ -188,7 +188,9 @@ impl Runner<'_> {
             }
             exit_code => {
                 let events = RunDir::at(&planned.root).events_path();
+                let killed = status.as_ref().ok().filter(|status| status.code().is_none());
                 let reason = verdict_after(&events, it.events_bytes)
+                    .or_else(|| killed.map(|status| format!("its launcher was killed: {status}")))
                     .or_else(|| last_line(&self.log(planned)))
                     .unwrap_or_else(|| match &status {
                         Ok(status) => status.to_string(),
