@@ -47,26 +47,37 @@ pub fn draw(title: &str, entry: &FigureEntry, x: &X, runs: &[Planned]) -> Pictur
         }
     };
     let chart = Chart {
-        heading: Some(Heading { title: title.to_owned(), subtitle: subtitle(entry, &groups) }),
+        heading: Some(Heading { title: title.to_owned(), subtitle: subtitle(entry, x, &groups) }),
         panels: panels.iter().zip(lines).map(panel).collect(),
         shares_y: true,
     };
     chart.draw()
 }
 
-fn subtitle(entry: &FigureEntry, groups: &[Group<'_>]) -> String {
+fn subtitle(entry: &FigureEntry, x: &X, groups: &[Group<'_>]) -> String {
     let metrics = match entry.y[..] {
         [solid, dashed] => format!("{} (dashed: {})", solid.name(), dashed.name()),
         _ => entry.y[0].name().to_owned(),
     };
-    let counts = || groups.iter().map(|group| group.runs.len());
-    let (least, most) = (counts().min().unwrap_or(1), counts().max().unwrap_or(1));
+    // Of a point.
+    let counts: Vec<usize> =
+        groups.iter().flat_map(|group| runs_of_points(x, &group.runs)).collect();
+    let (least, most) = (counts.iter().min().unwrap_or(&1), counts.iter().max().unwrap_or(&1));
     let of = match (least, most) {
         (_, 1) => return format!("{metrics}, one run each"),
         (least, most) if least == most => format!("{most}"),
         (least, most) => format!("{least} to {most}"),
     };
     format!("{metrics}, mean and standard deviation of {of} runs")
+}
+
+fn runs_of_points(x: &X, runs: &[&Planned]) -> Vec<usize> {
+    if x.is_within_run() {
+        return vec![runs.len()];
+    }
+    let mut places: Vec<f64> = runs.iter().filter_map(|run| x.of_run(run)).collect();
+    places.sort_by(f64::total_cmp);
+    places.chunk_by(|a, b| a == b).map(<[f64]>::len).collect()
 }
 
 impl Quantity {
@@ -98,8 +109,7 @@ fn groups<'a>(entry: &FigureEntry, runs: &'a [Planned]) -> Vec<Group<'a>> {
     let name = |run: &Planned| match &entry.group_by {
         None => run.point.group.clone(),
         Some(keys) => {
-            let of =
-                |key: &String| run.point.overrides.iter().rfind(|it| it.key == *key).map(label);
+            let of = |key: &String| Some(label(key, &run.value(key)?));
             keys.iter().filter_map(of).collect::<Vec<_>>().join(", ")
         }
     };
@@ -120,7 +130,7 @@ fn lines(entry: &FigureEntry, x: &X, panel: &PanelEntry, groups: &[Group<'_>]) -
         .iter()
         .map(|group| {
             let runs = group.runs.iter().copied();
-            (group, runs.filter(|run| shows(&panel.only, &run.point)).collect::<Vec<_>>())
+            (group, runs.filter(|run| shows(&panel.only, run)).collect::<Vec<_>>())
         })
         .filter(|(_, runs)| !runs.is_empty())
         .collect();

@@ -137,7 +137,8 @@ fn point(
     chosen: &[Override],
     seed: u64,
 ) -> Point {
-    let words = std::iter::once(run.name.clone()).chain(chosen.iter().map(label));
+    let words =
+        std::iter::once(run.name.clone()).chain(chosen.iter().map(|it| label(&it.key, &it.value)));
     let words: Vec<String> =
         words.filter(|word| !word.is_empty()).map(|word| tame(&word)).collect();
     let group = if words.is_empty() { "run".to_owned() } else { words.join("-") };
@@ -153,9 +154,9 @@ fn point(
 }
 
 /// A word alone says what it is; a number wants its key.
-pub fn label(it: &Override) -> String {
-    let key = it.key.rsplit('.').next().unwrap_or_default();
-    match &it.value {
+pub fn label(key: &str, value: &Value) -> String {
+    let key = key.rsplit('.').next().unwrap_or_default();
+    match value {
         Value::String(word) => word.clone(),
         value => format!("{key}{}", in_one_line(value)),
     }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use job::config::nearest;
 use serde_yaml::{Mapping, Value};
 
-use super::expand::{Invalid, Point};
+use super::expand::Invalid;
 use super::file::{FigureEntry, Metric, StudyFile};
 use super::planned::Planned;
 
@@ -60,10 +60,7 @@ impl X {
             Self::GlobalBatchSize => Some(run.global_batch_size as f64),
             Self::Parameters => Some(run.parameters as f64),
             Self::MultiplyAdds => Some(run.multiply_adds as f64),
-            Self::Key(key) => {
-                let whole = serde_yaml::to_value(&run.config).ok()?;
-                key.split('.').try_fold(&whole, |at, part| at.get(part))?.as_f64()
-            }
+            Self::Key(key) => run.value(key)?.as_f64(),
         }
     }
 
@@ -180,7 +177,7 @@ fn known(key: &str, values: Option<&Value>, runs: &[Planned]) -> Result<(), Stri
         return Err(format!("no run of this study sets `{key}`{hint}"));
     }
     let missing = values.into_iter().flat_map(list).find(|value| {
-        let has = |run: &Planned| run.point.value(key) == Some(value);
+        let has = |run: &Planned| run.value(key).as_ref() == Some(value);
         !runs.iter().any(has)
     });
     missing.map_or(Ok(()), |value| Err(format!("no run has {}", job::config::in_one_line(value))))
@@ -195,9 +192,9 @@ fn list(values: &Value) -> &[Value] {
 }
 
 /// Whether a panel shows a run.
-pub fn shows(only: &Mapping, point: &Point) -> bool {
+pub fn shows(only: &Mapping, run: &Planned) -> bool {
     only.iter().all(|(key, values)| {
-        let value = point.value(key.as_str().unwrap_or_default());
-        value.is_some_and(|value| list(values).contains(value))
+        let value = run.value(key.as_str().unwrap_or_default());
+        value.is_some_and(|value| list(values).contains(&value))
     })
 }

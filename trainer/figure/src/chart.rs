@@ -6,8 +6,10 @@ use crate::scale::{Scale, XAxis, YAxis};
 
 /// Width and height of a panel, in pixels.
 const PANEL: (f32, f32) = (540.0, 400.0);
-const HEADING: f32 = 72.0;
 const MARGIN: f32 = 32.0;
+/// Sizes of the heading's letters.
+const TITLE: f32 = 19.0;
+const SUBTITLE: f32 = 13.0;
 /// The plotting area within a panel.
 const LEFT: f32 = 72.0;
 const RIGHT: f32 = PANEL.0 - 14.0;
@@ -97,16 +99,53 @@ impl Point {
     }
 }
 
+impl Heading {
+    /// Its lines in a picture of this width: text, where it stands, and whether it is of the title.
+    fn lines(&self, width: f32) -> Vec<(String, f32, bool)> {
+        let mut y = 14.0;
+        let mut below = |distance| {
+            y += distance;
+            y
+        };
+        let titles = wrap(&self.title, TITLE, width - 2.0 * MARGIN).into_iter();
+        let mut lines: Vec<_> = titles.map(|text| (text, below(24.0), true)).collect();
+        let subtitles =
+            wrap(&self.subtitle, SUBTITLE, width - 2.0 * MARGIN).into_iter().enumerate();
+        lines.extend(
+            subtitles
+                .map(|(place, text)| (text, below(if place == 0 { 22.0 } else { 18.0 }), false)),
+        );
+        lines
+    }
+}
+
+/// `text` in lines of this width, broken between words. Letters are taken to be as wide as those of bold text are.
+fn wrap(text: &str, size: f32, width: f32) -> Vec<String> {
+    let most = (width / (0.54 * size)) as usize;
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= most => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
 impl Chart {
     /// The figure as a picture.
     pub fn draw(&self) -> Picture {
         let width = PANEL.0 * self.panels.len().max(1) as f32;
         let legend = Legend::new(self.legend(), width);
-        let top = if self.heading.is_some() { HEADING } else { 0.0 };
+        let heading = self.heading.as_ref().map_or_else(Vec::new, |it| it.lines(width));
+        let top = heading.last().map_or(0.0, |(_, y, _)| y + 12.0);
         let mut picture = Picture::new(width, top + PANEL.1 + legend.height());
-        if let Some(Heading { title, subtitle }) = &self.heading {
-            picture.text((MARGIN, 38.0), title, 19.0, true, Anchor::Start, INK);
-            picture.text((MARGIN, 60.0), subtitle, 13.0, false, Anchor::Start, QUIET);
+        for (text, y, is_title) in heading {
+            let (size, colour) = if is_title { (TITLE, INK) } else { (SUBTITLE, QUIET) };
+            picture.text((MARGIN, y), &text, size, is_title, Anchor::Start, colour);
         }
         for (place, panel) in self.panels.iter().enumerate() {
             let (axis, values) = match self.shares_y {

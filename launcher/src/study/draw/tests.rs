@@ -66,6 +66,34 @@ fn a_line_from_run_to_run_has_what_each_had_at_its_end() {
 }
 
 #[test]
+fn a_figure_says_of_how_many_runs_a_point_is() {
+    let entry = "{name: f, x: global_batch_size, y: [test_error], group_by: []}";
+    let entry: FigureEntry = serde_yaml::from_str(entry).unwrap();
+    let mut runs = [run("a", 0, [0.2, 0.1]), run("a", 1, [0.1, 0.1]), run("a", 0, [0.1, 0.1])];
+    runs[2].global_batch_size = 64;
+    let of = |runs: &[Planned]| subtitle(&entry, &X::GlobalBatchSize, &groups(&entry, runs));
+    assert_eq!(of(&runs[1..]), "test error, one run each");
+    assert_eq!(of(&runs), "test error, mean and standard deviation of 1 to 2 runs");
+    assert_eq!(of(&runs[..2]), "test error, mean and standard deviation of 2 runs");
+}
+
+#[test]
+fn a_line_is_of_runs_that_agree_wherever_their_value_is_from() {
+    let entry = "{name: f, x: epoch, y: [test_error], group_by: [optimizer.name]}";
+    let entry: FigureEntry = serde_yaml::from_str(entry).unwrap();
+    // By default it is adamw.
+    let (of_config, mut set, mut same) =
+        (run("a", 0, [0.2, 0.1]), run("b", 0, [0.1, 0.1]), run("c", 0, [0.1, 0.1]));
+    for (run, value) in [(&mut set, "sgd"), (&mut same, "adamw")] {
+        let (key, value) = ("optimizer.name".to_owned(), Value::from(value));
+        run.point.overrides.push(Override { key, value, place: Vec::new() });
+    }
+    let runs = [of_config, set, same];
+    let of = groups(&entry, &runs).into_iter().map(|group| (group.name, group.runs.len()));
+    assert_eq!(of.collect::<Vec<_>>(), [("adamw".to_owned(), 2), ("sgd".to_owned(), 1)]);
+}
+
+#[test]
 fn panels_show_their_runs_and_where_networks_start_does_not_flatten_the_rest() {
     let entry: FigureEntry = serde_yaml::from_str(
         "{name: f, x: step, y: [test_error, train_error], panels: [

@@ -59,6 +59,23 @@ fn everything_lies_within_the_picture() {
 }
 
 #[test]
+fn a_long_heading_is_broken_between_words_and_makes_the_picture_higher() {
+    let title =
+        "Test accuracy against the global batch, for each rule of scaling the learning rate";
+    let heading = Heading { title: title.to_owned(), subtitle: "of it".to_owned() };
+    let chart = |heading| Chart { heading, panels: Vec::new(), shares_y: true };
+    let picture = chart(Some(heading)).draw();
+    let texts = picture.shapes.iter().filter_map(|shape| match shape {
+        Shape::Text { text, at, .. } => Some((text.as_str(), at.1)),
+        _ => None,
+    });
+    let (lines, ys): (Vec<_>, Vec<_>) = texts.unzip();
+    assert_eq!(lines[..2].join(" "), title, "{lines:?}");
+    assert_eq!((lines[2], ys), ("of it", vec![38.0, 62.0, 84.0]));
+    assert_eq!(picture.height, chart(None).draw().height + 96.0);
+}
+
+#[test]
 fn every_line_its_name_and_its_marks_are_drawn() {
     let panels = vec![panel(XAxis::Doublings, YAxis::Log, 8)];
     let svg = Chart { heading: Some(heading()), panels, shares_y: false }.draw().to_svg();
