@@ -86,13 +86,14 @@ impl Planned {
         self.state = State::of(run_dir.holds_run(), self.results.summary_steps, self.steps);
     }
 
-    /// Of the dotted `key`: what the study sets it to, or else what its configuration says, unless it is null.
+    /// Of the dotted `key`: what the study sets it to, or else what its configuration says, if it says something.
     pub fn value(&self, key: &str) -> Option<serde_yaml::Value> {
         let of_config = || {
             let whole = serde_yaml::to_value(&self.config).ok()?;
-            key.split('.').try_fold(&whole, |at, part| at.get(part)).cloned()
+            let value = key.split('.').try_fold(&whole, |at, part| at.get(part));
+            value.filter(|value| !value.is_null()).cloned()
         };
-        self.point.value(key).cloned().or_else(of_config).filter(|value| !value.is_null())
+        self.point.value(key).cloned().or_else(of_config)
     }
 
     /// The step at the end of an epoch, from 1.

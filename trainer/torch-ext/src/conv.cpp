@@ -212,8 +212,9 @@ struct ConvFunction : torch::autograd::Function<ConvFunction> {
 
 // Enough to time once what is slow, and twice what a single interruption would falsify.
 constexpr double kMaxTimingSeconds = 0.01;
-// How many times longer than the other a way must take for one time of each to tell them apart.
+// One time of each tells two ways apart if one takes so many times as long, and more than an interruption longer.
 constexpr double kClearRatio = 1.5;
+constexpr double kInterruptionSeconds = 0.001;
 
 template <typename F>
 double seconds_of(F&& body) {
@@ -235,7 +236,8 @@ std::array<double, 2> times_of(F&& library, G&& product) {
         const std::array<double, 2> times{seconds_of(library), seconds_of(product)};
         for (int way = 0; way < 2; way++) least[way] = std::min(least[way], times[way]);
         sum += times[0] + times[1];
-        if (std::max(least[0], least[1]) > kClearRatio * std::min(least[0], least[1])) break;
+        const auto [shorter, longer] = std::minmax(least[0], least[1]);
+        if (longer > std::max(kClearRatio * shorter, shorter + kInterruptionSeconds)) break;
     }
     return least;
 }
