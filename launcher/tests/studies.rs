@@ -90,7 +90,7 @@ fn every_run_is_done_once_and_tables_and_figures_are_made_of_them() {
         assert!(figure.contains(text), "no {text} in {figure}");
     }
     let rates = read(&sandbox, "rates.svg");
-    assert!(rates.contains("optimizer.lr") && rates.contains("deviation of 4 runs"), "{rates}");
+    assert!(rates.contains("optimizer.lr") && rates.contains("deviation of 2 runs"), "{rates}");
     assert!(fs::read(sandbox.path("out/error.png")).unwrap().starts_with(b"\x89PNG"));
 
     let logged = || names.map(|name| read(&sandbox, &format!("logs/{name}.log")));
