@@ -39,6 +39,7 @@ impl Arithmetic {
                 let mut able = Tensor::from_slice(&[able]).to_device(device);
                 torch_ext::collective::all_reduce(communicator, &mut able, ReduceOp::Sum)?;
                 let able = able.double_value(&[0]) as usize;
+                communicator.check()?;
                 if able < communicator.world_size() {
                     let lacking = communicator.world_size() - able;
                     info!("computing in fp32: the CPUs of {lacking} ranks do not compute in bf16");

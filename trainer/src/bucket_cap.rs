@@ -69,6 +69,7 @@ fn measure(grads: &Tensor, communicator: &dyn Communicator) -> Result<Speed> {
     let mut slowest = Tensor::from_slice(&seconds).to_kind(Kind::Double).to_device(grads.device());
     all_reduce(communicator, &mut slowest, ReduceOp::Max)?;
     let slowest = Vec::<f64>::try_from(&slowest)?;
+    communicator.check()?;
     let bytes = lens.map(|len| len * size_of::<f32>());
     Ok(Speed::fit([(bytes[0], slowest[0]), (bytes[1], slowest[1])]))
 }

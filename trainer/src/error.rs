@@ -72,6 +72,10 @@ impl TrainError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Usage(_) => ExitCode::Usage,
+            // The same command would end so again.
+            Self::Checkpoint(
+                CheckpointError::DoesNotFit { .. } | CheckpointError::NoneGood { .. },
+            ) => ExitCode::Usage,
             Self::Config(error) => error.exit_code(),
             Self::RunDir(error) => error.exit_code(),
             Self::Data(error) => error.exit_code(),

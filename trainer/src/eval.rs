@@ -12,8 +12,16 @@ use crate::loss::cross_entropy_sum;
 use crate::step::{Counter, Replica, Tally};
 use crate::tta;
 
-/// Images that go through the network together; the result does not depend on it.
+/// Most images that go through the network together; the result does not depend on it.
 const BATCH_SIZE: usize = 500;
+/// Pixels of as many images as that of the largest size that they may have: of larger ones, fewer take as
+/// much memory.
+const BATCH_PIXELS: usize = BATCH_SIZE * 64 * 64;
+
+/// How many images of `area` pixels go through the network together.
+pub fn batch_size(area: usize) -> usize {
+    (BATCH_PIXELS / area.max(1)).clamp(1, BATCH_SIZE)
+}
 
 /// Counts every image once, over all ranks. Collective; every rank ends with rank 0's running
 /// statistics, as PyTorch DDP's do, since each rank saw other images. Loss and accuracy are those of the
@@ -73,7 +81,7 @@ fn for_each_batch(
     let range =
         shard::evaluation_shard(images.len(), communicator.rank(), communicator.world_size());
     let indices: Vec<u32> = range.map(|index| index as u32).collect();
-    for chunk in indices.chunks(BATCH_SIZE) {
+    for chunk in indices.chunks(batch_size(images.area())) {
         let batch = images.batch(chunk);
         tch::no_grad(|| {
             replica.in_precision(|model| {
@@ -82,4 +90,17 @@ fn for_each_batch(
         })?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::batch_size;
+
+    #[test]
+    fn large_images_go_through_the_network_in_smaller_batches() {
+        assert_eq!(
+            [32, 64, 224, 512, 4096].map(|side| batch_size(side * side)),
+            [500, 500, 40, 7, 1]
+        );
+    }
 }

@@ -54,6 +54,7 @@ pub fn measure_all_reduce(args: &TrainArgs, world: World, link: &Link) -> Result
     let mut slowest = Tensor::from_slice(&median).to_kind(Kind::Double).to_device(device);
     all_reduce(&*communicator, &mut slowest, ReduceOp::Max)?;
     let seconds = slowest.get(0).double_value(&[]);
+    communicator.check()?;
     if world.rank == 0 {
         let run_dir = args.run_dir.as_deref();
         let run_dir = run_dir.ok_or_else(|| TrainError::Setup("no --run-dir".to_owned()))?;

@@ -57,7 +57,6 @@ struct Window {
     times: StepTimes,
     /// Of each step.
     step_ms: Vec<f64>,
-    tally: Tally,
     throughput: Throughput,
 }
 
@@ -93,7 +92,12 @@ impl Recorder {
         device: Device,
         started: Instant,
     ) -> Result<Self> {
-        let open = || Writer::resume(&run_dir.metrics_path(), state.step, state.epochs_completed);
+        // A run that ended within an epoch has its record, and will not write it again.
+        let epochs = match state.is_at_max_steps(&config.train) {
+            true => state.epoch(),
+            false => state.epochs_completed,
+        };
+        let open = || Writer::resume(&run_dir.metrics_path(), state.step, epochs);
         Ok(Self {
             writer: (world.rank == 0).then(open).transpose()?,
             run_dir: RunDir::at(run_dir.root()),
@@ -113,9 +117,8 @@ impl Recorder {
         })
     }
 
-    /// Counts what all ranks did since the last call, having waited for it.
-    pub fn count(&mut self, tally: Tally) {
-        self.window.tally.add(tally);
+    /// Notes that the host has waited for the device.
+    pub fn waited(&mut self) {
         self.has_waited = true;
     }
 
@@ -126,7 +129,7 @@ impl Recorder {
     /// When the record cannot be written.
     pub fn step(
         &mut self,
-        state: &State,
+        state: &mut State,
         lr: f64,
         times: StepTimes,
         images: usize,
@@ -150,6 +153,7 @@ impl Recorder {
         if state.step.is_multiple_of(self.log_every) {
             let window = std::mem::take(&mut self.window);
             self.write_step(state, lr, &window, gradients)?;
+            state.record_tally = Tally::default();
         }
         Ok(())
     }
@@ -176,7 +180,7 @@ impl Recorder {
         let record = StepRecord {
             step: state.step,
             epoch: state.epoch(),
-            loss: window.tally.loss(),
+            loss: state.record_tally.loss(),
             lr,
             images_per_s: window.throughput.images_per_s(),
             step_ms: mean(total),

@@ -133,7 +133,7 @@ impl Run<'_> {
     }
 
     fn is_at_max_steps(&self) -> bool {
-        self.config.train.max_steps.is_some_and(|max_steps| self.state.step >= max_steps)
+        self.state.is_at_max_steps(&self.config.train)
     }
 
     fn epoch(&mut self) -> Result<EpochEnd> {
@@ -179,8 +179,10 @@ impl Run<'_> {
         let parts =
             batch.microbatches(self.config.train.batch_size_per_rank, self.world.world_size);
         let mut data = Duration::ZERO;
+        let (link, epoch, step) = (self.link, self.state.epoch(), self.state.step);
         let microbatches = parts.into_iter().map(|part| {
             let started = Instant::now();
+            link.state(Phase::Training, epoch, step); // a step of many may take long
             let indices = &order[part.local];
             let images = match &self.augmenter {
                 Some(augmenter) => {
@@ -210,7 +212,8 @@ impl Run<'_> {
         times.total = started.elapsed();
         self.state.epoch_seconds += times.total.as_secs_f64();
         let Self { recorder, state, optimizer, replica, .. } = self;
-        let gradients = || (optimizer.grad_norm(&replica.flat), loss_scaling(optimizer, state));
+        let step = state.step;
+        let gradients = || (optimizer.grad_norm(&replica.flat), loss_scaling(optimizer, step));
         recorder.step(state, lr, times, batch.global.len(), gradients)?;
         self.report();
         Ok(stop)
@@ -242,7 +245,8 @@ impl Run<'_> {
         self.check_finite("training loss", tally.loss_sum, lr)?;
         self.check_loss_scale(lr)?;
         self.state.epoch_tally.add(tally);
-        self.recorder.count(tally);
+        self.state.record_tally.add(tally);
+        self.recorder.waited();
         Ok(stop)
     }
 
@@ -386,9 +390,9 @@ impl Run<'_> {
     }
 }
 
-/// For the record of the step after which a run is at `state`.
-fn loss_scaling(optimizer: &Optimizer, state: &State) -> Option<LossScaling> {
+/// For the record of step `step`.
+fn loss_scaling(optimizer: &Optimizer, step: u64) -> Option<LossScaling> {
     let scaler = optimizer.loss_scaler()?;
-    let skipped_steps = state.step.saturating_sub(optimizer.steps());
+    let skipped_steps = step.saturating_sub(optimizer.steps());
     Some(LossScaling { loss_scale: scaler.scale.into(), skipped_steps })
 }

@@ -9,7 +9,7 @@ use comm::Communicator;
 use comm::bootstrap::Backend;
 use comm::control::Phase;
 use comm::env::World;
-use job::config::{self, CommBackend, Config, Overlap};
+use job::config::{self, CommBackend, Config, Dataset, Overlap};
 use job::dataset::{self, DataSet, Source};
 use job::network::Network;
 use job::run_dir::{Resume, RunDir};
@@ -18,7 +18,7 @@ use tch::{Device, Kind, Tensor};
 use tracing::{info, warn};
 
 use crate::arithmetic::Arithmetic;
-use crate::checkpoint::{self, CheckpointError, State};
+use crate::checkpoint::{self, CheckpointError, Found, State};
 use crate::cli::TrainArgs;
 use crate::cuda_graph::{Circumstances, StepGraph};
 use crate::data::{Augmenter, Images};
@@ -72,8 +72,13 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
     let mut flat = Flat::new(tensors, device, &*communicator)?;
     init::initialize(&mut flat, config.train.seed);
     let train = Images::new(&data_set.train, &data_set.normalization, device);
-    init::whiten(&mut flat, &train);
-    if let Some(file) = config.model.from_torchvision.as_deref().filter(|_| world.rank == 0) {
+    init::whiten(&mut flat, &train, config.data.dataset == Dataset::ImageFolder);
+    let found = match world.rank {
+        0 => find_checkpoint(&args.resume, &run_dir)?,
+        _ => None,
+    };
+    let from_torchvision = config.model.from_torchvision.as_deref();
+    if let Some(file) = from_torchvision.filter(|_| world.rank == 0 && found.is_none()) {
         pretrained::load_torchvision(file, &mut flat)?;
     }
     // Several microbatches add up in f32, and so in the flat buffer.
@@ -105,7 +110,10 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
     let mut ema = Ema::new(&config.train, &replica.flat);
     let mut progress =
         Progress { flat: &mut replica.flat, optimizer: &mut optimizer, ema: ema.as_mut() };
-    let state = resume(&args.resume, &config, &run_dir, &mut progress, start, world)?;
+    let state = match found {
+        Some(found) => resume(found, &config, &run_dir, &mut progress, start)?,
+        None => start,
+    };
     let mut state = share(&*communicator, progress, state)?;
     if arithmetic == Arithmetic::Fp16 {
         optimizer.scale_losses(state.loss_scaler.unwrap_or_default());
@@ -210,6 +218,7 @@ fn agree(communicator: &dyn Communicator, device: Device, what: &str, mine: &str
     let _ = digests.get(rank as i64).fill_(i64::from(u32::from_le_bytes([a, b, c, d])));
     torch_ext::collective::all_reduce(communicator, &mut digests, comm::ReduceOp::Sum)?;
     let digests = Vec::<i64>::try_from(&digests)?;
+    communicator.check()?; // on a GPU a late rank shows here
     match digests.iter().position(|digest| *digest != digests[0]) {
         None => Ok(()),
         Some(other) => Err(TrainError::Setup(format!(
@@ -225,29 +234,30 @@ struct Progress<'a> {
     ema: Option<&'a mut Ema>,
 }
 
-/// On rank 0, loads the checkpoint to go on from, if there is one, and says where it was.
+/// The checkpoint to go on from, if there is one: the run's own or, until it has one, what it begins from.
+fn find_checkpoint(resume: &Resume, run_dir: &RunDir) -> Result<Option<Found>> {
+    let origin = match resume {
+        Resume::Never => return Ok(None),
+        Resume::From(folder) => Some(folder.clone()),
+        Resume::Auto => run_dir.origin(),
+    };
+    if let Some(own) = checkpoint::find(&run_dir.checkpoints_dir())? {
+        return Ok(Some(own));
+    }
+    let Some(folder) = origin else { return Ok(None) };
+    let found = checkpoint::find(&folder)?.ok_or_else(|| CheckpointError::none_in(&folder))?;
+    Ok(Some(found))
+}
+
+/// Loads a checkpoint and says where it was.
 fn resume(
-    resume: &Resume,
+    found: Found,
     config: &Config,
     run_dir: &RunDir,
     progress: &mut Progress<'_>,
     start: State,
-    world: World,
 ) -> Result<State> {
-    if world.rank != 0 {
-        return Ok(start);
-    }
-    let own = checkpoint::find(&run_dir.checkpoints_dir())?;
-    // Another run's best checkpoint is not in this directory.
-    let is_own = own.is_some();
-    let found = match (own, resume) {
-        (Some(own), Resume::Auto | Resume::From(_)) => Some(own),
-        (None, Resume::From(folder)) => Some(checkpoint::find(folder)?.ok_or_else(|| {
-            CheckpointError::NoneGood { path: folder.clone(), tried: Vec::new() }
-        })?),
-        _ => None,
-    };
-    let Some(found) = found else { return Ok(start) };
+    let is_own = found.path.starts_with(run_dir.checkpoints_dir());
     for refused in &found.refused {
         warn!("{refused}; taking an older one");
     }
@@ -276,11 +286,19 @@ fn resume(
         None => {}
     }
     info!("going on from {} at step {}", found.path.display(), found.state.step);
-    if found.state.world_size != world.world_size {
+    if found.state.world_size != start.world_size {
+        let effect = match config.train.global_batch_size {
+            Some(_) => "the global batch stays",
+            None => "the global batch changes",
+        };
         warn!(
-            "the checkpoint was written by {} ranks, now there are {}: the global batch changes",
-            found.state.world_size, world.world_size
+            "the checkpoint was written by {} ranks, now there are {}: {effect}",
+            found.state.world_size, start.world_size
         );
+    }
+    if is_own && found.state.is_best() {
+        // The run may have ended before it could say so.
+        checkpoint::point(checkpoint::Link::Best, &found.path)?;
     }
     let State { world_size, data_set, .. } = start;
     let mut state = State { world_size, data_set, ..found.state };

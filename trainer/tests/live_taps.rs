@@ -53,7 +53,8 @@ fn untrained(live_taps: bool, optimizer: &config::Optimizer) -> (Replica, Optimi
         if live_taps { network.live_parameter_count() } else { network.parameter_count() };
     assert_eq!(flat.parameters.numel(), expected);
     initialize(&mut flat, 0);
-    let optimizer = Optimizer::new(optimizer, &flat);
+    let mut optimizer = Optimizer::new(optimizer, &flat);
+    optimizer.compute_in(Arithmetic::Fp32); // bf16 is slow on CPUs without it
     let model = Module::new(&network, &flat);
     let replica = Replica {
         flat,
@@ -205,10 +206,10 @@ fn muon_makes_the_same_matrices_orthogonal_with_and_without_dead_taps() {
     for (index, (name, tensor)) in live.iter().enumerate() {
         let (other, initial) = (&whole[index].1, &initial[index].1);
         if name.ends_with("weight") {
-            // A kernel without its dead columns is multiplied, and rounded to bf16, in another order.
+            // A kernel without its dead columns is multiplied in another order.
             let size = |tensor: Tensor| tensor.norm().double_value(&[]);
             let found = size(tensor - other) / size(other - initial);
-            assert!(found < 0.02, "{name} differs by {found}");
+            assert!(found < 1e-3, "{name} differs by {found}");
         }
         if name == "layer4.1.conv2.weight" {
             let corner = |tensor: &Tensor| tensor.select(2, 0).select(2, 0);

@@ -50,8 +50,14 @@ struct Job {
 
 impl Job {
     fn new(training: &str) -> Self {
+        Self::logging_every(1, training)
+    }
+
+    fn logging_every(steps: u64, training: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("config.yaml"), format!("{CONFIG}{training}")).unwrap();
+        let log_every = format!("log_every: {steps}");
+        let text = format!("{}{training}", CONFIG.replace("log_every: 1", &log_every));
+        fs::write(folder.path().join("config.yaml"), text).unwrap();
         Self { folder }
     }
 
@@ -144,7 +150,9 @@ fn assert_same(cut: &Job, whole: &Job) {
         assert!(cut.bytes(file) == whole.bytes(file), "{file} differs");
     }
     assert_eq!(cut.records(), whole.records());
-    assert_eq!(cut.records().len() as u64, 3 * STEPS_PER_EPOCH + 3);
+    assert_eq!(cut.records().iter().filter(|record| record["kind"] == "epoch").count(), 3);
+    let last = cut.records().iter().rfind(|record| record["kind"] == "step").cloned().unwrap();
+    assert_eq!(last["step"], 3 * STEPS_PER_EPOCH);
 }
 
 #[test]
@@ -192,8 +200,48 @@ fn a_run_in_fp16_goes_on_with_its_loss_scale() {
 }
 
 #[test]
+fn a_run_that_is_done_within_an_epoch_keeps_its_records_when_it_is_started_again() {
+    let job = Job::new(&FP32.replace("epochs: 3", "epochs: 3, max_steps: 7"));
+    job.finish();
+    let records = job.records();
+    let epochs = records.iter().filter(|record| record["kind"] == "epoch");
+    assert_eq!(epochs.map(|record| record["epoch"].clone()).collect::<Vec<_>>(), [1, 2]);
+    job.finish();
+    assert_eq!(job.records(), records);
+}
+
+#[test]
+fn a_run_that_begins_from_another_begins_there_also_after_a_stop_before_its_first_checkpoint() {
+    let [first, second] = [3, 5].map(|steps| {
+        let training = FP32.replace("epochs: 3", &format!("epochs: 3, max_steps: {steps}"));
+        Job::new(&training)
+    });
+    first.finish();
+    let config = job::config::load(&second.folder.path().join("config.yaml"), &[]).unwrap();
+    {
+        let _lock = SPAWNING.lock().unwrap_or_else(PoisonError::into_inner);
+        RunDir::open(&second.run_dir(), &config, &Resume::From(first.run_dir())).unwrap();
+    }
+    second.finish();
+    let steps: Vec<Value> = second.records().iter().map(|record| record["step"].clone()).collect();
+    assert_eq!(steps[..2], [4, 5], "{steps:?}");
+}
+
+#[test]
+fn a_checkpoint_that_does_not_fit_is_the_command_lines_fault() {
+    let job = Job::new(FP32);
+    let empty = tempfile::tempdir().unwrap();
+    let output = spawn(job.command().arg("--resume").arg(empty.path()).stderr(Stdio::piped()))
+        .wait_with_output()
+        .unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{log}");
+    assert!(log.contains("holds no checkpoint"), "{log}");
+}
+
+#[test]
 fn a_run_killed_within_an_epoch_goes_on_bit_for_bit() {
-    let cut = Job::new(FP32);
+    let cut = Job::logging_every(3, FP32);
     let status = cut.watch(|trainer, message| {
         let kill = matches!(message, ToLauncher::Progress { epoch: 2, step: 1.., .. });
         if kill {
@@ -203,7 +251,9 @@ fn a_run_killed_within_an_epoch_goes_on_bit_for_bit() {
     });
     assert_eq!(status.code(), None, "killed");
     cut.finish();
-    assert_same(&cut, &uninterrupted(FP32));
+    let whole = Job::logging_every(3, FP32);
+    whole.finish();
+    assert_same(&cut, &whole); // also the record of steps 4 to 6, of which 4 and 5 were in the epoch before
 }
 
 #[test]

@@ -2,8 +2,10 @@
 //!
 //! It is a run's once `config.yaml` is in it; that file is written whole or not at all.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -22,7 +24,8 @@ pub enum Resume {
     Auto,
     /// The beginning, in a directory that holds no run.
     Never,
-    /// Another run's directory or a checkpoint, in a directory that holds no run.
+    /// Another run's directory or a checkpoint, in a directory that holds no run, or one that began
+    /// there: then its own newest good checkpoint, where it has one.
     From(PathBuf),
 }
 
@@ -155,6 +158,9 @@ impl RunDir {
         let lock = lock(root)?;
         let run_dir = Self { root: root.to_path_buf(), _lock: Some(lock) };
         run_dir.check(config, resume)?;
+        if !run_dir.holds_run() {
+            run_dir.note_origin(resume).map_err(|source| wrong(&run_dir.origin_path(), source))?;
+        }
         for folder in [run_dir.checkpoints_dir(), run_dir.logs_dir()] {
             fs::create_dir_all(&folder).map_err(|source| wrong(&folder, source))?;
         }
@@ -174,7 +180,12 @@ impl RunDir {
         if !self.holds_run() {
             return Ok(());
         }
-        if *resume != Resume::Auto {
+        let goes_on = match resume {
+            Resume::Auto => true,
+            Resume::Never => false,
+            Resume::From(from) => self.origin() == Some(absolute(from)),
+        };
+        if !goes_on {
             return Err(RunDirError::HoldsRun { root });
         }
         let before = config::load(&self.config_path(), &[])
@@ -184,6 +195,31 @@ impl RunDir {
             true => Ok(()),
             false => Err(RunDirError::Different { root, differences }),
         }
+    }
+
+    /// Keeps where a run starts from that is not the beginning: until its first checkpoint, nothing
+    /// else tells.
+    fn note_origin(&self, resume: &Resume) -> io::Result<()> {
+        match resume {
+            Resume::From(from) => files::write_atomically(
+                &self.origin_path(),
+                absolute(from).as_os_str().as_encoded_bytes(),
+            ),
+            Resume::Auto | Resume::Never => match fs::remove_file(self.origin_path()) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            },
+        }
+    }
+
+    /// The checkpoint or run that this one began from, where it was told to with [`Resume::From`].
+    pub fn origin(&self) -> Option<PathBuf> {
+        let path = fs::read(self.origin_path()).ok()?;
+        Some(PathBuf::from(OsString::from_vec(path)))
+    }
+
+    fn origin_path(&self) -> PathBuf {
+        self.root.join("resumed_from")
     }
 
     /// Whether a run was started here.
@@ -281,6 +317,11 @@ pub fn lock(root: &Path) -> Result<File, RunDirError> {
     Ok(file)
 }
 
+/// Without looking at the disk, so that it is the same when the folder is gone.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
+}
+
 fn host() -> String {
     let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     if name.trim().is_empty() { "this machine".to_string() } else { name.trim().to_string() }
@@ -359,6 +400,25 @@ mod tests {
         let error = RunDir::open(&folder.path().join("b"), &config(3), &missing).unwrap_err();
         assert!(matches!(error, RunDirError::NoSource { .. }), "{error}");
         assert!(!folder.path().join("b").exists());
+    }
+
+    #[test]
+    fn a_run_that_began_from_another_goes_on_by_the_same_command_or_by_auto() {
+        let folder = tempfile::tempdir().unwrap();
+        let [a, b, c] = ["a", "b", "c"].map(|name| folder.path().join(name));
+        for other in [&a, &c] {
+            drop(RunDir::open(other, &config(3), &Resume::Auto).unwrap());
+        }
+        let from = Resume::From(a.clone());
+        for resume in [&from, &from, &Resume::Auto] {
+            let run_dir = RunDir::open(&b, &config(3), resume).unwrap();
+            assert_eq!(run_dir.origin(), Some(a.clone()));
+        }
+        let error = RunDir::open(&b, &config(3), &Resume::From(c.clone())).unwrap_err();
+        assert!(matches!(error, RunDirError::HoldsRun { .. }), "{error}");
+        let error = RunDir::open(&b, &config(4), &from).unwrap_err();
+        assert!(matches!(error, RunDirError::Different { .. }), "{error}");
+        assert_eq!(RunDir::at(&c).origin(), None);
     }
 
     #[test]

@@ -68,8 +68,8 @@ fn candidates(path: &Path) -> Result<Vec<PathBuf>> {
         let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
         if is_folder && (name.starts_with("epoch-") || name.starts_with("step-")) {
             // Without a readable state it cannot be loaded; it comes last, to be reported.
-            let step = read_state(&entry.path()).map_or(0, |state| state.step);
-            found.push((step, name, entry.path()));
+            let age = read_state(&entry.path()).map_or((0, 0), |state| state.age());
+            found.push((age, name, entry.path()));
         }
     }
     found.sort();

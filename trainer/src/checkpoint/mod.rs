@@ -78,6 +78,13 @@ pub enum CheckpointError {
     },
 }
 
+impl CheckpointError {
+    /// Nothing in `path` looks like a checkpoint.
+    pub fn none_in(path: &Path) -> Self {
+        Self::NoneGood { path: path.to_owned(), tried: Vec::new() }
+    }
+}
+
 fn because(tried: &[String]) -> String {
     if tried.is_empty() { String::new() } else { format!(": {}", tried.join("; ")) }
 }

@@ -15,11 +15,11 @@ use super::{Result, STATE, State, TEMPORARY, io_error};
 pub fn prune(checkpoints: &Path, keep: usize) -> Result<()> {
     let target = |link: Link| fs::read_link(checkpoints.join(link.name())).unwrap_or_default();
     let (best, latest) = (target(Link::Best), target(Link::Latest));
-    let step_of = |folder: &Path| {
+    let age_of = |folder: &Path| {
         let state = fs::read(folder.join(STATE)).unwrap_or_default();
-        serde_json::from_slice::<State>(&state).map_or(0, |state| state.step)
+        serde_json::from_slice::<State>(&state).map_or((0, 0), |state| state.age())
     };
-    let newest = step_of(&checkpoints.join(&latest));
+    let newest = age_of(&checkpoints.join(&latest));
     let mut complete = Vec::new();
     for entry in fs::read_dir(checkpoints).map_err(io_error("read", checkpoints))? {
         let entry = entry.map_err(io_error("read", checkpoints))?;
@@ -27,9 +27,9 @@ pub fn prune(checkpoints: &Path, keep: usize) -> Result<()> {
         if name.starts_with(TEMPORARY) || name.ends_with(".replaced") {
             remove(&entry.path())?;
         } else if name.starts_with("epoch-") || name.starts_with("step-") {
-            let step = step_of(&entry.path());
-            if step <= newest {
-                complete.push((step, name));
+            let age = age_of(&entry.path());
+            if age <= newest {
+                complete.push((age, name));
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Where a run is.
 
+use job::config;
 use job::dataset::Description;
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +20,9 @@ pub struct State {
     pub step: u64,
     /// What was counted in the epoch in progress.
     pub epoch_tally: Tally,
+    /// What was counted since the last record of a step.
+    #[serde(default)]
+    pub record_tally: Tally,
     /// Seconds spent in the epoch in progress.
     pub epoch_seconds: f64,
     /// The best accuracy on the test set so far, and after how many epochs.
@@ -46,6 +50,7 @@ impl State {
             samples_into_epoch: 0,
             step: 0,
             epoch_tally: Tally::default(),
+            record_tally: Tally::default(),
             epoch_seconds: 0.0,
             best_test_accuracy: None,
             world_size,
@@ -61,6 +66,23 @@ impl State {
         self.epochs_completed + 1
     }
 
+    /// Whether `train.max_steps` is reached.
+    pub fn is_at_max_steps(&self, train: &config::Train) -> bool {
+        train.max_steps.is_some_and(|max_steps| self.step >= max_steps)
+    }
+
+    /// Whether an epoch has just ended whose evaluation was better than those before.
+    pub fn is_best(&self) -> bool {
+        let best_epoch = self.best_test_accuracy.map(|(_, epoch)| epoch);
+        self.samples_into_epoch == 0 && best_epoch == Some(self.epochs_completed)
+    }
+
+    /// Orders checkpoints of one run by age. One that was saved when asked to stop at the end of an epoch has
+    /// the step of the one that the epoch ends with.
+    pub fn age(&self) -> (u64, usize) {
+        (self.step, self.epochs_completed)
+    }
+
     /// The name of its checkpoint's folder: after a whole epoch `epoch-0003`, within one
     /// `step-0001234`.
     pub fn checkpoint_name(&self) -> String {
@@ -69,5 +91,35 @@ impl State {
         } else {
             format!("step-{:07}", self.step)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(epochs_completed: usize, samples_into_epoch: usize, step: u64) -> State {
+        let start = State::start(1, String::new());
+        State { epochs_completed, samples_into_epoch, step, ..start }
+    }
+
+    #[test]
+    fn of_two_checkpoints_of_one_step_that_of_the_whole_epoch_is_newer() {
+        let stopped = after(0, 160, 10);
+        let complete = after(1, 0, 10);
+        assert!(stopped.age() < complete.age() && complete.age() < after(1, 16, 11).age());
+        assert_eq!(stopped.checkpoint_name(), "step-0000010");
+        assert_eq!(complete.checkpoint_name(), "epoch-0001");
+    }
+
+    #[test]
+    fn the_best_is_the_one_right_after_its_evaluation() {
+        let best_test_accuracy = Some((0.5, 2));
+        let is_best = |state| State { best_test_accuracy, ..state }.is_best();
+        assert!(is_best(after(2, 0, 20)));
+        assert!(
+            !is_best(after(2, 16, 21)) && !is_best(after(3, 0, 30)) && !is_best(after(1, 0, 10))
+        );
+        assert!(!after(0, 0, 0).is_best());
     }
 }

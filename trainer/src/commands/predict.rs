@@ -14,12 +14,11 @@ use super::Answer;
 use super::trained::Trained;
 use crate::data::Images;
 use crate::device::{self, DeviceKind};
+use crate::eval::batch_size;
 use crate::model::Mode;
 use crate::step::Replica;
 use crate::{Result, TrainError};
 
-/// Images that go through the network together.
-const BATCH_SIZE: usize = 100;
 /// Classes that are named of each image.
 const MOST_CLASSES: usize = 5;
 
@@ -63,7 +62,8 @@ pub fn predict(args: &PredictArgs) -> Result<Answer> {
     let replica = trained.replica(trained.weights(args.ema)?, device, &*nobody)?;
     let description = trained.data_set()?;
     let mut predictions = Vec::new();
-    for images in args.images.chunks(BATCH_SIZE) {
+    let [_, height, width] = description.shape;
+    for images in args.images.chunks(batch_size(height * width)) {
         predictions.extend(predict_batch(images, &replica, description)?);
     }
     let text = match args.json {

@@ -37,12 +37,7 @@ impl Trained {
         if !path.exists() {
             return Err(TrainError::Usage(format!("{}: no such checkpoint", path.display())));
         }
-        let found = checkpoint::find(path)
-            .and_then(|found| {
-                let (path, tried) = (path.to_owned(), Vec::new());
-                found.ok_or(CheckpointError::NoneGood { path, tried })
-            })
-            .map_err(|error| TrainError::Usage(error.to_string()))?;
+        let found = checkpoint::find(path)?.ok_or_else(|| CheckpointError::none_in(path))?;
         for refused in &found.refused {
             warn!("{refused}; taking an older one");
         }
@@ -97,10 +92,7 @@ impl Trained {
         let network = Network::new(&self.config.model, *shape, classes.len());
         let tensors = network.tensors(self.config.performance.live_taps);
         let mut flat = Flat::new(tensors, device, communicator)?;
-        checkpoint::load_weights(&self.path, weights, &mut flat).map_err(|error| match error {
-            CheckpointError::DoesNotFit { .. } => TrainError::Usage(error.to_string()),
-            other => other.into(),
-        })?;
+        checkpoint::load_weights(&self.path, weights, &mut flat)?;
         for tensor in [&mut flat.parameters, &mut flat.buffers] {
             torch_ext::collective::broadcast(communicator, tensor, 0)?;
         }

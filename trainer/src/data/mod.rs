@@ -90,6 +90,11 @@ impl Images {
         self.len() == 0
     }
 
+    /// Pixels of an image.
+    pub fn area(&self) -> usize {
+        (self.pixels.size()[1] * self.pixels.size()[2]) as usize
+    }
+
     /// The images of these indices, unchanged but for normalisation.
     pub fn batch(&self, indices: &[u32]) -> Batch {
         let index = self.index(indices);

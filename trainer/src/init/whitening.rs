@@ -15,20 +15,27 @@ const CHUNK: usize = 250;
 /// Added to the variance of a direction, so that faint ones are not blown up.
 const EPS: f64 = 5e-4;
 
-/// Fills every weight of `flat` that starts as [`Init::Whitening`] from the first of `train`.
-pub fn whiten(flat: &mut Flat, train: &Images) {
+/// Fills every weight of `flat` that starts as [`Init::Whitening`] from the first of `train`; where they are
+/// `sorted` by class, from some of every class.
+pub fn whiten(flat: &mut Flat, train: &Images, sorted: bool) {
     let wanted = flat.specs().filter(|spec| spec.init == Init::Whitening);
     let wanted: Vec<_> = wanted.map(|spec| (spec.name.clone(), spec.shape[2])).collect();
     for (name, kernel) in wanted {
-        let filters = filters(&patch_moments(train, kernel as i64), kernel as i64);
+        let moments = patch_moments(train, &some_of(train.len(), sorted), kernel as i64);
+        let filters = filters(&moments, kernel as i64);
         tch::no_grad(|| flat.tensor(&name).copy_(&filters));
     }
 }
 
+/// Indices of at most [`IMAGES`] of `all` images: the first, or evenly spread.
+fn some_of(all: usize, spread: bool) -> Vec<u32> {
+    let count = all.min(IMAGES);
+    (0..count).map(|index| if spread { index * all / count } else { index } as u32).collect()
+}
+
 /// Second moments of all patches of `kernel` x `kernel` pixels of normalised images:
 /// `[C kernel kernel]` squared, f64.
-fn patch_moments(train: &Images, kernel: i64) -> Tensor {
-    let indices: Vec<u32> = (0..train.len().min(IMAGES) as u32).collect();
+fn patch_moments(train: &Images, indices: &[u32], kernel: i64) -> Tensor {
     let (mut moments, mut count) = (Tensor::from(0.0), 0);
     for chunk in indices.chunks(CHUNK) {
         let images = train.batch(chunk).images.to_device(Device::Cpu).to_kind(Kind::Double);
@@ -58,6 +65,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn images_sorted_by_class_are_taken_from_all_over() {
+        assert_eq!(some_of(50_000, true)[..3], [0, 10, 20]);
+        assert_eq!(some_of(50_000, true).last(), Some(&49_990));
+        assert_eq!(some_of(50_000, false).last(), Some(&4_999));
+        assert_eq!(some_of(3, true), [0, 1, 2]);
+    }
+
+    #[test]
     fn what_filters_make_of_patches_is_uncorrelated_with_variance_one() {
         let mut state = 1u32;
         // Neighbours are alike, as in photographs.
@@ -74,7 +89,8 @@ mod tests {
         };
         let normalization = Normalization { mean: vec![0.4, 0.5, 0.6], std: vec![0.2, 0.25, 0.3] };
         let images = Images::new(&split, &normalization, Device::Cpu);
-        let filters = filters(&patch_moments(&images, 2), 2).to_kind(Kind::Float);
+        let filters =
+            filters(&patch_moments(&images, &some_of(64, false), 2), 2).to_kind(Kind::Float);
         assert_eq!(filters.size(), [24, 3, 2, 2]);
         assert_eq!(filters.narrow(0, 12, 12), -filters.narrow(0, 0, 12));
 

@@ -71,18 +71,17 @@ impl Module {
         self.has_dropout || skips_blocks(&self.layers)
     }
 
-    /// Sets what the next passes in [`Mode::Train`] draw from.
+    /// Sets what the next passes in [`Mode::Train`] draw from. Each of them drops other numbers.
     pub fn set_draw(&self, draw: Draw) {
         self.draw.set(draw);
+        if self.has_dropout {
+            draw.seed_dropout();
+        }
     }
 
     /// Images `[N, C, H, W]` to logits `[N, classes]`.
     pub fn forward(&self, images: &Tensor, mode: Mode) -> Tensor {
-        let draw = self.draw.get();
-        if mode == Mode::Train && self.has_dropout {
-            draw.seed_dropout();
-        }
-        forward(&self.layers, images, Pass { mode, draw })
+        forward(&self.layers, images, Pass { mode, draw: self.draw.get() })
     }
 }
 
@@ -258,5 +257,34 @@ impl Residual {
             }
         }
         forward(&self.body, &input, pass) + past()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use comm::bootstrap::{Backend, connect};
+    use comm::env::World;
+    use job::config;
+    use tch::{Device, Kind};
+
+    use super::*;
+    use crate::init;
+
+    #[test]
+    fn each_microbatch_of_a_step_drops_other_numbers() {
+        let model = config::Model {
+            name: "wrn16_8".parse().unwrap(),
+            dropout: Some(0.5),
+            ..config::Model::default()
+        };
+        let network = Network::new(&model, [3, 8, 8], 10);
+        let alone = connect(Backend::Shm, World::SINGLE, None, std::time::Duration::MAX).unwrap();
+        let mut flat = Flat::new(network.tensors(true), Device::Cpu, &*alone).unwrap();
+        init::initialize(&mut flat, 0);
+        let module = Module::new(&network, &flat);
+        let images = Tensor::ones([2, 3, 8, 8], (Kind::Float, Device::Cpu));
+        module.set_draw(Draw::default());
+        let [first, second] = tch::no_grad(|| [0, 1].map(|_| module.forward(&images, Mode::Train)));
+        assert!(first != second);
     }
 }

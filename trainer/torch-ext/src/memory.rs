@@ -63,10 +63,15 @@ pub fn peak_rss_bytes() -> u64 {
 /// fifth of a step's time where activations are large. Of other C libraries, changes nothing.
 pub fn keep_freed_memory() {
     #[cfg(target_env = "gnu")]
-    for parameter in [libc::M_MMAP_THRESHOLD, libc::M_TRIM_THRESHOLD] {
-        // SAFETY: changes a setting of the allocator, which takes its own lock. Where it is refused, all
-        // stays as it was.
-        unsafe { libc::mallopt(parameter, i32::MAX) };
+    {
+        // SAFETY: changes a setting of the allocator, which takes its own lock.
+        let set = |parameter, value| unsafe { libc::mallopt(parameter, value) } == 1;
+        // Older glibc takes no more than 32 MiB for the first. The second alone would make things
+        // worse: it keeps the first from growing with the blocks that are freed.
+        let is_set = set(libc::M_MMAP_THRESHOLD, i32::MAX) || set(libc::M_MMAP_THRESHOLD, 32 << 20);
+        if is_set {
+            set(libc::M_TRIM_THRESHOLD, i32::MAX);
+        }
     }
 }
 
