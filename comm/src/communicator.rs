@@ -122,7 +122,9 @@ unsafe impl Send for SharedMemory {}
 /// A group of ranks that call collectives together.
 ///
 /// The blocking methods are safe: the buffer is borrowed until they return. [`Self::start`] is
-/// what a backend implements, and lets a collective run while the caller does something else.
+/// what a backend implements, and lets a collective run while the caller does something else. On device
+/// memory they return as soon as the collective is queued on the device, in order with what the caller
+/// queues there; [`Self::check`] tells afterwards whether it was good.
 pub trait Communicator: Send + Sync {
     /// This process's place, from 0.
     fn rank(&self) -> usize;
@@ -144,7 +146,7 @@ pub trait Communicator: Send + Sync {
     /// [`crate::CommError`] when the communicator has already failed or cannot do this.
     unsafe fn start(&self, collective: Collective, buffer: RawBuffer) -> Result<Work>;
 
-    /// Runs a collective to its end. A backend overrides this where that is cheaper than starting it
+    /// Runs a collective to its end, on device memory to where it is queued. A backend overrides this where that is cheaper than starting it
     /// and waiting.
     ///
     /// # Safety
@@ -202,7 +204,8 @@ pub trait Communicator: Send + Sync {
     /// Reduces `buffer` over all ranks, in place.
     ///
     /// # Errors
-    /// [`crate::CommError`]; it names the peer that is gone or late.
+    /// [`crate::CommError`]; it names the peer that is gone or late, where the backend knows it: NCCL and
+    /// MPI without shared memory do not, and the launcher finds out.
     fn all_reduce(&self, buffer: BufferMut<'_>, op: ReduceOp) -> Result<()> {
         run(self, Collective::AllReduce(op), buffer)
     }

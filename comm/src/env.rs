@@ -53,6 +53,8 @@ const OPEN_MPI: Names = [
 ];
 const HYDRA: Names = ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"];
 const SLURM: Names = ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"];
+/// Tasks of each node of the step, as in `4(x2),3`.
+const SLURM_TASKS: &str = "SLURM_STEP_TASKS_PER_NODE";
 
 impl World {
     /// A job of one process.
@@ -78,18 +80,21 @@ impl World {
     /// # Errors
     /// As [`Self::from_env`].
     pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        // An `sbatch` script without `srun` has SLURM_PROCID=0 too; only a step has a step id.
+        let in_step = lookup("SLURM_STEP_ID").is_some() && lookup(SLURM[0]).is_some();
         let starters = [
             (LAUNCHER, StartedBy::Launcher),
             (OPEN_MPI, StartedBy::Mpirun),
             (HYDRA, StartedBy::Mpirun),
         ];
         for (names, started_by) in starters {
-            if lookup(names[0]).is_some() {
+            // Slurm's PMI says of the ranks, as Hydra does, and nothing of the machines.
+            let is_slurms = names == HYDRA && in_step && lookup(names[2]).is_none();
+            if lookup(names[0]).is_some() && !is_slurms {
                 return Self::read(&lookup, names, started_by);
             }
         }
-        // An `sbatch` script without `srun` has SLURM_PROCID=0 too; only a step has a step id.
-        if lookup("SLURM_STEP_ID").is_some() && lookup(SLURM[0]).is_some() {
+        if in_step {
             return Self::read(&lookup, SLURM, StartedBy::Srun);
         }
         Ok(Self::SINGLE)
@@ -113,7 +118,15 @@ impl World {
         };
         let (rank, world_size) = (required(names[0])?, required(names[1])?);
         let local_rank = number(names[2])?.unwrap_or(rank);
-        let local_world_size = number(names[3])?.unwrap_or(world_size);
+        let tasks = match started_by {
+            StartedBy::Srun => lookup(SLURM_TASKS).zip(number("SLURM_NODEID")?),
+            _ => None,
+        };
+        let here = tasks.and_then(|(tasks, node)| tasks_of_node(&tasks, node));
+        let local_world_size = match here {
+            Some(here) => here,
+            None => number(names[3])?.unwrap_or(world_size),
+        };
         if rank >= world_size || local_rank >= local_world_size {
             return Err(CommError::Environment(format!(
                 "{}={rank} of {}={world_size}, {}={local_rank} of {}={local_world_size}: \
@@ -134,6 +147,22 @@ impl World {
             (local_world_size, self.local_world_size.to_string()),
         ]
     }
+}
+
+/// From Slurm's list of tasks by node, as in `4(x2),3`: two nodes of four, then one of three.
+fn tasks_of_node(list: &str, node: usize) -> Option<usize> {
+    let mut before = 0;
+    for entry in list.split(',') {
+        let (tasks, nodes) = match entry.split_once("(x") {
+            Some((tasks, nodes)) => (tasks, nodes.strip_suffix(')')?.parse().ok()?),
+            None => (entry, 1),
+        };
+        before += nodes;
+        if node < before {
+            return tasks.parse().ok();
+        }
+    }
+    None
 }
 
 #[cfg(test)]
@@ -163,6 +192,31 @@ mod tests {
         let world = world(&both).unwrap();
         assert_eq!((world.rank, world.world_size, world.local_rank), (1, 2, 1));
         assert_eq!(world.started_by, StartedBy::Launcher);
+    }
+
+    #[test]
+    fn slurms_own_pmi_does_not_say_where_ranks_are_and_the_step_does() {
+        let step = [
+            ("PMI_RANK", "4"),
+            ("PMI_SIZE", "11"),
+            ("SLURM_STEP_ID", "0"),
+            ("SLURM_PROCID", "4"),
+            ("SLURM_NTASKS", "11"),
+            ("SLURM_LOCALID", "0"),
+            ("SLURM_NODEID", "1"),
+            ("SLURM_STEP_TASKS_PER_NODE", "4(x2),3"),
+        ];
+        let found = world(&step).unwrap();
+        let place = (found.rank, found.world_size, found.local_rank, found.local_world_size);
+        assert_eq!((place, found.started_by), ((4, 11, 0, 4), StartedBy::Srun));
+        let hydra = [&step[..], &[("MPI_LOCALRANKID", "2"), ("MPI_LOCALNRANKS", "6")]].concat();
+        let found = world(&hydra).unwrap();
+        assert_eq!((found.local_rank, found.started_by), (2, StartedBy::Mpirun));
+        assert_eq!(
+            [0, 1, 2, 3].map(|node| tasks_of_node("4(x2),3", node)).map(Option::unwrap_or_default),
+            [4, 4, 3, 0]
+        );
+        assert_eq!(tasks_of_node("many", 0), None);
     }
 
     #[test]

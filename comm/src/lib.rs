@@ -2,8 +2,8 @@
 //!
 //! A [`Communicator`] moves gradients: over NCCL between GPUs, through one shared-memory segment
 //! between CPU ranks of a machine, over MPI between machines. It knows nothing of tensors: a buffer
-//! is an address, a length, a dtype and a place. Every wait has a deadline, and every failure names
-//! the rank that caused it.
+//! is an address, a length, a dtype and a place. Every wait has a deadline, but for MPI's own start; a
+//! failure names the rank that caused it where the backend can know it.
 //!
 //! [`control`] is the other plane: small messages between a trainer and its launcher. It never
 //! carries tensors, and nothing here waits for it once the ranks are connected.

@@ -33,6 +33,8 @@ table! {
     fn cudaSetDevice(c_int) -> ErrorCode;
     /// <https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__ERROR.html>
     fn cudaGetErrorString(ErrorCode) -> *const c_char;
+    /// The same page; forgets the thread's last error.
+    fn cudaGetLastError() -> ErrorCode;
     /// <https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__STREAM.html>
     fn cudaStreamCreateWithFlags(*mut *mut c_void, c_uint) -> ErrorCode;
     /// <https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__STREAM.html>
@@ -229,6 +231,10 @@ impl Cuda {
         if code == SUCCESS {
             return Ok(());
         }
+        // It is returned from here: the next who asks CUDA for the thread's last error, as libtorch does after
+        // its kernels, must not take it for one of its own.
+        // SAFETY: plain call.
+        unsafe { (self.functions.cudaGetLastError)() };
         // SAFETY: CUDA keeps the string.
         let text = unsafe { text_of((self.functions.cudaGetErrorString)(code)) };
         Err(Error::Cuda { function, code, text })

@@ -171,7 +171,7 @@ impl Rounds {
                 return Ok(());
             }
             let waited = start.elapsed();
-            if let Some(error) = self.failure(&missing, waited, at) {
+            if let Some(error) = self.failure(round, &missing, waited, at) {
                 return Err(error);
             }
             sleep_on(&bell.round, seen, TICK.min(self.timeout - waited));
@@ -186,8 +186,14 @@ impl Rounds {
             .collect()
     }
 
-    /// Why waiting for `missing` makes no sense any more.
-    fn failure(&self, missing: &[usize], waited: Duration, at: At) -> Option<CommError> {
+    /// Why waiting for `missing` to post `round` makes no sense any more.
+    fn failure(
+        &self,
+        round: u64,
+        missing: &[usize],
+        waited: Duration,
+        at: At,
+    ) -> Option<CommError> {
         let recorded = self.segment.header().failure.read();
         if let Some((by, kind, reason)) = &recorded
             && *kind == FailureKind::Abort as u32
@@ -197,7 +203,12 @@ impl Rounds {
         if let Some(error) = self.interruption.get().and_then(|interruption| interruption()) {
             return Some(error);
         }
-        if let Some(&rank) = missing.iter().find(|&&rank| self.is_gone(rank)) {
+        // One that posted the last round and ended, both since it was looked at, is not missing.
+        let is_lost = |rank: usize| {
+            let posted = &self.segment.slots()[rank].posted;
+            self.is_gone(rank) && !reached(posted.load(SeqCst), round)
+        };
+        if let Some(&rank) = missing.iter().find(|&&rank| is_lost(rank)) {
             let pid = self.segment.slots()[rank].pid.load(Acquire);
             let (op, sequence) = (at.call.name(), at.sequence);
             return Some(CommError::PeerGone { rank: self.name(rank), pid, op, sequence });
