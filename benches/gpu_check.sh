@@ -225,11 +225,11 @@ a_killed_rank_is_named() {
     fi
 }
 
-# Interleaved rounds of each batch size, as many as there is time for. Steps fewer than an epoch has, so that
-# Lockstep's evaluation and checkpoint, which PyTorch's script has not, do not count.
+# Interleaved rounds of each batch size, as many as there is time for; the strongest peers first. Steps fewer
+# than an epoch has, whose last batch is smaller: peers compile or capture anew for it.
 speed() {
     local batch steps batches=${speed:-64,256,1024} most=300 counts=(--gpus 1)
-    local peers=plain,tuned,compile,compile-graph,cuda-graph name each
+    local peers=plain,tuned,cuda-graph,compile,compile-graph name each
     local variants=(--variant fp32:precision=fp32 --variant eager:performance.cuda_graph=off
         --variant separate:performance.fused_batch_norm=false)
     if [ "$device" = cpu ]; then
@@ -247,6 +247,7 @@ speed() {
             --timeout-seconds 90 "${variants[@]}" --no-isolated --peers "$peers" \
             --python "$python" --peer-script "$root/benches/peers/torch_ddp.py" ${data:+--data "$data"} \
             --out "$out/$name" >"$out/$name.log" 2>&1
+        sleep 5 # peers that were cut off may still be ending
         if scaling render "$out/$name/results.json" >"$out/$name.md" 2>>"$out/$name.log"; then
             note "$name beside PyTorch" measured "$out/$name/report.html"
         else

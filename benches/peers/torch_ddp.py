@@ -113,8 +113,9 @@ def read_images(torch, folder: pathlib.Path | None, files=TRAINING):
     """Images [N, 3, 32, 32] u8 and labels [N] i64."""
     if folder is None:
         generator = torch.Generator().manual_seed(0)
-        images = torch.randint(0, 256, (10_000, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator)
-        return images, torch.randint(0, 10, (10_000,), generator=generator)
+        count = 50_000 if files == TRAINING else 10_000  # as CIFAR-10 has
+        images = torch.randint(0, 256, (count, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator)
+        return images, torch.randint(0, 10, (count,), generator=generator)
     batches = folder / "cifar-10-batches-bin"
     folder = batches if batches.is_dir() else folder
     raw = b"".join((folder / name).read_bytes() for name in files)
@@ -277,7 +278,7 @@ def measure(torch, trainer, place, args) -> dict:
     seconds = time.perf_counter() - started
     if on_gpu:
         step_ms = [a.elapsed_time(b) for a, b in itertools.pairwise(marks)]
-        peak_memory_bytes = torch.cuda.max_memory_allocated()
+        peak_memory_bytes = torch.cuda.max_memory_reserved()
     else:
         peak_memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {

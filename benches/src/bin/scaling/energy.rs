@@ -45,7 +45,9 @@ impl Meter {
             }
             Device::Gpu => {
                 let nvml = Nvml::init().ok()?;
-                ("NVML, the GPUs of the ranks", Box::new(move || gpu_joules(&nvml, ranks)))
+                let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
+                let gpus = gpu_numbers(visible.as_deref(), ranks)?;
+                ("NVML, the GPUs of the ranks", Box::new(move || gpu_joules(&nvml, &gpus)))
             }
         };
         source()?;
@@ -94,9 +96,21 @@ impl Samples {
     }
 }
 
-fn gpu_joules(nvml: &Nvml, gpus: usize) -> Option<f64> {
-    let millijoules = |index| nvml.device_by_index(index).ok()?.total_energy_consumption().ok();
-    let each: Option<Vec<u64>> = (0..u32::try_from(gpus).ok()?).map(millijoules).collect();
+/// NVML's numbers of the first `gpus` that CUDA sees, by the value of `CUDA_VISIBLE_DEVICES`, which NVML does
+/// not know of. `None` where it names them otherwise.
+fn gpu_numbers(visible: Option<&str>, gpus: usize) -> Option<Vec<u32>> {
+    match visible {
+        None => (0..gpus).map(|gpu| u32::try_from(gpu).ok()).collect(),
+        Some(list) => {
+            let numbers = list.split(',').take(gpus).map(|gpu| gpu.trim().parse().ok());
+            numbers.collect::<Option<Vec<_>>>().filter(|numbers| numbers.len() == gpus)
+        }
+    }
+}
+
+fn gpu_joules(nvml: &Nvml, gpus: &[u32]) -> Option<f64> {
+    let millijoules = |gpu: &u32| nvml.device_by_index(*gpu).ok()?.total_energy_consumption().ok();
+    let each: Option<Vec<u64>> = gpus.iter().map(millijoules).collect();
     Some(each?.iter().sum::<u64>() as f64 / 1e3)
 }
 
@@ -152,6 +166,14 @@ fn read(path: &Path) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nvml_is_asked_for_the_gpus_that_cuda_sees() {
+        assert_eq!(gpu_numbers(None, 2), Some(vec![0, 1]));
+        assert_eq!(gpu_numbers(Some("3, 1,0"), 2), Some(vec![3, 1]));
+        assert_eq!(gpu_numbers(Some("GPU-5a6b"), 1), None);
+        assert_eq!(gpu_numbers(Some("3"), 2), None);
+    }
 
     #[test]
     fn a_counter_that_starts_again_loses_nothing() {

@@ -17,6 +17,9 @@ use crate::process;
 use crate::record::{Measured, Split};
 use crate::srun;
 
+/// As many made-up images as CIFAR-10 has, and as peers make.
+const MADE_UP: [&str; 2] = ["data.dataset=synthetic", "data.train_images=50000"];
+
 /// Steps that neither we nor the peers count: caches and clocks are still cold.
 pub const WARMUP_STEPS: u64 = 10;
 
@@ -69,13 +72,18 @@ impl Ours {
         let steps = WARMUP_STEPS + self.steps;
         let own = [
             format!("train.max_steps={steps}"),
-            // The evaluation at the end is not timed, but waited for.
+            // Peers only train. What is left, at the end, is not timed, but waited for.
+            "eval.every_epochs=1000000".to_owned(),
+            "checkpoint.every_epochs=1000000".to_owned(),
             "data.test_images=100".to_owned(),
         ];
         let run_dir = folder.join("run");
         let mut command = self.command(case, cell, &run_dir, &[&own, overrides].concat());
         let started = process::run(&mut command, folder, self.timeout_seconds)?;
-        from_metrics(&metrics(&run_dir)?, started, steps)
+        let config = job::config::load(&run_dir.join("config.yaml"), &[])?;
+        let outline =
+            job::dataset::outline(&config.data).map_err(|error| problem(&error.to_string()))?;
+        from_metrics(&metrics(&run_dir)?, started, steps, outline.images[0])
     }
 
     /// Trains until an evaluation shows `target`, or to the end, with everything in `folder`.
@@ -104,8 +112,9 @@ impl Ours {
         command.args([device, &(cell.ranks / cell.nodes).to_string(), "--quiet"]);
         command.arg(&case.config).args(["--resume", "never", "--run-dir"]).arg(run_dir);
         let batch = format!("train.batch_size_per_rank={}", cell.batch_per_rank);
-        let made_up = self.data.is_none().then(|| "data.dataset=synthetic".to_owned());
-        let own = ["train.global_batch_size=null".to_owned(), batch].into_iter().chain(made_up);
+        let made_up = self.data.is_none().then_some(MADE_UP).into_iter().flatten();
+        let own = ["train.global_batch_size=null".to_owned(), batch].into_iter();
+        let own = own.chain(made_up.map(str::to_owned));
         for set in own.chain(self.overrides.iter().chain(overrides).cloned()) {
             command.arg("--set").arg(set);
         }
@@ -229,11 +238,23 @@ fn epochs_from_metrics(text: &str) -> Result<Vec<EpochEnd>> {
     Ok(ends)
 }
 
-/// Reads the metrics of a run of `steps` steps that was started at `command_at`.
+/// Images of which the first `step` steps were, with the last batch of each epoch as small as it is.
+fn images_until(step: u64, global_batch: usize, train_images: usize) -> usize {
+    let per_epoch = train_images.div_ceil(global_batch);
+    let step = step as usize;
+    step / per_epoch * train_images + step % per_epoch * global_batch
+}
+
+/// Reads the metrics of a run of `steps` steps over `train_images` that was started at `command_at`.
 ///
 /// Images/s come from the times of records, not from the summary: so they count all that happens
 /// between steps too, as the peers' do.
-fn from_metrics(text: &str, command_at: OffsetDateTime, steps: u64) -> Result<Measured> {
+fn from_metrics(
+    text: &str,
+    command_at: OffsetDateTime,
+    steps: u64,
+    train_images: usize,
+) -> Result<Measured> {
     let parse = |error: serde_json::Error| problem(&error.to_string());
     let mut raw = Vec::new();
     let (mut lines, mut summary) = (Vec::new(), None);
@@ -265,8 +286,9 @@ fn from_metrics(text: &str, command_at: OffsetDateTime, steps: u64) -> Result<Me
         return Err(problem("no record of a step"));
     };
     let (from, timed) = (&lines[warm], &lines[warm + 1..]);
-    let images = (last.step - from.step) as f64
-        * (world_size * batch_size_per_rank * grad_accum_steps) as f64;
+    let global_batch = world_size * batch_size_per_rank * grad_accum_steps;
+    let until = |line: &StepLine| images_until(line.step, global_batch, train_images);
+    let images = (until(last) - until(from)) as f64;
     let splits: Option<Vec<Split>> = timed.iter().map(StepLine::split).collect();
     Ok(Measured {
         images_per_s: images / (last.time - from.time).as_seconds_f64(),
@@ -297,7 +319,7 @@ mod tests {
 "#;
 
     fn read(text: &str, steps: u64) -> Result<Measured> {
-        from_metrics(text.trim(), datetime!(2026-01-01 00:00:00 UTC), steps)
+        from_metrics(text.trim(), datetime!(2026-01-01 00:00:00 UTC), steps, 50_000)
     }
 
     #[test]
@@ -306,6 +328,15 @@ mod tests {
         assert_eq!(measured.images_per_s, 20.0 * 128.0 / 2.0);
         assert_eq!(measured.step_ms_p50, 99.0);
         assert_eq!(measured.raw.as_array().unwrap().len(), 5);
+    }
+
+    #[test]
+    fn the_last_batch_of_an_epoch_counts_as_what_it_is() {
+        assert_eq!(
+            [0, 1, 3, 4, 5, 8].map(|step| images_until(step, 32, 100)),
+            [0, 32, 96, 100, 132, 200]
+        );
+        assert_eq!(images_until(4, 25, 100), 100);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use job::config::{self, Config, Model, OptimizerName, Stem, Train};
+use job::config::{self, Config, Dataset, Model, Optimizer, OptimizerName, Schedule, Stem, Train};
 
 use crate::cli::{Args, Mode, Variant};
 use crate::error::{BenchError, Result};
@@ -191,7 +191,7 @@ impl Case {
             Batch::Global(size) => format!("{stem}, strong scaling, global batch {size}"),
         };
         let cells = args.sizes().into_iter().map(|(nodes, ranks)| cell(nodes, ranks, batch));
-        let without_peers = why_without_peers(config);
+        let without_peers = why_without_peers(config, args);
         let ours = std::iter::once(Variant::default()).chain(args.variants.iter().cloned());
         let peers = args.peers.iter().filter(|_| !args.no_peers && without_peers.is_none());
         Ok(Self {
@@ -229,7 +229,15 @@ const fn cell(nodes: usize, ranks: usize, batch: Batch) -> Result<Cell> {
 }
 
 /// The peers know the notes' networks, AdamW and no augmentation; something else would be another job.
-fn why_without_peers(config: &Config) -> Option<String> {
+fn why_without_peers(config: &Config, args: &Args) -> Option<String> {
+    if args.data.is_some() && config.data.dataset != Dataset::Cifar10 {
+        return Some("the peers know CIFAR-10 only".to_owned());
+    }
+    let is_default =
+        config.optimizer == Optimizer::default() && config.schedule == Schedule::default();
+    if args.to_accuracy.is_some() && !is_default {
+        return Some("the peers know AdamW's defaults at a constant rate only".to_owned());
+    }
     if config.optimizer.name != OptimizerName::Adamw {
         return Some("the peers know AdamW only".to_owned());
     }
@@ -310,11 +318,20 @@ mod tests {
         );
     }
 
+    fn plan_of(yaml: &str, extra: &[&str]) -> String {
+        plan(yaml, extra).unwrap().cases[0].without_peers.clone().unwrap_or_default()
+    }
+
     #[test]
     fn a_job_that_peers_do_not_know_runs_without_them() {
         let plan = plan("data: {augment: [flip]}", &[]).unwrap();
         assert!(!plan.has_peers());
         assert!(plan.cases[0].without_peers.as_deref().unwrap().contains("augment"));
+        let real = ["--data", "d"];
+        assert!(plan_of("data: {dataset: svhn}", &real).contains("CIFAR-10"));
+        let to_accuracy = ["--data", "d", "--to-accuracy", "0.7"];
+        assert!(plan_of("schedule: {name: cosine}", &to_accuracy).contains("constant rate"));
+        assert_eq!(plan_of("schedule: {name: cosine}", &real), "");
     }
 
     #[test]
