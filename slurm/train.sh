@@ -115,6 +115,6 @@ requeue() {
 case "$code" in
     # scancel and preemption send TERM: then somebody else decides.
     8) [ "$asked" = TERM ] && echo "to go on: scontrol requeue $job" >&2 || requeue ;;
-    4 | 5) requeue ;;
+    4 | 5) [ "$asked" = TERM ] || requeue ;;
 esac
 exit "$code"

@@ -1,21 +1,26 @@
 //! The images of a run, as far as the launcher cares: that they are there, before any rank is started.
 
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
 
 use job::config::{Config, Data, Dataset, Fallback};
 use job::dataset::{self, CIFAR10_DIR, DataError, Problem, Source};
 
+use crate::error::LaunchError;
+
 /// Gets the images where they are not there yet. Where synthetic ones are taken instead, that is noted in
-/// `config`: decided once, for all ranks, and for those who go on with the run.
+/// `data`: decided once, for all ranks, and for those who go on with the run. May be dropped before it is
+/// done.
 ///
 /// # Errors
-/// [`DataError`] when they cannot be had.
-pub fn prepare(config: &mut Config) -> Result<Source, DataError> {
-    let source = prepare_data(&config.data)?;
+/// [`LaunchError::Data`] when they cannot be had.
+pub async fn prepare(data: &mut Data) -> Result<Source, LaunchError> {
+    let wanted = data.clone();
+    let source = in_background(move || prepare_data(&wanted)).await??;
     if let Source::Synthetic { because: Some(reason) } = &source {
         tracing::warn!("training on SYNTHETIC images: {reason}");
-        config.data.fall_back();
+        data.fall_back();
     }
     Ok(source)
 }
@@ -23,10 +28,19 @@ pub fn prepare(config: &mut Config) -> Result<Source, DataError> {
 /// Of all images and labels, to be compared between machines.
 ///
 /// # Errors
-/// [`DataError`] when they cannot be read.
-pub fn hash(source: &Source, config: &Config) -> Result<String, DataError> {
-    let data_set = dataset::load(source, &config.data, config.train.seed)?;
-    Ok(data_set.hash().to_hex().to_string())
+/// [`LaunchError::Data`] when they cannot be read.
+pub async fn hash(source: &Source, config: &Config) -> Result<String, LaunchError> {
+    let (source, data, seed) = (source.clone(), config.data.clone(), config.train.seed);
+    let load = move || dataset::load(&source, &data, seed).map(|loaded| loaded.hash());
+    Ok(in_background(load).await??.to_hex().to_string())
+}
+
+/// On a thread of its own, so that signals and other nodes are heard meanwhile.
+async fn in_background<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, LaunchError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(io::Error::other).map_err(LaunchError::system("look at the images"))
 }
 
 fn prepare_data(data: &Data) -> Result<Source, DataError> {

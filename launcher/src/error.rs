@@ -10,6 +10,9 @@ use crate::plan::PlanError;
 /// A job that cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
+    /// Somebody asked it to stop.
+    #[error("stopped by {0} before the job began")]
+    StoppedEarly(&'static str),
     /// There is none.
     #[error("no CONFIG: name a YAML file, such as configs/resnet18.yaml, or see --help")]
     NoConfig,
@@ -97,6 +100,7 @@ impl LaunchError {
             Self::RunDir(error) => error.exit_code(),
             Self::Plan(error) => error.exit_code(),
             Self::Nodes(_) | Self::NoConfig => ExitCode::Usage,
+            Self::StoppedEarly(_) => ExitCode::Stopped,
             Self::Cluster { exit_code, .. } | Self::Study { exit_code, .. } => *exit_code,
             Self::Token(_)
             | Self::SeveralLaunchers { .. }

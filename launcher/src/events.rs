@@ -1,7 +1,7 @@
 //! `events.jsonl`: what the launcher did, one JSON object a line.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -95,8 +95,8 @@ impl EventLog {
     /// Appends to the file at `path`.
     pub fn open(path: &Path) -> Self {
         let mut log = Self { path: path.to_owned(), file: None };
-        match OpenOptions::new().append(true).create(true).open(path) {
-            Ok(file) => log.file = Some(file),
+        match OpenOptions::new().read(true).append(true).create(true).open(path) {
+            Ok(file) => log.file = Some(after_a_line(file)),
             Err(error) => log.give_up(&error),
         }
         log
@@ -126,6 +126,18 @@ impl EventLog {
     }
 }
 
+/// A power cut or a full disk may have left half a line, which the next must not be part of.
+fn after_a_line(mut file: File) -> File {
+    let mut last = [b'\n'];
+    // An empty file has no last byte.
+    let read = file.seek(SeekFrom::End(-1)).and_then(|_| file.read_exact(&mut last));
+    if read.is_ok() && last != [b'\n'] {
+        // What cannot be written now cannot be written later either, and is warned about then.
+        let _ = file.write_all(b"\n");
+    }
+    file
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,6 +158,11 @@ mod tests {
         assert_eq!(lines[2]["event"], "spawned");
         assert_eq!(lines[2]["restarts"], 1);
         assert_eq!((&lines[3]["signal"], &lines[3]["status"]), (&9.into(), &().into()));
+        std::fs::write(&path, format!("{text}{{\"time\":\"2026")).unwrap(); // a power cut
+        EventLog::open(&path).record(&Event::exited(1, Exit::Signal(9)));
+        let after = std::fs::read_to_string(&path).unwrap();
+        let last: serde_json::Value = serde_json::from_str(after.lines().last().unwrap()).unwrap();
+        assert_eq!((after.lines().count(), &last["event"]), (6, &"exited".into()));
         let time = lines[0]["time"].as_str().unwrap();
         assert!(OffsetDateTime::parse(time, &Rfc3339).is_ok(), "{time}");
     }

@@ -27,6 +27,7 @@ use crate::mpi;
 use crate::plan::{self, Device, Layout, Plan, PlanError, Request};
 use crate::policy::{Limits, Outcome};
 use crate::progress::clock;
+use crate::signals::Signals;
 use crate::spawn::{Spec, Work};
 use crate::supervise::{Report, Supervisor};
 use crate::topology::Topology;
@@ -64,33 +65,43 @@ pub async fn launch(cli: &Cli, console: &Console) -> Result<ExitCode, LaunchErro
     if cli.dry_run {
         return print_plan(&Survey::new(cli, cluster.as_ref()).await?);
     }
+    let mut signals = Signals::catch()?;
     match &cluster {
         None => {
-            let (launch, _) = Launch::prepare(cli, console, None).await?;
+            let preparing = Launch::prepare(cli, console, None);
+            let (launch, _) = signals.unless_stopped(preparing).await?;
             let run_dir = launch.open_run_dir()?;
-            let (exit_code, _) = launch.supervise(run_dir, None).await?;
+            let (exit_code, _) = launch.supervise(run_dir, None, &mut signals).await?;
             Ok(exit_code)
         }
-        Some(cluster) if cluster.node_rank == 0 => lead(cli, console, cluster).await,
-        Some(cluster) => follow(cli, console, cluster).await,
+        Some(cluster) if cluster.node_rank == 0 => lead(cli, console, cluster, signals).await,
+        Some(cluster) => follow(cli, console, cluster, signals).await,
     }
 }
 
 /// Node 0's part.
-async fn lead(cli: &Cli, console: &Console, cluster: &Cluster) -> Result<ExitCode, LaunchError> {
+async fn lead(
+    cli: &Cli,
+    console: &Console,
+    cluster: &Cluster,
+    mut signals: Signals,
+) -> Result<ExitCode, LaunchError> {
     // At once, so that a port that is taken is told of before the images are read.
     let gate = cluster.open_gate().await?;
     let prepared = async {
         let (launch, source) = Launch::prepare(cli, console, Some(cluster)).await?;
-        let me = launch.introduction(cluster, &source)?;
+        let me = launch.introduction(cluster, &source).await?;
         let run_dir = launch.open_run_dir()?;
         Ok((launch, me, run_dir))
     };
-    let ended = match prepared.await {
-        Ok((launch, me, run_dir)) => launch.lead(cluster, me, gate, run_dir).await,
+    let ended = match signals.unless_stopped(prepared).await {
+        Ok((launch, me, run_dir)) => launch.lead(cluster, me, gate, run_dir, &mut signals).await,
         Err(error) => {
             tracing::error!("{error}; telling the other nodes, Ctrl-C ends at once");
-            turn_away(cluster, gate, &error).await;
+            tokio::select! {
+                () = turn_away(cluster, gate, &error) => {}
+                _ = signals.next() => {}
+            }
             Err(error)
         }
     };
@@ -99,17 +110,25 @@ async fn lead(cli: &Cli, console: &Console, cluster: &Cluster) -> Result<ExitCod
 }
 
 /// Any other node's part.
-async fn follow(cli: &Cli, console: &Console, cluster: &Cluster) -> Result<ExitCode, LaunchError> {
+async fn follow(
+    cli: &Cli,
+    console: &Console,
+    cluster: &Cluster,
+    mut signals: Signals,
+) -> Result<ExitCode, LaunchError> {
     let prepared = async {
         let (launch, source) = Launch::prepare(cli, console, Some(cluster)).await?;
-        let me = launch.introduction(cluster, &source)?;
+        let me = launch.introduction(cluster, &source).await?;
         Ok((launch, me))
     };
-    match prepared.await {
-        Ok((launch, me)) => launch.follow(cluster, me).await,
+    match signals.unless_stopped(prepared).await {
+        Ok((launch, me)) => launch.follow(cluster, me, &mut signals).await,
         Err(error) => {
             tracing::error!("{error}; telling node 0, Ctrl-C ends at once");
-            decline(cluster, &error).await;
+            tokio::select! {
+                () = decline(cluster, &error) => {}
+                _ = signals.next() => {}
+            }
             Err(error)
         }
     }
@@ -168,7 +187,7 @@ impl<'a> Launch<'a> {
         let launcher =
             std::env::current_exe().map_err(LaunchError::system("find this executable"))?;
         let trainer = spawn::find_trainer(&launcher, std::env::var_os("PATH"))?;
-        let source = data::prepare(&mut survey.config)?;
+        let source = data::prepare(&mut survey.config.data).await?;
         if let Source::Synthetic { .. } = &source {
             survey.outline = dataset::outline(&survey.config.data)?;
         }
@@ -180,12 +199,12 @@ impl<'a> Launch<'a> {
     }
 
     /// What this launcher says of itself to those of other nodes.
-    fn introduction(
+    async fn introduction(
         &self,
         cluster: &Cluster,
         source: &Source,
     ) -> Result<Introduction, LaunchError> {
-        let data_hash = data::hash(source, &self.survey.config)?;
+        let data_hash = data::hash(source, &self.survey.config).await?;
         Introduction::new(
             cluster,
             self.survey.ranks,
@@ -201,11 +220,12 @@ impl<'a> Launch<'a> {
         me: Introduction,
         gate: Gate,
         run_dir: RunDir,
+        signals: &mut Signals,
     ) -> Result<ExitCode, LaunchError> {
         tracing::info!("{} other nodes may join at {}", cluster.nodes - 1, gate.address());
         let mut host = Host::new(me, gate, cluster.join_timeout);
-        let ended = match host.gather().await {
-            Ok(()) => self.supervise(run_dir, Some(&mut host)).await,
+        let ended = match signals.unless_stopped(host.gather()).await {
+            Ok(()) => self.supervise(run_dir, Some(&mut host), signals).await,
             Err(error) => Err(error),
         };
         match &ended {
@@ -215,7 +235,12 @@ impl<'a> Launch<'a> {
         ended.map(|(exit_code, _)| exit_code)
     }
 
-    async fn follow(&self, cluster: &Cluster, me: Introduction) -> Result<ExitCode, LaunchError> {
+    async fn follow(
+        &self,
+        cluster: &Cluster,
+        me: Introduction,
+        signals: &mut Signals,
+    ) -> Result<ExitCode, LaunchError> {
         let plan = |layout| Ok(self.survey.plan_for(layout)?);
         let member = Member {
             cluster,
@@ -226,7 +251,7 @@ impl<'a> Launch<'a> {
             max_restarts: self.cli.max_restarts,
             plan: &plan,
         };
-        let (exit_code, verdict) = member.run().await?;
+        let (exit_code, verdict) = member.run(signals).await?;
         match self.console.style() {
             _ if verdict.is_empty() => tracing::info!("done, says node 0"),
             Style::Json => tracing::error!(exit_code = exit_code as u8, "{verdict}"),
@@ -240,6 +265,7 @@ impl<'a> Launch<'a> {
         &self,
         run_dir: RunDir,
         others: Option<&mut Host>,
+        signals: &mut Signals,
     ) -> Result<(ExitCode, String), LaunchError> {
         let layout =
             others.as_ref().map_or_else(|| Layout::single(self.survey.ranks), |it| it.layout());
@@ -288,7 +314,7 @@ impl<'a> Launch<'a> {
             supervisor.welcome(host)?;
         }
         let started = Instant::now();
-        let report = supervisor.run(others, &mut events).await?;
+        let report = supervisor.run(others, &mut events, signals).await?;
         if report.outcome == Outcome::Done {
             let took = clock(started.elapsed());
             tracing::info!("done in {took}; run directory {}", root.display());

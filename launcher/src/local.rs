@@ -3,7 +3,7 @@
 //! Decides nothing: what happens is told as [`News`], and what to do comes from the supervisor, which is
 //! in this process or on another machine.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -77,7 +77,7 @@ pub struct LocalRanks<'a> {
     exits: UnboundedReceiver<Exited>,
     exit_sender: UnboundedSender<Exited>,
     news: VecDeque<News>,
-    logs: Vec<RankLog>,
+    logs: BTreeMap<usize, RankLog>,
     slots: Option<Slots>,
 }
 
@@ -117,7 +117,7 @@ impl<'a> LocalRanks<'a> {
             exits,
             exit_sender,
             news: VecDeque::new(),
-            logs: Vec::new(),
+            logs: BTreeMap::new(),
             slots,
         };
         match (&mut local.slots, mpi) {
@@ -158,7 +158,7 @@ impl<'a> LocalRanks<'a> {
         let path = self.spec.run_dir.log_path(rank);
         let log = RankLog::start(rank, path, output, console)
             .map_err(LaunchError::system("start a thread"))?;
-        self.logs.push(log);
+        self.logs.insert(rank, log);
         let last_words = self.coordinator.drained(rank);
         tokio::spawn(watch(child, rank, last_words, self.exit_sender.clone()));
         Ok(pid)
@@ -252,18 +252,18 @@ impl<'a> LocalRanks<'a> {
             slots.end().await;
         }
         let ended = async {
-            for log in &mut self.logs {
+            for log in self.logs.values_mut() {
                 log.ended().await;
             }
         };
         if timeout(LAST_OUTPUT, ended).await.is_err() {
             tracing::warn!("something that a rank started still holds its output open");
         }
-        let tails = self.logs.iter().map(|log| (log.path().to_owned(), log.tail()));
-        let mut tails: Vec<_> = tails.collect();
-        let missing = range(self.plans).skip(tails.len());
-        tails.extend(missing.map(|rank| (self.spec.run_dir.log_path(rank), Vec::new())));
-        tails
+        let tail = |rank| match self.logs.get(&rank) {
+            Some(log) => (log.path().to_owned(), log.tail()),
+            None => (self.spec.run_dir.log_path(rank), Vec::new()),
+        };
+        range(self.plans).map(tail).collect()
     }
 }
 

@@ -75,7 +75,12 @@ fn main() -> ExitCode {
         .enable_all()
         .build()
         .map_err(LaunchError::system("start an event loop"))
-        .and_then(|runtime| runtime.block_on(work));
+        .and_then(|runtime| {
+            let ended = runtime.block_on(work);
+            // Nobody waits for a thread that still reads images.
+            runtime.shutdown_background();
+            ended
+        });
     match ended {
         Ok(code) => code.into(),
         Err(error) => {

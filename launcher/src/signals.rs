@@ -5,6 +5,7 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::error::LaunchError;
 use crate::policy::StopSignal;
 
 /// The signals, from now on caught.
@@ -18,7 +19,7 @@ impl Signals {
     ///
     /// # Errors
     /// When a handler cannot be installed.
-    pub fn catch() -> io::Result<Self> {
+    pub fn catch() -> Result<Self, LaunchError> {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         let all = [
             (StopSignal::Interrupt, SignalKind::interrupt()),
@@ -30,8 +31,8 @@ impl Signals {
             .into_iter()
             .filter(|(_, kind)| !is_ignored(&status, kind.as_raw_value()))
             .map(|(stop, kind)| Ok((stop, signal(kind)?)))
-            .collect::<io::Result<_>>()?;
-        Ok(Self { caught })
+            .collect::<io::Result<_>>();
+        Ok(Self { caught: caught.map_err(LaunchError::system("catch signals"))? })
     }
 
     /// The next one.
@@ -45,6 +46,30 @@ impl Signals {
             std::task::Poll::Pending
         })
         .await
+    }
+
+    /// Does `work`, unless one comes before it is done.
+    ///
+    /// # Errors
+    /// [`LaunchError::StoppedEarly`], else those of `work`.
+    pub async fn unless_stopped<T>(
+        &mut self,
+        work: impl Future<Output = Result<T, LaunchError>>,
+    ) -> Result<T, LaunchError> {
+        tokio::select! {
+            biased;
+            signal = self.next() => Err(LaunchError::StoppedEarly(signal.name())),
+            done = work => done,
+        }
+    }
+
+    /// One that has come already.
+    pub async fn try_next(&mut self) -> Option<StopSignal> {
+        tokio::select! {
+            biased;
+            signal = self.next() => Some(signal),
+            () = std::future::ready(()) => None,
+        }
     }
 }
 

@@ -83,19 +83,24 @@ impl Supervisor<'_> {
         &self,
         mut others: Option<&mut Host>,
         events: &mut EventLog,
+        signals: &mut Signals,
     ) -> Result<Report, LaunchError> {
-        let mut signals = Signals::catch().map_err(LaunchError::system("catch signals"))?;
         let mut walltime = Walltime::new(self.ends_in);
         let mut restarts = 0;
         loop {
             let started = Instant::now();
             let host = others.as_deref_mut();
             let (outcome, job, logs) =
-                self.attempt(&mut signals, events, host, restarts, walltime).await?;
+                self.attempt(signals, events, host, restarts, walltime).await?;
             let stopping = job.stop_reason().is_some();
             let (again, why) = policy::restart(&outcome, stopping, restarts, self.max_restarts);
             if !again {
                 tracing::debug!("no restart: {why}");
+                return Ok(Report { outcome, job, logs, restarts });
+            }
+            // One that came while the last ranks were ending.
+            if let Some(signal) = signals.try_next().await {
+                tracing::warn!("{}: no restart", signal.name());
                 return Ok(Report { outcome, job, logs, restarts });
             }
             restarts += 1;
@@ -136,8 +141,7 @@ impl Supervisor<'_> {
 
     /// A restart goes on from what this run has saved; from where it started, if it has nothing.
     fn resume_for(&self, restarts: u32) -> String {
-        let saved = self.spec.run_dir.checkpoints_dir().join("latest").exists();
-        let resume = if restarts > 0 && saved { &Resume::Auto } else { self.resume };
+        let resume = if restarts > 0 { &Resume::Auto } else { self.resume };
         resume.to_string()
     }
 
@@ -174,9 +178,11 @@ impl Supervisor<'_> {
             let (decision, reason) = attempt.job.on(&event, attempt.started.elapsed());
             match decision {
                 Decision::Wait => tracing::debug!("{reason}"),
+                Decision::Warn => tracing::warn!("{reason}"),
                 Decision::AskToStop => attempt.ask_to_stop(&reason, events),
                 Decision::Kill => {
                     attempt.kill();
+                    tracing::warn!("{reason}: all ranks are killed");
                     events.record(&Record::Killed { reason: &reason });
                 }
                 Decision::Finish(outcome) => break outcome,

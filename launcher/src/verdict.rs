@@ -4,7 +4,6 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use comm::control::Phase;
 use job::ExitCode;
 
 use crate::policy::{Cause, Exit, Failure, Outcome, Rank};
@@ -30,9 +29,13 @@ pub struct Evidence<'a> {
 
 /// A text of several lines for a person; empty when there is nothing to say.
 pub fn render(evidence: &Evidence<'_>) -> String {
+    of(evidence, evidence.outcome)
+}
+
+fn of(evidence: &Evidence<'_>, outcome: &Outcome) -> String {
     let asked = evidence.stop_reason.unwrap_or("a request");
     let go_on = format!("to go on: {}", evidence.command);
-    match evidence.outcome {
+    match outcome {
         Outcome::Done => String::new(),
         Outcome::Stopped => format!("stopped by {asked} after saving a checkpoint\n{go_on}"),
         Outcome::Interrupted => format!(
@@ -40,6 +43,20 @@ pub fn render(evidence: &Evidence<'_>) -> String {
         ),
         Outcome::Overdue(ranks) => overdue(evidence, ranks, asked),
         Outcome::Failed(failure) => failed(evidence, failure),
+        Outcome::Unkillable { ranks, after } => {
+            let mut text = of(evidence, after);
+            for rank in ranks {
+                let doing = evidence.ranks[*rank].doing();
+                push(
+                    &mut text,
+                    &format!(
+                        "rank {rank}, {doing}, was killed and is still there: it waits for a device or \
+                         a file system that does not answer; see `ps -o pid,stat,wchan:30,cmd -C trainer`"
+                    ),
+                );
+            }
+            text
+        }
     }
 }
 
@@ -98,16 +115,9 @@ fn push(text: &mut String, line: &str) {
 /// `training, epoch 2, step 70, 0.4 s before`.
 fn last_report(rank: &Rank, before: Option<Duration>) -> String {
     let Some(report) = rank.report else {
-        return "not yet heard of".to_owned();
+        return rank.doing().to_owned();
     };
-    let doing = match report.phase {
-        Phase::Connecting => "looking for its peers",
-        Phase::LoadingData => "loading data",
-        Phase::Preparing => "preparing the network",
-        Phase::Training => "training",
-        Phase::Evaluating => "evaluating",
-        Phase::Saving => "saving a checkpoint",
-    };
+    let doing = rank.doing();
     let ago = before.map_or_else(String::new, |at| {
         format!(", said {:.1} s before", at.saturating_sub(report.at).as_secs_f64())
     });
@@ -146,6 +156,9 @@ fn hint(cause: &Cause) -> Option<&'static str> {
             "look at that machine and its launcher's output; started again there, it joins when \
              --max-restarts is given",
         ),
+        Cause::Silent(_) => Some(
+            "if a healthy step takes so long, raise comm.timeout_seconds: the limit is 60 s more",
+        ),
         Cause::Exited(Exit::Code(127)) => {
             Some("a shared library could not be loaded: `make setup` gets libtorch")
         }
@@ -169,6 +182,8 @@ fn meaning(code: ExitCode) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use comm::control::Phase;
+
     use super::*;
     use crate::policy::Report;
 
@@ -244,8 +259,13 @@ mod tests {
                         to go on: launcher --run-dir r c.yaml";
         assert_eq!(text, expected);
         assert_eq!(render(&evidence(&Outcome::Done, &ranks, &logs)), "");
-        let text = render(&evidence(&Outcome::Overdue(vec![1]), &ranks, &logs));
+        let overdue = Outcome::Overdue(vec![1]);
+        let text = render(&evidence(&overdue, &ranks, &logs));
         assert!(text.contains("rank 1 was not yet heard of"), "{text}");
+        let outcome = Outcome::Unkillable { ranks: vec![0], after: Box::new(overdue) };
+        let text = render(&evidence(&outcome, &ranks, &logs));
+        assert!(text.starts_with("killed: after SIGTERM not all"), "{text}");
+        assert!(text.contains("rank 0, not yet heard of, was killed and is still there"), "{text}");
     }
 
     #[test]

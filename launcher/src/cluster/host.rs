@@ -214,7 +214,7 @@ impl Host {
 
     /// Tells all nodes how the job has ended.
     pub async fn finish(&mut self, exit_code: ExitCode, text: &str) {
-        self.broadcast(&ToMember::Finish { exit_code: exit_code as u8, text: text.to_owned() });
+        self.broadcast(&ToMember::Finish { exit_code: exit_code as u8, text: super::cut(text) });
         // All end at the same moment: where one task of a step ends badly, Slurm kills the others, whose
         // exit code would then be another.
         let deadline = Instant::now() + FAREWELL;

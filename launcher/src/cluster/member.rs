@@ -54,8 +54,7 @@ impl Member<'_> {
     ///
     /// # Errors
     /// [`LaunchError`] when node 0 cannot be joined, or is lost.
-    pub async fn run(&self) -> Result<(ExitCode, String), LaunchError> {
-        let mut signals = Signals::catch().map_err(LaunchError::system("catch signals"))?;
+    pub async fn run(&self, signals: &mut Signals) -> Result<(ExitCode, String), LaunchError> {
         let mut restarts = 0;
         loop {
             let mut link = tokio::select! {
@@ -63,7 +62,7 @@ impl Member<'_> {
                 signal = signals.next() => return Ok(stopped_early(signal.name())),
             };
             tracing::info!("joined {}; waiting for the other nodes", self.cluster.rendezvous);
-            let end = self.follow(&mut link, &mut signals).await?;
+            let end = self.follow(&mut link, signals).await?;
             link.connection.close().await;
             match end {
                 End::Finished(exit_code, text) => {

@@ -145,13 +145,18 @@ pub fn network_variables(interface: &Interface) -> Vec<(&'static str, String)> {
     ]
 }
 
+/// What fits into a frame.
+fn cut(text: &str) -> String {
+    text.chars().take(MAX_REASON).collect()
+}
+
 /// That this node cannot take part.
 fn unable(cluster: &Cluster, error: &LaunchError) -> Unable {
     Unable {
         host: host_name(),
         node_rank: cluster.node_rank,
         exit_code: error.exit_code() as u8,
-        text: error.to_string().chars().take(MAX_REASON).collect(),
+        text: cut(&error.to_string()),
     }
 }
 

@@ -19,6 +19,7 @@ use crate::events::EventLog;
 use crate::mpi;
 use crate::plan::{Layout, Plan};
 use crate::policy::{Limits, Outcome};
+use crate::signals::Signals;
 use crate::spawn::{Spec, Work};
 use crate::supervise::Supervisor;
 
@@ -114,7 +115,7 @@ async fn run(
     if let Some(host) = &others {
         supervisor.welcome(host)?;
     }
-    let report = supervisor.run(others, &mut events).await?;
+    let report = supervisor.run(others, &mut events, &mut Signals::catch()?).await?;
     let Outcome::Done = report.outcome else {
         let rank = match &report.outcome {
             Outcome::Failed(failure) => failure.rank,

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use comm::env::shares_gpus;
 use job::ExitCode;
 use job::config::{self, Config, Data};
-use job::dataset::{self, DataError, Outline};
+use job::dataset::{self, Outline};
 use job::run_dir::RunDir;
 use time::OffsetDateTime;
 
@@ -122,10 +122,10 @@ impl Node {
     }
 
     /// Of its images, where they are there already.
-    fn data_hash(&self) -> Result<String, DataError> {
-        let local = Data { download: false, ..self.config.data.clone() };
-        match data::prepare(&mut Config { data: local, ..self.config.clone() }) {
-            Ok(source) => data::hash(&source, &self.config),
+    async fn data_hash(&self) -> Result<String, LaunchError> {
+        let mut local = Data { download: false, ..self.config.data.clone() };
+        match data::prepare(&mut local).await {
+            Ok(source) => data::hash(&source, &self.config).await,
             Err(_) => Ok(String::new()),
         }
     }

@@ -16,6 +16,7 @@ use crate::cluster::message::Introduction;
 use crate::cluster::reach::decline;
 use crate::error::LaunchError;
 use crate::plan::Plan;
+use crate::signals::Signals;
 use crate::spawn::Work;
 
 const SUBJECT: &str = "nodes";
@@ -84,10 +85,10 @@ async fn tell(cluster: &Cluster, gate: Option<Gate>, so_far: &Findings) {
     }
 }
 
-fn introduction(cluster: &Cluster, node: &Node) -> Result<Introduction, LaunchError> {
+async fn introduction(cluster: &Cluster, node: &Node) -> Result<Introduction, LaunchError> {
     let (plan, config) = (&node.plan, &node.config);
     let mut me =
-        Introduction::new(cluster, plan.ranks.len(), plan.device, config, node.data_hash()?)?;
+        Introduction::new(cluster, plan.ranks.len(), plan.device, config, node.data_hash().await?)?;
     // A doctor is no part of a job.
     me.version += " (doctor)";
     Ok(me)
@@ -95,7 +96,7 @@ fn introduction(cluster: &Cluster, node: &Node) -> Result<Introduction, LaunchEr
 
 /// Node 0's part.
 async fn lead(cluster: &Cluster, gate: Gate, node: &Node) -> Result<Vec<Finding>, LaunchError> {
-    let me = match introduction(cluster, node) {
+    let me = match introduction(cluster, node).await {
         Ok(me) => me,
         Err(error) => {
             turn_away(cluster, gate, &error).await;
@@ -121,7 +122,7 @@ async fn lead(cluster: &Cluster, gate: Gate, node: &Node) -> Result<Vec<Finding>
 
 /// Any other node's part.
 async fn follow(cluster: &Cluster, node: &Node) -> Result<Vec<Finding>, LaunchError> {
-    let me = match introduction(cluster, node) {
+    let me = match introduction(cluster, node).await {
         Ok(me) => me,
         Err(error) => {
             decline(cluster, &error).await;
@@ -141,7 +142,7 @@ async fn follow(cluster: &Cluster, node: &Node) -> Result<Vec<Finding>, LaunchEr
         max_restarts: 0,
         plan: &plan,
     };
-    match member.run().await? {
+    match member.run(&mut Signals::catch()?).await? {
         (ExitCode::Done, _) => {
             let seen = format!("joined {}, whose doctor says the rest", cluster.rendezvous);
             Ok(vec![Finding::fine(SUBJECT, seen)])

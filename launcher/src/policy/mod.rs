@@ -32,6 +32,14 @@ pub const SETTLE: Duration = Duration::from_millis(300);
 /// stopped), and the ranks probably did not either.
 const OVERSLEPT: Duration = Duration::from_secs(5);
 
+/// How long killed processes have to be gone. One that waits for a device or a file system that does not
+/// answer cannot be killed.
+const DYING: Duration = Duration::from_secs(10);
+
+/// A rank that takes no steps and says nothing for so long is told of: its data, its evaluation or its
+/// disk may be that slow, or it hangs.
+const NOTICE: Duration = Duration::from_secs(300);
+
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Exit {
@@ -128,11 +136,13 @@ pub enum Event {
 pub enum Decision {
     /// Nothing.
     Wait,
+    /// Say the reason, and go on.
+    Warn,
     /// Ask all ranks to save a checkpoint and exit.
     AskToStop,
     /// Kill all ranks' process groups.
     Kill,
-    /// All ranks are gone: end like this.
+    /// All ranks are gone, or will not go: end like this.
     Finish(Outcome),
 }
 
@@ -159,6 +169,32 @@ impl Rank {
     /// Whether its process may still be there.
     const fn is_alive(&self) -> bool {
         self.exited.is_none() && self.lost.is_none()
+    }
+
+    /// What it last said that it is doing.
+    pub const fn doing(&self) -> &'static str {
+        match self.report {
+            None => "not yet heard of",
+            Some(report) => match report.phase {
+                Phase::Connecting => "looking for its peers",
+                Phase::LoadingData => "loading data",
+                Phase::Preparing => "preparing the network",
+                Phase::Training => "training",
+                Phase::Evaluating => "evaluating",
+                Phase::Saving => "saving a checkpoint",
+            },
+        }
+    }
+
+    /// When it was last heard of.
+    fn heard_at(&self) -> Duration {
+        self.report.map_or(Duration::ZERO, |report| report.at)
+    }
+
+    /// Whether it takes steps. Only a step says something again before it is done, and how long the other
+    /// phases take depends on the data and the disk.
+    fn is_training(&self) -> bool {
+        self.report.is_some_and(|report| report.phase == Phase::Training)
     }
 }
 
@@ -189,7 +225,7 @@ enum Stage {
     Running,
     Stopping { until: Duration },
     Failing { kill_at: Duration },
-    Killing,
+    Killing { until: Duration },
 }
 
 /// The ranks of one attempt at the job, on all nodes, and what has been decided about them.
@@ -203,6 +239,8 @@ pub struct Job {
     /// A signal was sent to all launchers, perhaps, and this one's is still to come.
     echo_expected: bool,
     overdue: Vec<usize>,
+    /// When silent ranks were last told of.
+    noticed: Duration,
     walltime: Walltime,
 }
 
@@ -218,6 +256,7 @@ impl Job {
             interrupted: false,
             echo_expected: false,
             overdue: Vec::new(),
+            noticed: Duration::ZERO,
         }
     }
 
@@ -240,11 +279,12 @@ impl Job {
     pub fn deadline(&self) -> Option<Duration> {
         match self.stage {
             Stage::Running => {
-                self.silence_deadline().into_iter().chain(self.walltime.stop_at()).min()
+                let deadlines =
+                    [self.silence_deadline(), self.notice_deadline(), self.walltime.stop_at()];
+                deadlines.into_iter().flatten().min()
             }
-            Stage::Stopping { until } => Some(until),
+            Stage::Stopping { until } | Stage::Killing { until } => Some(until),
             Stage::Failing { kill_at } => Some(kill_at),
-            Stage::Killing => None,
         }
     }
 
@@ -257,13 +297,21 @@ impl Job {
             return (Decision::Finish(outcome), reason);
         }
         match self.stage {
-            Stage::Killing => wait("the ranks are being killed"),
+            Stage::Killing { until } if now >= until => {
+                let outcome = Outcome::Unkillable {
+                    ranks: self.alive().collect(),
+                    after: Box::new(self.outcome()),
+                };
+                let reason = outcome.to_string();
+                (Decision::Finish(outcome), reason)
+            }
+            Stage::Killing { .. } => wait("the ranks are being killed"),
             Stage::Failing { kill_at } if now >= kill_at => {
-                self.kill("a rank failed, so no step can complete")
+                self.kill("a rank failed, so no step can complete", now)
             }
             Stage::Failing { .. } => match event {
                 Event::Signal(signal) => {
-                    self.kill(&format!("{} after a rank had failed", signal.name()))
+                    self.kill(&format!("{} after a rank had failed", signal.name()), now)
                 }
                 _ => wait("ranks may still say why they fail"),
             },
@@ -282,7 +330,7 @@ impl Job {
         match (event, self.stage) {
             (Event::Signal(StopSignal::Interrupt), _) if stopping && !self.echo_expected => {
                 self.interrupted = true;
-                self.kill("SIGINT while a checkpoint was being saved")
+                self.kill("SIGINT while a checkpoint was being saved", now)
             }
             // Slurm and srun send these more than once: not a sign of impatience.
             (Event::Signal(signal), _) if stopping => {
@@ -302,7 +350,7 @@ impl Job {
             }
             (_, Stage::Stopping { until }) if now >= until => {
                 self.overdue = self.alive().collect();
-                self.kill(&format!("not all ranks stopped within {:.0?}", self.limits.stop))
+                self.kill(&format!("not all ranks stopped within {:.0?}", self.limits.stop), now)
             }
             (_, Stage::Running) if self.walltime.stop_at().is_some_and(|at| now >= at) => {
                 let margin = self.walltime.margin();
@@ -338,18 +386,25 @@ impl Job {
                     rank.lost.get_or_insert((now, reason.clone()));
                 }
             }
-            Event::Signal(_) | Event::StopAsked { .. } | Event::Tick => {}
+            // Also when nothing can be saved any more: then it is at least not started again.
+            Event::Signal(signal) => {
+                self.stop_reason.get_or_insert_with(|| signal.name().to_owned());
+            }
+            Event::StopAsked { reason } => {
+                self.stop_reason.get_or_insert_with(|| reason.clone());
+            }
+            Event::Tick => {}
         }
     }
 
     fn ask_to_stop(&mut self, reason: String, now: Duration) -> (Decision, String) {
         self.stage = Stage::Stopping { until: now + self.limits.stop };
-        self.stop_reason = Some(reason.clone());
+        self.stop_reason.get_or_insert_with(|| reason.clone());
         (Decision::AskToStop, reason)
     }
 
-    fn kill(&mut self, reason: &str) -> (Decision, String) {
-        self.stage = Stage::Killing;
+    fn kill(&mut self, reason: &str, now: Duration) -> (Decision, String) {
+        self.stage = Stage::Killing { until: now + DYING };
         for rank in self.ranks.iter_mut().filter(|rank| rank.is_alive()) {
             rank.killed = true;
         }
@@ -362,18 +417,34 @@ impl Job {
     }
 
     fn silence_deadline(&self) -> Option<Duration> {
-        let heard = |rank: usize| {
-            let report = self.ranks[rank].report?;
-            // Only a step says something again before it is done, and how long the other phases
-            // take depends on the data and the disk.
-            (report.phase == Phase::Training).then_some(report.at + self.limits.silence)
-        };
-        self.alive().filter_map(heard).min()
+        let training = self.alive().map(|rank| &self.ranks[rank]).filter(|it| it.is_training());
+        training.map(|rank| rank.heard_at() + self.limits.silence).min()
+    }
+
+    fn notice_deadline(&self) -> Option<Duration> {
+        let others = self.alive().map(|rank| &self.ranks[rank]).filter(|it| !it.is_training());
+        others.map(|rank| rank.heard_at().max(self.noticed) + NOTICE).min()
+    }
+
+    /// Tells of ranks that may hang, or may not.
+    fn notice(&mut self, now: Duration) -> (Decision, String) {
+        if self.notice_deadline().is_none_or(|deadline| now < deadline) {
+            return wait("no failure");
+        }
+        self.noticed = now;
+        let quiet = self.alive().filter_map(|rank| {
+            let state = &self.ranks[rank];
+            let seconds = now.saturating_sub(state.heard_at()).as_secs();
+            let is_quiet = !state.is_training() && seconds >= NOTICE.as_secs();
+            is_quiet.then(|| format!("rank {rank} is {} for {seconds} s", state.doing()))
+        });
+        let quiet: Vec<_> = quiet.collect();
+        (Decision::Warn, format!("{}; still waiting", quiet.join("; ")))
     }
 
     fn check_silence(&mut self, now: Duration) -> (Decision, String) {
         let Some(deadline) = self.silence_deadline().filter(|deadline| now >= *deadline) else {
-            return wait("no failure");
+            return self.notice(now);
         };
         if now > deadline + OVERSLEPT {
             for report in self.ranks.iter_mut().filter_map(|rank| rank.report.as_mut()) {
@@ -388,7 +459,7 @@ impl Job {
                 .filter(|silence| *silence >= self.limits.silence)
                 .map(|silence| (now, silence));
         }
-        self.kill(&format!("a rank said nothing for {:.0?}", self.limits.silence))
+        self.kill(&format!("a rank said nothing for {:.0?}", self.limits.silence), now)
     }
 }
 

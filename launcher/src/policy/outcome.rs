@@ -20,6 +20,13 @@ pub enum Outcome {
     Overdue(Vec<usize>),
     /// A rank failed.
     Failed(Failure),
+    /// These ranks were killed and are still there.
+    Unkillable {
+        /// Which.
+        ranks: Vec<usize>,
+        /// How the job would have ended without them.
+        after: Box<Outcome>,
+    },
 }
 
 /// The failure that the others followed from.
@@ -63,6 +70,10 @@ impl Outcome {
             Self::Stopped | Self::Interrupted => ExitCode::Stopped,
             Self::Overdue(_) => ExitCode::Hang,
             Self::Failed(failure) => failure.exit_code,
+            Self::Unkillable { after, .. } => match after.exit_code() {
+                ExitCode::Done | ExitCode::Stopped => ExitCode::Hang,
+                code => code,
+            },
         }
     }
 }
@@ -74,12 +85,19 @@ impl fmt::Display for Outcome {
             Self::Stopped => f.write_str("all ranks stopped after saving a checkpoint"),
             Self::Interrupted => f.write_str("stopped at once, without a checkpoint"),
             Self::Overdue(ranks) => {
-                let ranks: Vec<_> = ranks.iter().map(ToString::to_string).collect();
-                write!(f, "asked to stop, these ranks did not: {}", ranks.join(", "))
+                write!(f, "asked to stop, these ranks did not: {}", numbers(ranks))
             }
             Self::Failed(failure) => failure.fmt(f),
+            Self::Unkillable { ranks, after } => {
+                write!(f, "{after}; killed, these ranks are still there: {}", numbers(ranks))
+            }
         }
     }
+}
+
+fn numbers(ranks: &[usize]) -> String {
+    let ranks: Vec<_> = ranks.iter().map(ToString::to_string).collect();
+    ranks.join(", ")
 }
 
 impl fmt::Display for Failure {

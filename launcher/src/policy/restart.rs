@@ -10,8 +10,11 @@ use super::Outcome;
 /// configuration, bad data, a loss that is not finite, too little memory or a machine that does not
 /// fit would end the same way.
 pub fn restart(outcome: &Outcome, stop_requested: bool, used: u32, max: u32) -> (bool, String) {
-    let Outcome::Failed(failure) = outcome else {
-        return (false, "nothing failed".to_owned());
+    let failure = match outcome {
+        Outcome::Failed(failure) => failure,
+        // They hold the device and the run directory.
+        Outcome::Unkillable { .. } => return (false, outcome.to_string()),
+        _ => return (false, "nothing failed".to_owned()),
     };
     if !matches!(failure.exit_code, ExitCode::RankFailed | ExitCode::Hang) {
         return (false, format!("exit code {} would come again", failure.exit_code as u8));

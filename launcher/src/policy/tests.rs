@@ -255,6 +255,33 @@ fn a_signal_after_a_failure_kills_without_waiting() {
     let events = [exited(1, Exit::Signal(9), 50), signal(StopSignal::Interrupt, 60)];
     let (decision, reason) = replay(&mut job, &events);
     assert_eq!((decision, reason.as_str()), (Decision::Kill, "SIGINT after a rank had failed"));
+    assert_eq!(job.stop_reason(), Some("SIGINT"));
+}
+
+#[test]
+fn a_signal_while_ranks_are_being_killed_is_remembered() {
+    let mut job = Job::new(2, LIMITS, Walltime::default());
+    let events = [exited(1, Exit::Signal(9), 50), tick(350), signal(StopSignal::Terminate, 400)];
+    assert_eq!(replay(&mut job, &events).0, Decision::Wait);
+    let (decision, _) = replay(&mut job, &[exited(0, Exit::Signal(9), 500)]);
+    let Decision::Finish(outcome) = decision else { panic!("{decision:?}") };
+    let decision = restart(&outcome, job.stop_reason().is_some(), 0, 3);
+    assert_eq!(decision, (false, "the job was asked to stop".to_owned()));
+}
+
+#[test]
+fn ranks_that_cannot_be_killed_are_named_and_not_waited_for() {
+    let mut job = Job::new(3, LIMITS, Walltime::default());
+    let events = [exited(1, Exit::Signal(9), 50), tick(350), exited(0, Exit::Signal(9), 400)];
+    assert_eq!(replay(&mut job, &events).0, Decision::Wait);
+    assert_eq!(job.deadline(), Some(ms(10_350)));
+    let (decision, reason) = replay(&mut job, &[tick(10_350)]);
+    assert_eq!(reason, "rank 1 failed: killed by SIGKILL; killed, these ranks are still there: 2");
+    let Decision::Finish(outcome) = decision else { panic!("{decision:?}") };
+    assert_eq!(outcome.exit_code(), ExitCode::RankFailed);
+    assert!(!restart(&outcome, false, 0, 3).0, "rank 2 has the run directory");
+    let of_a_healthy_job = Outcome::Unkillable { ranks: vec![0], after: Box::new(Outcome::Done) };
+    assert_eq!(of_a_healthy_job.exit_code(), ExitCode::Hang);
 }
 
 #[test]
@@ -274,13 +301,30 @@ fn a_rank_that_falls_silent_in_training_hangs() {
 }
 
 #[test]
-fn a_rank_that_takes_no_steps_may_be_silent() {
+fn a_rank_that_takes_no_steps_may_be_silent_and_is_told_of() {
     for phase in [Phase::LoadingData, Phase::Preparing, Phase::Evaluating, Phase::Saving] {
         let mut job = Job::new(1, LIMITS, Walltime::default());
         replay(&mut job, &[report(0, phase, 1000)]);
-        assert_eq!(job.deadline(), None);
-        assert_eq!(replay(&mut job, &[tick(1_000_000)]).0, Decision::Wait);
+        assert_eq!(job.deadline(), Some(ms(301_000)));
+        assert_eq!(replay(&mut job, &[tick(300_999)]).0, Decision::Wait);
+        let (decision, reason) = replay(&mut job, &[tick(301_000)]);
+        assert_eq!(decision, Decision::Warn);
+        let doing = job.ranks()[0].doing();
+        let expected = format!("rank 0 is {doing} for 300 s; still waiting");
+        assert_eq!(reason, expected);
+        assert_eq!(job.deadline(), Some(ms(601_000)));
     }
+}
+
+#[test]
+fn ranks_that_never_said_a_word_are_told_of() {
+    let mut job = Job::new(3, LIMITS, Walltime::default());
+    replay(&mut job, &[report(1, Phase::Connecting, 200_000)]);
+    let (decision, reason) = replay(&mut job, &[tick(300_000)]);
+    assert_eq!(decision, Decision::Warn);
+    let expected =
+        "rank 0 is not yet heard of for 300 s; rank 2 is not yet heard of for 300 s; still waiting";
+    assert_eq!(reason, expected);
 }
 
 #[test]

@@ -96,14 +96,8 @@ async fn run_all(runner: &Runner<'_>, runs: &mut [Planned]) -> Result<Ended, Lau
         return Err(LaunchError::Nodes(text));
     }
     spawn::find_trainer(&runner.launcher, std::env::var_os("PATH"))?;
-    let mut prepared: Vec<job::config::Data> = Vec::new();
-    for run in runs.iter().filter(|run| run.state != State::Done) {
-        if !prepared.contains(&run.config.data) {
-            data::prepare(&mut run.config.clone())?;
-            prepared.push(run.config.data.clone());
-        }
-    }
-    let mut signals = Signals::catch().map_err(LaunchError::system("catch signals"))?;
+    let mut signals = Signals::catch()?;
+    signals.unless_stopped(prepare_data(runs)).await?;
     let done = runs.iter().filter(|run| run.state == State::Done).count();
     tracing::info!(
         "{} runs, {done} of them done, {} at a time; what they say is in {}",
@@ -112,6 +106,24 @@ async fn run_all(runner: &Runner<'_>, runs: &mut [Planned]) -> Result<Ended, Lau
         runner.logs.display()
     );
     Ok(runner.run(runs, &mut signals).await)
+}
+
+/// Gets the images that runs want: where synthetic ones take their place, for all of these runs.
+async fn prepare_data(runs: &mut [Planned]) -> Result<(), LaunchError> {
+    let mut wanted: Vec<job::config::Data> = Vec::new();
+    for run in runs.iter().filter(|run| run.state != State::Done) {
+        if !wanted.contains(&run.config.data) {
+            wanted.push(run.config.data.clone());
+        }
+    }
+    for wanted in wanted {
+        let mut taken = wanted.clone();
+        data::prepare(&mut taken).await?;
+        for run in runs.iter_mut().filter(|run| run.config.data == wanted) {
+            run.take_images(&taken)?;
+        }
+    }
+    Ok(())
 }
 
 fn print_plan(

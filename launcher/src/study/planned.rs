@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use job::config::{
-    self, Config, ConfigError, Dataset, Document, Fallback, Place, differences_in_training,
+    self, Config, ConfigError, Data, Dataset, Document, Fallback, Place, differences_in_training,
 };
 use job::network::Network;
 use job::run_dir::RunDir;
@@ -40,6 +40,8 @@ pub struct Planned {
     pub results: Results,
     /// What is left to do.
     pub state: State,
+    /// Whether its images cannot be had and synthetic ones are taken.
+    pub falls_back: bool,
 }
 
 /// What is left of a run to do.
@@ -96,6 +98,20 @@ impl Planned {
         self.point.value(key).cloned().or_else(of_config)
     }
 
+    /// Trains on these images, which are what could be had.
+    ///
+    /// # Errors
+    /// [`LaunchError`] when what was run of it before had others: real ones and synthetic ones are not
+    /// compared in one table.
+    pub fn take_images(&mut self, taken: &Data) -> Result<(), LaunchError> {
+        self.falls_back = self.config.data.dataset != taken.dataset;
+        self.config.data = taken.clone();
+        match config_before(&self.root)? {
+            Some(before) => same_training(&self.root, &before, &self.config),
+            None => Ok(()),
+        }
+    }
+
     /// The step at the end of an epoch, from 1.
     pub fn step_after(&self, epoch: usize) -> u64 {
         ((epoch * self.steps_per_epoch) as u64).min(self.steps)
@@ -135,6 +151,7 @@ pub fn plan(
             multiply_adds: network.multiply_adds,
             results: Results::default(),
             state: State::New,
+            falls_back: false,
             config,
             point,
         };
@@ -164,17 +181,25 @@ fn in_study(
 
 /// What was run there before must be this.
 fn check_before(root: &Path, config: &Config) -> Result<(), LaunchError> {
-    let run_dir = RunDir::at(root);
-    if !run_dir.holds_run() {
-        return Ok(());
-    }
-    let before = config::load(&run_dir.config_path(), &[])?;
+    let Some(before) = config_before(root)? else { return Ok(()) };
     let mut config = config.clone();
     if before.data.dataset == Dataset::Synthetic && config.data.fallback == Fallback::Synthetic {
         // So a run notes what it took instead.
         config.data.fall_back();
     }
-    let differences = differences_in_training(&before, &config);
+    same_training(root, &before, &config)
+}
+
+fn config_before(root: &Path) -> Result<Option<Config>, LaunchError> {
+    let run_dir = RunDir::at(root);
+    if !run_dir.holds_run() {
+        return Ok(None);
+    }
+    Ok(Some(config::load(&run_dir.config_path(), &[])?))
+}
+
+fn same_training(root: &Path, before: &Config, config: &Config) -> Result<(), LaunchError> {
+    let differences = differences_in_training(before, config);
     if differences.is_empty() {
         return Ok(());
     }

@@ -129,6 +129,10 @@ impl Runner<'_> {
         for argument in planned.point.overrides.iter().map(Override::argument) {
             command.args(["--set", &argument]);
         }
+        if planned.falls_back {
+            let keys = ["dataset=synthetic", "image_size=null", "normalization=null"];
+            command.args(keys.iter().flat_map(|key| ["--set".to_owned(), format!("data.{key}")]));
+        }
         command
             .arg(&planned.point.config)
             .envs(slot.devices.iter().map(|devices| ("CUDA_VISIBLE_DEVICES", devices)))

@@ -34,6 +34,7 @@ fn run(name: &str, seed: u64, errors: [f64; 2]) -> Planned {
         multiply_adds: 2000,
         results: Results { epochs, summary_steps: Some(25) },
         state: State::Done,
+        falls_back: false,
     }
 }
 
