@@ -1,15 +1,29 @@
 //! The terminal: log lines above a progress bar, one writer at a time.
 //!
-//! All goes to standard error. A terminal that is gone is no reason to fail, so errors of writing to
-//! it are dropped.
+//! All goes to standard error, by a thread of its own: a terminal that takes nothing, as after Ctrl-S or
+//! behind a connection that stalls, must not keep the launcher from supervising. Of what it does not take in
+//! time, the last lines are kept for later, which say how a job ended; the others are counted. A terminal
+//! that is gone is no reason to fail, so errors of writing to it are dropped.
 
+use std::collections::VecDeque;
 use std::io::{self, IsTerminal, Write};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use indicatif::ProgressBar;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
+
+/// Lines that wait for the terminal, at most.
+const QUEUE: usize = 4096;
+
+/// Lines that are kept of those that find no place among them.
+const KEPT: usize = 100;
+
+/// How long the end of the launcher waits for a terminal that takes nothing.
+const FLUSH: Duration = Duration::from_secs(10);
 
 /// How much is shown, and in which form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,13 +40,54 @@ pub enum Style {
 #[derive(Clone)]
 pub struct Console {
     style: Style,
-    bar: Arc<Mutex<Option<ProgressBar>>>,
+    queue: SyncSender<Shown>,
+    overflow: Arc<Mutex<Overflow>>,
+}
+
+/// The newest of what found no place in the queue; while there is some, all that is newer.
+#[derive(Default)]
+struct Overflow {
+    kept: VecDeque<Vec<u8>>,
+    lost: u64,
+}
+
+impl Overflow {
+    fn push(&mut self, bytes: &[u8]) {
+        if self.kept.len() == KEPT {
+            self.kept.pop_front();
+            self.lost += 1;
+        }
+        self.kept.push_back(bytes.to_vec());
+    }
+}
+
+/// What the writer is handed.
+enum Shown {
+    Bytes(Vec<u8>),
+    Progress(Progress),
+    NoProgress,
+    /// Whoever waits for the other end knows that all before it is written.
+    Flush(SyncSender<()>),
+}
+
+/// Where the bar is.
+struct Progress {
+    done: u64,
+    total: u64,
+    message: String,
 }
 
 impl Console {
     /// With no bar yet.
     pub fn new(style: Style) -> Self {
-        Self { style, bar: Arc::default() }
+        let (queue, shown) = sync_channel(QUEUE);
+        let overflow = Arc::<Mutex<Overflow>>::default();
+        let of_writer = Arc::clone(&overflow);
+        // Without a thread, nothing can be shown; and nothing could be started either.
+        let _ = std::thread::Builder::new()
+            .name("console".to_owned())
+            .spawn(move || write_all(&shown, &of_writer));
+        Self { style, queue, overflow }
     }
 
     /// How much is shown, and in which form.
@@ -74,24 +129,104 @@ impl Console {
         }
     }
 
-    /// Shows `bar` below what is written from now on, or nothing.
-    pub fn set_bar(&self, bar: Option<ProgressBar>) {
-        if let Some(old) = std::mem::replace(&mut *self.bar(), bar) {
-            old.finish_and_clear();
-        }
+    /// Shows a bar below what is written, `done` of `total` of it full, beside `message`.
+    pub fn progress(&self, done: u64, total: u64, message: String) {
+        // The next one is not far.
+        let _ = self.queue.try_send(Shown::Progress(Progress { done, total, message }));
     }
 
-    fn bar(&self) -> MutexGuard<'_, Option<ProgressBar>> {
-        self.bar.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Takes the bar away.
+    pub fn end_progress(&self) {
+        let _ = self.queue.try_send(Shown::NoProgress);
+    }
+
+    /// Waits until all is written, for a while.
+    pub fn flush(&self) {
+        let deadline = Instant::now() + FLUSH;
+        let (done, is_done) = sync_channel(1);
+        while self.queue.try_send(Shown::Flush(done.clone())).is_err() {
+            if Instant::now() >= deadline {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = is_done.recv_timeout(deadline.saturating_duration_since(Instant::now()));
     }
 
     fn write_bytes(&self, bytes: &[u8]) {
-        let write = || drop(io::stderr().lock().write_all(bytes));
-        match &*self.bar() {
-            Some(bar) => bar.suspend(write),
-            None => write(),
+        let mut overflow = lock(&self.overflow);
+        let is_full =
+            !overflow.kept.is_empty() || self.queue.try_send(Shown::Bytes(bytes.to_vec())).is_err();
+        if is_full {
+            overflow.push(bytes);
         }
     }
+}
+
+fn lock(overflow: &Mutex<Overflow>) -> MutexGuard<'_, Overflow> {
+    overflow.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write_all(queue: &Receiver<Shown>, overflow: &Mutex<Overflow>) {
+    let mut bar: Option<ProgressBar> = None;
+    loop {
+        let shown = match queue.try_recv() {
+            Ok(shown) => shown,
+            Err(TryRecvError::Empty) => {
+                write_overflow(overflow, bar.as_ref());
+                match queue.recv() {
+                    Ok(shown) => shown,
+                    Err(_) => return,
+                }
+            }
+            Err(TryRecvError::Disconnected) => return write_overflow(overflow, bar.as_ref()),
+        };
+        match shown {
+            Shown::Bytes(bytes) => write(bar.as_ref(), &bytes),
+            Shown::Progress(Progress { done, total, message }) => {
+                let bar = bar.get_or_insert_with(|| new_bar(total));
+                bar.set_position(done);
+                bar.set_message(message);
+            }
+            Shown::NoProgress => {
+                if let Some(bar) = bar.take() {
+                    bar.finish_and_clear();
+                }
+            }
+            Shown::Flush(done) => {
+                write_overflow(overflow, bar.as_ref());
+                let _ = done.try_send(());
+            }
+        }
+    }
+}
+
+fn write_overflow(overflow: &Mutex<Overflow>, bar: Option<&ProgressBar>) {
+    let Overflow { kept, lost } = std::mem::take(&mut *lock(overflow));
+    if lost > 0 {
+        let note = format!("({lost} lines were not shown: the terminal took nothing)\n");
+        write(bar, note.as_bytes());
+    }
+    for bytes in kept {
+        write(bar, &bytes);
+    }
+}
+
+fn write(bar: Option<&ProgressBar>, bytes: &[u8]) {
+    let write = || drop(io::stderr().lock().write_all(bytes));
+    match bar {
+        Some(bar) => bar.suspend(write),
+        None => write(),
+    }
+}
+
+fn new_bar(total: u64) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+    bar.with_style(
+        // On a template that does not parse, the default one.
+        ProgressStyle::with_template("{bar:8} {wide_msg}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar()),
+    )
 }
 
 impl Write for Console {

@@ -1,6 +1,6 @@
 //! What ranks write: to their files, the first rank's also to the terminal, the end of it kept.
 //!
-//! One thread a rank, so that a slow disk or terminal delays nobody but that rank.
+//! One thread a rank, so that a slow disk delays nobody but that rank.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};

@@ -81,16 +81,15 @@ fn main() -> ExitCode {
             runtime.shutdown_background();
             ended
         });
-    match ended {
-        Ok(code) => code.into(),
-        Err(error) => {
-            match console.style() {
-                Style::Json => tracing::error!(exit_code = error.exit_code() as u8, "{error}"),
-                Style::Pretty | Style::Quiet => console.line(&format!("error: {error}")),
-            }
-            error.exit_code().into()
+    let code = ended.unwrap_or_else(|error| {
+        match console.style() {
+            Style::Json => tracing::error!(exit_code = error.exit_code() as u8, "{error}"),
+            Style::Pretty | Style::Quiet => console.line(&format!("error: {error}")),
         }
-    }
+        error.exit_code()
+    });
+    console.flush();
+    code.into()
 }
 
 /// What `mpirun` starts is no launcher.

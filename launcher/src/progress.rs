@@ -3,8 +3,6 @@
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-
 use crate::console::{Console, Style};
 use crate::plan::thousands;
 
@@ -40,7 +38,7 @@ impl Update {
 pub struct Progress {
     console: Console,
     total_steps: u64,
-    bar: Option<ProgressBar>,
+    has_bar: bool,
     eta: Eta,
     line_at: Option<Duration>,
 }
@@ -48,16 +46,8 @@ pub struct Progress {
 impl Progress {
     /// For a run of `total_steps`; shows nothing yet.
     pub fn new(console: Console, total_steps: u64) -> Self {
-        let bar = (console.style() == Style::Pretty && io::stderr().is_terminal()).then(|| {
-            let bar =
-                ProgressBar::with_draw_target(Some(total_steps), ProgressDrawTarget::hidden());
-            bar.with_style(
-                // On a template that does not parse, the default one.
-                ProgressStyle::with_template("{bar:8} {wide_msg}")
-                    .unwrap_or_else(|_| ProgressStyle::default_bar()),
-            )
-        });
-        Self { console, total_steps, bar, eta: Eta::default(), line_at: None }
+        let has_bar = console.style() == Style::Pretty && io::stderr().is_terminal();
+        Self { console, total_steps, has_bar, eta: Eta::default(), line_at: None }
     }
 
     /// Shows `update`, received at `now`, and says how long the run still takes, once that is known.
@@ -69,13 +59,8 @@ impl Progress {
     }
 
     fn show(&mut self, update: &Update, done: u64, left: Option<Duration>, now: Duration) {
-        if let Some(bar) = &self.bar {
-            if bar.is_hidden() {
-                bar.set_draw_target(ProgressDrawTarget::stderr());
-                self.console.set_bar(Some(bar.clone()));
-            }
-            bar.set_position(done);
-            bar.set_message(describe_briefly(update, left));
+        if self.has_bar {
+            self.console.progress(done, self.total_steps, describe_briefly(update, left));
             return;
         }
         if self.line_at.is_some_and(|at| now < at + LINE_EVERY) {
@@ -101,7 +86,7 @@ impl Progress {
 
     /// Takes the bar away.
     pub fn finish(&self) {
-        self.console.set_bar(None);
+        self.console.end_progress();
     }
 }
 

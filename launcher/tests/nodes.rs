@@ -80,6 +80,20 @@ fn a_signal_to_any_launcher_saves_on_all_machines() {
 }
 
 #[test]
+fn a_signal_before_the_others_have_come_ends_with_8() {
+    if !is_possible() {
+        return;
+    }
+    let job = Job::new(2);
+    let mut first = job.start(0);
+    first.wait_for("may join at");
+    first.signal(Signal::TERM);
+    let ended = first.end();
+    assert_eq!(ended.code, Some(8), "{}", ended.stderr);
+    assert!(ended.stderr.contains("stopped by SIGTERM before the job began"), "{}", ended.stderr);
+}
+
+#[test]
 fn a_lost_launcher_is_named_and_joins_again_for_a_restart() {
     if !is_possible() {
         return;

@@ -5,6 +5,7 @@
 mod support;
 
 use std::fs;
+use std::io::Read;
 
 use rustix::process::{Pid, Signal, kill_process};
 use support::{Running, Sandbox, eventually, is_running, run};
@@ -16,6 +17,27 @@ fn seconds_between(earlier: &serde_json::Value, later: &serde_json::Value) -> f6
         OffsetDateTime::parse(event["time"].as_str().unwrap(), &Rfc3339).unwrap()
     };
     (time(later) - time(earlier)).as_seconds_f64()
+}
+
+#[test]
+fn a_terminal_that_takes_nothing_does_not_stop_supervision() {
+    // More than a pipe holds, and more lines than wait for the terminal.
+    let sandbox = Sandbox::with_script(
+        "#!/bin/sh\n[ \"$RANK\" = 0 ] && yes a long line that nobody reads | head -n 20000\nexit 6\n",
+    );
+    let mut launcher = sandbox.two_ranks(["", ""]).spawn().unwrap();
+    eventually("a verdict", || {
+        fs::read_to_string(sandbox.path("run/events.jsonl"))
+            .is_ok_and(|events| events.contains("\"verdict\""))
+    });
+    let mut shown = String::new();
+    launcher.stderr.take().unwrap().read_to_string(&mut shown).unwrap();
+    assert_eq!(launcher.wait().unwrap().code(), Some(6));
+    let last = &shown[shown.len() - 2000..];
+    assert!(shown.contains("lines were not shown: the terminal took nothing"), "{last}");
+    assert!(last.contains("exit code 6: loss or gradient not finite"), "{last}");
+    let log = fs::read_to_string(sandbox.path("run/logs/rank-0.log")).unwrap();
+    assert_eq!(log.lines().count(), 20_000);
 }
 
 #[test]
