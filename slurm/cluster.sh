@@ -69,6 +69,8 @@ start_cluster() {
     host=$(hostname -s)
     work=$(mktemp -d "${TMPDIR:-/tmp}/lockstep-slurm.XXXXXX")
     chmod 755 "$work"
+    # At once: what follows, and the end of this, must never speak to a cluster that is there already.
+    export SLURM_CONF=$work/slurm.conf
     trap stop_cluster EXIT
     trap 'exit 130' INT TERM
     make_network
@@ -118,7 +120,6 @@ CONF
     # No cgroup is needed here, and the one for version 2 would want systemd.
     case "$(slurmd -V)" in "slurm 2"[4-9]* | "slurm 23.11"*) cgroup=disabled ;; esac
     echo "CgroupPlugin=$cgroup" >"$work/cgroup.conf"
-    export SLURM_CONF=$work/slurm.conf
     slurmctld -D -f "$SLURM_CONF" >"$work/slurmctld.log" 2>&1 &
     pids+=($!)
     for node in $(seq "$nodes"); do start_node "n$node"; done
@@ -140,7 +141,7 @@ stop_node() {
 kill_node() {
     local pid
     for pid in $(ip netns pids "ls$tag-$1" 2>/dev/null); do kill -9 "$pid" 2>/dev/null || true; done
-    wait "${slurmd_pids[$1]}" 2>/dev/null || true
+    wait "${slurmd_pids[$1]:-}" 2>/dev/null || true
 }
 
 all_nodes_are_idle() {

@@ -3,7 +3,8 @@
 //! A trainer leads a process group of its own, so that Ctrl-C on the terminal reaches the launcher
 //! only and a kill reaches all that the trainer has started. It is not made to die with the launcher:
 //! when the launcher is killed, trainers see their control connection close, save a checkpoint, and
-//! exit by themselves; one that hangs in a collective ends at its own deadline.
+//! exit by themselves; one that hangs in a collective ends at its own deadline. That is so on one machine;
+//! of several, those whose launchers live kill their ranks, and the newest checkpoint is what is left.
 
 use std::collections::HashMap;
 use std::ffi::OsString;

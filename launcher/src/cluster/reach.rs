@@ -1,6 +1,6 @@
 //! The other nodes' way to node 0.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use job::ExitCode;
@@ -17,6 +17,9 @@ use crate::error::LaunchError;
 
 /// Between attempts to reach node 0.
 const RETRY: Duration = Duration::from_millis(300);
+
+/// For node 0's name to resolve.
+const RESOLVE: Duration = Duration::from_secs(5);
 
 /// For one attempt to reach one address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -35,13 +38,14 @@ pub(super) struct Link {
 /// [`LaunchError::Cluster`] when it cannot be reached, or is another job's.
 pub(super) async fn reach(cluster: &Cluster, patience: Duration) -> Result<Link, LaunchError> {
     let deadline = Instant::now() + patience;
-    // A name that does not resolve will not do so later either.
-    let addresses = cluster.rendezvous.resolve().await;
-    let addresses = addresses.map_err(LaunchError::cluster(ExitCode::Setup))?;
+    let addresses = resolve(cluster, deadline.min(Instant::now() + RESOLVE)).await?;
     let mut problem = "nobody answered".to_owned();
     while Instant::now() < deadline {
         for address in &addresses {
             for port in cluster.rendezvous.ports.clone() {
+                if Instant::now() >= deadline {
+                    break; // each of many ports may take its time
+                }
                 match connect(cluster, (*address, port).into()).await {
                     Ok(link) => return Ok(link),
                     // Another job may have one of several ports, but not the only one.
@@ -59,6 +63,19 @@ pub(super) async fn reach(cluster: &Cluster, patience: Duration) -> Result<Link,
     let text =
         format!("cannot join node 0 at {} within {patience:?}: {problem}", cluster.rendezvous);
     Err(LaunchError::Cluster { exit_code: ExitCode::Hang, text })
+}
+
+/// A name server may fail once; a name that does not resolve for a while is wrong.
+async fn resolve(cluster: &Cluster, deadline: Instant) -> Result<Vec<IpAddr>, LaunchError> {
+    loop {
+        match cluster.rendezvous.resolve().await {
+            Ok(addresses) => return Ok(addresses),
+            Err(_) if Instant::now() + RETRY < deadline => sleep(RETRY).await,
+            Err(reason) => {
+                return Err(LaunchError::Cluster { exit_code: ExitCode::Setup, text: reason });
+            }
+        }
+    }
 }
 
 async fn connect(cluster: &Cluster, address: SocketAddr) -> Result<Link, HandshakeError> {

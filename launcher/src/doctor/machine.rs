@@ -1,11 +1,14 @@
 //! What a run needs of this machine besides disks and GPUs.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
 use rustix::fs::statvfs;
 use tokio::process::Command;
+use tokio::time::timeout;
 
 use super::finding::Finding;
 use crate::about::{self, About};
@@ -13,6 +16,9 @@ use crate::mpi;
 use crate::plan::{Device, Plan};
 
 const MIB: u64 = 1 << 20;
+
+/// How long a program may take to say its version.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Less shared memory makes NCCL fail between GPUs without a direct connection.
 const SHM_BYTES: u64 = 1 << 30;
@@ -116,7 +122,9 @@ pub async fn mpirun(about: Option<&About>) -> Vec<Finding> {
     };
     let program = mpi::find_mpirun(built_with);
     let mut command = Command::new(&program);
-    let output = command.arg("--version").stdin(Stdio::null()).output().await;
+    let asked = command.arg("--version").stdin(Stdio::null()).kill_on_drop(true).output();
+    let late = |_| Err(io::Error::new(io::ErrorKind::TimedOut, "it did not answer"));
+    let output = timeout(PATIENCE, asked).await.unwrap_or_else(late);
     let said = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
     let remedy = "`make setup` installs Open MPI 5; LOCKSTEP_MPIRUN names another one";
     vec![match said {
