@@ -276,8 +276,9 @@ impl<'a> Launch<'a> {
             nodes => format!(" of {nodes} nodes"),
         };
         tracing::info!(
-            "{} ranks on {}{nodes}, over {}, {} threads each; run directory {}",
+            "{} rank{} on {}{nodes}, over {}, {} threads each; run directory {}",
             plan.world_size(),
+            if plan.world_size() == 1 { "" } else { "s" },
             plan.device.name(),
             plan.backend,
             plan.threads_per_rank,

@@ -155,8 +155,9 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
     let recorder = Recorder::open(&config, &run_dir, &state, world, device, started)?;
     let steps_per_epoch = shard::steps_per_epoch(data_set.train.labels.len(), global_batch_size);
     info!(
-        "{} ranks on {}, {} parameters, {} training and {} test images of {}, global batch {}",
+        "{} rank{} on {}, {} parameters, {} training and {} test images of {}, global batch {}",
         world.world_size,
+        if world.world_size == 1 { "" } else { "s" },
         if device.is_cuda() { "GPUs" } else { "the CPU" },
         network.parameter_count(),
         data_set.train.labels.len(),
