@@ -358,10 +358,7 @@ fn conclude(
         command: &command_to_go_on(&args, &run_dir.to_string_lossy()),
     });
     let exit_code = report.outcome.exit_code();
-    let rank = match &report.outcome {
-        Outcome::Failed(failure) => Some(failure.rank),
-        _ => None,
-    };
+    let rank = report.outcome.failed_rank();
     match console.style() {
         _ if text.is_empty() => {}
         Style::Json => tracing::error!(rank, exit_code = exit_code as u8, "{text}"),

@@ -54,14 +54,7 @@ pub fn connect(
 ) -> Result<Arc<dyn Communicator>> {
     let failed = |reason: String| CommError::Connect { backend: BACKEND, reason };
     let session = Session::get()?;
-    let (rank, world_size) = (session.rank(), session.world_size());
-    if (rank, world_size) != (world.rank, world.world_size) {
-        return Err(failed(format!(
-            "MPI has this process for rank {rank} of {world_size}, and the environment for rank {} \
-             of {}: start it by mpirun, or by srun with a matching --mpi",
-            world.rank, world.world_size
-        )));
-    }
+    session.fits(world).map_err(failed)?;
     let engine =
         MpiEngine::new(world, hierarchical, timeout).map_err(|error| failed(error.to_string()))?;
     Ok(Arc::new(Mpi {

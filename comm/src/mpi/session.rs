@@ -12,6 +12,7 @@ use mpi::traits::Communicator as _;
 use super::handle::Comm;
 use super::request::{At, Request, checked};
 use crate::bootstrap::Store;
+use crate::env::World;
 use crate::{CommError, Result};
 
 /// MPI can be initialised once a process, and not again after its end.
@@ -55,14 +56,21 @@ impl Session {
         })
     }
 
-    /// Among all processes that `mpirun` started.
-    pub fn rank(&self) -> usize {
-        self.rank
-    }
-
-    /// Processes that `mpirun` started.
-    pub fn world_size(&self) -> usize {
-        self.world_size
+    /// Whether MPI and the environment have this process for the same rank: a library that whoever started
+    /// the processes does not know takes each for a world of its own.
+    ///
+    /// # Errors
+    /// A sentence that says what each has it for.
+    pub fn fits(&self, world: World) -> std::result::Result<(), String> {
+        let Self { rank, world_size, .. } = self;
+        if (*rank, *world_size) == (world.rank, world.world_size) {
+            return Ok(());
+        }
+        Err(format!(
+            "MPI has this process for rank {rank} of {world_size}, and the environment for rank {} of {}: \
+             start it by mpirun, or by srun with a matching --mpi",
+            world.rank, world.world_size
+        ))
     }
 
     /// A communicator uses it from now on.

@@ -109,7 +109,11 @@ fn exchange_id(
     match store {
         Some(store) => exchange_id_over(library, world, store, timeout),
         #[cfg(feature = "mpi")]
-        None => exchange_id_over(library, world, &crate::mpi::Session::get()?.store(), timeout),
+        None => {
+            let session = crate::mpi::Session::get()?;
+            session.fits(world).map_err(failed)?;
+            exchange_id_over(library, world, &session.store(), timeout)
+        }
         #[cfg(not(feature = "mpi"))]
         None => Err(failed(
             "ranks need a way to exchange NCCL's id: start them by launcher, or build with \

@@ -117,10 +117,7 @@ async fn run(
     }
     let report = supervisor.run(others, &mut events, &mut Signals::catch()?).await?;
     let Outcome::Done = report.outcome else {
-        let rank = match &report.outcome {
-            Outcome::Failed(failure) => failure.rank,
-            _ => 0,
-        };
+        let rank = report.outcome.failed_rank().unwrap_or(0);
         let last = report.logs.get(rank).and_then(|(_, tail)| tail.last());
         let said = last.map_or_else(String::new, |line| format!(": {line}"));
         return Ok(Err(format!("{}{said}", report.outcome)));

@@ -436,7 +436,8 @@ impl Job {
             let state = &self.ranks[rank];
             let seconds = now.saturating_sub(state.heard_at()).as_secs();
             let is_quiet = !state.is_training() && seconds >= NOTICE.as_secs();
-            is_quiet.then(|| format!("rank {rank} is {} for {seconds} s", state.doing()))
+            is_quiet
+                .then(|| format!("rank {rank} ({}) said nothing for {seconds} s", state.doing()))
         });
         let quiet: Vec<_> = quiet.collect();
         (Decision::Warn, format!("{}; still waiting", quiet.join("; ")))

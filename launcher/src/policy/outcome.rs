@@ -76,6 +76,15 @@ impl Outcome {
             },
         }
     }
+
+    /// Whose failure the others followed from.
+    pub fn failed_rank(&self) -> Option<usize> {
+        match self {
+            Self::Failed(failure) => Some(failure.rank),
+            Self::Unkillable { after, .. } => after.failed_rank(),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Outcome {

@@ -278,7 +278,7 @@ fn ranks_that_cannot_be_killed_are_named_and_not_waited_for() {
     let (decision, reason) = replay(&mut job, &[tick(10_350)]);
     assert_eq!(reason, "rank 1 failed: killed by SIGKILL; killed, these ranks are still there: 2");
     let Decision::Finish(outcome) = decision else { panic!("{decision:?}") };
-    assert_eq!(outcome.exit_code(), ExitCode::RankFailed);
+    assert_eq!((outcome.exit_code(), outcome.failed_rank()), (ExitCode::RankFailed, Some(1)));
     assert!(!restart(&outcome, false, 0, 3).0, "rank 2 has the run directory");
     let of_a_healthy_job = Outcome::Unkillable { ranks: vec![0], after: Box::new(Outcome::Done) };
     assert_eq!(of_a_healthy_job.exit_code(), ExitCode::Hang);
@@ -310,7 +310,7 @@ fn a_rank_that_takes_no_steps_may_be_silent_and_is_told_of() {
         let (decision, reason) = replay(&mut job, &[tick(301_000)]);
         assert_eq!(decision, Decision::Warn);
         let doing = job.ranks()[0].doing();
-        let expected = format!("rank 0 is {doing} for 300 s; still waiting");
+        let expected = format!("rank 0 ({doing}) said nothing for 300 s; still waiting");
         assert_eq!(reason, expected);
         assert_eq!(job.deadline(), Some(ms(601_000)));
     }
@@ -323,8 +323,8 @@ fn ranks_that_never_said_a_word_are_told_of() {
     let (decision, reason) = replay(&mut job, &[tick(300_000)]);
     assert_eq!(decision, Decision::Warn);
     let expected =
-        "rank 0 is not yet heard of for 300 s; rank 2 is not yet heard of for 300 s; still waiting";
-    assert_eq!(reason, expected);
+        [0, 2].map(|rank| format!("rank {rank} (not yet heard of) said nothing for 300 s"));
+    assert_eq!(reason, format!("{}; still waiting", expected.join("; ")));
 }
 
 #[test]
