@@ -9,6 +9,7 @@
 
 mod blame;
 mod outcome;
+mod rank;
 mod restart;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use comm::control::Phase;
 use serde::{Deserialize, Serialize};
 
 pub use outcome::{Cause, Failure, Outcome};
+pub use rank::{Rank, Report};
 pub use restart::restart;
 pub use walltime::Walltime;
 
@@ -144,71 +146,6 @@ pub enum Decision {
     Kill,
     /// All ranks are gone, or will not go: end like this.
     Finish(Outcome),
-}
-
-/// What is known of a rank.
-#[derive(Debug, Clone, Default)]
-pub struct Rank {
-    /// When it last said what it is doing, and what.
-    pub report: Option<Report>,
-    /// When it said that it failed, with which exit code and message.
-    pub said: Option<(Duration, u8, String)>,
-    /// When and why it was refused.
-    pub refused: Option<(Duration, String)>,
-    /// For how long it had said nothing when the launcher gave up on it, and when that was.
-    pub silent: Option<(Duration, Duration)>,
-    /// When and how its node was lost.
-    pub lost: Option<(Duration, String)>,
-    /// When and how its process ended.
-    pub exited: Option<(Duration, Exit)>,
-    /// The launcher killed it.
-    pub killed: bool,
-}
-
-impl Rank {
-    /// Whether its process may still be there.
-    const fn is_alive(&self) -> bool {
-        self.exited.is_none() && self.lost.is_none()
-    }
-
-    /// What it last said that it is doing.
-    pub const fn doing(&self) -> &'static str {
-        match self.report {
-            None => "not yet heard of",
-            Some(report) => match report.phase {
-                Phase::Connecting => "looking for its peers",
-                Phase::LoadingData => "loading data",
-                Phase::Preparing => "preparing the network",
-                Phase::Training => "training",
-                Phase::Evaluating => "evaluating",
-                Phase::Saving => "saving a checkpoint",
-            },
-        }
-    }
-
-    /// When it was last heard of.
-    fn heard_at(&self) -> Duration {
-        self.report.map_or(Duration::ZERO, |report| report.at)
-    }
-
-    /// Whether it takes steps. Only a step says something again before it is done, and how long the other
-    /// phases take depends on the data and the disk.
-    fn is_training(&self) -> bool {
-        self.report.is_some_and(|report| report.phase == Phase::Training)
-    }
-}
-
-/// What a rank said it is doing.
-#[derive(Debug, Clone, Copy)]
-pub struct Report {
-    /// When it said so.
-    pub at: Duration,
-    /// What it does.
-    pub phase: Phase,
-    /// In which epoch, from 1.
-    pub epoch: usize,
-    /// Steps since the start of the run.
-    pub step: u64,
 }
 
 /// How long to wait for what.
