@@ -5,21 +5,6 @@
 
 use std::ops::Range;
 
-/// What [`BucketPlan::new`] groups by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BucketCaps {
-    /// Most bytes of a bucket; a single longer parameter gets a bucket of its own.
-    pub cap_bytes: usize,
-    /// Most bytes of the first bucket, smaller so that communication starts early; `cap_bytes` for
-    /// no difference.
-    pub first_cap_bytes: usize,
-}
-
-impl BucketCaps {
-    /// PyTorch's: 25 MiB, and 1 MiB for the first.
-    pub const PYTORCH: Self = Self { cap_bytes: 25 << 20, first_cap_bytes: 1 << 20 };
-}
-
 /// What an all-reduce takes: a time of its own, and more with its length.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Speed {
@@ -79,17 +64,17 @@ impl BucketPlan {
     /// Groups parameters, whose `lens` are in elements of `element_bytes` each and in the order in
     /// which their gradients become ready: the reverse of registration.
     ///
-    /// A bucket is closed before the parameter that would take it over its cap.
+    /// A bucket is closed before the parameter that would take it over `cap_bytes`; a single longer
+    /// parameter gets a bucket of its own.
     ///
     /// Source: Li et al., PyTorch Distributed, VLDB 2020, section 3.2.3.
-    pub fn new(lens: &[usize], element_bytes: usize, caps: BucketCaps) -> Self {
+    pub fn new(lens: &[usize], element_bytes: usize, cap_bytes: usize) -> Self {
         let mut buckets: Vec<Bucket> = Vec::new();
         let mut end = 0;
         for (parameter, &len) in lens.iter().enumerate() {
-            let cap = if buckets.len() <= 1 { caps.first_cap_bytes } else { caps.cap_bytes };
             let next = end + len;
             match buckets.last_mut() {
-                Some(open) if (next - open.elements.start) * element_bytes <= cap => {
+                Some(open) if (next - open.elements.start) * element_bytes <= cap_bytes => {
                     open.elements.end = next;
                     open.parameters.end = parameter + 1;
                 }
@@ -127,17 +112,17 @@ impl BucketPlan {
 mod tests {
     use super::*;
 
-    const CAPS: BucketCaps = BucketCaps { cap_bytes: 400, first_cap_bytes: 100 };
+    const CAP_BYTES: usize = 400;
 
     fn ranges(lens: &[usize]) -> Vec<(Range<usize>, Range<usize>)> {
-        let plan = BucketPlan::new(lens, 4, CAPS);
+        let plan = BucketPlan::new(lens, 4, CAP_BYTES);
         plan.buckets().iter().map(|b| (b.elements.clone(), b.parameters.clone())).collect()
     }
 
     #[test]
     fn buckets_are_disjoint_and_cover_in_order() {
         let lens: Vec<_> = (0..200).map(|i| i * 37 % 90).collect();
-        let plan = BucketPlan::new(&lens, 4, CAPS);
+        let plan = BucketPlan::new(&lens, 4, CAP_BYTES);
         let (mut element, mut parameter) = (0, 0);
         for (index, bucket) in plan.buckets().iter().enumerate() {
             assert_eq!((bucket.elements.start, bucket.parameters.start), (element, parameter));
@@ -154,15 +139,14 @@ mod tests {
     #[test]
     fn no_bucket_of_several_parameters_is_over_its_cap() {
         let lens: Vec<_> = (0..200).map(|i| i * 53 % 120).collect();
-        for (index, (elements, parameters)) in ranges(&lens).into_iter().enumerate() {
-            let cap = if index == 0 { 100 } else { 400 };
-            assert!(parameters.len() == 1 || elements.len() * 4 <= cap);
+        for (elements, parameters) in ranges(&lens) {
+            assert!(parameters.len() == 1 || elements.len() * 4 <= CAP_BYTES);
         }
     }
 
     #[test]
-    fn the_first_bucket_is_smaller() {
-        assert_eq!(ranges(&[20, 20, 20, 20, 20, 20]), [(0..20, 0..1), (20..120, 1..6)]);
+    fn a_bucket_takes_what_goes_in() {
+        assert_eq!(ranges(&[20, 60, 20, 20, 20, 20]), [(0..100, 0..3), (100..160, 3..6)]);
     }
 
     #[test]
@@ -206,7 +190,7 @@ mod tests {
 
     #[test]
     fn no_parameters_make_no_buckets() {
-        assert!(BucketPlan::new(&[], 4, CAPS).is_empty());
+        assert!(BucketPlan::new(&[], 4, CAP_BYTES).is_empty());
         assert_eq!(BucketPlan::default().bucket_of(0), None);
     }
 }

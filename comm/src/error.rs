@@ -10,7 +10,7 @@ pub type Result<T> = std::result::Result<T, CommError>;
 #[non_exhaustive]
 pub enum CommError {
     /// A collective failed on this rank; peers may be blocked in it.
-    #[error("{op} #{sequence} failed on rank {rank} of {world_size}: {reason}")]
+    #[error("{op} #{sequence} failed on rank {rank}: {reason}")]
     Collective {
         /// The collective's name, such as `all_reduce`.
         op: &'static str,
@@ -18,8 +18,6 @@ pub enum CommError {
         sequence: u64,
         /// The rank that reports.
         rank: usize,
-        /// Ranks in the communicator.
-        world_size: usize,
         /// What went wrong.
         reason: String,
     },

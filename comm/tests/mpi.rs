@@ -198,6 +198,47 @@ fn a_late_rank_is_named_on_all_machines() {
     });
 }
 
+fn signal(pid: i32, signal: i32) {
+    // SAFETY: plain call.
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+}
+
+/// Frozen while it exchanges with the other machine: those there wait for it, and those of its own machine
+/// are the ones who can tell.
+#[test]
+fn a_rank_that_freezes_between_machines_is_named_and_none_that_waits_for_it() {
+    let test = "a_rank_that_freezes_between_machines_is_named_and_none_that_waits_for_it";
+    every_rank_fails_as_it_should(test, [2, 2], Duration::from_secs(2), |comm| {
+        let (frozen, mate) = (2, 3);
+        let world = SimpleCommunicator::world();
+        let mut pid = [std::process::id() as i32];
+        let mut data = vec![1.0_f32; 32 << 20];
+        if comm.rank() == frozen {
+            world.process_at_rank(mate as i32).send(&pid);
+        } else if comm.rank() == mate {
+            world.process_at_rank(frozen as i32).receive_into(&mut pid);
+            std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(400));
+                signal(pid[0], libc::SIGSTOP);
+            });
+        }
+        let all_reduce = |data: &mut [f32]| comm.all_reduce(BufferMut::host(data), ReduceOp::Sum);
+        let error = (0..100).find_map(|_| all_reduce(&mut data).err()).unwrap();
+        match &error {
+            CommError::Timeout { rank: 3, missing, .. } if comm.rank() == mate => {
+                assert_eq!(missing, &[frozen]);
+                // It learns why, and can end.
+                signal(pid[0], libc::SIGCONT);
+            }
+            CommError::Aborted { by: 3, reason } => {
+                assert!(reason.contains("rank 3 waited"), "{reason}");
+                assert!(reason.contains("for rank 2"), "{reason}");
+            }
+            _ => panic!("rank {}: {error}", comm.rank()),
+        }
+    });
+}
+
 #[test]
 fn different_calls_on_one_machine_are_named_on_all() {
     let test = "different_calls_on_one_machine_are_named_on_all";

@@ -16,10 +16,10 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Runs `body` as each of `world_size` ranks; a panic in one is a panic here.
 fn with_ranks(world_size: usize, body: impl Fn(&dyn Communicator) + Sync) {
-    with_timeout(world_size, TIMEOUT, body);
+    with_timeout(world_size, TIMEOUT, |shm| body(shm));
 }
 
-fn with_timeout(world_size: usize, timeout: Duration, body: impl Fn(&dyn Communicator) + Sync) {
+fn with_timeout(world_size: usize, timeout: Duration, body: impl Fn(&shm::Shm) + Sync) {
     let store = MemoryStore::default();
     std::thread::scope(|scope| {
         for rank in 0..world_size {
@@ -222,6 +222,48 @@ fn nothing_runs_after_finalize() {
         comm.finalize().unwrap();
         let error = comm.barrier().unwrap_err();
         assert_eq!(error.to_string(), "shm cannot run a collective after finalize");
+    });
+}
+
+#[test]
+fn a_rank_that_waits_for_something_else_is_not_taken_for_one_that_hangs() {
+    with_timeout(2, Duration::from_millis(100), |comm| {
+        let shm: &shm::Shm = comm;
+        if shm.rank() == 1 {
+            for _ in 0..15 {
+                shm.sign_of_life();
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            shm.barrier().unwrap();
+            // Of rank 0's barrier that has just ended.
+            shm.sign_of_life();
+            std::thread::sleep(Duration::from_secs(2));
+        } else {
+            shm.barrier().unwrap();
+            let error = shm.barrier().unwrap_err();
+            assert!(
+                matches!(&error, CommError::Timeout { missing, .. } if missing == &[1]),
+                "{error}"
+            );
+        }
+    });
+}
+
+#[test]
+fn ranks_of_a_second_machine_are_named_as_the_job_names_them() {
+    let store = MemoryStore::default();
+    std::thread::scope(|scope| {
+        for rank in 2..4 {
+            let store = &store;
+            scope.spawn(move || {
+                let shm = shm::connect(rank, 2..4, store, "test", TIMEOUT).unwrap();
+                let error = shm.alloc_shared(1 << 60).err().unwrap().to_string();
+                let own = format!("alloc_shared #0 failed on rank {rank}: ");
+                assert!(error.starts_with(&own), "{error}");
+                assert!(rank == 2 || error.ends_with("rank 2 has no memory for it"), "{error}");
+                shm.barrier().unwrap();
+            });
+        }
     });
 }
 

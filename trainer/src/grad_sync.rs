@@ -9,7 +9,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use comm::bucket::{BucketCaps, BucketPlan};
+use comm::bucket::BucketPlan;
 use comm::{Communicator, ReduceOp};
 use job::config::{BucketCap, WireDtype};
 use tch::{Device, Tensor};
@@ -129,8 +129,7 @@ impl GradSync {
         let element_bytes = if wire.is_some() { 2 } else { size_of::<f32>() };
         let cap_bytes =
             bucket_cap_bytes(bucket_cap, timing, &flat.grads, element_bytes, &*communicator)?;
-        let caps = BucketCaps { cap_bytes, first_cap_bytes: cap_bytes };
-        let plan = BucketPlan::new(&sizes, element_bytes, caps);
+        let plan = BucketPlan::new(&sizes, element_bytes, cap_bytes);
         let mut ungathered = flat.ungathered().into_iter();
         let buckets = plan.buckets().iter().map(|bucket| {
             let (start, len) = (bucket.elements.start as i64, bucket.elements.len() as i64);

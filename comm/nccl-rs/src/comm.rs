@@ -1,7 +1,7 @@
 //! Communicators.
 
 use std::ffi::{c_int, c_void};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use crate::sys::{CommHandle, Config, DataType, IN_PROGRESS, RedOp, SUCCESS, UniqueId};
@@ -31,6 +31,17 @@ struct Handle(CommHandle);
 
 // SAFETY: NCCL's communicators may be used from any thread, one at a time, which the mutex sees to.
 unsafe impl Send for Handle {}
+
+impl Handle {
+    fn abort(self, nccl: &Nccl) -> Result<()> {
+        // SAFETY: the handle is valid and ends here, so nobody uses it afterwards.
+        let code = unsafe { (nccl.functions.ncclCommAbort)(self.0) };
+        nccl.check("ncclCommAbort", code)
+    }
+}
+
+/// How long an abort is waited for.
+const ABORT_TIME: Duration = Duration::from_secs(2);
 
 impl Comm {
     /// Begins to connect `rank` of `world_size` on the current CUDA device. Collective.
@@ -98,17 +109,17 @@ impl Comm {
         Ok(())
     }
 
-    /// Stops what runs on the device, here, and frees the communicator.
+    /// Stops what runs on the device, here, and frees the communicator. A device that does not answer
+    /// keeps NCCL waiting, but not the caller: after two seconds that goes on in the background.
     ///
     /// <https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api/comms.html#ncclcommabort>
     ///
     /// # Errors
-    /// [`Error::Nccl`]; none when that has happened already.
+    /// [`Error::Nccl`], [`Error::Timeout`]; none when that has happened already.
     pub fn abort(&self) -> Result<()> {
-        let Some(Handle(comm)) = self.take() else { return Ok(()) };
-        // SAFETY: the handle is valid and was taken, so nobody uses it afterwards.
-        let code = unsafe { (self.nccl.functions.ncclCommAbort)(comm) };
-        self.nccl.check("ncclCommAbort", code)
+        let Some(handle) = self.take() else { return Ok(()) };
+        let nccl = self.nccl.clone();
+        within("ncclCommAbort", ABORT_TIME, move || handle.abort(&nccl))
     }
 
     /// Waits for what is under way on all ranks, and frees the communicator. Collective.
@@ -298,6 +309,19 @@ impl Calls<'_> {
     }
 }
 
+/// Does `work` on another thread, and waits for `limit` at most.
+fn within(
+    what: &'static str,
+    limit: Duration,
+    work: impl FnOnce() -> Result<()> + Send + 'static,
+) -> Result<()> {
+    let (sender, receiver) = mpsc::channel();
+    // Where there can be no thread, the sender is dropped at once, and nothing comes.
+    let _ = std::thread::Builder::new().name(what.into()).spawn(move || sender.send(work()));
+    let late = Err(Error::Timeout { what, after: limit });
+    receiver.recv_timeout(limit).unwrap_or(late)
+}
+
 impl Drop for Comm {
     fn drop(&mut self) {
         // Nothing can be done about a failure here.
@@ -308,4 +332,20 @@ impl Drop for Comm {
 /// A rank or a number of ranks; NCCL refuses what is out of range.
 fn as_int(number: usize) -> c_int {
     c_int::try_from(number).unwrap_or(-1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_that_does_not_end_is_not_waited_for() {
+        assert!(within("quick", Duration::from_secs(60), || Ok(())).is_ok());
+        let aborted = within("quick", Duration::from_secs(60), || Err(Error::Aborted));
+        assert!(matches!(aborted, Err(Error::Aborted)));
+        let (_keep, never) = mpsc::channel::<()>();
+        let wait_for_ever = move || never.recv().map_err(|_| Error::Aborted);
+        let late = within("slow", Duration::from_millis(10), wait_for_ever);
+        assert!(matches!(late, Err(Error::Timeout { what: "slow", .. })));
+    }
 }

@@ -1,10 +1,9 @@
 //! The opened library: what needs no communicator.
 
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 
-use crate::error::{chain, text_of};
+use crate::error::text_of;
 use crate::sys::{self, CommHandle, Functions, IN_PROGRESS, ResultCode, SUCCESS, UniqueId};
 use crate::{Error, Result};
 
@@ -51,26 +50,6 @@ impl Nccl {
     pub fn open() -> Result<Self> {
         let library = sys::open(&["libnccl.so.2", "libnccl.so"], b"ncclGetVersion\0")?;
         // SAFETY: these names are NCCL's.
-        let functions = unsafe { Functions::load(library) }?;
-        Ok(Self { functions: Arc::new(functions) })
-    }
-
-    /// Opens the NCCL at `path`.
-    ///
-    /// # Safety
-    /// The file is NCCL.
-    ///
-    /// # Errors
-    /// As [`Self::open`].
-    pub unsafe fn open_at(path: &Path) -> Result<Self> {
-        use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-        // SAFETY: the caller's promise.
-        let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) };
-        let library = library.map_err(|error| Error::Open {
-            library: path.display().to_string(),
-            reason: chain(&error),
-        })?;
-        // SAFETY: the caller's promise.
         let functions = unsafe { Functions::load(library) }?;
         Ok(Self { functions: Arc::new(functions) })
     }
@@ -140,10 +119,9 @@ mod tests {
 
     #[test]
     fn a_missing_library_is_named() {
-        // SAFETY: nothing is opened.
-        let result = unsafe { Nccl::open_at(Path::new("/nowhere/libnccl.so.2")) };
+        let result = sys::open(&["/nowhere/libnccl.so.2", "libno.so"], b"ncclOfNoLibrary\0");
         let error = result.err().unwrap().to_string();
-        assert!(error.starts_with("cannot open /nowhere/libnccl.so.2: "), "{error}");
+        assert!(error.starts_with("cannot open /nowhere/libnccl.so.2 or libno.so: "), "{error}");
     }
 
     /// Needs the library, not a GPU.

@@ -46,10 +46,17 @@ pub fn read_frame<T: DeserializeOwned>(stream: &mut impl Read) -> io::Result<Opt
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         other => other?,
     }
-    let length = check_length(u32::from_le_bytes(length) as usize)?;
-    let mut body = vec![0; length as usize];
+    let mut body = vec![0; body_len(length)?];
     stream.read_exact(&mut body)?;
     decode(&body).map(Some)
+}
+
+/// How long the body of a frame is, from the four bytes before it.
+///
+/// # Errors
+/// When it is longer than [`MAX_FRAME_BYTES`].
+pub fn body_len(length: [u8; 4]) -> io::Result<usize> {
+    check_length(u32::from_le_bytes(length) as usize).map(|length| length as usize)
 }
 
 fn check_length(length: usize) -> io::Result<u32> {

@@ -8,7 +8,7 @@ mod client;
 mod frame;
 
 pub use client::{ControlClient, StopFlag};
-pub use frame::{MAX_FRAME_BYTES, decode, encode, read_frame, write_frame};
+pub use frame::{MAX_FRAME_BYTES, body_len, decode, encode, read_frame, write_frame};
 
 use serde::{Deserialize, Serialize};
 

@@ -27,17 +27,17 @@ impl MpiEngine {
     /// Collective. `hierarchical`: by way of shared memory where machines have several ranks.
     pub(super) fn new(world: World, hierarchical: bool, timeout: Duration) -> Result<Self> {
         let World { rank, world_size, .. } = world;
-        let at = At { op: "connect", sequence: 0, rank, world_size };
+        let at = At { op: "connect", sequence: 0, rank };
         let comm = Comm::duplicate_world(at)?;
-        let mail = AbortMail::open(Comm::duplicate_world(at)?, at)?;
+        let mail = AbortMail::open(Comm::duplicate_world(at)?, world_size, at)?;
         let common = Arc::new(Common { extremes: Extremes::new(at)?, mail });
-        let group = Group::new(comm, rank, world_size, timeout, &common);
+        let group = Group::new(comm, rank, world_size, timeout, &common, None);
         let machine = Machine::connect(world, hierarchical, timeout, &group, &common)?;
         Ok(Self { rank, world_size, common, world: group, machine })
     }
 
     pub(super) fn at(&self, op: &'static str, sequence: u64) -> At {
-        At { op, sequence, rank: self.rank, world_size: self.world_size }
+        At { op, sequence, rank: self.rank }
     }
 
     /// The last collective: nobody leaves before all have come.

@@ -13,6 +13,7 @@ use super::ops::{Extremes, moved_type};
 use super::request::{At, Request, checked};
 use crate::communicator::chunk_range;
 use crate::reduce;
+use crate::shm::Shm;
 use crate::{CommError, DType, RawBuffer, ReduceOp, Result};
 
 /// Elements of a long buffer that one MPI call reduces.
@@ -39,22 +40,34 @@ pub(super) struct Group {
     size: usize,
     timeout: Duration,
     common: Arc<Common>,
+    /// Ranks of this machine that may wait for this one while it waits here.
+    mates: Option<Arc<Shm>>,
     /// All ranks' bf16 elements of this rank's chunk, kept for the next one.
     gathered: Mutex<Vec<u16>>,
 }
 
 impl Group {
     /// `comm`: of MPI's ranks this one is `rank`; nobody else's messages travel in it. A wait lasts for
-    /// `timeout` at most.
+    /// `timeout` at most, in which `mates` hear that this rank is alive.
     pub(super) fn new(
         comm: Comm,
         rank: usize,
         size: usize,
         timeout: Duration,
         common: &Arc<Common>,
+        mates: Option<Arc<Shm>>,
     ) -> Self {
         let common = Arc::clone(common);
-        Self { comm, rank, size, timeout, common, gathered: Mutex::default() }
+        Self { comm, rank, size, timeout, common, mates, gathered: Mutex::default() }
+    }
+
+    fn wait(&self, request: Request, at: At) -> Result<()> {
+        request.wait(at, self.timeout, || {
+            if let Some(mates) = &self.mates {
+                mates.sign_of_life();
+            }
+            self.common.mail.received(at)
+        })
     }
 
     /// Starts an operation through `start`, which gets the place for its request, and waits.
@@ -64,7 +77,7 @@ impl Group {
     fn complete(&self, at: At, start: impl FnOnce(*mut ffi::MPI_Request) -> c_int) -> Result<()> {
         let mut request = Request::null();
         checked(at, start(request.as_mut_ptr()))?;
-        request.wait(at, self.timeout, || self.common.mail.received(at))
+        self.wait(request, at)
     }
 
     /// Waits for everybody.
@@ -226,7 +239,7 @@ impl Group {
 
     fn finish_first(&self, in_flight: &mut VecDeque<Request>, at: At) -> Result<()> {
         match in_flight.pop_front() {
-            Some(request) => request.wait(at, self.timeout, || self.common.mail.received(at)),
+            Some(request) => self.wait(request, at),
             None => Ok(()),
         }
     }

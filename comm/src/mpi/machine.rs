@@ -19,7 +19,7 @@ const NAMING_TIME: Duration = Duration::from_secs(1);
 
 /// This rank's machine, and its part in what machines do together.
 pub(super) struct Machine {
-    shm: Shm,
+    shm: Arc<Shm>,
     /// The ranks with this one's place in all machines: they reduce one chunk between them.
     column: Group,
     place: usize,
@@ -37,7 +37,7 @@ impl Machine {
         common: &Arc<Common>,
     ) -> Result<Option<Self>> {
         let World { rank, world_size, .. } = world;
-        let at = At { op: "connect", sequence: 0, rank, world_size };
+        let at = At { op: "connect", sequence: 0, rank };
         let local_world_size = if hierarchical { world.local_world_size } else { 1 };
         let mut places = vec![0_i64; 2 * world_size];
         places[2 * rank] = world.local_rank as i64;
@@ -46,14 +46,16 @@ impl Machine {
         let Some(ranks) = ranks_a_machine(&places) else { return Ok(None) };
 
         let (machine, place) = (rank / ranks, rank % ranks);
-        let store = BroadcastStore::new(Comm::split_world(machine, at)?, place, ranks);
-        let column = Comm::split_world(place, at)?;
         let first = machine * ranks;
+        let store = BroadcastStore::new(Comm::split_world(machine, at)?, rank, first);
+        let column = Comm::split_world(place, at)?;
         let shm = shm::connect(rank, first..first + ranks, &store, "comm/mpi", timeout)?;
+        let shm = Arc::new(shm);
         let (shared, at) = (Arc::clone(common), At { op: "all_reduce", ..at });
         shm.interrupt_by(move || shared.mail.received(at));
         let timeout = timeout + NAMING_TIME;
-        let column = Group::new(column, machine, world_size / ranks, timeout, common);
+        let (size, mates) = (world_size / ranks, Some(Arc::clone(&shm)));
+        let column = Group::new(column, machine, size, timeout, common, mates);
         Ok(Some(Self { shm, column, place, ranks }))
     }
 

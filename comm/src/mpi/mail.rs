@@ -23,8 +23,8 @@ pub(super) struct AbortMail {
 }
 
 impl AbortMail {
-    /// Expects mail in `group`, in which nothing else is sent.
-    pub(super) fn open(group: Comm, at: At) -> Result<Self> {
+    /// Expects mail in `group` of `world_size` ranks, in which nothing else is sent.
+    pub(super) fn open(group: Comm, world_size: usize, at: At) -> Result<Self> {
         let mut mail = Box::new([0; MAIL_BYTES]);
         let mut request = Request::null();
         // SAFETY: the box stays where it is until the request has ended or was cancelled.
@@ -40,8 +40,7 @@ impl AbortMail {
             )
         })?;
         let inbox = Mutex::new(Some((request, mail)));
-        let (rank, world_size) = (at.rank, at.world_size);
-        Ok(Self { group, rank, world_size, inbox, aborted: OnceLock::new() })
+        Ok(Self { group, rank: at.rank, world_size, inbox, aborted: OnceLock::new() })
     }
 
     /// The abort that has come, or was sent from here.

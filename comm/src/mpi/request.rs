@@ -13,13 +13,12 @@ pub(super) struct At {
     pub(super) op: &'static str,
     pub(super) sequence: u64,
     pub(super) rank: usize,
-    pub(super) world_size: usize,
 }
 
 impl At {
     pub(super) fn failed(self, reason: String) -> CommError {
-        let Self { op, sequence, rank, world_size } = self;
-        CommError::Collective { op, sequence, rank, world_size, reason }
+        let Self { op, sequence, rank } = self;
+        CommError::Collective { op, sequence, rank, reason }
     }
 }
 

@@ -89,27 +89,27 @@ impl Session {
 
     /// A store whose values rank 0 sends to all others.
     pub fn store(&'static self) -> BroadcastStore {
-        BroadcastStore::new(Comm::world(), self.rank, self.world_size)
+        BroadcastStore::new(Comm::world(), self.rank, 0)
     }
 }
 
-/// A [`Store`] over `MPI_Bcast`: rank 0 puts, and every other rank gets each value once, in the
+/// A [`Store`] over `MPI_Bcast`: the first rank puts, and every other rank gets each value once, in the
 /// order in which they were put.
 pub struct BroadcastStore {
     comm: Comm,
     rank: usize,
-    size: usize,
+    first: usize,
 }
 
 impl BroadcastStore {
-    /// `rank`: this one's of the `size` in `comm`.
-    pub(super) fn new(comm: Comm, rank: usize, size: usize) -> Self {
-        Self { comm, rank, size }
+    /// `rank`: this one, and `first`: the first in `comm`, as errors call them.
+    pub(super) fn new(comm: Comm, rank: usize, first: usize) -> Self {
+        Self { comm, rank, first }
     }
 
     /// `bytes`: the value on rank 0, as long as the value on the others.
     fn broadcast(&self, bytes: &mut [u8], timeout: Duration) -> Result<()> {
-        let at = At { op: "bootstrap", sequence: 0, rank: self.rank, world_size: self.size };
+        let at = At { op: "bootstrap", sequence: 0, rank: self.rank };
         let count = i32::try_from(bytes.len())
             .map_err(|_| at.failed(format!("a value of {} bytes is too long", bytes.len())))?;
         let mut request = Request::null();
@@ -129,13 +129,15 @@ impl BroadcastStore {
     }
 }
 
-/// Rank 0 need not wait long for an eager broadcast of a short value.
+/// The first rank need not wait long for an eager broadcast of a short value.
 const PUT_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Store for BroadcastStore {
     fn put(&self, key: &str, value: &str) -> Result<()> {
-        if self.rank != 0 {
-            return Err(CommError::Control(format!("only rank 0 can publish {key} over MPI")));
+        let Self { rank, first, .. } = self;
+        if rank != first {
+            let reason = format!("rank {rank} cannot publish {key} over MPI, but rank {first} can");
+            return Err(CommError::Control(reason));
         }
         let text = format!("{key}\n{value}");
         let mut length = (text.len() as u64).to_le_bytes();
@@ -151,7 +153,11 @@ impl Store for BroadcastStore {
         let text = String::from_utf8_lossy(&text);
         match text.split_once('\n') {
             Some((found, value)) if found == key => Ok(value.to_owned()),
-            _ => Err(CommError::Control(format!("rank 0 published {text:?} instead of {key}"))),
+            _ => {
+                let first = self.first;
+                let reason = format!("rank {first} published {text:?} instead of {key}");
+                Err(CommError::Control(reason))
+            }
         }
     }
 }

@@ -312,8 +312,7 @@ impl Shared {
     }
 
     fn error(&self, op: &'static str, sequence: u64, error: &nccl_rs::Error) -> CommError {
-        let (rank, world_size, reason) = (self.rank, self.world_size, error.to_string());
-        CommError::Collective { op, sequence, rank, world_size, reason }
+        CommError::Collective { op, sequence, rank: self.rank, reason: error.to_string() }
     }
 }
 

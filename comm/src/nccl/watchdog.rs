@@ -122,9 +122,9 @@ impl Shared {
     /// first.
     pub(super) fn fail(&self, error: CommError) -> CommError {
         let first = self.watched.lock().failed.get_or_insert(error).clone();
+        self.watched.changed.notify_all();
         // What it says would only hide the reason.
         let _ = self.comm.abort();
-        self.watched.changed.notify_all();
         first
     }
 

@@ -72,7 +72,7 @@ pub fn connect(
         let (file, segment) = publish(world_size, store, key)?;
         (Some(file), segment)
     } else {
-        (None, attach(world_size, store, key, timeout)?)
+        (None, attach(world_size, first, store, key, timeout)?)
     };
     let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
     let rounds =
@@ -99,8 +99,15 @@ fn publish(world_size: usize, store: &dyn Store, key: &str) -> Result<(File, Seg
     Ok((file, segment))
 }
 
-fn attach(world_size: usize, store: &dyn Store, key: &str, timeout: Duration) -> Result<Segment> {
-    let absent = |error: CommError| failed(format!("rank 0 has published no segment: {error}"));
+fn attach(
+    world_size: usize,
+    first: usize,
+    store: &dyn Store,
+    key: &str,
+    timeout: Duration,
+) -> Result<Segment> {
+    let absent =
+        |error: CommError| failed(format!("rank {first} has published no segment: {error}"));
     let text = store.get(key, timeout).map_err(absent)?;
     let (locator, nonce) = parse(&text)
         .ok_or_else(|| failed(format!("{key:?} in the store is {text:?}, not a segment")))?;
@@ -108,8 +115,8 @@ fn attach(world_size: usize, store: &dyn Store, key: &str, timeout: Duration) ->
         .and_then(|mapping| Segment::attach(mapping, world_size, nonce))
         .map_err(|error| {
             failed(format!(
-                "cannot open rank 0's shared memory ({error}); all ranks must run on one machine, \
-                 as one user, in one PID namespace"
+                "cannot open rank {first}'s shared memory ({error}); its ranks must run on one \
+                 machine, as one user, in one PID namespace"
             ))
         })
 }
@@ -133,6 +140,12 @@ impl Shm {
         interruption: impl Fn() -> Option<CommError> + Send + Sync + 'static,
     ) {
         self.rounds().interrupt_by(Box::new(interruption));
+    }
+
+    /// Says that this rank waits for something other than shared memory, with a deadline of its own: the
+    /// others do not take it for the one that hangs until it has said so for the last time a second ago.
+    pub fn sign_of_life(&self) {
+        self.rounds().sign_of_life();
     }
 
     fn check(&self, collective: Collective, buffer: &RawBuffer) -> Result<()> {

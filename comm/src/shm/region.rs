@@ -36,7 +36,7 @@ impl Region {
         let (_file, mapped) = match created {
             Some(Ok((file, _, mapping))) => (Some(file), Ok(mapping)),
             Some(Err(error)) => (None, Err(error)),
-            None => (None, take(&header.offered, total_bytes)),
+            None => (None, take(engine, total_bytes)),
         };
         let own_slot = &segment.slots()[rank];
         own_slot.map_failed.store(mapped.is_err().into(), Release);
@@ -48,15 +48,14 @@ impl Region {
                     mapping.advise_huge_pages();
                     return Ok(Ok(Self { mapping, rank, part_bytes }));
                 }
-                Some(peer) => format!("rank {peer} has no memory for it"),
+                Some(peer) => no_memory(engine, peer),
             },
             Err(error) => error.to_string(),
         };
         Ok(Err(CommError::Collective {
             op: at.call.name(),
             sequence: at.sequence,
-            rank,
-            world_size: segment.world_size(),
+            rank: engine.rounds.name(rank),
             reason,
         }))
     }
@@ -75,6 +74,10 @@ impl Region {
     }
 }
 
+fn no_memory(engine: &ShmEngine, slot: usize) -> String {
+    format!("rank {} has no memory for it", engine.rounds.name(slot))
+}
+
 type Offered = [std::sync::atomic::AtomicU64; 3];
 
 fn offer(offered: &Offered, locator: Option<Locator>) {
@@ -85,9 +88,10 @@ fn offer(offered: &Offered, locator: Option<Locator>) {
     }
 }
 
-fn take(offered: &Offered, total_bytes: usize) -> std::io::Result<Mapping> {
+fn take(engine: &ShmEngine, total_bytes: usize) -> std::io::Result<Mapping> {
+    let offered = &engine.rounds.segment().header().offered;
     if offered[2].load(Relaxed) == 0 {
-        return Err(std::io::Error::other("rank 0 has no memory for it"));
+        return Err(std::io::Error::other(no_memory(engine, 0)));
     }
     let (pid, fd) = (offered[0].load(Relaxed) as u32, offered[1].load(Relaxed) as i32);
     memory::open(Locator { pid, fd }, total_bytes)

@@ -18,6 +18,9 @@ use crate::{CommError, Result};
 /// Asleep, a rank looks this often whether its peers live and whether its deadline has passed.
 const TICK: Duration = Duration::from_millis(50);
 
+/// A rank that waited for something other than shared memory so long ago at most does not hang.
+const ALIVE: Duration = Duration::from_secs(1);
+
 /// What a [`super::segment::FailureRecord`] records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
@@ -112,6 +115,11 @@ impl Rounds {
         let _ = self.interruption.set(interruption);
     }
 
+    /// See [`super::Shm::sign_of_life`].
+    pub(super) fn sign_of_life(&self) {
+        self.segment.slots()[self.rank].alive_at.store(monotonic_ns(), Relaxed);
+    }
+
     /// Refuses to begin what peers that have given up would leave undone.
     pub(super) fn check(&self) -> Result<()> {
         match self.segment.header().failure.read() {
@@ -174,7 +182,7 @@ impl Rounds {
             if let Some(error) = self.failure(round, &missing, waited, at) {
                 return Err(error);
             }
-            sleep_on(&bell.round, seen, TICK.min(self.timeout - waited));
+            sleep_on(&bell.round, seen, TICK.min(self.timeout.saturating_sub(waited)));
         }
     }
 
@@ -213,15 +221,22 @@ impl Rounds {
             let (op, sequence) = (at.call.name(), at.sequence);
             return Some(CommError::PeerGone { rank: self.name(rank), pid, op, sequence });
         }
+        let mut hanging = missing.to_vec();
+        hanging.retain(|&rank| self.hangs(rank));
         if let Some((by, kind, reason)) = recorded {
-            let others: Vec<_> =
-                missing.iter().copied().filter(|&rank| self.name(rank) != by).collect();
-            if kind == FailureKind::Timeout as u32 && !others.is_empty() {
-                return Some(self.timeout(others, waited, at));
+            hanging.retain(|&rank| self.name(rank) != by);
+            if kind == FailureKind::Timeout as u32 && !hanging.is_empty() {
+                return Some(self.timeout(hanging, waited, at));
             }
             return Some(CommError::Aborted { by, reason });
         }
-        (waited >= self.timeout).then(|| self.timeout(missing.to_vec(), waited, at))
+        (waited >= self.timeout && !hanging.is_empty()).then(|| self.timeout(hanging, waited, at))
+    }
+
+    /// Whether a rank that is missing has not said for a while that it waits for something else.
+    fn hangs(&self, rank: usize) -> bool {
+        let alive_at = self.segment.slots()[rank].alive_at.load(Relaxed);
+        Duration::from_nanos(monotonic_ns().saturating_sub(alive_at)) >= ALIVE
     }
 
     fn is_gone(&self, rank: usize) -> bool {
@@ -299,6 +314,15 @@ impl Liveness {
 fn online_cores() -> usize {
     // SAFETY: plain call.
     usize::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }).unwrap_or(1)
+}
+
+/// One clock for all processes of the machine.
+fn monotonic_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call writes to `time`.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    let time = Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32);
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn low(round: u64) -> u32 {

@@ -94,6 +94,9 @@ pub(super) struct Slot {
     pub(super) pid: AtomicU32,
     /// Collectives that this rank has joined.
     pub(super) joined: AtomicU64,
+    /// When this rank last waited for something other than shared memory, in nanoseconds of the machine's
+    /// monotonic clock.
+    pub(super) alive_at: AtomicU64,
     /// 1 when this rank could not map the memory that was offered.
     pub(super) map_failed: AtomicU32,
     /// What it called, by the parity of the sequence number: the print of a collective is

@@ -1,7 +1,7 @@
 //! When backward's gradients are ready, when they are communicated, and what of that is waited for.
 //! Pure.
 
-use comm::bucket::{BucketCaps, BucketPlan};
+use comm::bucket::BucketPlan;
 
 use super::compute::Compute;
 use super::network::Layer;
@@ -49,8 +49,7 @@ pub fn simulate(
     // Gradients come from the last layer to the first, and lie in that order.
     let lens: Vec<usize> =
         layers.iter().rev().flat_map(|layer| layer.parameters.iter().rev().copied()).collect();
-    let caps = BucketCaps { cap_bytes: bucket_cap_bytes, first_cap_bytes: bucket_cap_bytes };
-    let plan = BucketPlan::new(&lens, size_of::<f32>(), caps);
+    let plan = BucketPlan::new(&lens, size_of::<f32>(), bucket_cap_bytes);
     let seconds: Vec<f64> = plan
         .buckets()
         .iter()
