@@ -228,6 +228,39 @@ fn a_run_that_begins_from_another_begins_there_also_after_a_stop_before_its_firs
 }
 
 #[test]
+fn best_is_put_right_when_a_run_ended_before_it_pointed_there() {
+    let job = Job::new(&FP32.replace("epochs: 3", "epochs: 1"));
+    job.finish();
+    let best = job.run_dir().join("checkpoints/best");
+    let target = fs::read_link(&best).unwrap();
+    fs::remove_file(&best).unwrap();
+    job.finish();
+    assert_eq!(fs::read_link(&best).unwrap(), target);
+}
+
+#[test]
+fn weights_that_a_run_began_from_need_not_be_there_when_it_goes_on() {
+    const IMAGENET: &str = "model: {stem: imagenet}\n";
+    let [steps, more] = [1, 2].map(|steps| format!("epochs: 3, max_steps: {steps}"));
+    let theirs = Job::new(&[IMAGENET, &FP32.replace("epochs: 3", &steps)].concat());
+    theirs.finish();
+    let file = theirs.folder.path().join("weights.safetensors");
+    let mut export = Command::new(env!("CARGO_BIN_EXE_trainer"));
+    export.args(["export", "--format", "torchvision", "--output"]).arg(&file).arg(theirs.run_dir());
+    assert!(spawn(export.stdout(Stdio::null())).wait().unwrap().success());
+
+    let from = format!("model: {{stem: imagenet, from_torchvision: {}}}\n", file.display());
+    let ours = Job::new(&(from + &FP32.replace("epochs: 3", &steps)));
+    ours.finish();
+    assert_ne!(ours.records(), theirs.records(), "it began from other weights");
+    fs::remove_file(&file).unwrap();
+    let config = fs::read_to_string(ours.folder.path().join("config.yaml")).unwrap();
+    fs::write(ours.folder.path().join("config.yaml"), config.replace(&steps, &more)).unwrap();
+    ours.finish();
+    assert_eq!(ours.records().iter().filter(|record| record["kind"] == "step").count(), 2);
+}
+
+#[test]
 fn a_checkpoint_that_does_not_fit_is_the_command_lines_fault() {
     let job = Job::new(FP32);
     let empty = tempfile::tempdir().unwrap();
