@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::{Ended, Running, Sandbox, eventually, run};
 
@@ -101,6 +101,25 @@ fn every_run_is_done_once_and_tables_and_figures_are_made_of_them() {
 }
 
 #[test]
+fn runs_whose_images_cannot_be_had_are_done_after_the_steps_of_synthetic_ones() {
+    let sandbox = sandbox("{title: t, config: c.yaml}");
+    let config = "data: {root: nowhere, download: false, fallback: synthetic, test_images: 20}\n\
+                  train: {epochs: 1, batch_size_per_rank: 1000}\n\
+                  model: {name: resnet20, stem: imagenet}\n";
+    sandbox.write_config(config);
+    let ended = finish(&sandbox);
+    assert!(ended.stderr.contains("SYNTHETIC images"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("run-seed0 starts: 10 steps"), "{}", ended.stderr);
+    let done = [("run-seed0".to_owned(), "done".to_owned())];
+    assert_eq!(states(&sandbox), done);
+    let again = finish(&sandbox);
+    assert!(again.stderr.contains("1 runs, 1 of them done"), "{}", again.stderr);
+    let drawn = run(sandbox.launcher(&[&RUN[..], &["--draw-only"]].concat()));
+    assert_eq!(drawn.code, Some(0), "{}", drawn.stderr);
+    assert_eq!(states(&sandbox), done);
+}
+
+#[test]
 fn a_run_that_fails_is_named_and_the_others_go_on() {
     let trainer = Path::new(env!("CARGO_BIN_EXE_launcher")).with_file_name("trainer");
     let script = format!(
@@ -136,12 +155,24 @@ fn start_and_train(sandbox: &Sandbox) -> Running {
     running
 }
 
+fn children(pid: u32) -> Vec<Pid> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let of_thread = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("children"));
+    let pids: String = threads.map(|thread| of_thread(thread.unwrap()).unwrap()).collect();
+    let pids = pids.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap()).unwrap());
+    pids.collect()
+}
+
 const TWO: &str = "{title: t, config: c.yaml, runs: [{name: a}, {name: b}]}";
 
 #[test]
 fn a_study_that_is_stopped_saves_its_runs_and_the_same_command_goes_on() {
     let sandbox = sandbox(TWO);
     let running = start_and_train(&sandbox);
+    // As srun does, which signals all processes that it knows of.
+    for run in children(running.child.id()) {
+        kill_process(run, Signal::INT).unwrap();
+    }
     running.signal(Signal::INT);
     let ended = running.end();
     assert_eq!(ended.code, Some(8), "{}", ended.stderr);

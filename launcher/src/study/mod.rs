@@ -31,7 +31,7 @@ use crate::topology::Topology;
 use crate::{data, gpus, plan, slurm, spawn};
 use figures::X;
 use file::StudyFile;
-use planned::{Planned, State};
+use planned::{Place, Planned, State};
 use report::Report;
 use run::{Ended, Failure, Runner};
 use slots::{Resources, Slot, slots};
@@ -54,7 +54,8 @@ pub async fn study(cli: &StudyCli) -> Result<ExitCode, LaunchError> {
     // Without runs, it does not matter on what.
     let request = if cli.draw_only { Request::Cpu { ranks } } else { cli.request() };
     let (device, available) = plan::devices(request, visible_gpus, false, &topology)?;
-    let mut runs = planned::plan(expanded, &document, device, &topology, &out)?;
+    let place = Place { device, ranks, topology: &topology };
+    let mut runs = planned::plan(expanded, &document, place, &out)?;
     let axes = figures::check(&study, &runs, cli.reduced).map_err(wrong)?;
     let visible_devices = std::env::var("CUDA_VISIBLE_DEVICES").ok();
     let slots = slots(
@@ -80,7 +81,7 @@ pub async fn study(cli: &StudyCli) -> Result<ExitCode, LaunchError> {
         }
         let launcher =
             std::env::current_exe().map_err(LaunchError::system("find this executable"))?;
-        let runner = Runner { launcher, device, ranks, slots: &slots, logs };
+        let runner = Runner { launcher, place, slots: &slots, logs };
         ended = run_all(&runner, &mut runs).await?;
     }
     let report =
@@ -97,7 +98,7 @@ async fn run_all(runner: &Runner<'_>, runs: &mut [Planned]) -> Result<Ended, Lau
     }
     spawn::find_trainer(&runner.launcher, std::env::var_os("PATH"))?;
     let mut signals = Signals::catch()?;
-    signals.unless_stopped(prepare_data(runs)).await?;
+    signals.unless_stopped(prepare_data(runs, runner.place)).await?;
     let done = runs.iter().filter(|run| run.state == State::Done).count();
     tracing::info!(
         "{} runs, {done} of them done, {} at a time; what they say is in {}",
@@ -109,7 +110,7 @@ async fn run_all(runner: &Runner<'_>, runs: &mut [Planned]) -> Result<Ended, Lau
 }
 
 /// Gets the images that runs want: where synthetic ones take their place, for all of these runs.
-async fn prepare_data(runs: &mut [Planned]) -> Result<(), LaunchError> {
+async fn prepare_data(runs: &mut [Planned], place: Place<'_>) -> Result<(), LaunchError> {
     let mut wanted: Vec<job::config::Data> = Vec::new();
     for run in runs.iter().filter(|run| run.state != State::Done) {
         if !wanted.contains(&run.config.data) {
@@ -120,7 +121,7 @@ async fn prepare_data(runs: &mut [Planned]) -> Result<(), LaunchError> {
         let mut taken = wanted.clone();
         data::prepare(&mut taken).await?;
         for run in runs.iter_mut().filter(|run| run.config.data == wanted) {
-            run.take_images(&taken)?;
+            run.take_images(&taken, place)?;
         }
     }
     Ok(())

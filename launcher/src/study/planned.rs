@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use job::config::{
-    self, Config, ConfigError, Data, Dataset, Document, Fallback, Place, differences_in_training,
+    self, Config, ConfigError, Data, Dataset, Document, Fallback, differences_in_training,
 };
 use job::network::Network;
 use job::run_dir::RunDir;
@@ -76,7 +76,47 @@ impl State {
     }
 }
 
+/// What runs compute on.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// Which kind.
+    pub device: Device,
+    /// Ranks of a run.
+    pub ranks: usize,
+    /// Of this machine.
+    pub topology: &'a Topology,
+}
+
 impl Planned {
+    fn new(
+        point: Point,
+        config: Config,
+        root: PathBuf,
+        place: Place<'_>,
+    ) -> Result<Self, LaunchError> {
+        let outline = dataset::outline(&config.data)?;
+        let layout = Layout::single(place.ranks);
+        let plan = Plan::new(&config, &outline, place.device, layout, place.topology)?;
+        let network = Network::new(&config.model, outline.shape, outline.classes).summary();
+        let epochs = plan.total_steps.div_ceil(plan.steps_per_epoch.max(1) as u64);
+        let mut planned = Self {
+            root,
+            steps: plan.total_steps,
+            steps_per_epoch: plan.steps_per_epoch,
+            epochs: epochs as usize,
+            global_batch_size: plan.global_batch_size,
+            parameters: network.parameters,
+            multiply_adds: network.multiply_adds,
+            results: Results::default(),
+            state: State::New,
+            falls_back: false,
+            config,
+            point,
+        };
+        planned.refresh();
+        Ok(planned)
+    }
+
     /// Looks again at what there is of it. Metrics that cannot be read, as a power cut may leave them,
     /// count as none: the trainer drops such lines when the run goes on.
     pub fn refresh(&mut self) {
@@ -103,13 +143,15 @@ impl Planned {
     /// # Errors
     /// [`LaunchError`] when what was run of it before had others: real ones and synthetic ones are not
     /// compared in one table.
-    pub fn take_images(&mut self, taken: &Data) -> Result<(), LaunchError> {
-        self.falls_back = self.config.data.dataset != taken.dataset;
-        self.config.data = taken.clone();
-        match config_before(&self.root)? {
-            Some(before) => same_training(&self.root, &before, &self.config),
-            None => Ok(()),
+    pub fn take_images(&mut self, taken: &Data, place: Place<'_>) -> Result<(), LaunchError> {
+        let falls_back = self.config.data.dataset != taken.dataset;
+        let config = Config { data: taken.clone(), ..self.config.clone() };
+        if let Some(before) = config_before(&self.root)? {
+            same_training(&self.root, &before, &config)?;
         }
+        let planned = Self::new(self.point.clone(), config, self.root.clone(), place)?;
+        *self = Self { falls_back, ..planned };
+        Ok(())
     }
 
     /// The step at the end of an epoch, from 1.
@@ -126,37 +168,17 @@ impl Planned {
 pub fn plan(
     expanded: Expanded,
     document: &Document,
-    device: Device,
-    topology: &Topology,
+    place: Place<'_>,
     out: &Path,
 ) -> Result<Vec<Planned>, LaunchError> {
-    let ranks = expanded.ranks;
     let one = |point: Point| {
         let arguments: Vec<String> = point.overrides.iter().map(Override::argument).collect();
         let config = config::load(&point.config, &arguments)
             .map_err(|error| in_study(error, &point, &arguments, document))?;
-        let outline = dataset::outline(&config.data)?;
-        let plan = Plan::new(&config, &outline, device, Layout::single(ranks), topology)?;
-        let network = Network::new(&config.model, outline.shape, outline.classes).summary();
         let root = out.join("runs").join(&point.name);
-        check_before(&root, &config)?;
-        let epochs = plan.total_steps.div_ceil(plan.steps_per_epoch.max(1) as u64);
-        let mut planned = Planned {
-            root,
-            steps: plan.total_steps,
-            steps_per_epoch: plan.steps_per_epoch,
-            epochs: epochs as usize,
-            global_batch_size: plan.global_batch_size,
-            parameters: network.parameters,
-            multiply_adds: network.multiply_adds,
-            results: Results::default(),
-            state: State::New,
-            falls_back: false,
-            config,
-            point,
-        };
-        planned.refresh();
-        Ok(planned)
+        let taken = data_before(&root, &config)?;
+        let planned = Planned::new(point, Config { data: taken, ..config.clone() }, root, place)?;
+        Ok(Planned { config, ..planned })
     };
     expanded.points.into_iter().map(one).collect()
 }
@@ -168,8 +190,9 @@ fn in_study(
     arguments: &[String],
     document: &Document,
 ) -> ConfigError {
-    let (ConfigError::Key { place: Place::Override { text }, problem, .. }
-    | ConfigError::Syntax { place: Place::Override { text }, problem }) = &error
+    use config::Place::Override;
+    let (ConfigError::Key { place: Override { text }, problem, .. }
+    | ConfigError::Syntax { place: Override { text }, problem }) = &error
     else {
         return error;
     };
@@ -179,15 +202,16 @@ fn in_study(
     }
 }
 
-/// What was run there before must be this.
-fn check_before(root: &Path, config: &Config) -> Result<(), LaunchError> {
-    let Some(before) = config_before(root)? else { return Ok(()) };
+/// The images of what was run there before, which must be this run, or else those that it wants.
+fn data_before(root: &Path, config: &Config) -> Result<Data, LaunchError> {
+    let Some(before) = config_before(root)? else { return Ok(config.data.clone()) };
     let mut config = config.clone();
     if before.data.dataset == Dataset::Synthetic && config.data.fallback == Fallback::Synthetic {
         // So a run notes what it took instead.
         config.data.fall_back();
     }
-    same_training(root, &before, &config)
+    same_training(root, &before, &config)?;
+    Ok(config.data)
 }
 
 fn config_before(root: &Path) -> Result<Option<Config>, LaunchError> {

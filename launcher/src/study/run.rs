@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, interval_at};
 
 use super::expand::Override;
-use super::planned::{Planned, State};
+use super::planned::{Place, Planned, State};
 use super::slots::Slot;
 use crate::plan::Device;
 use crate::policy::StopSignal;
@@ -34,9 +34,7 @@ pub struct Runner<'a> {
     /// This program.
     pub launcher: PathBuf,
     /// What runs compute on.
-    pub device: Device,
-    /// Ranks of a run.
-    pub ranks: usize,
+    pub place: Place<'a>,
     /// Where runs go.
     pub slots: &'a [Slot],
     /// Of what runs write to their terminal, a file a run.
@@ -79,6 +77,7 @@ impl Runner<'_> {
         let mut running: HashMap<usize, Running> = HashMap::new();
         let mut ends: JoinSet<(usize, io::Result<ExitStatus>)> = JoinSet::new();
         let mut ended = Ended::default();
+        let mut asked = false;
         let mut news = interval_at(Instant::now() + NEWS, NEWS);
         loop {
             while !ended.stopped && !free.is_empty() {
@@ -104,7 +103,8 @@ impl Runner<'_> {
             tokio::select! {
                 signal = signals.next() => {
                     ended.stopped = true;
-                    pass_on(signal, running.values());
+                    pass_on(signal, asked, running.values());
+                    asked = true;
                 }
                 _ = news.tick() => tell(runs, running.values()),
                 Some(Ok((slot, status))) = ends.join_next() => {
@@ -120,11 +120,11 @@ impl Runner<'_> {
     fn start(&self, planned: &Planned, slot: &Slot) -> io::Result<Child> {
         let log = File::options().append(true).create(true).open(self.log(planned))?;
         let mut command = Command::new(&self.launcher);
-        let flag = match self.device {
+        let flag = match self.place.device {
             Device::Cpu => "--cpu",
             Device::Cuda => "--gpus",
         };
-        command.args([flag, &self.ranks.to_string(), "--nodes", "1", "--run-dir"]);
+        command.args([flag, &self.place.ranks.to_string(), "--nodes", "1", "--run-dir"]);
         command.arg(&planned.root);
         for argument in planned.point.overrides.iter().map(Override::argument) {
             command.args(["--set", &argument]);
@@ -227,14 +227,16 @@ fn tell<'a>(runs: &mut [Planned], running: impl Iterator<Item = &'a Running>) {
     }
 }
 
-fn pass_on<'a>(signal: StopSignal, running: impl Iterator<Item = &'a Running>) {
+/// `again`: it is not the first. Under `srun` Ctrl-C reaches runs too, which stop at once at their second
+/// SIGINT, so the first of a study is passed on as another signal.
+fn pass_on<'a>(signal: StopSignal, again: bool, running: impl Iterator<Item = &'a Running>) {
     tracing::warn!(
         "{}: runs save a checkpoint and stop; Ctrl-C (again) stops at once",
         signal.name()
     );
     let signal = match signal {
-        StopSignal::Interrupt => Signal::INT,
-        StopSignal::Terminate | StopSignal::User1 | StopSignal::Hangup => Signal::TERM,
+        StopSignal::Interrupt if again => Signal::INT,
+        _ => Signal::TERM,
     };
     for pid in running.filter_map(|it| it.pid) {
         // One that has just ended is what is wanted.
