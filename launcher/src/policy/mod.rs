@@ -38,7 +38,7 @@ const OVERSLEPT: Duration = Duration::from_secs(5);
 /// answer cannot be killed.
 const DYING: Duration = Duration::from_secs(10);
 
-/// A rank that takes no steps and says nothing for so long is told of: its data, its evaluation or its
+/// A rank that does anything else and says nothing for so long is told of: its data, its evaluation or its
 /// disk may be that slow, or it hangs.
 const NOTICE: Duration = Duration::from_secs(300);
 
@@ -153,7 +153,7 @@ pub enum Decision {
 pub struct Limits {
     /// From asking all ranks to stop until those that did not are killed.
     pub stop: Duration,
-    /// A rank that takes steps and says nothing for so long hangs.
+    /// A rank that takes steps, or looks for its peers, and says nothing for so long hangs.
     pub silence: Duration,
 }
 
@@ -354,12 +354,12 @@ impl Job {
     }
 
     fn silence_deadline(&self) -> Option<Duration> {
-        let training = self.alive().map(|rank| &self.ranks[rank]).filter(|it| it.is_training());
-        training.map(|rank| rank.heard_at() + self.limits.silence).min()
+        let bound = self.alive().map(|rank| &self.ranks[rank]).filter(|it| it.has_a_deadline());
+        bound.map(|rank| rank.heard_at() + self.limits.silence).min()
     }
 
     fn notice_deadline(&self) -> Option<Duration> {
-        let others = self.alive().map(|rank| &self.ranks[rank]).filter(|it| !it.is_training());
+        let others = self.alive().map(|rank| &self.ranks[rank]).filter(|it| !it.has_a_deadline());
         others.map(|rank| rank.heard_at().max(self.noticed) + NOTICE).min()
     }
 
@@ -372,7 +372,7 @@ impl Job {
         let quiet = self.alive().filter_map(|rank| {
             let state = &self.ranks[rank];
             let seconds = now.saturating_sub(state.heard_at()).as_secs();
-            let is_quiet = !state.is_training() && seconds >= NOTICE.as_secs();
+            let is_quiet = !state.has_a_deadline() && seconds >= NOTICE.as_secs();
             is_quiet
                 .then(|| format!("rank {rank} ({}) said nothing for {seconds} s", state.doing()))
         });
@@ -390,12 +390,13 @@ impl Job {
             }
             return wait("the launcher itself did not run for a while");
         }
+        // Who was never heard of is who the others look for.
+        let unheard = self.alive().any(|rank| self.ranks[rank].report.is_none());
         for rank in self.alive().collect::<Vec<_>>() {
             let state = &mut self.ranks[rank];
-            let silence = state.report.map(|report| now - report.at);
-            state.silent = silence
-                .filter(|silence| *silence >= self.limits.silence)
-                .map(|silence| (now, silence));
+            let silence = now - state.heard_at();
+            let hangs = silence >= self.limits.silence && (state.report.is_none() || !unheard);
+            state.silent = hangs.then_some((now, silence));
         }
         self.kill(&format!("a rank said nothing for {:.0?}", self.limits.silence), now)
     }

@@ -51,10 +51,11 @@ impl Rank {
         self.report.map_or(Duration::ZERO, |report| report.at)
     }
 
-    /// Whether it takes steps. Only a step says something again before it is done, and how long the other
-    /// phases take depends on the data and the disk.
-    pub(super) fn is_training(&self) -> bool {
-        self.report.is_some_and(|report| report.phase == Phase::Training)
+    /// Whether it has to say something again before long: steps do, and peers are looked for until a deadline.
+    /// How long the other phases take depends on the data and the disk.
+    pub(super) fn has_a_deadline(&self) -> bool {
+        let doing = self.report.map(|report| report.phase);
+        matches!(doing, Some(Phase::Connecting | Phase::Training))
     }
 }
 

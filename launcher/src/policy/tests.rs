@@ -301,6 +301,22 @@ fn a_rank_that_falls_silent_in_training_hangs() {
 }
 
 #[test]
+fn ranks_that_do_not_find_each_other_end_and_who_never_spoke_is_named() {
+    let connecting = [0, 1].map(|rank| report(rank, Phase::Connecting, 2000));
+    let ends = [0, 1, 2].map(|rank| exited(rank, Exit::Signal(9), 182_001));
+    let silent = |events: &[(Event, Duration)]| {
+        let mut job = Job::new(3, LIMITS, Walltime::default());
+        replay(&mut job, events);
+        assert_eq!(replay(&mut job, &[tick(182_000)]).0, Decision::Kill);
+        let (Decision::Finish(outcome), _) = replay(&mut job, &ends) else { panic!() };
+        failure(outcome)
+    };
+    assert_eq!(silent(&connecting), (2, Cause::Silent(ms(182_000)), ExitCode::Hang));
+    let all = [&connecting[..], &[report(2, Phase::Connecting, 2000)]].concat();
+    assert_eq!(silent(&all), (0, Cause::Silent(ms(180_000)), ExitCode::Hang));
+}
+
+#[test]
 fn a_rank_that_takes_no_steps_may_be_silent_and_is_told_of() {
     for phase in [Phase::LoadingData, Phase::Preparing, Phase::Evaluating, Phase::Saving] {
         let mut job = Job::new(1, LIMITS, Walltime::default());
