@@ -6,17 +6,15 @@
 //! ask for.
 
 use std::collections::HashMap;
-use std::fs::Permissions;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use comm::control::{self, MAX_FRAME_BYTES, PROTOCOL, ToLauncher, ToTrainer};
+use comm::control::{self, PROTOCOL, ToLauncher, ToTrainer};
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc::{self, UnboundedSender};
@@ -24,12 +22,11 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::cluster::message::ToMember;
+use crate::frame::read_body;
+use crate::private_folder::private_folder;
 
 /// A process that connects must say who it is within this time.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Longer paths of a socket cannot be bound (`sun_path`, with its final zero).
-const MAX_SOCKET_PATH_BYTES: usize = 107;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -127,7 +124,7 @@ impl Coordinator {
         values: Values,
         messages: UnboundedSender<Message>,
     ) -> io::Result<Self> {
-        let (folder, socket) = private_socket_path()?;
+        let (folder, socket) = private_folder("lockstep-", "control")?;
         let listener = UnixListener::bind(&socket)?;
         let connections = ranks.clone().map(|_| watch::Sender::new(Connection::NotYet)).collect();
         let state = Mutex::new(State { folder: Some(folder), ..State::default() });
@@ -171,21 +168,6 @@ impl Drop for Coordinator {
         self.accepting.abort();
         self.shared.state().folder = None;
     }
-}
-
-fn private_socket_path() -> io::Result<(TempDir, PathBuf)> {
-    let build = |parent: &Path| -> io::Result<(TempDir, PathBuf)> {
-        let only_me = Permissions::from_mode(0o700);
-        let folder =
-            tempfile::Builder::new().prefix("lockstep-").permissions(only_me).tempdir_in(parent)?;
-        let socket = folder.path().join("control");
-        Ok((folder, socket))
-    };
-    let (folder, socket) = build(&std::env::temp_dir())?;
-    if socket.as_os_str().len() <= MAX_SOCKET_PATH_BYTES {
-        return Ok((folder, socket));
-    }
-    build(Path::new("/tmp"))
 }
 
 async fn accept(listener: UnixListener, shared: Arc<Shared>) {
@@ -237,23 +219,11 @@ async fn serve(stream: UnixStream, shared: Arc<Shared>) {
 }
 
 async fn read_message(reader: &mut OwnedReadHalf) -> io::Result<Option<ToLauncher>> {
-    let mut length = [0; 4];
-    match reader.read_exact(&mut length).await {
-        Err(error) if is_end(&error) => return Ok(None),
-        other => other?,
-    };
-    let length = u32::from_le_bytes(length) as usize;
-    if length > MAX_FRAME_BYTES {
-        let text = format!("a frame of {length} bytes, more than {MAX_FRAME_BYTES}");
-        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+    match read_body(reader).await {
+        // So a process ends that still had something to read.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
+        body => body?.map(|body| control::decode(&body)).transpose(),
     }
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).await?;
-    control::decode(&body).map(Some)
-}
-
-fn is_end(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
 }
 
 impl Shared {

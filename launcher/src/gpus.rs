@@ -21,18 +21,19 @@ pub async fn visible() -> usize {
     if !driver.iter().any(|path| Path::new(path).exists()) {
         return 0;
     }
-    let installed = match listed_by_nvidia_smi().await {
-        Some(uuids) => uuids,
+    let installed = match nvidia_smi(&["-L"]).await {
+        Some(list) => uuids(&list),
         None => vec![String::new(); device_files(Path::new("/dev"))],
     };
     restrict(&installed, std::env::var("CUDA_VISIBLE_DEVICES").ok().as_deref())
 }
 
-async fn listed_by_nvidia_smi() -> Option<Vec<String>> {
+/// What `nvidia-smi` prints, if it answers.
+pub async fn nvidia_smi(args: &[&str]) -> Option<String> {
     let mut command = Command::new("nvidia-smi");
-    command.arg("-L").stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    command.args(args).stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
     let output = tokio::time::timeout(NVIDIA_SMI_TIMEOUT, command.output()).await.ok()?.ok()?;
-    output.status.success().then(|| uuids(&String::from_utf8_lossy(&output.stdout)))
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Lines look like `GPU 0: NVIDIA A100 (UUID: GPU-1b2c...)`; those of MIG instances are indented.

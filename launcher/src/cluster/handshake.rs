@@ -9,12 +9,13 @@
 use std::io;
 use std::time::Duration;
 
-use comm::control::{self, MAX_FRAME_BYTES};
+use comm::control;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::token::Token;
+use crate::frame::read_body;
 
 /// The first bytes of a member; the digit changes when the handshake does.
 const MAGIC: &[u8; 16] = b"lockstep join 1\n";
@@ -152,7 +153,7 @@ impl Seal {
     /// `message` as a frame: its length, itself, its hash.
     ///
     /// # Errors
-    /// When it is longer than [`MAX_FRAME_BYTES`].
+    /// When it is longer than [`control::MAX_FRAME_BYTES`].
     pub fn seal(&mut self, message: &impl Serialize) -> io::Result<Vec<u8>> {
         let mut frame = control::encode(message)?;
         let hash = self.next(&frame[4..]);
@@ -168,17 +169,12 @@ impl Seal {
         &mut self,
         stream: &mut (impl AsyncRead + Unpin),
     ) -> io::Result<T> {
-        let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
-        let length = stream.read_u32_le().await? as usize;
-        if length > MAX_FRAME_BYTES {
-            return Err(invalid(format!("a frame of {length} bytes, more than {MAX_FRAME_BYTES}")));
-        }
-        let mut body = vec![0; length];
-        stream.read_exact(&mut body).await?;
+        let body = read_body(stream).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
         let mut hash = [0; HASH_BYTES];
         stream.read_exact(&mut hash).await?;
         if self.next(&body) != blake3::Hash::from_bytes(hash) {
-            return Err(invalid("a frame that the other end did not send".to_owned()));
+            let text = "a frame that the other end did not send";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
         control::decode(&body)
     }

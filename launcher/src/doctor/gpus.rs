@@ -1,16 +1,9 @@
 //! Driver, libtorch and NCCL fit each other, and GPUs see each other. Written against the documentation of
 //! `nvidia-smi`; it has not seen a machine with several GPUs yet.
 
-use std::process::Stdio;
-use std::time::Duration;
-
-use tokio::process::Command;
-
 use super::finding::Finding;
 use crate::about::About;
-
-/// A driver that does not answer for this long is broken.
-const NVIDIA_SMI_TIMEOUT: Duration = Duration::from_secs(20);
+use crate::gpus::nvidia_smi;
 
 /// `ncclAvg` and `ncclBfloat16`.
 const AVERAGES_BF16: (u32, u32) = (2, 10);
@@ -114,13 +107,6 @@ fn peers(matrix: &str) -> Finding {
             "`nvidia-smi topo -p2p r`; virtual machines and ACS often withhold it",
         ),
     }
-}
-
-async fn nvidia_smi(args: &[&str]) -> Option<String> {
-    let mut command = Command::new("nvidia-smi");
-    command.args(args).stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-    let output = tokio::time::timeout(NVIDIA_SMI_TIMEOUT, command.output()).await.ok()?.ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 #[cfg(test)]

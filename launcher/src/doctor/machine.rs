@@ -1,6 +1,5 @@
 //! What a run needs of this machine besides disks and GPUs.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 use std::process::Stdio;
@@ -11,6 +10,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::finding::Finding;
+use super::memory;
 use crate::about::{self, About};
 use crate::mpi;
 use crate::plan::{Device, Plan};
@@ -63,7 +63,7 @@ pub fn memory(plan: &Plan) -> Vec<Finding> {
     let mut findings = Vec::new();
     if plan.device == Device::Cpu {
         let needed = (plan.memory.total_bytes() * plan.ranks.len()) as u64;
-        let available = available_memory();
+        let available = memory::available();
         let seen =
             format!("{} MiB available, the ranks need about {}", available / MIB, needed / MIB);
         findings.push(if available < needed {
@@ -98,18 +98,6 @@ fn shared_memory() -> Finding {
             Finding::broken(subject, format!("no /dev/shm: {error}"), "mount a tmpfs there")
         }
     }
-}
-
-/// Bytes that processes can still have, the limit of a control group included.
-fn available_memory() -> u64 {
-    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kib = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = kib.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
-    let machine = kib.map_or(u64::MAX, |kib| kib * 1024);
-    let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-    let group = number("/sys/fs/cgroup/memory.max")
-        .map(|max| max.saturating_sub(number("/sys/fs/cgroup/memory.current").unwrap_or(0)));
-    machine.min(group.unwrap_or(u64::MAX))
 }
 
 /// Open MPI's `mpirun` is there, for ranks on CPUs of several nodes.

@@ -8,6 +8,7 @@ mod disk;
 mod finding;
 mod gpus;
 mod machine;
+mod memory;
 mod nodes;
 mod slurm;
 

@@ -11,25 +11,25 @@ mod mpirun;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::Permissions;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use comm::control::{self, MAX_FRAME_BYTES};
+use comm::control;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::frame::read_body;
 use crate::logs::RankLog;
+use crate::private_folder::private_folder;
 use crate::spawn::block_stop_signals;
 use helper::{HUB, ToHub};
 pub use mpirun::{Mpirun, find_mpirun, over_mpi};
@@ -75,6 +75,7 @@ struct Slot {
 /// This node's slots, and the processes that MPI needs beside them. All are killed when it is dropped.
 pub struct Slots {
     folder: TempDir,
+    hub: PathBuf,
     launcher: PathBuf,
     ranks: Range<usize>,
     slots: BTreeMap<usize, Slot>,
@@ -93,18 +94,16 @@ impl Slots {
     /// # Errors
     /// When there can be no socket for them.
     pub fn listen(ranks: Range<usize>) -> io::Result<Self> {
-        let folder = tempfile::Builder::new()
-            .prefix("lockstep-mpi-")
-            .permissions(Permissions::from_mode(0o700))
-            .tempdir()?;
-        // A name without spaces: mpirun splits its agent's.
+        let (folder, hub) = private_folder("lockstep-mpi-", "hub")?;
+        // A name without blanks: mpirun splits its agent's.
         let launcher = folder.path().join("launcher");
         std::os::unix::fs::symlink(std::env::current_exe()?, &launcher)?;
-        let listener = UnixListener::bind(folder.path().join("hub"))?;
+        let listener = UnixListener::bind(&hub)?;
         let (sender, arrivals) = mpsc::unbounded_channel();
         tokio::spawn(accept(listener, sender.clone()));
         Ok(Self {
             folder,
+            hub,
             launcher,
             ranks,
             slots: BTreeMap::new(),
@@ -170,7 +169,7 @@ impl Slots {
         // SAFETY: `block_stop_signals` does nothing but what may be done between fork and exec.
         unsafe { command.pre_exec(block_stop_signals) };
         let child = command
-            .env(HUB, self.folder.path().join("hub"))
+            .env(HUB, &self.hub)
             // What it leaves behind when it is killed goes with the folder.
             .env("TMPDIR", self.folder.path())
             .stdin(Stdio::null())
@@ -319,11 +318,6 @@ async fn serve(mut stream: UnixStream, arrivals: UnboundedSender<Arrival>) {
 }
 
 async fn read(stream: &mut UnixStream) -> io::Result<ToHub> {
-    let length = stream.read_u32_le().await? as usize;
-    if length > MAX_FRAME_BYTES {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{length} bytes")));
-    }
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body).await?;
+    let body = read_body(stream).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
     control::decode(&body)
 }

@@ -1,0 +1,119 @@
+//! How much memory processes of this machine can still have.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Bytes: what the machine has left, and what the limits of this process's control groups leave of it.
+pub fn available() -> u64 {
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let machine = field(&meminfo, "MemAvailable:").map_or(u64::MAX, |kib| kib * 1024);
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    machine.min(left_by_groups(&groups, Path::new("/sys/fs/cgroup")))
+}
+
+/// `groups`: a process's, as `/proc/PID/cgroup` has them. `root`: where control groups are mounted.
+///
+/// A limit of a group holds for those in it: Slurm sets one of the job and one of the step, and systemd
+/// has groups of its own around them. In a container the path may be one of the host that is not there;
+/// the container's own limit is at `root` then.
+fn left_by_groups(groups: &str, root: &Path) -> u64 {
+    let limits = groups.lines().filter_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next()?, parts.next()?);
+        let version = match controllers {
+            "" => &V2,
+            v1 if v1.split(',').any(|name| name == "memory") => &V1,
+            _ => return None,
+        };
+        let mount = root.join(version.mount);
+        let group = mount.join(path.trim_start_matches('/'));
+        let within = group.ancestors().take_while(|folder| folder.starts_with(&mount));
+        within.filter_map(|folder| version.left(folder.to_path_buf())).min()
+    });
+    limits.min().unwrap_or(u64::MAX)
+}
+
+/// What the files of one version of control groups are called.
+struct Version {
+    mount: &'static str,
+    limit: &'static str,
+    used: &'static str,
+    /// Pages of files in `memory.stat` that make room when there is need.
+    reclaimable: &'static str,
+}
+
+/// <https://docs.kernel.org/admin-guide/cgroup-v1/memory.html>
+const V1: Version = Version {
+    mount: "memory",
+    limit: "memory.limit_in_bytes",
+    used: "memory.usage_in_bytes",
+    reclaimable: "total_inactive_file",
+};
+
+/// <https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files>
+const V2: Version = Version {
+    mount: "",
+    limit: "memory.max",
+    used: "memory.current",
+    reclaimable: "inactive_file",
+};
+
+impl Version {
+    /// `None` where there is no limit.
+    fn left(&self, folder: PathBuf) -> Option<u64> {
+        let read = |name: &str| fs::read_to_string(folder.join(name));
+        let number = |name: &str| read(name).ok()?.trim().parse::<u64>().ok();
+        let limit = number(self.limit)?;
+        let reclaimable = field(&read("memory.stat").unwrap_or_default(), self.reclaimable);
+        let used = number(self.used)?.saturating_sub(reclaimable.unwrap_or(0));
+        Some(limit.saturating_sub(used))
+    }
+}
+
+/// The number after `name` on its line.
+fn field(text: &str, name: &str) -> Option<u64> {
+    let mut lines = text.lines().map(str::split_whitespace);
+    lines.find_map(|mut words| (words.next()? == name).then(|| words.next()?.parse().ok())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn write(folder: &Path, files: &[(&str, &str)]) {
+        fs::create_dir_all(folder).unwrap();
+        for (name, text) in files {
+            fs::write(folder.join(name), text).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_narrowest_group_around_a_process_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let job = root.path().join("system.slice/job_7");
+        let max_and_current = [("memory.max", "104857600\n"), ("memory.current", "31457280\n")];
+        write(&job, &max_and_current);
+        write(&job, &[("memory.stat", "anon 5\ninactive_file 10485760\nactive_file 3\n")]);
+        write(&job.join("step_0"), &[("memory.max", "max\n"), ("memory.current", "20971520\n")]);
+        let left = |path: &str| left_by_groups(&format!("0::{path}\n"), root.path());
+        assert_eq!(left("/system.slice/job_7/step_0"), 80 * MIB);
+        assert_eq!(left("/system.slice"), u64::MAX);
+        write(root.path(), &[("memory.max", "10485760\n"), ("memory.current", "20971520\n")]);
+        assert_eq!(left("/not/seen/from/this/container"), 0);
+    }
+
+    #[test]
+    fn groups_of_the_first_version_count_too() {
+        let root = tempfile::tempdir().unwrap();
+        let limited = [
+            ("memory.limit_in_bytes", "104857600\n"),
+            ("memory.usage_in_bytes", "52428800\n"),
+            ("memory.stat", "inactive_file 1\ntotal_inactive_file 10485760\n"),
+        ];
+        write(&root.path().join("memory/job"), &limited);
+        let groups = "9:cpu,cpuacct:/job\n8:memory:/job/step\n0::/\n";
+        assert_eq!(left_by_groups(groups, root.path()), 60 * MIB);
+    }
+}

@@ -1,0 +1,21 @@
+//! Frames of [`comm::control`], read while other things go on.
+
+use std::io;
+
+use comm::control;
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+/// The body of the next frame; `None` at the end of the stream.
+///
+/// # Errors
+/// Of the stream, its end within a frame included, and when the frame is too long.
+pub async fn read_body(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Vec<u8>>> {
+    let mut length = [0; 4];
+    match stream.read_exact(&mut length).await {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        other => other?,
+    };
+    let mut body = vec![0; control::body_len(length)?];
+    stream.read_exact(&mut body).await?;
+    Ok(Some(body))
+}

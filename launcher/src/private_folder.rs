@@ -1,0 +1,59 @@
+//! Where processes of one user on one machine talk over sockets.
+
+use std::fs::Permissions;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+/// Longer paths of a socket cannot be bound (`sun_path`, with its final zero).
+const MAX_SOCKET_PATH_BYTES: usize = 107;
+
+/// Makes a folder whose name begins with `prefix`, which nobody else may enter and which goes away when
+/// it is dropped; and the path of a `socket` in it.
+///
+/// It is in the folder for temporary files, or in `/tmp` where that has a name too long for sockets, or
+/// one with blanks, at which `mpirun` splits command lines.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn private_folder(prefix: &str, socket: &str) -> io::Result<(TempDir, PathBuf)> {
+    private_folder_in(&std::env::temp_dir(), prefix, socket)
+}
+
+fn private_folder_in(parent: &Path, prefix: &str, socket: &str) -> io::Result<(TempDir, PathBuf)> {
+    let build = |parent: &Path| -> io::Result<(TempDir, PathBuf)> {
+        let only_me = Permissions::from_mode(0o700);
+        let folder =
+            tempfile::Builder::new().prefix(prefix).permissions(only_me).tempdir_in(parent)?;
+        let socket = folder.path().join(socket);
+        Ok((folder, socket))
+    };
+    let (folder, socket) = build(parent)?;
+    let name = socket.as_os_str();
+    let has_blanks = name.to_string_lossy().contains(char::is_whitespace);
+    if name.len() <= MAX_SOCKET_PATH_BYTES && !has_blanks {
+        return Ok((folder, socket));
+    }
+    build(Path::new("/tmp"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_can_be_bound_wherever_temporary_files_are() {
+        let parent = tempfile::tempdir().unwrap();
+        let (deep, blank) = (parent.path().join("d".repeat(100)), parent.path().join("a b"));
+        for (folder, falls_back) in [(parent.path(), false), (&deep, true), (&blank, true)] {
+            std::fs::create_dir_all(folder).unwrap();
+            let (made, socket) = private_folder_in(folder, "lockstep-", "hub").unwrap();
+            assert_eq!(made.path().parent() != Some(folder), falls_back);
+            assert_eq!(socket.parent(), Some(made.path()));
+            assert_eq!(made.path().metadata().unwrap().permissions().mode() & 0o777, 0o700);
+            std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        }
+    }
+}
