@@ -148,6 +148,18 @@ a_job_saves_before_its_time_is_up() {
     grep -q "0 of 0 requeues are used" "lockstep-$job.out"
 }
 
+a_job_that_is_cancelled_saves_and_does_not_come_back() {
+    local job
+    job=$(submit -N 2 "$trained" long.yaml --cpu 1 --run-dir runs/cancelled)
+    eventually steps_were_taken "$job" || show "$job" || return 1
+    scancel "$job"
+    eventually has_ended "$job" || show "$job" || return 1
+    grep -q '"event":"verdict","exit_code":8' runs/cancelled/events.jsonl || show "$job" || return 1
+    [ -e runs/cancelled/checkpoints/latest ] || return 1
+    ! grep -q "requeue [0-9]* of" "lockstep-$job.out" || show "$job" || return 1
+    [[ $(state_of "$job") == CANCELLED* ]] || show "$job"
+}
+
 a_node_that_goes_down_ends_the_job_and_is_named() {
     local job
     job=$(submit -N 2 --no-kill --export=ALL,LOCKSTEP_MAX_REQUEUES=0 "$trained" long.yaml --cpu 1 \
@@ -277,4 +289,5 @@ check "jobs on one, two and three nodes train alike" jobs_on_one_two_and_three_n
 check "a job that is requeued twice ends like one that was not" a_job_that_is_requeued_twice_ends_like_one_that_was_not
 check "a job that is preempted saves and goes on" a_job_with_higher_priority_takes_the_nodes_and_gives_them_back
 check "a job saves before its time is up" a_job_saves_before_its_time_is_up
+check "a job that is cancelled saves and does not come back" a_job_that_is_cancelled_saves_and_does_not_come_back
 check "a node that goes down ends the job and is named" a_node_that_goes_down_ends_the_job_and_is_named
