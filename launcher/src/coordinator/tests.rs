@@ -1,8 +1,8 @@
+use std::os::unix::fs::PermissionsExt;
+
 use comm::bootstrap::Store;
 use comm::control::{ControlClient, Phase, StopFlag};
 use tokio::sync::mpsc::UnboundedReceiver;
-
-use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 
