@@ -16,11 +16,32 @@ pub trait Store: Send + Sync {
     /// [`crate::CommError::Control`] when the store is gone.
     fn put(&self, key: &str, value: &str) -> Result<()>;
 
-    /// Waits until somebody has published `key`.
+    /// Waits until somebody has published `key`; `None` where nobody has within `timeout`.
     ///
     /// # Errors
-    /// [`crate::CommError::Control`] when the store is gone or `timeout` passed.
-    fn get(&self, key: &str, timeout: Duration) -> Result<String>;
+    /// [`crate::CommError::Control`] when the store is gone.
+    fn get(&self, key: &str, timeout: Duration) -> Result<Option<String>>;
+}
+
+/// What rank `by` publishes under `key`, for `rank`.
+///
+/// # Errors
+/// Those of the store, and [`crate::CommError::Timeout`], which names `by`.
+pub(crate) fn published(
+    store: &dyn Store,
+    key: &str,
+    by: usize,
+    rank: usize,
+    timeout: Duration,
+) -> Result<String> {
+    store.get(key, timeout)?.ok_or_else(|| CommError::Timeout {
+        op: "connect",
+        sequence: 0,
+        rank,
+        missing: vec![by],
+        waited: timeout,
+        detail: format!("rank {by} has published no {key}"),
+    })
 }
 
 /// The `mpirun` of the MPI library that this build uses, if it uses one.
@@ -81,7 +102,8 @@ pub enum Backend {
 /// `timeout`: of every wait, here and in the collectives that follow.
 ///
 /// # Errors
-/// [`crate::CommError::Connect`] with what would help; the deadline included.
+/// [`crate::CommError::Connect`] with what would help; [`crate::CommError::Timeout`],
+/// [`crate::CommError::PeerGone`] and [`crate::CommError::Aborted`] as in collectives.
 pub fn connect(
     backend: Backend,
     world: World,

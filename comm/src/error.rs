@@ -97,6 +97,19 @@ pub enum CommError {
     Control(String),
 }
 
+impl CommError {
+    /// As an error of connecting over `backend`: what peers are the reason of stays as it is.
+    pub(crate) fn while_connecting(self, backend: &'static str) -> Self {
+        match self {
+            Self::Timeout { .. }
+            | Self::PeerGone { .. }
+            | Self::Aborted { .. }
+            | Self::Connect { .. } => self,
+            other => Self::Connect { backend, reason: other.to_string() },
+        }
+    }
+}
+
 fn ranks(missing: &[usize]) -> String {
     match missing {
         [] => "its peers".to_owned(),

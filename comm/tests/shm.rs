@@ -272,8 +272,13 @@ fn a_rank_that_never_connects_is_named() {
     let store = MemoryStore::default();
     let result = shm::connect(0, 0..2, &store, "test", Duration::from_millis(100));
     let error = result.err().unwrap().to_string();
-    assert!(error.starts_with("cannot connect ranks over shm: "), "{error}");
-    assert!(error.contains("rank 1 never connected"), "{error}");
+    assert!(error.starts_with("connect #0: rank 0 waited 1"), "{error}");
+    assert!(error.ends_with("ms for rank 1; rank 1 never connected"), "{error}");
+    let error = shm::connect(1, 0..2, &store, "other", Duration::from_millis(100)).err().unwrap();
+    assert!(
+        matches!(&error, CommError::Timeout { rank: 1, missing, .. } if missing == &[0]),
+        "{error}"
+    );
 }
 
 #[test]

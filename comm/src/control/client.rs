@@ -110,22 +110,20 @@ impl Store for ControlClient {
         self.send(&ToLauncher::Put { key: key.to_owned(), value: value.to_owned() })
     }
 
-    fn get(&self, key: &str, timeout: Duration) -> Result<String> {
+    fn get(&self, key: &str, timeout: Duration) -> Result<Option<String>> {
         self.send(&ToLauncher::Get { key: key.to_owned() })?;
         let deadline = Instant::now() + timeout;
         let mut state = lock(&self.inbox.state);
         loop {
             if let Some(value) = state.values.remove(key) {
-                return Ok(value);
+                return Ok(Some(value));
             }
             if state.closed {
                 return Err(CommError::Control("the launcher is gone".to_owned()));
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(CommError::Control(format!(
-                    "nobody published {key} within {timeout:.1?}"
-                )));
+                return Ok(None);
             }
             state = self
                 .inbox

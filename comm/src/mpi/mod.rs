@@ -46,7 +46,8 @@ pub struct Mpi {
 /// `mpirun`'s affair.
 ///
 /// # Errors
-/// [`CommError::Connect`] when MPI cannot be initialised or was not started as `world` says.
+/// [`CommError::Connect`] when MPI cannot be initialised or was not started as `world` says; and those of
+/// collectives.
 pub fn connect(
     world: World,
     hierarchical: bool,
@@ -55,8 +56,8 @@ pub fn connect(
     let failed = |reason: String| CommError::Connect { backend: BACKEND, reason };
     let session = Session::get()?;
     session.fits(world).map_err(failed)?;
-    let engine =
-        MpiEngine::new(world, hierarchical, timeout).map_err(|error| failed(error.to_string()))?;
+    let engine = MpiEngine::new(world, hierarchical, timeout)
+        .map_err(|error| error.while_connecting(BACKEND))?;
     Ok(Arc::new(Mpi {
         executor: Executor::new(engine),
         session: session.enter(),

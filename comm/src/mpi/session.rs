@@ -145,14 +145,14 @@ impl Store for BroadcastStore {
         self.broadcast(&mut text.into_bytes(), PUT_TIMEOUT)
     }
 
-    fn get(&self, key: &str, timeout: Duration) -> Result<String> {
+    fn get(&self, key: &str, timeout: Duration) -> Result<Option<String>> {
         let mut length = [0; 8];
         self.broadcast(&mut length, timeout)?;
         let mut text = vec![0; usize::try_from(u64::from_le_bytes(length)).unwrap_or(0)];
         self.broadcast(&mut text, timeout)?;
         let text = String::from_utf8_lossy(&text);
         match text.split_once('\n') {
-            Some((found, value)) if found == key => Ok(value.to_owned()),
+            Some((found, value)) if found == key => Ok(Some(value.to_owned())),
             _ => {
                 let first = self.first;
                 let reason = format!("rank {first} published {text:?} instead of {key}");

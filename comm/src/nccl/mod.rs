@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use nccl_rs::cuda::{Cuda, Event, Stream};
 use nccl_rs::{Comm, Nccl as Library, UniqueId};
 
-use crate::bootstrap::Store;
+use crate::bootstrap::{Store, published};
 use crate::communicator::{Pending, check_request};
 use crate::env::World;
 use crate::{Collective, CommError, Communicator, Place, RawBuffer, Result, Work};
@@ -67,7 +67,8 @@ struct Shared {
 /// Connects this rank, on CUDA device `device`. Collective.
 ///
 /// # Errors
-/// [`CommError::Connect`] where there is no such GPU, no NCCL, or a peer does not come.
+/// [`CommError::Connect`] where there is no such GPU or no NCCL; [`CommError::Timeout`] where a peer does
+/// not come.
 pub fn connect(
     world: World,
     device: usize,
@@ -87,7 +88,10 @@ pub fn connect(
     let World { rank, world_size, .. } = world;
     let comm = Comm::init_rank(&library, id, rank, world_size).map_err(failed)?;
     let left = deadline.saturating_duration_since(Instant::now());
-    comm.settle("connecting all ranks", left).map_err(failed)?;
+    comm.settle("connecting all ranks", left).map_err(|error| match error {
+        nccl_rs::Error::Timeout { .. } => late("connect", 0, rank, timeout),
+        other => failed(other),
+    })?;
     if let Ok(version) = library.version() {
         tracing::debug!(%version, rank, world_size, device, "NCCL connected");
     }
@@ -98,6 +102,11 @@ pub fn connect(
 
 fn failed(reason: impl ToString) -> CommError {
     CommError::Connect { backend: BACKEND, reason: reason.to_string() }
+}
+
+fn late(op: &'static str, sequence: u64, rank: usize, waited: Duration) -> CommError {
+    let detail = "NCCL does not say which".to_owned();
+    CommError::Timeout { op, sequence, rank, missing: Vec::new(), waited, detail }
 }
 
 fn exchange_id(
@@ -133,8 +142,7 @@ fn exchange_id_over(
         store.put(ID_KEY, &to_hex(&id))?;
         return Ok(id);
     }
-    let absent = |error: CommError| failed(format!("rank 0 has published no id: {error}"));
-    let text = store.get(ID_KEY, timeout).map_err(absent)?;
+    let text = published(store, ID_KEY, 0, world.rank, timeout)?;
     from_hex(&text).ok_or_else(|| failed(format!("{text:?} in the store is not NCCL's id")))
 }
 
@@ -312,7 +320,12 @@ impl Shared {
     }
 
     fn error(&self, op: &'static str, sequence: u64, error: &nccl_rs::Error) -> CommError {
-        CommError::Collective { op, sequence, rank: self.rank, reason: error.to_string() }
+        match error {
+            nccl_rs::Error::Timeout { after, .. } => late(op, sequence, self.rank, *after),
+            error => {
+                CommError::Collective { op, sequence, rank: self.rank, reason: error.to_string() }
+            }
+        }
     }
 }
 

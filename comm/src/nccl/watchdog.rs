@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nccl_rs::cuda::Event;
 
-use super::Shared;
+use super::{Shared, late};
 use crate::{CommError, Result};
 
 /// How often the watchdog looks.
@@ -179,13 +179,6 @@ impl Shared {
             return Some(self.error(op, sequence, &error));
         }
         let waited = since.map(|since| since.elapsed()).unwrap_or_default();
-        (waited >= self.timeout).then(|| CommError::Timeout {
-            op,
-            sequence,
-            rank: self.rank,
-            missing: Vec::new(),
-            waited,
-            detail: "NCCL does not say which".to_owned(),
-        })
+        (waited >= self.timeout).then(|| late(op, sequence, self.rank, waited))
     }
 }

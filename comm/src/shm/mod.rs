@@ -26,7 +26,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::bootstrap::Store;
+use crate::bootstrap::{Store, published};
 use crate::communicator::check_request;
 use crate::executor::Executor;
 use crate::{Collective, CommError, Communicator, Place, RawBuffer, Result, SharedMemory, Work};
@@ -51,7 +51,8 @@ pub struct Shm {
 /// `timeout`: of every wait, here and in the collectives that follow.
 ///
 /// # Errors
-/// [`CommError::Connect`], naming the ranks that did not come within `timeout`.
+/// [`CommError::Timeout`], naming the ranks that did not come within `timeout`; [`CommError::Connect`] where
+/// memory cannot be shared.
 pub fn connect(
     rank: usize,
     ranks: Range<usize>,
@@ -72,14 +73,12 @@ pub fn connect(
         let (file, segment) = publish(world_size, store, key)?;
         (Some(file), segment)
     } else {
-        (None, attach(world_size, first, store, key, timeout)?)
+        let text = published(store, key, first, first + rank, timeout)?;
+        (None, attach(world_size, first, key, &text)?)
     };
     let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-    let rounds =
-        Rounds::join(segment, rank, first, left, timeout).map_err(|error| match error {
-            CommError::Aborted { .. } => error,
-            other => failed(other.to_string()),
-        })?;
+    let rounds = Rounds::join(segment, rank, first, left, timeout)
+        .map_err(|error| error.while_connecting(BACKEND))?;
     Ok(Shm { executor: Executor::new(ShmEngine::new(rounds)), finalized: AtomicBool::new(false) })
 }
 
@@ -99,17 +98,8 @@ fn publish(world_size: usize, store: &dyn Store, key: &str) -> Result<(File, Seg
     Ok((file, segment))
 }
 
-fn attach(
-    world_size: usize,
-    first: usize,
-    store: &dyn Store,
-    key: &str,
-    timeout: Duration,
-) -> Result<Segment> {
-    let absent =
-        |error: CommError| failed(format!("rank {first} has published no segment: {error}"));
-    let text = store.get(key, timeout).map_err(absent)?;
-    let (locator, nonce) = parse(&text)
+fn attach(world_size: usize, first: usize, key: &str, text: &str) -> Result<Segment> {
+    let (locator, nonce) = parse(text)
         .ok_or_else(|| failed(format!("{key:?} in the store is {text:?}, not a segment")))?;
     memory::open(locator, Segment::size_bytes(world_size))
         .and_then(|mapping| Segment::attach(mapping, world_size, nonce))

@@ -143,7 +143,7 @@ fn answer(mut stream: UnixStream, store: &MemoryStore) {
         match message {
             ToLauncher::Put { key, value } => store.put(&key, &value).unwrap(),
             ToLauncher::Get { key } => {
-                let value = store.get(&key, STORE_TIMEOUT).unwrap();
+                let value = store.get(&key, STORE_TIMEOUT).unwrap().unwrap();
                 // The rank may have been killed meanwhile.
                 let _ = write_frame(&mut stream, &ToTrainer::Value { key, value });
             }

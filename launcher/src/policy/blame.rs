@@ -12,6 +12,11 @@ pub fn blamed(message: &str) -> Vec<usize> {
         .unwrap_or_default()
 }
 
+/// Whether it waited for ranks that it cannot name.
+pub fn is_at_a_loss(message: &str) -> bool {
+    message.split_once(" waited ").is_some_and(|(_, after)| after.contains(" for its peers;"))
+}
+
 /// `rank 1 aborted the job: ...`
 fn aborted(message: &str) -> Option<usize> {
     let (before, _) = message.split_once(" aborted the job")?;
@@ -65,7 +70,9 @@ mod tests {
 
     #[test]
     fn other_errors_name_nobody() {
-        assert_eq!(blamed(&timeout(vec![]).to_string()), [0; 0]);
+        let unknown = timeout(vec![]).to_string();
+        assert_eq!((blamed(&unknown), is_at_a_loss(&unknown)), (Vec::new(), true));
+        assert!(!is_at_a_loss(&timeout(vec![1]).to_string()));
         assert_eq!(blamed("cannot write checkpoint: no space left on device"), [0; 0]);
         assert_eq!(blamed(""), [0; 0]);
     }

@@ -30,6 +30,10 @@ pub use walltime::Walltime;
 /// the time that killing takes, it stays well under 2 s.
 pub const SETTLE: Duration = Duration::from_millis(300);
 
+/// As [`SETTLE`], where a rank waited for others and cannot say for which: whoever hangs is known by not
+/// saying so too, and their deadlines pass one after another.
+const SETTLE_UNNAMED: Duration = Duration::from_secs(3);
+
 /// When a deadline is noticed this much too late, the launcher itself did not run (suspended,
 /// stopped), and the ranks probably did not either.
 const OVERSLEPT: Duration = Duration::from_secs(5);
@@ -254,8 +258,9 @@ impl Job {
             },
             Stage::Running | Stage::Stopping { .. } => match self.first_failure() {
                 Some(failure) => {
-                    self.stage = Stage::Failing { kill_at: now + SETTLE };
-                    wait(&format!("{failure}; the others have {SETTLE:.1?} to say what they saw"))
+                    let settle = if self.at_a_loss().is_some() { SETTLE_UNNAMED } else { SETTLE };
+                    self.stage = Stage::Failing { kill_at: now + settle };
+                    wait(&format!("{failure}; the others have {settle:.1?} to say what they saw"))
                 }
                 None => self.while_healthy(event, now),
             },

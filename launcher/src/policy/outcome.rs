@@ -60,6 +60,11 @@ pub enum Cause {
         /// Which one.
         by: usize,
     },
+    /// Another rank gave up on somebody, and this one said nothing.
+    Mute {
+        /// Which one gave up.
+        heard: usize,
+    },
 }
 
 impl Outcome {
@@ -122,6 +127,9 @@ impl fmt::Display for Failure {
             Cause::Refused(reason) => write!(f, "does not fit this launcher: {reason}"),
             Cause::Silent(silence) => write!(f, "hangs: it said nothing for {silence:.0?}"),
             Cause::Blamed { by } => write!(f, "did not answer, says rank {by}"),
+            Cause::Mute { heard } => {
+                write!(f, "hangs, it seems: rank {heard} waited for its peers, and it said nothing")
+            }
         }
     }
 }
@@ -193,7 +201,8 @@ impl Job {
     /// The failure that the others follow from, as far as is known.
     ///
     /// The first in time of those that a rank did not blame on another. When there is none, because
-    /// the culprit has not ended (it hangs), it is the rank that the first failure blames.
+    /// the culprit has not ended (it hangs), it is the rank that the first failure blames; or where
+    /// nobody can say which it is, as over NCCL, the one that has said nothing for longest.
     pub(super) fn first_failure(&self) -> Option<Failure> {
         let failures = self.ranks.iter().enumerate().filter_map(|(rank, state)| {
             let failure = own_failure(rank, state)?;
@@ -205,12 +214,29 @@ impl Job {
         if origin != Origin::Peer {
             return Some(failure);
         }
-        let blamed = self.blamed_by(failure.rank).into_iter().find(|blamed| {
-            self.ranks.get(*blamed).is_some_and(|state| own_failure(*blamed, state).is_none())
-        });
-        Some(match blamed {
-            Some(rank) => Failure { rank, cause: Cause::Blamed { by: failure.rank }, ..failure },
-            None => failure,
+        let may_hang = |rank: usize, state: &Rank| {
+            own_failure(rank, state).is_none() && (state.exited.is_none() || state.killed)
+        };
+        let named = self.blamed_by(failure.rank).into_iter();
+        let mut named =
+            named.filter(|rank| self.ranks.get(*rank).is_some_and(|it| may_hang(*rank, it)));
+        if let Some(rank) = named.next() {
+            return Some(Failure { rank, cause: Cause::Blamed { by: failure.rank }, ..failure });
+        }
+        let mute = self.ranks.iter().enumerate().filter(|(rank, state)| may_hang(*rank, state));
+        let oldest = mute.min_by_key(|(_, state)| state.heard_at());
+        Some(match (self.at_a_loss(), oldest) {
+            (Some(heard), Some((rank, _))) => {
+                Failure { rank, cause: Cause::Mute { heard }, exit_code: ExitCode::Hang, ..failure }
+            }
+            _ => failure,
+        })
+    }
+
+    /// The rank, if there is one, that waited for others and cannot say for which.
+    pub(super) fn at_a_loss(&self) -> Option<usize> {
+        self.ranks.iter().position(|state| {
+            state.said.as_ref().is_some_and(|(_, _, message)| blame::is_at_a_loss(message))
         })
     }
 
@@ -268,7 +294,8 @@ fn origin(state: &Rank) -> Origin {
     let peers_code = |code: i32| matches!(code, 4 | 5);
     match (&state.said, state.exited) {
         (Some((_, code, message)), _) if peers_code((*code).into()) => {
-            if blame::blamed(message).is_empty() { Origin::Own } else { Origin::Peer }
+            let blames = !blame::blamed(message).is_empty() || blame::is_at_a_loss(message);
+            if blames { Origin::Peer } else { Origin::Own }
         }
         (None, Some((_, Exit::Code(code)))) if peers_code(code) => Origin::Unclear,
         _ => Origin::Own,

@@ -126,6 +126,43 @@ fn a_rank_that_hangs_is_named_by_the_one_that_waited_for_it() {
 }
 
 #[test]
+fn where_nobody_knows_who_hangs_it_is_the_rank_that_says_nothing() {
+    let waited = |rank: usize, at| {
+        let message = format!(
+            "all_reduce #5: rank {rank} waited 120.0s for its peers; NCCL does not say which"
+        );
+        said(rank, 5, &message, at)
+    };
+    let mut job = Job::new(4, LIMITS, Walltime::default());
+    replay(&mut job, &[3, 2, 1, 0].map(|rank| report(rank, Phase::Training, 1000)));
+    replay(&mut job, &[waited(0, 121_000), exited(0, Exit::Code(5), 121_001)]);
+    assert_eq!(job.deadline(), Some(ms(124_000)), "the deadlines of others pass a little later");
+    // Rank 1 learns it from rank 0, as over MPI; rank 3 was suspended.
+    let message = "rank 0 aborted the job: all_reduce #5: rank 0 waited 120.0s for its peers; -";
+    let events =
+        [said(1, 4, message, 121_100), waited(2, 122_000), exited(2, Exit::Code(5), 122_001)];
+    replay(&mut job, &events);
+    assert_eq!(replay(&mut job, &[tick(124_000)]).0, Decision::Kill);
+    let ends = [exited(1, Exit::Code(4), 124_001), exited(3, Exit::Signal(9), 124_002)];
+    let (Decision::Finish(outcome), reason) = replay(&mut job, &ends) else { panic!() };
+    assert_eq!(failure(outcome), (3, Cause::Mute { heard: 0 }, ExitCode::Hang));
+    assert!(reason.starts_with("rank 3 hangs, it seems: rank 0 waited"), "{reason}");
+}
+
+#[test]
+fn when_all_ranks_wait_for_somebody_the_first_is_named() {
+    let waited = "all_reduce #5: rank 0 waited 120.0s for its peers; MPI does not say which";
+    let events = [
+        said(0, 5, waited, 1000),
+        said(1, 5, waited, 1001),
+        exited(1, Exit::Code(5), 1002),
+        exited(0, Exit::Code(5), 1003),
+    ];
+    let expected = (0, Cause::Exited(Exit::Code(5)), ExitCode::Hang);
+    assert_eq!(failure(finish(2, &events)), expected);
+}
+
+#[test]
 fn when_all_ranks_blame_each_other_the_first_is_named() {
     let events = [
         said(0, 5, "barrier #1: rank 0 waited 2.0s for rank 1; -", 1000),

@@ -123,14 +123,14 @@ impl Store for FileStore {
             .map_err(|error| CommError::Control(format!("{}: {error}", path.display())))
     }
 
-    fn get(&self, key: &str, timeout: Duration) -> Result<String, CommError> {
+    fn get(&self, key: &str, timeout: Duration) -> Result<Option<String>, CommError> {
         let start = Instant::now();
         while start.elapsed() < timeout {
             if let Ok(value) = fs::read_to_string(self.path(key)) {
-                return Ok(value);
+                return Ok(Some(value));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        Err(CommError::Control(format!("nobody published {key}")))
+        Ok(None)
     }
 }
