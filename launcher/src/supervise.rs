@@ -259,6 +259,7 @@ impl Attempt<'_> {
             News::Said { rank, message } => (rank, message),
         };
         match said {
+            ToLauncher::Alive => Some(Event::Alive { rank }),
             ToLauncher::State { phase, epoch, step } => {
                 Some(Event::Reported { rank, phase, epoch, step })
             }

@@ -159,6 +159,9 @@ fn hint(cause: &Cause) -> Option<&'static str> {
         Cause::Silent(_) => Some(
             "if a healthy step takes so long, raise comm.timeout_seconds: the limit is 60 s more",
         ),
+        Cause::Frozen(_) => {
+            Some("a debugger, SIGSTOP, or a machine that is short of memory does this")
+        }
         Cause::Mute { .. } => Some("if it was only slow, raise comm.timeout_seconds"),
         Cause::Exited(Exit::Code(127)) => {
             Some("a shared library could not be loaded: `make setup` gets libtorch")

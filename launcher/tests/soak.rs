@@ -17,12 +17,8 @@ use fastrand::Rng;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use support::{Running, Sandbox, eventually, is_running, run};
-
-const RANKS: usize = 3;
-
-/// Runs take turns. Over MPI nobody knows which rank hangs but for what the launcher makes of it.
-const BACKENDS: [&str; 2] = ["shm", "mpi"];
+use support::job::{Job, is_possible};
+use support::{Running, Sandbox, eventually, is_running};
 
 const CONFIG: &str = "
 data: {dataset: synthetic, train_images: 240, test_images: 48, augment: [crop, flip]}
@@ -33,79 +29,135 @@ metrics: {log_every: 1}
 performance: {convolution: matmul}
 ";
 
-const RUN: [&str; 5] = ["--cpu", "3", "--run-dir", "run", "c.yaml"];
-
-/// From the start of a run, start-up included, to its end.
+/// From the start of a run, start-up included, to somewhere near its end.
 const RUN_SECONDS: f64 = 5.0;
 
-/// From a fault to the end of the launcher: a deadline of ranks, and what is around it.
+/// From a fault to the end of the launchers: a deadline of ranks, and what is around it.
 const END_TIME: Duration = Duration::from_secs(30);
+
+/// Where ranks are and how they talk. Runs take turns.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Setting {
+    backend: &'static str,
+    machines: usize,
+    /// Of a machine.
+    ranks: usize,
+}
+
+const SHARED_MEMORY: Setting = Setting { backend: "shm", machines: 1, ranks: 3 };
+/// Nobody knows which rank hangs but for what the launcher makes of it.
+const MPI: Setting = Setting { backend: "mpi", machines: 1, ranks: 3 };
+const MACHINES: Setting = Setting { backend: "mpi", machines: 2, ranks: 2 };
+
+impl Setting {
+    fn possible() -> Vec<Self> {
+        let trainer = Path::new(env!("CARGO_BIN_EXE_launcher")).with_file_name("trainer");
+        let output = Command::new(trainer).arg("--describe").output().unwrap();
+        let description: Value = serde_json::from_slice(&output.stdout).unwrap();
+        if !description["mpirun"].is_string() {
+            println!("skipped over MPI: the trainer was built without it");
+            return vec![SHARED_MEMORY];
+        }
+        if is_possible() { vec![SHARED_MEMORY, MPI, MACHINES] } else { vec![SHARED_MEMORY, MPI] }
+    }
+
+    fn world_size(self) -> usize {
+        self.machines * self.ranks
+    }
+
+    fn job(self) -> Job {
+        let sandbox = Sandbox::with_trainer();
+        sandbox.write_config(&CONFIG.replace("BACKEND", self.backend));
+        Job::of(sandbox, self.machines)
+    }
+
+    /// The launcher of each machine.
+    fn start(self, job: &Job) -> Vec<Running> {
+        let ranks = self.ranks.to_string();
+        let launcher = |machine| match self.machines {
+            1 => job.sandbox.launcher(&["--cpu", &ranks, "--run-dir", "run", "c.yaml"]),
+            _ => job.launcher(machine, &["--cpu", &ranks]),
+        };
+        (0..self.machines).map(|machine| Running::start(launcher(machine))).collect()
+    }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fault {
     /// A rank gets this signal.
     Rank(usize, Signal),
-    /// The launcher does, so many times.
-    Launcher(Signal, usize),
-    /// The launcher does not run for a while.
-    Pause,
+    /// The launcher of a machine does, so many times.
+    Launcher(usize, Signal, usize),
+    /// The launcher of a machine does not run for a while.
+    Pause(usize),
 }
 
 impl Fault {
-    fn any(random: &mut Rng) -> Self {
+    fn any(random: &mut Rng, setting: Setting) -> Self {
         let deadly = [Signal::STOP, Signal::STOP, Signal::KILL, Signal::ABORT, Signal::TERM];
         let asking = [Signal::TERM, Signal::INT, Signal::HUP, Signal::USR1, Signal::KILL];
+        let machine = random.usize(..setting.machines);
         match random.usize(..10) {
-            0..5 => Self::Rank(random.usize(..RANKS), random.choice(deadly).unwrap()),
-            5..9 => Self::Launcher(random.choice(asking).unwrap(), random.usize(1..3)),
-            _ => Self::Pause,
+            0..5 => {
+                Self::Rank(random.usize(..setting.world_size()), random.choice(deadly).unwrap())
+            }
+            5..9 => Self::Launcher(machine, random.choice(asking).unwrap(), random.usize(1..3)),
+            _ => Self::Pause(machine),
         }
     }
 
-    /// What the launcher may end with; `None`: the run goes on.
-    fn exit_codes(self) -> Option<&'static [i32]> {
+    /// What launchers may end with; `None`: the run goes on.
+    fn exit_code(self) -> Option<i32> {
         match self {
-            Self::Rank(_, Signal::STOP) => Some(&[5]),
-            Self::Rank(_, Signal::TERM) => Some(&[8]),
-            Self::Rank(..) => Some(&[4]),
-            Self::Launcher(..) => Some(&[8]),
-            Self::Pause => None,
+            Self::Rank(_, Signal::STOP) => Some(5),
+            Self::Rank(_, Signal::TERM) => Some(8),
+            Self::Rank(..) | Self::Launcher(_, Signal::KILL, _) => Some(4),
+            Self::Launcher(..) => Some(8),
+            Self::Pause(_) => None,
         }
     }
-}
 
-fn sandbox(backend: &str) -> Sandbox {
-    let sandbox = Sandbox::with_trainer();
-    sandbox.write_config(&CONFIG.replace("BACKEND", backend));
-    sandbox
-}
-
-fn has_mpi() -> bool {
-    let trainer = Path::new(env!("CARGO_BIN_EXE_launcher")).with_file_name("trainer");
-    let output = Command::new(trainer).arg("--describe").output().unwrap();
-    let description: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let has_mpi = description["mpirun"].is_string();
-    if !has_mpi {
-        println!("skipped over MPI: the trainer was built without it");
+    fn strike(self, launchers: &[Running], ranks: &[i32]) {
+        match self {
+            Self::Rank(rank, signal) => {
+                // It may just have ended.
+                let _ = kill_process(Pid::from_raw(ranks[rank]).unwrap(), signal);
+            }
+            Self::Launcher(machine, signal, times) => {
+                for _ in 0..times {
+                    launchers[machine].signal(signal);
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+            }
+            Self::Pause(machine) => {
+                launchers[machine].signal(Signal::STOP);
+                std::thread::sleep(Duration::from_secs(2));
+                launchers[machine].signal(Signal::CONT);
+            }
+        }
     }
-    has_mpi
 }
 
 /// What there is of a run in the sandbox's directory `run`.
-struct Run<'a>(&'a Sandbox);
+struct Run<'a>(&'a Job);
 
 impl Run<'_> {
     fn lines(&self, file: &str) -> Vec<Value> {
-        let text = fs::read_to_string(self.0.path("run").join(file)).unwrap_or_default();
+        let path = self.0.sandbox.path("run").join(file);
+        let text = fs::read_to_string(path).unwrap_or_default();
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
-    /// The ranks' processes of the newest attempt, by rank.
-    fn pids(&self) -> Vec<i32> {
+    /// The processes of the newest attempt, by rank.
+    fn ranks(&self, world_size: usize) -> Vec<i32> {
         let events = self.lines("events.jsonl");
         let spawned = events.iter().filter(|event| event["event"] == "spawned");
-        let pids: Vec<i32> = spawned.map(|it| it["pid"].as_i64().unwrap() as i32).collect();
-        pids.chunks_exact(RANKS).last().unwrap_or_default().to_vec()
+        let mut spawned: Vec<(u64, i32)> = spawned
+            .map(|it| (it["rank"].as_u64().unwrap(), it["pid"].as_i64().unwrap() as i32))
+            .collect();
+        let newest = spawned.chunks_exact_mut(world_size).last().unwrap_or_default();
+        newest.sort_unstable();
+        newest.iter().map(|(_, pid)| *pid).collect()
     }
 
     /// Epochs without what depends on the clock.
@@ -130,92 +182,79 @@ impl Run<'_> {
     }
 
     fn tensors(&self) -> Vec<Vec<u8>> {
-        let latest = self.0.path("run/checkpoints/latest");
+        let latest = self.0.sandbox.path("run/checkpoints/latest");
         let files = ["model.safetensors", "optimizer.safetensors", "ema.safetensors"];
         files.map(|file| fs::read(latest.join(file)).unwrap()).to_vec()
     }
+
+    fn is_unlocked(&self) -> bool {
+        let lock = fs::File::open(self.0.sandbox.path("run/.lock")).unwrap();
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok()
+    }
 }
 
-/// Starts the run, does `fault` after `delay`, and checks how that ends. Whether the run is done.
-fn suffer(sandbox: &Sandbox, fault: Fault, delay: Duration) -> bool {
-    let before = Run(sandbox).pids();
-    let mut running = Running::start(sandbox.launcher(&RUN));
-    let started = Instant::now();
+/// Starts the run, has `fault` happen after `delay`, and checks how that ends. Whether the run is done.
+fn suffer(job: &Job, setting: Setting, fault: Fault, delay: Duration) -> bool {
+    let run = Run(job);
+    let before = run.ranks(setting.world_size());
+    let mut launchers = setting.start(job);
     eventually("the start of ranks", || {
-        let pids = Run(sandbox).pids();
-        (pids.len() == RANKS && pids != before) || started.elapsed() > Duration::from_secs(5)
+        let ranks = run.ranks(setting.world_size());
+        !ranks.is_empty() && ranks != before
     });
     std::thread::sleep(delay);
-    let pids = Run(sandbox).pids();
-    match fault {
-        Fault::Rank(rank, signal) => {
-            // It may just have ended.
-            let _ = kill_process(Pid::from_raw(pids[rank]).unwrap(), signal);
-        }
-        Fault::Launcher(signal, times) => {
-            for _ in 0..times {
-                running.signal(signal);
-                std::thread::sleep(Duration::from_millis(50));
-            }
-        }
-        Fault::Pause => {
-            running.signal(Signal::STOP);
-            std::thread::sleep(Duration::from_secs(2));
-            running.signal(Signal::CONT);
-        }
-    }
-    if let Fault::Launcher(Signal::KILL, _) = fault {
-        running.child.wait().unwrap();
-        eventually("the end of ranks", || !pids.iter().any(|pid| is_running(*pid)));
-        let lock = fs::File::open(sandbox.path("run/.lock")).unwrap();
-        eventually("the release of the lock", || {
-            flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok()
-        });
-        return false;
-    }
+    let ranks = run.ranks(setting.world_size());
+    fault.strike(&launchers, &ranks);
     let struck = Instant::now();
-    let ended = running.end();
-    let code = ended.code.unwrap();
-    let may_end_with = fault.exit_codes().unwrap_or_default();
-    assert!(code == 0 || may_end_with.contains(&code), "ended with {code}:\n{}", ended.stderr);
-    assert!(pids.iter().all(|pid| !is_running(*pid)), "a rank was left behind");
-    if let (4 | 5, Fault::Rank(rank, _)) = (code, fault) {
-        assert!(struck.elapsed() < END_TIME, "it took {:.1?}:\n{}", struck.elapsed(), ended.stderr);
-        let verdict = Run(sandbox).lines("events.jsonl").pop().unwrap();
-        assert_eq!(verdict["rank"], rank, "another rank is blamed:\n{}", ended.stderr);
+    if let Fault::Launcher(machine, Signal::KILL, _) = fault {
+        launchers.remove(machine).child.wait().unwrap();
     }
-    code == 0
+    let (mut is_done, mut said) = (!launchers.is_empty(), String::new());
+    for ended in launchers.into_iter().map(Running::end) {
+        let code = ended.code.unwrap();
+        said += &format!("---\n{}", ended.stderr);
+        assert!(code == 0 || Some(code) == fault.exit_code(), "ended with {code}:\n{said}");
+        is_done &= code == 0;
+    }
+    eventually("the end of all ranks", || !ranks.iter().any(|pid| is_running(*pid)));
+    eventually("the release of the lock", || run.is_unlocked());
+    assert!(struck.elapsed() < END_TIME, "it took {:.1?}:\n{said}", struck.elapsed());
+    if let (false, Some(4 | 5), Fault::Rank(rank, _)) = (is_done, fault.exit_code(), fault) {
+        let verdict = run.lines("events.jsonl").pop().unwrap();
+        assert_eq!(verdict["rank"], rank, "another rank is blamed:\n{said}");
+    }
+    is_done
 }
 
 #[test]
 fn a_run_that_suffers_one_fault_after_another_ends_like_one_that_does_not() {
-    let backends = if has_mpi() { &BACKENDS[..] } else { &BACKENDS[..1] };
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let time = Duration::from_secs(number("LOCKSTEP_SOAK_SECONDS").unwrap_or(60));
     let seed = number("LOCKSTEP_SOAK_SEED").unwrap_or_else(|| fastrand::u64(..));
     let mut random = Rng::with_seed(seed);
-    let undisturbed: Vec<_> = backends.iter().map(|backend| sandbox(backend)).collect();
-    for undisturbed in &undisturbed {
-        let ended = run(undisturbed.launcher(&RUN));
-        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let settings = Setting::possible();
+    let undisturbed: Vec<_> = settings.iter().map(|setting| setting.job()).collect();
+    for (job, setting) in undisturbed.iter().zip(&settings) {
+        for ended in setting.start(job).into_iter().map(Running::end) {
+            assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        }
     }
 
     let (started, mut faults, mut runs) = (Instant::now(), 0, 0);
     while started.elapsed() < time {
-        let turn = runs % backends.len();
-        let (sandbox, whole) = (sandbox(backends[turn]), Run(&undisturbed[turn]));
+        let turn = runs % settings.len();
+        let (setting, whole) = (settings[turn], Run(&undisturbed[turn]));
+        let job = setting.job();
         loop {
-            let (fault, delay) = (Fault::any(&mut random), random.f64() * RUN_SECONDS);
-            println!(
-                "{}, seed {seed}, fault {faults}: {fault:?} after {delay:.2} s",
-                backends[turn]
-            );
+            let fault = Fault::any(&mut random, setting);
+            let delay = random.f64() * RUN_SECONDS;
+            println!("seed {seed}, fault {faults}, {setting:?}: {fault:?} after {delay:.2} s");
             faults += 1;
-            if suffer(&sandbox, fault, Duration::from_secs_f64(delay)) {
+            if suffer(&job, setting, fault, Duration::from_secs_f64(delay)) {
                 break;
             }
         }
-        let run = Run(&sandbox);
+        let run = Run(&job);
         assert_eq!(run.epochs(), whole.epochs());
         assert_eq!(run.steps(), whole.steps());
         assert!(run.tensors() == whole.tensors(), "weights differ");

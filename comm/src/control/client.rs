@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -28,12 +28,15 @@ impl StopFlag {
     }
 }
 
+/// How often a rank says that its process runs.
+const ALIVE_INTERVAL: Duration = Duration::from_secs(1);
+
 /// A connection to the launcher.
 ///
-/// A thread reads what comes; sending happens on the caller's thread and never waits for an answer,
-/// but for [`Store::get`].
+/// A thread reads what comes, and another says [`ToLauncher::Alive`] once a second. All else is sent on the
+/// caller's thread, which never waits for an answer, but for [`Store::get`].
 pub struct ControlClient {
-    stream: Mutex<UnixStream>,
+    stream: Arc<Mutex<UnixStream>>,
     inbox: Arc<Inbox>,
 }
 
@@ -68,13 +71,18 @@ impl ControlClient {
             .name("control".into())
             .spawn(move || read_messages(reader, &thread_inbox, &stop))
             .map_err(failed)?;
-        let client = Self { stream: Mutex::new(stream), inbox };
+        let client = Self { stream: Arc::new(Mutex::new(stream)), inbox };
         client.send(&ToLauncher::Hello {
             protocol: PROTOCOL,
             rank,
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         })?;
+        let stream = Arc::downgrade(&client.stream);
+        std::thread::Builder::new()
+            .name("alive".into())
+            .spawn(move || say_alive(&stream))
+            .map_err(failed)?;
         Ok(client)
     }
 
@@ -84,15 +92,7 @@ impl ControlClient {
     /// # Errors
     /// [`CommError::Control`] when the launcher is gone.
     pub fn send_now_or_never(&self, message: &ToLauncher) -> Result<()> {
-        let mut stream = lock(&self.stream);
-        // The kernel says that a stream has room while a good part of its buffer is free, which is
-        // far more than a frame.
-        let mut fds = [PollFd::new(&*stream, PollFlags::OUT)];
-        match poll(&mut fds, Some(&Timespec::default())) {
-            Ok(0) => Ok(()),
-            _ => write_frame(&mut *stream, message)
-                .map_err(|error| CommError::Control(error.to_string())),
-        }
+        send_now_or_never(&self.stream, message)
     }
 
     /// Sends one message.
@@ -132,6 +132,29 @@ impl Store for ControlClient {
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
+    }
+}
+
+fn send_now_or_never(stream: &Mutex<UnixStream>, message: &ToLauncher) -> Result<()> {
+    let mut stream = lock(stream);
+    // The kernel says that a stream has room while a good part of its buffer is free, which is
+    // far more than a frame.
+    let mut fds = [PollFd::new(&*stream, PollFlags::OUT)];
+    match poll(&mut fds, Some(&Timespec::default())) {
+        Ok(0) => Ok(()),
+        _ => write_frame(&mut *stream, message)
+            .map_err(|error| CommError::Control(error.to_string())),
+    }
+}
+
+/// Until the client is dropped or the launcher is gone.
+fn say_alive(stream: &Weak<Mutex<UnixStream>>) {
+    while let Some(stream) = stream.upgrade() {
+        if send_now_or_never(&stream, &ToLauncher::Alive).is_err() {
+            return;
+        }
+        drop(stream);
+        std::thread::sleep(ALIVE_INTERVAL);
     }
 }
 

@@ -13,7 +13,7 @@ pub use frame::{MAX_FRAME_BYTES, body_len, decode, encode, read_frame, write_fra
 use serde::{Deserialize, Serialize};
 
 /// Changes when a message changes its meaning; both ends must have the same.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// What a rank is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +48,8 @@ pub enum ToLauncher {
         /// Its crate's version.
         version: String,
     },
+    /// The process runs. Sent once a second, whatever the rank does or waits for.
+    Alive,
     /// Publishes a value under a key, for ranks to find each other.
     Put {
         /// The key.

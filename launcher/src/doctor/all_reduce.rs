@@ -107,7 +107,7 @@ async fn run(
             env: interface.as_ref().map(cluster::network_variables).unwrap_or_default(),
         },
         resume: &Resume::Never,
-        limits: Limits { stop: PATIENCE, silence: PATIENCE },
+        limits: Limits { stop: PATIENCE, silence: PATIENCE, frozen: PATIENCE },
         ends_in: None,
         max_restarts: 0,
         console: &Console::new(Style::Quiet),

@@ -11,6 +11,7 @@ mod blame;
 mod outcome;
 mod rank;
 mod restart;
+mod silence;
 #[cfg(test)]
 mod tests;
 mod walltime;
@@ -34,17 +35,9 @@ pub const SETTLE: Duration = Duration::from_millis(300);
 /// saying so too, and their deadlines pass one after another.
 const SETTLE_UNNAMED: Duration = Duration::from_secs(3);
 
-/// When a deadline is noticed this much too late, the launcher itself did not run (suspended,
-/// stopped), and the ranks probably did not either.
-const OVERSLEPT: Duration = Duration::from_secs(5);
-
 /// How long killed processes have to be gone. One that waits for a device or a file system that does not
 /// answer cannot be killed.
 const DYING: Duration = Duration::from_secs(10);
-
-/// A rank that does anything else and says nothing for so long is told of: its data, its evaluation or its
-/// disk may be that slow, or it hangs.
-const NOTICE: Duration = Duration::from_secs(300);
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +76,11 @@ impl StopSignal {
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
+    /// A rank's process runs.
+    Alive {
+        /// Which rank.
+        rank: usize,
+    },
     /// A rank said what it is doing.
     Reported {
         /// Which rank.
@@ -159,6 +157,8 @@ pub struct Limits {
     pub stop: Duration,
     /// A rank that takes steps, or looks for its peers, and says nothing for so long hangs.
     pub silence: Duration,
+    /// A rank whose process gives no sign of life for so long is frozen, whatever it did.
+    pub frozen: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -220,8 +220,12 @@ impl Job {
     pub fn deadline(&self) -> Option<Duration> {
         match self.stage {
             Stage::Running => {
-                let deadlines =
-                    [self.silence_deadline(), self.notice_deadline(), self.walltime.stop_at()];
+                let deadlines = [
+                    self.frozen_deadline(),
+                    self.silence_deadline(),
+                    self.notice_deadline(),
+                    self.walltime.stop_at(),
+                ];
                 deadlines.into_iter().flatten().min()
             }
             Stage::Stopping { until } | Stage::Killing { until } => Some(until),
@@ -312,6 +316,7 @@ impl Job {
                     self.walltime.observe(*phase, now);
                 }
             }
+            Event::Alive { rank } => self.ranks[*rank].alive_at = Some(now),
             Event::Failed { rank, exit_code, message } => {
                 let said = (now, *exit_code, message.clone());
                 self.ranks[*rank].said.get_or_insert(said);
@@ -356,54 +361,6 @@ impl Job {
     fn alive(&self) -> impl Iterator<Item = usize> {
         let alive = |(rank, state): (usize, &Rank)| state.is_alive().then_some(rank);
         self.ranks.iter().enumerate().filter_map(alive)
-    }
-
-    fn silence_deadline(&self) -> Option<Duration> {
-        let bound = self.alive().map(|rank| &self.ranks[rank]).filter(|it| it.has_a_deadline());
-        bound.map(|rank| rank.heard_at() + self.limits.silence).min()
-    }
-
-    fn notice_deadline(&self) -> Option<Duration> {
-        let others = self.alive().map(|rank| &self.ranks[rank]).filter(|it| !it.has_a_deadline());
-        others.map(|rank| rank.heard_at().max(self.noticed) + NOTICE).min()
-    }
-
-    /// Tells of ranks that may hang, or may not.
-    fn notice(&mut self, now: Duration) -> (Decision, String) {
-        if self.notice_deadline().is_none_or(|deadline| now < deadline) {
-            return wait("no failure");
-        }
-        self.noticed = now;
-        let quiet = self.alive().filter_map(|rank| {
-            let state = &self.ranks[rank];
-            let seconds = now.saturating_sub(state.heard_at()).as_secs();
-            let is_quiet = !state.has_a_deadline() && seconds >= NOTICE.as_secs();
-            is_quiet
-                .then(|| format!("rank {rank} ({}) said nothing for {seconds} s", state.doing()))
-        });
-        let quiet: Vec<_> = quiet.collect();
-        (Decision::Warn, format!("{}; still waiting", quiet.join("; ")))
-    }
-
-    fn check_silence(&mut self, now: Duration) -> (Decision, String) {
-        let Some(deadline) = self.silence_deadline().filter(|deadline| now >= *deadline) else {
-            return self.notice(now);
-        };
-        if now > deadline + OVERSLEPT {
-            for report in self.ranks.iter_mut().filter_map(|rank| rank.report.as_mut()) {
-                report.at = now;
-            }
-            return wait("the launcher itself did not run for a while");
-        }
-        // Who was never heard of is who the others look for.
-        let unheard = self.alive().any(|rank| self.ranks[rank].report.is_none());
-        for rank in self.alive().collect::<Vec<_>>() {
-            let state = &mut self.ranks[rank];
-            let silence = now - state.heard_at();
-            let hangs = silence >= self.limits.silence && (state.report.is_none() || !unheard);
-            state.silent = hangs.then_some((now, silence));
-        }
-        self.kill(&format!("a rank said nothing for {:.0?}", self.limits.silence), now)
     }
 }
 

@@ -7,6 +7,9 @@ use job::ExitCode;
 
 use super::{Exit, Job, Rank, blame};
 
+/// Processes give signs of life more often.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
+
 /// How a job ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
@@ -55,6 +58,8 @@ pub enum Cause {
     NodeLost(String),
     /// It said nothing for so long.
     Silent(Duration),
+    /// Its process gave no sign of life for so long.
+    Frozen(Duration),
     /// Another rank gave up on it.
     Blamed {
         /// Which one.
@@ -125,6 +130,9 @@ impl fmt::Display for Failure {
             Cause::Exited(exit) => write!(f, "failed: {exit}"),
             Cause::Announced => f.write_str("failed"),
             Cause::Refused(reason) => write!(f, "does not fit this launcher: {reason}"),
+            Cause::Frozen(silence) => {
+                write!(f, "is frozen: it gave no sign of life for {silence:.0?}")
+            }
             Cause::Silent(silence) => write!(f, "hangs: it said nothing for {silence:.0?}"),
             Cause::Blamed { by } => write!(f, "did not answer, says rank {by}"),
             Cause::Mute { heard } => {
@@ -202,7 +210,8 @@ impl Job {
     ///
     /// The first in time of those that a rank did not blame on another. When there is none, because
     /// the culprit has not ended (it hangs), it is the rank that the first failure blames; or where
-    /// nobody can say which it is, as over NCCL, the one that has said nothing for longest.
+    /// nobody can say which it is, as over NCCL, one that has said nothing: whose process gives no signs of
+    /// life, or which was not heard of for longest.
     pub(super) fn first_failure(&self) -> Option<Failure> {
         let failures = self.ranks.iter().enumerate().filter_map(|(rank, state)| {
             let failure = own_failure(rank, state)?;
@@ -224,7 +233,10 @@ impl Job {
             return Some(Failure { rank, cause: Cause::Blamed { by: failure.rank }, ..failure });
         }
         let mute = self.ranks.iter().enumerate().filter(|(rank, state)| may_hang(*rank, state));
-        let oldest = mute.min_by_key(|(_, state)| state.heard_at());
+        let newest_sign = self.ranks.iter().filter_map(|state| state.alive_at).max();
+        let runs =
+            |state: &Rank| state.alive_at.is_some_and(|at| Some(at + SIGN_OF_LIFE) > newest_sign);
+        let oldest = mute.min_by_key(|(_, state)| (runs(state), state.heard_at()));
         Some(match (self.at_a_loss(), oldest) {
             (Some(heard), Some((rank, _))) => {
                 Failure { rank, cause: Cause::Mute { heard }, exit_code: ExitCode::Hang, ..failure }
@@ -252,6 +264,9 @@ fn own_failure(rank: usize, state: &Rank) -> Option<Failure> {
     }
     if let Some((at, reason)) = &state.lost {
         return failed(*at, Cause::NodeLost(reason.clone()), ExitCode::RankFailed);
+    }
+    if let Some((at, silence)) = state.frozen {
+        return failed(at, Cause::Frozen(silence), ExitCode::Hang);
     }
     if let Some((at, silence)) = state.silent {
         return failed(at, Cause::Silent(silence), ExitCode::Hang);
@@ -288,7 +303,8 @@ fn exit_code_of(exit: Exit) -> ExitCode {
 }
 
 fn origin(state: &Rank) -> Origin {
-    if state.refused.is_some() || state.silent.is_some() || state.lost.is_some() {
+    let given_up = state.silent.is_some() || state.frozen.is_some() || state.lost.is_some();
+    if state.refused.is_some() || given_up {
         return Origin::Own;
     }
     let peers_code = |code: i32| matches!(code, 4 | 5);

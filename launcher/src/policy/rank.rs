@@ -11,12 +11,16 @@ use super::Exit;
 pub struct Rank {
     /// When it last said what it is doing, and what.
     pub report: Option<Report>,
+    /// When its process last gave a sign of life, if it ever has.
+    pub alive_at: Option<Duration>,
     /// When it said that it failed, with which exit code and message.
     pub said: Option<(Duration, u8, String)>,
     /// When and why it was refused.
     pub refused: Option<(Duration, String)>,
-    /// For how long it had said nothing when the launcher gave up on it, and when that was.
+    /// When the launcher gave up on it, and for how long it had said nothing.
     pub silent: Option<(Duration, Duration)>,
+    /// When the launcher took it for frozen, and for how long it had given no sign of life.
+    pub frozen: Option<(Duration, Duration)>,
     /// When and how its node was lost.
     pub lost: Option<(Duration, String)>,
     /// When and how its process ended.

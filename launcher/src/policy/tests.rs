@@ -1,7 +1,11 @@
 use super::*;
 use job::ExitCode;
 
-const LIMITS: Limits = Limits { stop: Duration::from_secs(150), silence: Duration::from_secs(180) };
+const LIMITS: Limits = Limits {
+    stop: Duration::from_secs(150),
+    silence: Duration::from_secs(180),
+    frozen: Duration::from_secs(125),
+};
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -335,6 +339,40 @@ fn a_rank_that_falls_silent_in_training_hangs() {
     let (decision, _) = replay(&mut job, &ends);
     let Decision::Finish(outcome) = decision else { panic!("{decision:?}") };
     assert_eq!(failure(outcome), (0, Cause::Silent(ms(180_000)), ExitCode::Hang));
+}
+
+fn alive(rank: usize, at: u64) -> (Event, Duration) {
+    (Event::Alive { rank }, ms(at))
+}
+
+#[test]
+fn a_rank_whose_process_does_not_run_is_frozen_whatever_it_did() {
+    for phase in [Phase::Connecting, Phase::LoadingData, Phase::Training, Phase::Saving] {
+        let mut job = Job::new(3, LIMITS, Walltime::default());
+        let reports = [0, 1].map(|rank| report(rank, phase, 1000));
+        replay(&mut job, &reports);
+        replay(&mut job, &[alive(0, 1900), alive(1, 2000)]);
+        // Rank 2 is slow to start, and has never said anything.
+        replay(&mut job, &[alive(0, 126_000)]);
+        assert_eq!(job.deadline(), Some(ms(127_000)));
+        let (decision, reason) = replay(&mut job, &[tick(127_000)]);
+        assert_eq!((decision, &*reason), (Decision::Kill, "a rank gave no sign of life for 125s"));
+        let ends = [0, 1, 2].map(|rank| exited(rank, Exit::Signal(9), 127_001));
+        let (Decision::Finish(outcome), _) = replay(&mut job, &ends) else { panic!() };
+        assert_eq!(failure(outcome), (1, Cause::Frozen(ms(125_000)), ExitCode::Hang));
+    }
+}
+
+#[test]
+fn of_ranks_that_say_nothing_the_one_whose_process_does_not_run_is_named() {
+    let mut job = Job::new(3, LIMITS, Walltime::default());
+    replay(&mut job, &[report(2, Phase::Training, 1000), report(1, Phase::Training, 1500)]);
+    replay(&mut job, &[alive(1, 2000), alive(2, 100_000), alive(0, 100_000)]);
+    let waited = "all_reduce #5: rank 0 waited 120.0s for its peers; NCCL does not say which";
+    replay(&mut job, &[said(0, 5, waited, 100_001), tick(103_001)]);
+    let ends = [0, 1, 2].map(|rank| exited(rank, Exit::Signal(9), 103_002));
+    let (Decision::Finish(outcome), _) = replay(&mut job, &ends) else { panic!() };
+    assert_eq!(failure(outcome), (1, Cause::Mute { heard: 0 }, ExitCode::Hang));
 }
 
 #[test]
