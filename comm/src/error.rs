@@ -98,14 +98,13 @@ pub enum CommError {
 }
 
 impl CommError {
-    /// As an error of connecting over `backend`: what peers are the reason of stays as it is.
+    /// As an error of connecting over `backend`: what peers may be the reason of stays as it is.
     pub(crate) fn while_connecting(self, backend: &'static str) -> Self {
         match self {
-            Self::Timeout { .. }
-            | Self::PeerGone { .. }
-            | Self::Aborted { .. }
-            | Self::Connect { .. } => self,
-            other => Self::Connect { backend, reason: other.to_string() },
+            Self::Unsupported { .. } | Self::Environment(_) => {
+                Self::Connect { backend, reason: self.to_string() }
+            }
+            other => other,
         }
     }
 }

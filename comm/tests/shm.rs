@@ -227,17 +227,16 @@ fn nothing_runs_after_finalize() {
 
 #[test]
 fn a_rank_that_waits_for_something_else_is_not_taken_for_one_that_hangs() {
-    with_timeout(2, Duration::from_millis(100), |comm| {
-        let shm: &shm::Shm = comm;
+    with_timeout(2, Duration::from_millis(600), |shm| {
+        shm.barrier().unwrap();
         if shm.rank() == 1 {
-            for _ in 0..15 {
+            for _ in 0..40 {
                 shm.sign_of_life();
                 std::thread::sleep(Duration::from_millis(50));
             }
             shm.barrier().unwrap();
-            // Of rank 0's barrier that has just ended.
-            shm.sign_of_life();
-            std::thread::sleep(Duration::from_secs(2));
+            // Longer than its last sign counts.
+            std::thread::sleep(Duration::from_secs(3));
         } else {
             shm.barrier().unwrap();
             let error = shm.barrier().unwrap_err();
@@ -271,9 +270,9 @@ fn ranks_of_a_second_machine_are_named_as_the_job_names_them() {
 fn a_rank_that_never_connects_is_named() {
     let store = MemoryStore::default();
     let result = shm::connect(0, 0..2, &store, "test", Duration::from_millis(100));
-    let error = result.err().unwrap().to_string();
-    assert!(error.starts_with("connect #0: rank 0 waited 1"), "{error}");
-    assert!(error.ends_with("ms for rank 1; rank 1 never connected"), "{error}");
+    let error = result.err().unwrap();
+    assert!(matches!(error, CommError::Timeout { op: "connect", rank: 0, .. }), "{error}");
+    assert!(error.to_string().ends_with(" for rank 1; rank 1 never connected"), "{error}");
     let error = shm::connect(1, 0..2, &store, "other", Duration::from_millis(100)).err().unwrap();
     assert!(
         matches!(&error, CommError::Timeout { rank: 1, missing, .. } if missing == &[0]),

@@ -34,13 +34,6 @@ use crate::topology::Topology;
 use crate::verdict::{self, Evidence};
 use crate::{data, gpus, slurm, spawn};
 
-/// What a process that gives no sign of life is given beyond the deadline of the ranks that wait for it: they
-/// know better what it did last.
-const BEYOND_THE_OTHERS: Duration = Duration::from_secs(5);
-
-/// What a rank may take beyond the deadline of its collectives: for a step and for the disk.
-const BEYOND_COMM_TIMEOUT: Duration = Duration::from_secs(60);
-
 /// What is known before any file is written and any other node heard of.
 struct Survey {
     config: Config,
@@ -292,7 +285,6 @@ impl<'a> Launch<'a> {
         let network = interface.as_ref().map(|interface| interface.network.clone());
         let mpi = mpi::over_mpi(&plan, &hosts, network, &self.trainer, &run_dir).await?;
         let timeout = Duration::from_secs(self.survey.config.comm.timeout_seconds);
-        let (patience, frozen) = (timeout + BEYOND_COMM_TIMEOUT, timeout + BEYOND_THE_OTHERS);
         let mut events = EventLog::open(&run_dir.events_path());
         let root = run_dir.root().to_owned();
         let supervisor = Supervisor {
@@ -310,7 +302,7 @@ impl<'a> Launch<'a> {
                 env: interface.as_ref().map(cluster::network_variables).unwrap_or_default(),
             },
             resume: &self.cli.resume,
-            limits: Limits { stop: patience, silence: patience, frozen },
+            limits: Limits::new(timeout),
             ends_in: self.ends_in().await,
             max_restarts: self.cli.max_restarts,
             console: self.console,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use job::ExitCode;
 
-use crate::policy::{Cause, Exit, Failure, Outcome, Rank};
+use crate::policy::{Cause, Exit, Failure, Outcome, Rank, Silence};
 
 /// What a verdict is based on.
 #[derive(Debug)]
@@ -156,10 +156,10 @@ fn hint(cause: &Cause) -> Option<&'static str> {
             "look at that machine and its launcher's output; started again there, it joins when \
              --max-restarts is given",
         ),
-        Cause::Silent(_) => Some(
+        Cause::Silent(Silence::Quiet(_)) => Some(
             "if a healthy step takes so long, raise comm.timeout_seconds: the limit is 60 s more",
         ),
-        Cause::Frozen(_) => {
+        Cause::Silent(Silence::Frozen(_)) => {
             Some("a debugger, SIGSTOP, or a machine that is short of memory does this")
         }
         Cause::Mute { .. } => Some("if it was only slow, raise comm.timeout_seconds"),

@@ -110,7 +110,8 @@ impl Fault {
     fn exit_code(self) -> Option<i32> {
         match self {
             Self::Rank(_, Signal::STOP) => Some(5),
-            Self::Rank(_, Signal::TERM) => Some(8),
+            // That is the launcher's to hear.
+            Self::Rank(_, Signal::TERM) => None,
             Self::Rank(..) | Self::Launcher(_, Signal::KILL, _) => Some(4),
             Self::Launcher(..) => Some(8),
             Self::Pause(_) => None,

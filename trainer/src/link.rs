@@ -26,6 +26,7 @@ pub struct Link {
 
 #[derive(Default)]
 struct Last {
+    failed: bool,
     state: Option<(Phase, Instant)>,
     progress: Option<Instant>,
 }
@@ -82,9 +83,11 @@ impl Link {
         self.send_now_or_never(message);
     }
 
-    /// Says why the rank is about to end.
+    /// Says why the rank is about to end, once.
     pub fn failed(&self, error: &TrainError) {
-        if let Some(client) = &self.client {
+        let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(client) = self.client.as_ref().filter(|_| !last.failed) {
+            last.failed = true;
             let (exit_code, message) = (error.exit_code() as u8, error.to_string());
             // Without a launcher there is nobody to tell.
             let _ = client.send(&ToLauncher::Failed { exit_code, message });

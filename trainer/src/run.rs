@@ -97,7 +97,11 @@ impl Run<'_> {
         self.step_graph.release();
         match &ended {
             Ok(_) => self.communicator.finalize()?,
-            Err(error) => self.communicator.abort(&error.to_string()),
+            Err(error) => {
+                // Before the others say so: they have little time to be heard once one has spoken.
+                self.link.failed(error);
+                self.communicator.abort(&error.to_string());
+            }
         }
         ended
     }

@@ -53,7 +53,29 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
     let timeout = Duration::from_secs(config.comm.timeout_seconds);
     let backend = device::backend(&config.comm, device, world)?;
     let communicator = comm::bootstrap::connect(backend, world, link.store(), timeout)?;
-    let run_dir = open_run_dir(&args, &config, world, link)?;
+    let connected = Connected { world, link, device, backend, communicator: &communicator };
+    // Before the communicator is dropped, of which the others learn: see `Run::train`.
+    assemble(&args, config, &connected, started).inspect_err(|error| link.failed(error))
+}
+
+/// One of all ranks.
+struct Connected<'a, 'b> {
+    world: World,
+    link: &'a Link,
+    device: Device,
+    backend: Backend,
+    communicator: &'b Arc<dyn Communicator>,
+}
+
+fn assemble<'a>(
+    args: &TrainArgs,
+    config: Config,
+    connected: &Connected<'a, '_>,
+    started: Instant,
+) -> Result<Run<'a>> {
+    let Connected { world, link, device, backend, communicator } = *connected;
+    let communicator = Arc::clone(communicator);
+    let run_dir = open_run_dir(args, &config, world, link)?;
 
     link.state(Phase::LoadingData, 0, 0);
     let data_set = load_data(&config)?;

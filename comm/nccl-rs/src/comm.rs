@@ -135,7 +135,9 @@ impl Comm {
                 self.nccl.check_for(comm, "ncclCommFinalize", unsafe { finalize(comm) })
             })?;
             if let Err(error) = self.settle("ncclCommFinalize", timeout) {
-                return self.abort().and(Err(error));
+                // What it says would only hide the reason.
+                let _ = self.abort();
+                return Err(error);
             }
         }
         let Some(Handle(comm)) = self.take() else { return Err(Error::Aborted) };

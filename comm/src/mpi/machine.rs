@@ -15,7 +15,7 @@ use crate::{BufferMut, Collective, Communicator, RawBuffer, ReduceOp, Result, Sh
 
 /// A rank that waits for other machines waits longer than one that waits in shared memory: that one
 /// knows the name of who is missing.
-const NAMING_TIME: Duration = Duration::from_secs(1);
+const NAMING_TIME: Duration = Duration::from_secs(5);
 
 /// This rank's machine, and its part in what machines do together.
 pub(super) struct Machine {

@@ -147,7 +147,10 @@ impl Store for BroadcastStore {
 
     fn get(&self, key: &str, timeout: Duration) -> Result<Option<String>> {
         let mut length = [0; 8];
-        self.broadcast(&mut length, timeout)?;
+        match self.broadcast(&mut length, timeout) {
+            Err(CommError::Timeout { .. }) => return Ok(None),
+            other => other?,
+        }
         let mut text = vec![0; usize::try_from(u64::from_le_bytes(length)).unwrap_or(0)];
         self.broadcast(&mut text, timeout)?;
         let text = String::from_utf8_lossy(&text);

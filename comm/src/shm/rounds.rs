@@ -182,7 +182,8 @@ impl Rounds {
             if let Some(error) = self.failure(round, &missing, waited, at) {
                 return Err(error);
             }
-            sleep_on(&bell.round, seen, TICK.min(self.timeout.saturating_sub(waited)));
+            let left = self.timeout.checked_sub(waited).filter(|left| !left.is_zero());
+            sleep_on(&bell.round, seen, left.map_or(TICK, |left| TICK.min(left)));
         }
     }
 

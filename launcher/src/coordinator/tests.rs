@@ -13,6 +13,16 @@ fn listen(world_size: usize) -> (Coordinator, UnboundedReceiver<Message>) {
     (Coordinator::listen(0..world_size, Values::Here, sender).unwrap(), receiver)
 }
 
+/// The next message but for signs of life, which come at any time.
+async fn next(messages: &mut UnboundedReceiver<Message>) -> Option<Message> {
+    loop {
+        match messages.recv().await {
+            Some(Message::Said { message: ToLauncher::Alive, .. }) => {}
+            message => return message,
+        }
+    }
+}
+
 /// Runs the trainer's blocking end beside the coordinator.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let (sender, receiver) = tokio::sync::oneshot::channel();
@@ -51,12 +61,12 @@ async fn what_a_rank_says_arrives_in_order() {
     })
     .await;
     let Some(Message::Said { rank: 0, message: ToLauncher::State { step: 3, .. } }) =
-        messages.recv().await
+        next(&mut messages).await
     else {
         panic!("no state")
     };
     let Some(Message::Said { message: ToLauncher::Failed { exit_code: 6, .. }, .. }) =
-        messages.recv().await
+        next(&mut messages).await
     else {
         panic!("no failure")
     };
@@ -146,12 +156,12 @@ async fn values_that_are_kept_elsewhere_are_asked_for_and_passed_on() {
         client.put("mine", "1").unwrap();
         client.get("theirs", SOON).unwrap()
     }));
-    let said = messages.recv().await;
+    let said = next(&mut messages).await;
     let Some(Message::Said { rank: 2, message: ToLauncher::Put { key, .. } }) = said else {
         panic!("not passed on: {said:?}")
     };
     assert_eq!(key, "mine");
-    let said = messages.recv().await;
+    let said = next(&mut messages).await;
     assert!(
         matches!(said, Some(Message::Said { message: ToLauncher::Get { .. }, .. })),
         "{said:?}"

@@ -25,9 +25,6 @@ use crate::supervise::Supervisor;
 
 const SUBJECT: &str = "all-reduce";
 
-/// A rank that measures says something at least so often.
-const PATIENCE: Duration = Duration::from_secs(60);
-
 /// Ranks that exchange less than this a second wait for each other most of the time.
 const SLOW_BYTES_PER_SECOND: f64 = 100e6;
 
@@ -107,7 +104,7 @@ async fn run(
             env: interface.as_ref().map(cluster::network_variables).unwrap_or_default(),
         },
         resume: &Resume::Never,
-        limits: Limits { stop: PATIENCE, silence: PATIENCE, frozen: PATIENCE },
+        limits: Limits::new(Duration::from_secs(node.config.comm.timeout_seconds)),
         ends_in: None,
         max_restarts: 0,
         console: &Console::new(Style::Quiet),

@@ -3,13 +3,14 @@
 //! A peer's failure reaches the launcher as text only. The texts are those of [`comm::CommError`];
 //! a test holds the two together.
 
-/// The ranks that `message` names as its cause; empty when it names none.
+/// The ranks that `message` names as its cause; empty when it names none. A rank that aborted the job because
+/// of others is not one of them.
 pub fn blamed(message: &str) -> Vec<usize> {
-    aborted(message)
-        .or_else(|| gone(message))
-        .map(|rank| vec![rank])
-        .or_else(|| waited_for(message))
-        .unwrap_or_default()
+    if let Some((rank, reason)) = aborted(message) {
+        let others = blamed(reason);
+        return if others.is_empty() { vec![rank] } else { others };
+    }
+    gone(message).map(|rank| vec![rank]).or_else(|| waited_for(message)).unwrap_or_default()
 }
 
 /// Whether it waited for ranks that it cannot name.
@@ -18,9 +19,9 @@ pub fn is_at_a_loss(message: &str) -> bool {
 }
 
 /// `rank 1 aborted the job: ...`
-fn aborted(message: &str) -> Option<usize> {
-    let (before, _) = message.split_once(" aborted the job")?;
-    before.rsplit_once("rank ")?.1.parse().ok()
+fn aborted(message: &str) -> Option<(usize, &str)> {
+    let (before, reason) = message.split_once(" aborted the job: ")?;
+    Some((before.rsplit_once("rank ")?.1.parse().ok()?, reason))
 }
 
 /// `rank 1 (process 77) is gone; ...`
@@ -63,6 +64,8 @@ mod tests {
         assert_eq!(blamed(&gone.to_string()), [3]);
         let aborted = CommError::Aborted { by: 2, reason: "rank 9 is unhappy".to_owned() };
         assert_eq!(blamed(&aborted.to_string()), [2]);
+        let told = CommError::Aborted { by: 2, reason: timeout(vec![3]).to_string() };
+        assert_eq!(blamed(&told.to_string()), [3]);
         assert_eq!(blamed(&timeout(vec![1]).to_string()), [1]);
         assert_eq!(blamed(&timeout(vec![1, 12]).to_string()), [1, 12]);
         assert_eq!(blamed(&format!("cannot average gradients: {gone}")), [3]);

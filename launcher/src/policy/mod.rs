@@ -8,6 +8,7 @@
 //! say what they saw, and are then killed.
 
 mod blame;
+mod culprit;
 mod outcome;
 mod rank;
 mod restart;
@@ -23,7 +24,7 @@ use comm::control::Phase;
 use serde::{Deserialize, Serialize};
 
 pub use outcome::{Cause, Failure, Outcome};
-pub use rank::{Rank, Report};
+pub use rank::{Rank, Report, Silence};
 pub use restart::restart;
 pub use walltime::Walltime;
 
@@ -34,6 +35,9 @@ pub const SETTLE: Duration = Duration::from_millis(300);
 /// As [`SETTLE`], where a rank waited for others and cannot say for which: whoever hangs is known by not
 /// saying so too, and their deadlines pass one after another.
 const SETTLE_UNNAMED: Duration = Duration::from_secs(3);
+
+/// How long after another one a signal may be its echo.
+const ECHO: Duration = Duration::from_secs(1);
 
 /// How long killed processes have to be gone. One that waits for a device or a file system that does not
 /// answer cannot be killed.
@@ -161,6 +165,18 @@ pub struct Limits {
     pub frozen: Duration,
 }
 
+impl Limits {
+    /// What goes with ranks that wait for each other for `timeout`. They know best who does not come and what
+    /// it did last, and so are given the time to say that; so is a launcher that notices that a node is lost.
+    pub fn new(timeout: Duration) -> Self {
+        /// For a step and for the disk.
+        const PATIENCE: Duration = Duration::from_secs(60);
+        let patience = timeout + PATIENCE;
+        let frozen = (timeout + Duration::from_secs(5)).max(Duration::from_secs(20));
+        Self { stop: patience, silence: patience, frozen }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Running,
@@ -177,9 +193,12 @@ pub struct Job {
     stage: Stage,
     stop_reason: Option<String>,
     interrupted: bool,
-    /// A signal was sent to all launchers, perhaps, and this one's is still to come.
-    echo_expected: bool,
+    /// Until when one signal may be the same as that which has asked to stop, by another way: it was sent to all
+    /// launchers, or to a study and its runs.
+    echo_until: Option<Duration>,
     overdue: Vec<usize>,
+    /// Since when ranks seem to be silent.
+    suspected: Option<Duration>,
     /// When silent ranks were last told of.
     noticed: Duration,
     walltime: Walltime,
@@ -195,8 +214,9 @@ impl Job {
             stage: Stage::Running,
             stop_reason: None,
             interrupted: false,
-            echo_expected: false,
+            echo_until: None,
             overdue: Vec::new(),
+            suspected: None,
             noticed: Duration::ZERO,
         }
     }
@@ -220,12 +240,7 @@ impl Job {
     pub fn deadline(&self) -> Option<Duration> {
         match self.stage {
             Stage::Running => {
-                let deadlines = [
-                    self.frozen_deadline(),
-                    self.silence_deadline(),
-                    self.notice_deadline(),
-                    self.walltime.stop_at(),
-                ];
+                let deadlines = [self.silence_deadline(), self.walltime.stop_at()];
                 deadlines.into_iter().flatten().min()
             }
             Stage::Stopping { until } | Stage::Killing { until } => Some(until),
@@ -262,7 +277,7 @@ impl Job {
             },
             Stage::Running | Stage::Stopping { .. } => match self.first_failure() {
                 Some(failure) => {
-                    let settle = if self.at_a_loss().is_some() { SETTLE_UNNAMED } else { SETTLE };
+                    let settle = if self.somebody_is_at_a_loss() { SETTLE_UNNAMED } else { SETTLE };
                     self.stage = Stage::Failing { kill_at: now + settle };
                     wait(&format!("{failure}; the others have {settle:.1?} to say what they saw"))
                 }
@@ -274,23 +289,30 @@ impl Job {
     fn while_healthy(&mut self, event: &Event, now: Duration) -> (Decision, String) {
         let stopping = matches!(self.stage, Stage::Stopping { .. });
         match (event, self.stage) {
-            (Event::Signal(StopSignal::Interrupt), _) if stopping && !self.echo_expected => {
+            (Event::Signal(StopSignal::Interrupt), _)
+                if stopping && self.echo_until.is_none_or(|until| now > until) =>
+            {
                 self.interrupted = true;
                 self.kill("SIGINT while a checkpoint was being saved", now)
             }
             // Slurm and srun send these more than once: not a sign of impatience.
             (Event::Signal(signal), _) if stopping => {
-                self.echo_expected = false;
+                self.echo_until = None;
                 wait(&format!("{} while already stopping", signal.name()))
             }
             (Event::StopAsked { reason }, _) if stopping => {
                 wait(&format!("{reason} while already stopping"))
             }
             (Event::StopAsked { reason }, _) => {
-                self.echo_expected = true;
+                self.echo_until = Some(Duration::MAX);
                 self.ask_to_stop(reason.clone(), now)
             }
-            (Event::Signal(signal), _) => self.ask_to_stop(signal.name().to_owned(), now),
+            (Event::Signal(signal), _) => {
+                // Under srun, a study hands Ctrl-C on as SIGTERM, and srun as it is.
+                let echoes = *signal == StopSignal::Terminate;
+                self.echo_until = echoes.then_some(now + ECHO);
+                self.ask_to_stop(signal.name().to_owned(), now)
+            }
             (Event::Exited { rank, exit: Exit::Code(8), .. }, _) if !stopping => {
                 self.ask_to_stop(format!("a request to rank {rank}"), now)
             }
@@ -302,7 +324,7 @@ impl Job {
                 let margin = self.walltime.margin();
                 self.ask_to_stop(format!("the end of the job's time in {margin:.0?}"), now)
             }
-            (_, Stage::Running) => self.check_silence(now),
+            (Event::Tick, Stage::Running) => self.check_silence(now),
             _ => wait("no failure"),
         }
     }

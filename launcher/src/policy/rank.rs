@@ -17,10 +17,8 @@ pub struct Rank {
     pub said: Option<(Duration, u8, String)>,
     /// When and why it was refused.
     pub refused: Option<(Duration, String)>,
-    /// When the launcher gave up on it, and for how long it had said nothing.
-    pub silent: Option<(Duration, Duration)>,
-    /// When the launcher took it for frozen, and for how long it had given no sign of life.
-    pub frozen: Option<(Duration, Duration)>,
+    /// When the launcher gave up on it, and why.
+    pub given_up: Option<(Duration, Silence)>,
     /// When and how its node was lost.
     pub lost: Option<(Duration, String)>,
     /// When and how its process ended.
@@ -55,12 +53,28 @@ impl Rank {
         self.report.map_or(Duration::ZERO, |report| report.at)
     }
 
+    /// Whether it is not connected yet.
+    pub(super) fn looks_for_peers(&self) -> bool {
+        self.report.is_some_and(|report| report.phase == Phase::Connecting)
+    }
+
     /// Whether it has to say something again before long: steps do, and peers are looked for until a deadline.
     /// How long the other phases take depends on the data and the disk.
     pub(super) fn has_a_deadline(&self) -> bool {
         let doing = self.report.map(|report| report.phase);
         matches!(doing, Some(Phase::Connecting | Phase::Training))
     }
+}
+
+/// How a rank is silent, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Silence {
+    /// It said nothing.
+    Quiet(Duration),
+    /// Its process gave no sign of life.
+    Frozen(Duration),
+    /// It and all others look for each other, and their processes run.
+    Apart(Duration),
 }
 
 /// What a rank said it is doing.

@@ -2,30 +2,56 @@
 
 use std::time::Duration;
 
-use super::{Decision, Job, Rank, wait};
+use super::rank::Silence;
+use super::{Decision, Job, Limits, Rank, wait};
 
 /// When a deadline is noticed this much too late, the launcher itself did not run (suspended,
 /// stopped), and the ranks probably did not either.
 const OVERSLEPT: Duration = Duration::from_secs(1);
+
+/// A rank that seems to be silent is given so long more: what it has said may not have been read yet.
+const CONFIRM: Duration = Duration::from_secs(2);
 
 /// A rank that does what may take any time and says nothing for so long is told of: its data, its evaluation
 /// or its disk may be that slow, or it hangs.
 const NOTICE: Duration = Duration::from_secs(300);
 
 impl Job {
+    /// When to look at silent ranks.
+    pub(super) fn silence_deadline(&self) -> Option<Duration> {
+        let first = match self.suspected {
+            Some(at) => Some(at + CONFIRM),
+            None => self.first_deadline(),
+        };
+        [first, self.notice_deadline()].into_iter().flatten().min()
+    }
+
+    fn first_deadline(&self) -> Option<Duration> {
+        let deadlines = [self.frozen_deadline(), self.unheard_deadline(), self.mute_deadline()];
+        deadlines.into_iter().flatten().min()
+    }
+
     /// When a process that has given signs of life must have given another one.
-    pub(super) fn frozen_deadline(&self) -> Option<Duration> {
-        let signs = self.alive().filter_map(|rank| self.ranks[rank].alive_at);
+    fn frozen_deadline(&self) -> Option<Duration> {
+        let signs = self.alive_ranks().filter_map(|rank| rank.alive_at);
         signs.map(|at| at + self.limits.frozen).min()
     }
 
-    pub(super) fn silence_deadline(&self) -> Option<Duration> {
-        let bound = self.alive_ranks().filter(|it| it.has_a_deadline());
+    /// When a rank that was never heard of must have been, since others look for it.
+    fn unheard_deadline(&self) -> Option<Duration> {
+        self.alive_ranks().find(|rank| rank.report.is_none())?;
+        let looking = self.alive_ranks().filter(|rank| rank.has_a_deadline());
+        looking.map(|rank| rank.heard_at() + self.limits.frozen).min()
+    }
+
+    /// When a rank that takes steps, or looks for its peers, must have said so again.
+    fn mute_deadline(&self) -> Option<Duration> {
+        let bound = self.alive_ranks().filter(|rank| rank.has_a_deadline());
         bound.map(|rank| rank.heard_at() + self.limits.silence).min()
     }
 
-    pub(super) fn notice_deadline(&self) -> Option<Duration> {
-        let others = self.alive_ranks().filter(|it| !it.has_a_deadline());
+    fn notice_deadline(&self) -> Option<Duration> {
+        let others = self.alive_ranks().filter(|rank| !rank.has_a_deadline());
         others.map(|rank| rank.heard_at().max(self.noticed) + NOTICE).min()
     }
 
@@ -33,14 +59,15 @@ impl Job {
         self.alive().map(|rank| &self.ranks[rank])
     }
 
-    /// What to do about ranks that have been silent too long, if any have.
+    /// What to do about ranks that have been silent too long, if any have. Time has passed.
     pub(super) fn check_silence(&mut self, now: Duration) -> (Decision, String) {
-        let deadlines = [self.frozen_deadline(), self.silence_deadline()];
-        let [frozen, silent] = deadlines.map(|it| it.filter(|deadline| now >= *deadline));
-        let Some(deadline) = frozen.into_iter().chain(silent).min() else {
+        let Some(deadline) = self.first_deadline().filter(|deadline| now >= *deadline) else {
+            self.suspected = None;
             return self.notice(now);
         };
-        if now > deadline + OVERSLEPT {
+        let overslept = self.suspected.map_or(deadline, |at| at + CONFIRM) + OVERSLEPT;
+        if now > overslept {
+            self.suspected = None;
             for rank in &mut self.ranks {
                 rank.alive_at = rank.alive_at.map(|_| now);
                 if let Some(report) = &mut rank.report {
@@ -49,30 +76,47 @@ impl Job {
             }
             return wait("the launcher itself did not run for a while");
         }
-        if frozen.is_some() { self.give_up_frozen(now) } else { self.give_up_silent(now) }
-    }
-
-    fn give_up_frozen(&mut self, now: Duration) -> (Decision, String) {
-        for rank in self.alive().collect::<Vec<_>>() {
-            let state = &mut self.ranks[rank];
-            let silence = state.alive_at.map(|at| now - at);
-            state.frozen =
-                silence.filter(|it| *it >= self.limits.frozen).map(|silence| (now, silence));
+        match self.suspected {
+            None => {
+                self.suspected = Some(now);
+                wait("a rank has been silent for too long, it seems")
+            }
+            Some(at) if now < at + CONFIRM => wait("a rank is silent, it seems"),
+            Some(_) => self.give_up_silent(now),
         }
-        let limit = self.limits.frozen;
-        self.kill(&format!("a rank gave no sign of life for {limit:.0?}"), now)
     }
 
     fn give_up_silent(&mut self, now: Duration) -> (Decision, String) {
-        // Who was never heard of is who the others look for.
-        let unheard = self.alive_ranks().any(|rank| rank.report.is_none());
-        for rank in self.alive().collect::<Vec<_>>() {
+        let over = |deadline: Option<Duration>| deadline.is_some_and(|deadline| now >= deadline);
+        let Limits { silence, frozen, .. } = self.limits;
+        let (some_are_frozen, some_are_unheard) =
+            (over(self.frozen_deadline()), over(self.unheard_deadline()));
+        let bound: Vec<bool> = self.ranks.iter().map(Rank::has_a_deadline).collect();
+        let alive: Vec<usize> = self.alive().collect();
+        let all_look = alive.iter().all(|rank| self.ranks[*rank].looks_for_peers());
+        for rank in alive {
             let state = &mut self.ranks[rank];
-            let silence = now - state.heard_at();
-            let hangs = silence >= self.limits.silence && (state.report.is_none() || !unheard);
-            state.silent = hangs.then_some((now, silence));
+            let quiet = now - state.heard_at();
+            if some_are_frozen {
+                let lifeless = state.alive_at.map(|at| now - at).filter(|time| *time >= frozen);
+                state.given_up = lifeless.map(|time| (now, Silence::Frozen(time)));
+            } else if some_are_unheard {
+                let unheard = state.report.is_none();
+                state.given_up = unheard.then_some((now, Silence::Quiet(quiet)));
+            } else if all_look {
+                state.given_up = Some((now, Silence::Apart(quiet)));
+            } else if bound[rank] && quiet >= silence {
+                state.given_up = Some((now, Silence::Quiet(quiet)));
+            }
         }
-        self.kill(&format!("a rank said nothing for {:.0?}", self.limits.silence), now)
+        let reason = if some_are_frozen {
+            format!("a rank gave no sign of life for {frozen:.0?}")
+        } else if some_are_unheard {
+            "a rank that others look for was never heard of".to_owned()
+        } else {
+            format!("a rank said nothing for {silence:.0?}")
+        };
+        self.kill(&reason, now)
     }
 
     /// Tells of ranks that may hang, or may not.

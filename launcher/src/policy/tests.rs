@@ -236,13 +236,21 @@ fn a_run_that_was_done_just_before_it_saw_the_signal_is_done() {
 #[test]
 fn a_second_interrupt_kills_at_once() {
     let mut job = Job::new(1, LIMITS, Walltime::default());
-    let twice = [signal(StopSignal::Terminate, 1), signal(StopSignal::Interrupt, 2)];
+    let twice = [signal(StopSignal::Terminate, 1), signal(StopSignal::Interrupt, 1002)];
     let (decision, reason) = replay(&mut job, &twice);
     assert_eq!(decision, Decision::Kill);
     assert_eq!(reason, "SIGINT while a checkpoint was being saved");
     let (decision, _) = replay(&mut job, &[exited(0, Exit::Signal(9), 3)]);
     assert_eq!(decision, Decision::Finish(Outcome::Interrupted));
     assert_eq!(Outcome::Interrupted.exit_code(), ExitCode::Stopped);
+}
+
+#[test]
+fn an_interrupt_that_comes_by_two_ways_is_one() {
+    let mut job = Job::new(1, LIMITS, Walltime::default());
+    let by_two_ways = [signal(StopSignal::Terminate, 1), signal(StopSignal::Interrupt, 2)];
+    assert_eq!(replay(&mut job, &by_two_ways).0, Decision::Wait);
+    assert_eq!(replay(&mut job, &[signal(StopSignal::Interrupt, 3)]).0, Decision::Kill);
 }
 
 #[test]
@@ -332,35 +340,74 @@ fn a_rank_that_falls_silent_in_training_hangs() {
     replay(&mut job, &reports);
     assert_eq!(job.deadline(), Some(ms(181_000)));
     assert_eq!(replay(&mut job, &[tick(180_999)]).0, Decision::Wait);
-    let (decision, reason) = replay(&mut job, &[tick(181_000)]);
+    // What it has said may not have been read yet.
+    assert_eq!(replay(&mut job, &[tick(181_000)]).0, Decision::Wait);
+    assert_eq!(job.deadline(), Some(ms(183_000)));
+    let (decision, reason) = replay(&mut job, &[tick(183_000)]);
     assert_eq!(decision, Decision::Kill);
     assert_eq!(reason, "a rank said nothing for 180s");
-    let ends = [exited(0, Exit::Signal(9), 181_001), exited(1, Exit::Signal(9), 181_001)];
+    let ends = [exited(0, Exit::Signal(9), 183_001), exited(1, Exit::Signal(9), 183_001)];
     let (decision, _) = replay(&mut job, &ends);
     let Decision::Finish(outcome) = decision else { panic!("{decision:?}") };
-    assert_eq!(failure(outcome), (0, Cause::Silent(ms(180_000)), ExitCode::Hang));
+    let cause = Cause::Silent(Silence::Quiet(ms(182_000)));
+    assert_eq!(failure(outcome), (0, cause, ExitCode::Hang));
+}
+
+#[test]
+fn a_rank_that_speaks_after_all_goes_on() {
+    let mut job = Job::new(1, LIMITS, Walltime::default());
+    replay(&mut job, &[report(0, Phase::Training, 1000), tick(181_000)]);
+    replay(&mut job, &[report(0, Phase::Training, 181_500)]);
+    assert_eq!(replay(&mut job, &[tick(183_000)]).0, Decision::Wait);
+    assert_eq!(job.deadline(), Some(ms(361_500)));
 }
 
 fn alive(rank: usize, at: u64) -> (Event, Duration) {
     (Event::Alive { rank }, ms(at))
 }
 
+/// Time passes until the launcher gives up on ranks at `at`, which then end.
+fn give_up(job: &mut Job, at: u64) -> (usize, Cause, ExitCode) {
+    assert_eq!(job.deadline(), Some(ms(at - 2000)));
+    let (decision, reason) = replay(job, &[tick(at - 2000), tick(at)]);
+    assert_eq!(decision, Decision::Kill, "{reason}");
+    let ends: Vec<_> =
+        (0..job.ranks().len()).map(|rank| exited(rank, Exit::Signal(9), at)).collect();
+    let (Decision::Finish(outcome), _) = replay(job, &ends) else { panic!("not finished") };
+    failure(outcome)
+}
+
 #[test]
 fn a_rank_whose_process_does_not_run_is_frozen_whatever_it_did() {
     for phase in [Phase::Connecting, Phase::LoadingData, Phase::Training, Phase::Saving] {
-        let mut job = Job::new(3, LIMITS, Walltime::default());
-        let reports = [0, 1].map(|rank| report(rank, phase, 1000));
-        replay(&mut job, &reports);
-        replay(&mut job, &[alive(0, 1900), alive(1, 2000)]);
-        // Rank 2 is slow to start, and has never said anything.
-        replay(&mut job, &[alive(0, 126_000)]);
-        assert_eq!(job.deadline(), Some(ms(127_000)));
-        let (decision, reason) = replay(&mut job, &[tick(127_000)]);
-        assert_eq!((decision, &*reason), (Decision::Kill, "a rank gave no sign of life for 125s"));
-        let ends = [0, 1, 2].map(|rank| exited(rank, Exit::Signal(9), 127_001));
-        let (Decision::Finish(outcome), _) = replay(&mut job, &ends) else { panic!() };
-        assert_eq!(failure(outcome), (1, Cause::Frozen(ms(125_000)), ExitCode::Hang));
+        let mut job = Job::new(2, LIMITS, Walltime::default());
+        replay(&mut job, &[report(0, phase, 1000), report(1, phase, 1000)]);
+        replay(&mut job, &[alive(0, 1900), alive(1, 2000), alive(0, 126_000)]);
+        let cause = Cause::Silent(Silence::Frozen(ms(127_000)));
+        assert_eq!(give_up(&mut job, 129_000), (1, cause, ExitCode::Hang));
     }
+}
+
+#[test]
+fn a_rank_that_is_looked_for_and_was_never_heard_of_is_named() {
+    let mut job = Job::new(3, LIMITS, Walltime::default());
+    replay(&mut job, &[0, 1].map(|rank| report(rank, Phase::Connecting, 2000)));
+    replay(&mut job, &[alive(0, 126_000), alive(1, 126_000)]);
+    let cause = Cause::Silent(Silence::Quiet(ms(129_000)));
+    assert_eq!(give_up(&mut job, 129_000), (2, cause, ExitCode::Hang));
+}
+
+#[test]
+fn ranks_that_all_run_and_do_not_find_each_other_end_and_none_is_named() {
+    let mut job = Job::new(2, LIMITS, Walltime::default());
+    replay(&mut job, &[0, 1].map(|rank| report(rank, Phase::Connecting, 2000)));
+    replay(&mut job, &[alive(0, 181_000), alive(1, 181_000)]);
+    let (_, cause, code) = give_up(&mut job, 184_000);
+    assert_eq!((cause, code), (Cause::Silent(Silence::Apart(ms(182_000))), ExitCode::Hang));
+    let outcome = Outcome::Failed(job.first_failure().unwrap());
+    assert_eq!(outcome.failed_rank(), None);
+    let text = "rank 0 and all others run, but have not found each other for 182s";
+    assert_eq!(outcome.to_string(), text);
 }
 
 #[test]
@@ -376,19 +423,34 @@ fn of_ranks_that_say_nothing_the_one_whose_process_does_not_run_is_named() {
 }
 
 #[test]
-fn ranks_that_do_not_find_each_other_end_and_who_never_spoke_is_named() {
-    let connecting = [0, 1].map(|rank| report(rank, Phase::Connecting, 2000));
-    let ends = [0, 1, 2].map(|rank| exited(rank, Exit::Signal(9), 182_001));
-    let silent = |events: &[(Event, Duration)]| {
-        let mut job = Job::new(3, LIMITS, Walltime::default());
-        replay(&mut job, events);
-        assert_eq!(replay(&mut job, &[tick(182_000)]).0, Decision::Kill);
-        let (Decision::Finish(outcome), _) = replay(&mut job, &ends) else { panic!() };
-        failure(outcome)
+fn a_rank_that_was_told_who_hangs_may_speak_before_the_one_that_told_it() {
+    let waited = "all_reduce #5: rank 3 waited 3.0s for rank 2; rank 2 joined it";
+    let told = format!("rank 3 aborted the job: {waited}");
+    let events = |witness_speaks| {
+        let mut events = vec![said(0, 4, &told, 1000), exited(0, Exit::Code(4), 1001)];
+        if witness_speaks {
+            events.push(said(3, 5, waited, 1100));
+        }
+        events.push(tick(1301));
+        events.extend([1, 2, 3].map(|rank| exited(rank, Exit::Signal(9), 1302)));
+        events
     };
-    assert_eq!(silent(&connecting), (2, Cause::Silent(ms(182_000)), ExitCode::Hang));
-    let all = [&connecting[..], &[report(2, Phase::Connecting, 2000)]].concat();
-    assert_eq!(silent(&all), (0, Cause::Silent(ms(180_000)), ExitCode::Hang));
+    let outcome = failure(finish(4, &events(true)));
+    assert_eq!(outcome, (2, Cause::Blamed { by: 3 }, ExitCode::Hang));
+    let outcome = failure(finish(4, &events(false)));
+    assert_eq!(outcome, (2, Cause::Blamed { by: 0 }, ExitCode::Hang));
+}
+
+#[test]
+fn a_rank_that_cannot_connect_gives_way_to_one_that_died() {
+    const CANNOT: &str = "cannot connect ranks over shm: cannot open rank 0's shared memory";
+    let cannot = [said(1, 9, CANNOT, 1000), exited(1, Exit::Code(9), 1001)];
+    let died = [&cannot[..], &[exited(0, Exit::Signal(6), 1002)]].concat();
+    let expected = (0, Cause::Exited(Exit::Signal(6)), ExitCode::RankFailed);
+    assert_eq!(failure(finish(2, &died)), expected);
+    let killed = [&cannot[..], &[tick(1300), exited(0, Exit::Signal(9), 1301)]].concat();
+    let expected = (1, Cause::Exited(Exit::Code(9)), ExitCode::Setup);
+    assert_eq!(failure(finish(2, &killed)), expected);
 }
 
 #[test]

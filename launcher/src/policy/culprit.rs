@@ -1,0 +1,148 @@
+//! Whose failure the others followed from.
+
+use std::time::Duration;
+
+use job::ExitCode;
+
+use super::{Cause, Exit, Failure, Job, Rank, blame};
+
+/// Processes give signs of life more often.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
+
+/// How sure it is that a rank failed by itself; the lower, the surer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Origin {
+    /// By itself.
+    Own,
+    /// With a code that ranks also use when a peer failed, and without a word; or it could not connect, which
+    /// may be for want of a peer.
+    Unclear,
+    /// It says that a peer failed.
+    Peer,
+}
+
+impl Job {
+    /// The failure that the others follow from, as far as is known.
+    ///
+    /// The first in time of those that a rank did not blame on another. When there is none, because
+    /// the culprit has not ended (it hangs), it is the rank that another waited for; or where nobody can
+    /// say which it is, as over NCCL, one that has said nothing.
+    pub(super) fn first_failure(&self) -> Option<Failure> {
+        let failures = self.ranks.iter().enumerate().filter_map(|(rank, state)| {
+            let failure = own_failure(rank, state)?;
+            Some((origin(state), failure))
+        });
+        let mut failures: Vec<_> = failures.collect();
+        failures.sort_by(|(a, first), (b, second)| {
+            a.cmp(b).then(first.at.cmp(&second.at)).then(first.rank.cmp(&second.rank))
+        });
+        let (origin, first) = failures.first()?.clone();
+        if origin != Origin::Peer {
+            return Some(first);
+        }
+        // Those that waited themselves know better than those that were told.
+        failures.sort_by_key(|(_, failure)| failure.exit_code != ExitCode::Hang);
+        let witnesses = failures.iter().map(|(_, failure)| failure);
+        let hanging = witnesses.clone().find_map(|witness| self.named_by(witness));
+        Some(hanging.or_else(|| self.mute(witnesses)).unwrap_or(first))
+    }
+
+    /// A rank that hangs, as `witness` says.
+    fn named_by(&self, witness: &Failure) -> Option<Failure> {
+        let (_, _, message) = self.ranks[witness.rank].said.as_ref()?;
+        let mut named = blame::blamed(message).into_iter();
+        let rank = named.find(|rank| self.ranks.get(*rank).is_some_and(may_hang))?;
+        let waited = message.contains(" waited ");
+        let exit_code = if waited { ExitCode::Hang } else { witness.exit_code };
+        let cause = Cause::Blamed { by: witness.rank };
+        Some(Failure { rank, cause, exit_code, ..witness.clone() })
+    }
+
+    /// Where a witness waited and cannot say for whom, a rank that has said nothing: one whose process
+    /// gives no signs of life, or which was not heard of for longest.
+    fn mute<'a>(&self, mut witnesses: impl Iterator<Item = &'a Failure>) -> Option<Failure> {
+        let witness = witnesses.find(|witness| is_at_a_loss(&self.ranks[witness.rank]))?;
+        let newest_sign = self.ranks.iter().filter_map(|state| state.alive_at).max();
+        let runs =
+            |state: &Rank| state.alive_at.is_some_and(|at| Some(at + SIGN_OF_LIFE) > newest_sign);
+        let mute = self.ranks.iter().enumerate().filter(|(_, state)| may_hang(state));
+        let (rank, _) = mute.min_by_key(|(_, state)| (runs(state), state.heard_at()))?;
+        let cause = Cause::Mute { heard: witness.rank };
+        Some(Failure { rank, cause, exit_code: ExitCode::Hang, ..witness.clone() })
+    }
+
+    /// Whether a rank waited for others and cannot say for which.
+    pub(super) fn somebody_is_at_a_loss(&self) -> bool {
+        self.ranks.iter().any(is_at_a_loss)
+    }
+}
+
+fn is_at_a_loss(state: &Rank) -> bool {
+    state.said.as_ref().is_some_and(|(_, _, message)| blame::is_at_a_loss(message))
+}
+
+/// It has not failed, and has not ended by itself.
+fn may_hang(state: &Rank) -> bool {
+    let spoke = state.said.is_some() || state.refused.is_some();
+    !spoke && state.lost.is_none() && (state.exited.is_none() || state.killed)
+}
+
+fn own_failure(rank: usize, state: &Rank) -> Option<Failure> {
+    let failed = |at, cause, exit_code| Some(Failure { rank, at, cause, exit_code });
+    if let Some((at, reason)) = &state.refused {
+        return failed(*at, Cause::Refused(reason.clone()), ExitCode::Setup);
+    }
+    if let Some((at, reason)) = &state.lost {
+        return failed(*at, Cause::NodeLost(reason.clone()), ExitCode::RankFailed);
+    }
+    if let Some((at, silence)) = state.given_up {
+        return failed(at, Cause::Silent(silence), ExitCode::Hang);
+    }
+    let exited = state.exited.filter(|(_, exit)| !state.killed && is_failure(*exit));
+    match (&state.said, exited) {
+        (Some((said, code, _)), Some((at, exit))) => {
+            failed((*said).min(at), Cause::Exited(exit), exit_code_of(Exit::Code((*code).into())))
+        }
+        (Some((at, code, _)), None) => {
+            failed(*at, Cause::Announced, exit_code_of(Exit::Code((*code).into())))
+        }
+        (None, Some((at, exit))) => failed(at, Cause::Exited(exit), exit_code_of(exit)),
+        (None, None) => None,
+    }
+}
+
+/// 0 is the end of the run and 8 a stop that was asked for.
+fn is_failure(exit: Exit) -> bool {
+    !matches!(exit, Exit::Code(0 | 8))
+}
+
+/// A trainer's documented codes are the launcher's; 127 comes from the dynamic loader.
+fn exit_code_of(exit: Exit) -> ExitCode {
+    match exit {
+        Exit::Code(127) => ExitCode::Setup,
+        Exit::Code(code) => u8::try_from(code)
+            .ok()
+            .and_then(ExitCode::from_code)
+            .filter(|code| !matches!(code, ExitCode::Done | ExitCode::Stopped))
+            .unwrap_or(ExitCode::RankFailed),
+        Exit::Signal(_) => ExitCode::RankFailed,
+    }
+}
+
+fn origin(state: &Rank) -> Origin {
+    if state.refused.is_some() || state.given_up.is_some() || state.lost.is_some() {
+        return Origin::Own;
+    }
+    let peers_code = |code: i32| matches!(code, 4 | 5);
+    match (&state.said, state.exited) {
+        (Some((_, code, message)), _) if peers_code((*code).into()) => {
+            let blames = !blame::blamed(message).is_empty() || blame::is_at_a_loss(message);
+            if blames { Origin::Peer } else { Origin::Own }
+        }
+        (Some((_, _, message)), _) if message.contains("cannot connect ranks over ") => {
+            Origin::Unclear
+        }
+        (None, Some((_, Exit::Code(code)))) if peers_code(code) => Origin::Unclear,
+        _ => Origin::Own,
+    }
+}
