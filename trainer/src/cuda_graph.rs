@@ -6,15 +6,13 @@
 //!
 //! Whether a step can be captured is decided by a pure function, [`decide`].
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use job::config;
 use tch::Device;
 use torch_ext::CudaGraph;
 use tracing::{info, warn};
 
 use crate::step::{Microbatch, Phases, Replica, StepParts, queue_step, train_step};
-use crate::{Result, TrainError};
+use crate::{Result, TrainError, caught};
 
 /// Whole batches before the capture: cuDNN has then measured its kernels, and libtorch and NCCL have made
 /// what they make when first used.
@@ -175,8 +173,7 @@ impl Captured {
         let capture =
             || CudaGraph::capture(|| queue_step(replica, parts, inputs.iter(), global_batch_size));
         // libtorch's errors are panics where `tch` has no result to give.
-        let captured = catch_unwind(AssertUnwindSafe(capture))
-            .unwrap_or_else(|payload| Err(TrainError::from_panic(&*payload)));
+        let captured = caught(capture);
         let (graph, _) = captured?;
         Ok(Self { graph, inputs })
     }

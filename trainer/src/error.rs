@@ -1,6 +1,7 @@
 //! What can end a rank, and with which exit code.
 
 use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use comm::CommError;
 use job::ExitCode;
@@ -93,18 +94,47 @@ impl TrainError {
         }
     }
 
-    /// The error in a caught panic. `tch` panics where libtorch throws.
+    /// The error in a caught panic; see [`caught`].
     pub fn from_panic(payload: &(dyn Any + Send)) -> Self {
-        let text = payload
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| payload.downcast_ref::<&str>().copied())
-            .unwrap_or("a panic without a message");
-        // The rest of a libtorch message is a C++ backtrace.
-        let end = text.find("\\nException raised from").unwrap_or(text.len());
-        let message = text[..end].to_owned();
+        let text = text_of(payload);
+        let message = short(text);
         if text.contains("Torch(") { Self::Torch(message) } else { Self::Panic(message) }
     }
+}
+
+fn text_of(payload: &(dyn Any + Send)) -> &str {
+    let string = payload.downcast_ref::<String>().map(String::as_str);
+    let text = string.or_else(|| payload.downcast_ref::<&str>().copied());
+    text.unwrap_or("a panic without a message")
+}
+
+/// A panic's message without what `tch` writes around libtorch's, and without the C++ backtrace behind that.
+fn short(text: &str) -> String {
+    let backtrace = ["\\nException raised from", "\\nframe #"];
+    let end = backtrace.iter().filter_map(|begin| text.find(begin)).min();
+    let text = &text[..end.unwrap_or(text.len())];
+    let torch = text.split_once("Torch(\"").map(|(_, message)| message.trim_end_matches("\")"));
+    torch.unwrap_or(text).to_owned()
+}
+
+/// Has panics say where and why in a line, unless `RUST_BACKTRACE` asks for more.
+pub fn keep_panics_short() {
+    if std::env::var_os("RUST_BACKTRACE").is_some() {
+        return;
+    }
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        eprintln!("panic at {place}: {}", short(text_of(panic.payload())));
+    }));
+}
+
+/// What `work` gives. A panic in it becomes an error: `tch` panics where libtorch throws.
+///
+/// # Errors
+/// Those of `work`.
+pub fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let ended = catch_unwind(AssertUnwindSafe(work));
+    ended.unwrap_or_else(|payload| Err(TrainError::from_panic(&*payload)))
 }
 
 impl From<tch::TchError> for TrainError {
@@ -136,7 +166,11 @@ mod tests {
         );
         let error = TrainError::from_panic(&*payload);
         assert_eq!(error.exit_code(), ExitCode::OutOfMemory);
-        assert!(!error.to_string().contains("Exception raised"), "{error}");
+        assert_eq!(error.to_string(), "libtorch: DefaultCPUAllocator: can't allocate memory");
+        let with_frames =
+            r#"an `Err` value: Torch("can't allocate memory\nframe #0: c10::alloc_cpu")"#;
+        let error = TrainError::from_panic(&with_frames);
+        assert_eq!(error.to_string(), "libtorch: can't allocate memory");
         let bug = TrainError::from_panic(&"index out of bounds");
         assert_eq!(
             (bug.exit_code(), bug.to_string()),

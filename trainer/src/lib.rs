@@ -39,4 +39,4 @@ pub mod step;
 pub mod step_times;
 pub mod tta;
 
-pub use error::{Result, TrainError};
+pub use error::{Result, TrainError, caught, keep_panics_short};

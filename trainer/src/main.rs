@@ -2,7 +2,6 @@
 
 use std::io::Write;
 use std::os::unix::process::CommandExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{self, ExitCode};
 
 use clap::Parser;
@@ -14,7 +13,7 @@ use trainer::describe::describe;
 use trainer::link::Link;
 use trainer::measure::measure_all_reduce;
 use trainer::run::Outcome;
-use trainer::{Result, TrainError, log, setup};
+use trainer::{Result, TrainError, caught, keep_panics_short, log, setup};
 
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args().skip(1).collect();
@@ -24,6 +23,7 @@ fn main() -> ExitCode {
     }
     let cli = Cli::parse();
     wait_passively();
+    keep_panics_short();
     match (cli.command, cli.train) {
         (Some(command), _) => run(command),
         (None, Some(args)) => train(args),
@@ -35,8 +35,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> ExitCode {
     let answer = World::from_env().map_err(TrainError::from).and_then(|world| {
         log::start(world, false);
-        catch_unwind(AssertUnwindSafe(|| answer(command, world)))
-            .unwrap_or_else(|payload| Err(TrainError::from_panic(&*payload)))
+        caught(|| answer(command, world))
     });
     match answer {
         Ok(Answer { text, exit_code }) => {
@@ -75,12 +74,10 @@ fn train(args: TrainArgs) -> ExitCode {
         }
     };
     log::start(world, link.has_launcher());
-    let work = || match args.measure_all_reduce {
+    let ended = caught(|| match args.measure_all_reduce {
         true => measure_all_reduce(&args, world, &link).map(|()| Outcome::Done),
         false => setup::build(args, world, &link)?.train(),
-    };
-    let ended = catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|payload| Err(TrainError::from_panic(&*payload)));
+    });
     match ended {
         Ok(Outcome::Done) => job::ExitCode::Done.into(),
         Ok(Outcome::Stopped) => job::ExitCode::Stopped.into(),

@@ -25,7 +25,7 @@ use crate::recorder::{Evaluation, Recorder};
 use crate::schedule::{LearningRate, Place};
 use crate::step::{Counter, Microbatch, Phases, Replica, StepParts, Tally};
 use crate::step_times::StepTimes;
-use crate::{Result, TrainError, eval};
+use crate::{Result, TrainError, caught, eval};
 
 /// Steps on a GPU after which ranks ask each other whether to stop, at the latest.
 const STOP_CHECK_STEPS: u64 = 10;
@@ -93,7 +93,7 @@ impl Run<'_> {
     /// # Errors
     /// Whatever ends the run early; every rank that can be reached is told.
     pub fn train(mut self) -> Result<Outcome> {
-        let ended = self.epochs();
+        let ended = caught(|| self.epochs());
         self.step_graph.release();
         match &ended {
             Ok(_) => self.communicator.finalize()?,

@@ -32,7 +32,7 @@ use crate::recorder::Recorder;
 use crate::run::Run;
 use crate::schedule::LearningRate;
 use crate::step::{Counter, Replica};
-use crate::{Result, TrainError, convolutions, device, init, pretrained};
+use crate::{Result, TrainError, caught, convolutions, device, init, pretrained};
 
 /// Connects to the other ranks, reads the data, builds the network, and finds where to go on.
 ///
@@ -55,7 +55,7 @@ pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
     let communicator = comm::bootstrap::connect(backend, world, link.store(), timeout)?;
     let connected = Connected { world, link, device, backend, communicator: &communicator };
     // Before the communicator is dropped, of which the others learn: see `Run::train`.
-    assemble(&args, config, &connected, started).inspect_err(|error| link.failed(error))
+    caught(|| assemble(&args, config, &connected, started)).inspect_err(|error| link.failed(error))
 }
 
 /// One of all ranks.

@@ -4,7 +4,6 @@ mod picture;
 mod ranks;
 mod report;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,7 +23,7 @@ use crate::data::Images;
 use crate::device::{self, DeviceKind};
 use crate::eval::evaluate_by_class;
 use crate::metrics::MetricsError;
-use crate::{Result, TrainError, setup};
+use crate::{Result, TrainError, caught, setup};
 use report::Report;
 
 /// `trainer eval`.
@@ -141,9 +140,7 @@ fn measure_on(
     let timeout = Duration::from_secs(trained.config.comm.timeout_seconds);
     let backend = device::backend(&trained.config.comm, device, world)?;
     let communicator = comm::bootstrap::connect(backend, world, store, timeout)?;
-    let measured =
-        catch_unwind(AssertUnwindSafe(|| measure(args, trained, weights, device, &*communicator)))
-            .unwrap_or_else(|payload| Err(TrainError::from_panic(&*payload)));
+    let measured = caught(|| measure(args, trained, weights, device, &*communicator));
     match &measured {
         Ok(_) => communicator.finalize()?,
         Err(error) => communicator.abort(&error.to_string()),
