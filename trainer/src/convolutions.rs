@@ -1,6 +1,6 @@
-//! Which way each convolution is computed on the CPU: measured before the first step.
+//! By which method each convolution is computed on the CPU: measured before the first step.
 //!
-//! Both ways add the same products in another order, so a choice changes results by rounding only.
+//! A choice changes results by rounding only.
 //! It is agreed by all ranks and kept in checkpoints: a run that goes on computes as before.
 
 use std::rc::Rc;
@@ -9,7 +9,7 @@ use comm::{Communicator, ReduceOp};
 use job::config::Convolution;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
-use torch_ext::{ConvMethod, ConvMethods, ConvShape, ConvTable, PassSeconds};
+use torch_ext::{ConvMethod, ConvMethods, ConvShape, ConvTable};
 use tracing::{debug, info};
 
 use crate::Result;
@@ -24,6 +24,9 @@ const FP16_METHODS: ConvMethods = [ConvMethod::Library, ConvMethod::Matmul, Conv
 /// Multiply-adds of a pass for each thread that are enough to tell its methods apart: ten milliseconds and more. A
 /// pass that has more is timed on fewer images than it will be given.
 const ENOUGH_MULTIPLY_ADDS: i64 = 500_000_000;
+
+/// The names of the three passes, in the order of [`ConvMethods`].
+const PASSES: [&str; 3] = ["forward", "the gradient of the input", "the gradient of the weight"];
 
 /// How the convolutions of one shape are computed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -63,6 +66,7 @@ pub fn choose(
     let fixed = match convolution {
         Convolution::Library => return Ok(Vec::new()),
         Convolution::Matmul => Some([ConvMethod::Matmul; 3]),
+        Convolution::Winograd => Some([ConvMethod::Winograd; 3]),
         Convolution::Auto if replica.arithmetic == Arithmetic::Fp16 => Some(FP16_METHODS),
         Convolution::Auto => None,
     };
@@ -79,9 +83,16 @@ pub fn choose(
         table.set(shape, methods);
         known.push(ConvChoice { shape, methods });
     }
-    let passes = known.iter().flat_map(|choice| choice.methods);
-    let products = passes.filter(|method| *method == ConvMethod::Matmul).count();
-    info!("{products} of {} passes of convolutions are matrix products", 3 * known.len());
+    let count = |wanted| {
+        let passes = known.iter().flat_map(|choice| choice.methods);
+        passes.filter(|method| *method == wanted).count()
+    };
+    let [library, matmul, winograd] = ConvMethod::ALL.map(count);
+    info!(
+        "of {} passes of convolutions {library} are the library's, {matmul} matrix products and {winograd} \
+         Winograd's filtering",
+        3 * known.len()
+    );
     Ok(known)
 }
 
@@ -109,27 +120,22 @@ fn measure(
 ) -> Result<Vec<ConvMethods>> {
     let mut methods = Vec::with_capacity(shapes.len());
     for shape in shapes {
-        let passes = shape.time(images_to_time(shape, images), arithmetic == Arithmetic::Bf16)?;
-        let [forward, input, weight] = passes.map(|pass| [pass.library, pass.matmul]);
+        let times = shape.time(images_to_time(shape, images), arithmetic == Arithmetic::Bf16)?;
         let stops = [f64::from(is_stopped())];
-        let mut sums = Tensor::from_slice(&[&forward, &input, &weight, &stops[..]].concat());
+        let mut sums = Tensor::from_slice(&[times.as_flattened(), &stops].concat());
         torch_ext::collective::all_reduce(communicator, &mut sums, ReduceOp::Sum)?;
         let sums = Vec::<f64>::try_from(&sums)?;
-        let ms = |at: usize| sums[at] * 1e3 / communicator.world_size() as f64;
-        debug!(
-            "{shape}: library and matmul take, in ms: forward {:.2} {:.2}, gradient of the input \
-             {:.2} {:.2}, of the weight {:.2} {:.2}",
-            ms(0),
-            ms(1),
-            ms(2),
-            ms(3),
-            ms(4),
-            ms(5),
-        );
-        methods.push(std::array::from_fn(|pass| {
-            PassSeconds { library: sums[2 * pass], matmul: sums[2 * pass + 1] }.faster()
-        }));
-        if sums[6] > 0.0 {
+        let (passes, stops) = sums.as_chunks();
+        let ranks = communicator.world_size() as f64;
+        for (pass, seconds) in PASSES.iter().zip(passes) {
+            let [library, matmul, winograd] = seconds.map(|sum| 1e3 * sum / ranks);
+            debug!(
+                "{shape}: {pass} takes {library:.2} ms by the library, {matmul:.2} by a matrix product, \
+                 {winograd:.2} by Winograd's filtering"
+            );
+        }
+        methods.push(std::array::from_fn(|pass| ConvMethod::fastest(passes[pass])));
+        if stops.iter().any(|stops| *stops > 0.0) {
             break;
         }
     }

@@ -15,7 +15,7 @@ fn biases_groups_dropout_and_stochastic_depth_train_whichever_way_convolutions_a
         ("resnet20", "cifar", "stochastic_depth: 0.5"),
     ];
     for (name, stem, option) in networks {
-        for convolution in ["matmul", "library"] {
+        for convolution in ["matmul", "library", "winograd"] {
             let folder = tempfile::tempdir().unwrap();
             let config = folder.path().join("config.yaml");
             let text = format!(

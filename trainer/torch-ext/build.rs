@@ -7,8 +7,12 @@ use std::path::{Path, PathBuf};
 const WANTED: &str = "2.11.0";
 
 /// The shim.
-const SOURCES: [&str; 4] =
-    ["src/conv.cpp", "src/optimizers.cpp", "src/shim.cpp", "src/sync_norm.cpp"];
+const SOURCES: [&str; 5] =
+    ["src/conv.cpp", "src/optimizers.cpp", "src/shim.cpp", "src/sync_norm.cpp", "src/winograd.cpp"];
+
+/// What is compiled for speed in any profile, and on x86-64 for AVX2: whoever calls it asks first whether that is
+/// there.
+const VECTOR_SOURCE: &str = "src/winograd_transforms.cpp";
 
 /// What needs CUDA's headers: a shared library of its own.
 const CUDA_SOURCES: [&str; 4] =
@@ -19,8 +23,14 @@ const HEADERS: [&str; 3] =
     ["include/cuda_runtime_api.h", "include/crt/host_defines.h", "include/nvrtc.h"];
 
 fn main() {
-    let headers = ["src/capture.h", "src/kernels.h", "src/shim.h"];
-    for source in SOURCES.iter().chain(&CUDA_SOURCES).chain(&headers) {
+    let headers = [
+        "src/capture.h",
+        "src/kernels.h",
+        "src/shim.h",
+        "src/winograd.h",
+        "src/winograd_transforms.h",
+    ];
+    for source in SOURCES.iter().chain(&CUDA_SOURCES).chain(&headers).chain([&VECTOR_SOURCE]) {
         println!("cargo:rerun-if-changed={source}");
     }
     println!("cargo:rerun-if-env-changed=LIBTORCH");
@@ -42,6 +52,12 @@ fn main() {
         .flag(libtorch.join("include"))
         .files(SOURCES)
         .compile("torch_ext");
+    let mut vector = cc::Build::new();
+    vector.cpp(true).std("c++17").opt_level(3).file(VECTOR_SOURCE);
+    if std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64") {
+        vector.flag("-mavx2").flag("-mfma");
+    }
+    vector.compile("torch_ext_vector");
     build_cuda_library(&libtorch);
     let lib = libtorch.join("lib");
     println!("cargo:rustc-link-search=native={}", lib.display());

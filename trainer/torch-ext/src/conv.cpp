@@ -1,8 +1,9 @@
-// Convolution on the CPU whose passes are each computed by the library or as a matrix product over
-// unfolded input. Tensors are channels-last throughout: one pixel's channels lie together, so that
-// unfolding copies whole runs of them.
+// Convolution on the CPU whose passes are each computed by the library, as a matrix product over unfolded
+// input, or by Winograd's minimal filtering. Tensors are channels-last throughout: one pixel's channels lie
+// together, so that unfolding copies whole runs of them.
 
 #include "shim.h"
+#include "winograd.h"
 
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
@@ -10,8 +11,11 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstring>
+#include <limits>
+#include <vector>
 
 namespace {
 
@@ -21,11 +25,13 @@ using torch::autograd::variable_list;
 
 enum Pass { kForward, kGradInput, kGradWeight, kPasses };
 
+// As in conv.rs.
+enum Method : uint8_t { kLibrary, kMatmul, kWinograd, kMethods };
+
 struct Conv {
     int64_t stride;
     int64_t padding;
-    // By pass: whether it is a matrix product over unfolded input.
-    bool unfolds[kPasses];
+    std::array<Method, kPasses> methods;
 };
 
 Tensor channels_last(const Tensor& tensor) {
@@ -148,32 +154,45 @@ Tensor fold(const Tensor& unfolded, const Windows& w) {
     return images.permute({0, 3, 1, 2});
 }
 
+const winograd::Algorithm* winograd_algorithm(const Tensor& input, const Tensor& weight, const Conv& conv) {
+    if (input.scalar_type() != at::kFloat || weight.scalar_type() != at::kFloat) return nullptr;
+    return winograd::algorithm(input.sizes(), weight.sizes(), conv.stride, conv.padding);
+}
+
 Tensor forward_pass(const Tensor& input, const Tensor& weight, const Conv& conv) {
-    if (!conv.unfolds[kForward]) {
-        return at::conv2d(input, weight, {}, conv.stride, conv.padding);
+    const Method method = conv.methods[kForward];
+    if (method == kMatmul) {
+        const Windows w(input.sizes(), weight.sizes(), conv);
+        const Tensor output = at::mm(unfold(input, w), kernel_matrix(weight).t());
+        return output.view({w.images, w.out_height, w.out_width, -1}).permute({0, 3, 1, 2});
     }
-    const Windows w(input.sizes(), weight.sizes(), conv);
-    const Tensor output = at::mm(unfold(input, w), kernel_matrix(weight).t());
-    return output.view({w.images, w.out_height, w.out_width, -1}).permute({0, 3, 1, 2});
-}
-
-Tensor grad_of_input(const Tensor& grad, const Tensor& input, const Tensor& weight, const Conv& conv) {
-    const Windows w(input.sizes(), weight.sizes(), conv);
-    return fold(at::mm(pixels(grad), kernel_matrix(weight)), w);
-}
-
-Tensor grad_of_weight(const Tensor& grad, const Tensor& input, const Tensor& weight, const Conv& conv) {
-    const Windows w(input.sizes(), weight.sizes(), conv);
-    const Tensor matrix = at::mm(pixels(grad).t(), unfold(input, w));
-    return matrix.view({weight.size(0), w.rows, w.columns, w.channels}).permute({0, 3, 1, 2});
+    const auto* algorithm = method == kWinograd ? winograd_algorithm(input, weight, conv) : nullptr;
+    if (algorithm == nullptr) return at::conv2d(input, weight, {}, conv.stride, conv.padding);
+    return winograd::forward(*algorithm, channels_last(input), channels_last(weight), conv.padding);
 }
 
 // The gradients of input and weight that `wanted` asks for.
 std::array<Tensor, 2> backward_passes(const Tensor& grad, const Tensor& input, const Tensor& weight,
                                       const Conv& conv, std::array<bool, 2> wanted) {
     std::array<Tensor, 2> grads;
-    if (wanted[0] && conv.unfolds[kGradInput]) grads[0] = grad_of_input(grad, input, weight, conv);
-    if (wanted[1] && conv.unfolds[kGradWeight]) grads[1] = grad_of_weight(grad, input, weight, conv);
+    const auto* algorithm = winograd_algorithm(input, weight, conv);
+    const auto is = [&](Pass pass, Method method) {
+        return wanted[pass - kGradInput] && conv.methods[pass] == method;
+    };
+    if (is(kGradInput, kMatmul)) {
+        const Windows w(input.sizes(), weight.sizes(), conv);
+        grads[0] = fold(at::mm(pixels(grad), kernel_matrix(weight)), w);
+    } else if (is(kGradInput, kWinograd) && algorithm != nullptr) {
+        grads[0] = winograd::grad_of_input(*algorithm, channels_last(grad), input.sizes(),
+                                           channels_last(weight), conv.padding);
+    }
+    if (is(kGradWeight, kMatmul)) {
+        const Windows w(input.sizes(), weight.sizes(), conv);
+        const Tensor matrix = at::mm(pixels(grad).t(), unfold(input, w));
+        grads[1] = matrix.view({weight.size(0), w.rows, w.columns, w.channels}).permute({0, 3, 1, 2});
+    } else if (is(kGradWeight, kWinograd) && algorithm != nullptr) {
+        grads[1] = winograd::grad_of_weight(*algorithm, channels_last(grad), channels_last(input), conv.padding);
+    }
     const std::array<bool, 3> rest{wanted[0] && !grads[0].defined(),
                                    wanted[1] && !grads[1].defined(), false};
     if (rest[0] || rest[1]) {
@@ -193,8 +212,8 @@ struct ConvFunction : torch::autograd::Function<ConvFunction> {
         ctx->save_for_backward({x, kernel});
         ctx->saved_data["stride"] = conv.stride;
         ctx->saved_data["padding"] = conv.padding;
-        ctx->saved_data["input_unfolds"] = conv.unfolds[kGradInput];
-        ctx->saved_data["weight_unfolds"] = conv.unfolds[kGradWeight];
+        ctx->saved_data["input_method"] = static_cast<int64_t>(conv.methods[kGradInput]);
+        ctx->saved_data["weight_method"] = static_cast<int64_t>(conv.methods[kGradWeight]);
         return forward_pass(x, kernel, conv);
     }
 
@@ -202,8 +221,8 @@ struct ConvFunction : torch::autograd::Function<ConvFunction> {
         const auto saved = ctx->get_saved_variables();
         const Conv conv{ctx->saved_data["stride"].toInt(),
                         ctx->saved_data["padding"].toInt(),
-                        {false, ctx->saved_data["input_unfolds"].toBool(),
-                         ctx->saved_data["weight_unfolds"].toBool()}};
+                        {kLibrary, static_cast<Method>(ctx->saved_data["input_method"].toInt()),
+                         static_cast<Method>(ctx->saved_data["weight_method"].toInt())}};
         auto [input, weight] = backward_passes(grads[0], saved[0], saved[1], conv,
                                                {ctx->needs_input_grad(0), ctx->needs_input_grad(1)});
         return {input, weight, Tensor(), Tensor()};
@@ -212,7 +231,7 @@ struct ConvFunction : torch::autograd::Function<ConvFunction> {
 
 // Enough to time once what is slow, and twice what a single interruption would falsify.
 constexpr double kMaxTimingSeconds = 0.01;
-// One time of each tells two ways apart if one takes so many times as long, and more than an interruption longer.
+// One time of each tells two methods apart if one takes so many times as long, and more than an interruption longer.
 constexpr double kClearRatio = 1.5;
 constexpr double kInterruptionSeconds = 0.001;
 
@@ -224,20 +243,25 @@ double seconds_of(F&& body) {
     return std::chrono::duration<double>(clock::now() - start).count();
 }
 
-// The least of at most two times of `library` and of `product`, taken in turn after a call of each that is not
-// counted, in seconds.
-template <typename F, typename G>
-std::array<double, 2> times_of(F&& library, G&& product) {
-    library();
-    product();
-    std::array<double, 2> least{1e9, 1e9};
+// Calls body(method) for each of `methods`, in turn, after a call of each that is not counted: the least of at most
+// two times by method, in seconds, and infinity for other methods. What is clearly slower is timed once.
+template <typename F>
+std::array<double, kMethods> times_of(std::vector<Method> methods, F&& body) {
+    std::array<double, kMethods> least;
+    least.fill(std::numeric_limits<double>::infinity());
+    for (const Method method : methods) body(method);
     double sum = 0;
-    for (int i = 0; i < 2 && sum < 2 * kMaxTimingSeconds; i++) {
-        const std::array<double, 2> times{seconds_of(library), seconds_of(product)};
-        for (int way = 0; way < 2; way++) least[way] = std::min(least[way], times[way]);
-        sum += times[0] + times[1];
-        const auto [shorter, longer] = std::minmax(least[0], least[1]);
-        if (longer > std::max(kClearRatio * shorter, shorter + kInterruptionSeconds)) break;
+    for (int i = 0; i < 2 && sum < methods.size() * kMaxTimingSeconds; i++) {
+        for (const Method method : methods) {
+            const double seconds = seconds_of([&] { body(method); });
+            least[method] = std::min(least[method], seconds);
+            sum += seconds;
+        }
+        const double shortest = *std::min_element(least.begin(), least.end());
+        const auto is_clear = [&](Method method) {
+            return least[method] > std::max(kClearRatio * shortest, shortest + kInterruptionSeconds);
+        };
+        methods.erase(std::remove_if(methods.begin(), methods.end(), is_clear), methods.end());
     }
     return least;
 }
@@ -249,19 +273,20 @@ extern "C" {
 // `input` [N, C, H, W] and `weight` [C', C, K, L] to [N, C', H', W'], in the dtype of autocast where
 // that is on.
 char* torch_ext_conv2d(const Tensor* input, const Tensor* weight, int64_t stride, int64_t padding,
-                       const bool* unfolds, Tensor** out) {
+                       const uint8_t* methods, Tensor** out) {
     return guarded([&] {
         const bool autocast = at::autocast::is_autocast_enabled(at::kCPU);
         const auto dtype =
             autocast ? at::autocast::get_autocast_dtype(at::kCPU) : weight->scalar_type();
         c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-        const Conv conv{stride, padding, {unfolds[0], unfolds[1], unfolds[2]}};
+        Conv conv{stride, padding, {}};
+        for (int pass = 0; pass < kPasses; pass++) conv.methods[pass] = static_cast<Method>(methods[pass]);
         *out = new Tensor(ConvFunction::apply(*input, *weight, conv, dtype));
     });
 }
 
-// Times each pass of a convolution both ways, in seconds: seconds[pass] is the library's,
-// seconds[3 + pass] the matrix product's.
+// Times each pass of a convolution by each method: seconds[3 * pass + method] is how long it takes, and infinite
+// where the method is none for this convolution.
 char* torch_ext_time_conv2d(const int64_t* input_size, const int64_t* weight_size, int64_t stride,
                             int64_t padding, bool is_bf16, double* seconds) {
     return guarded([&] {
@@ -270,20 +295,20 @@ char* torch_ext_time_conv2d(const int64_t* input_size, const int64_t* weight_siz
         const auto last = at::MemoryFormat::ChannelsLast;
         const Tensor input = at::ones({input_size, 4}, options).contiguous(last);
         const Tensor weight = at::ones({weight_size, 4}, options).contiguous(last);
-        const Conv library{stride, padding, {false, false, false}};
-        const Conv product{stride, padding, {true, true, true}};
         Tensor grad;
-        const auto pass = [&](Pass which, const Conv& conv) {
+        const auto pass = [&](Pass which, Method method) {
+            const Conv conv{stride, padding, {method, method, method}};
             if (which == kForward) {
                 grad = forward_pass(input, weight, conv);
             } else {
                 backward_passes(grad, input, weight, conv, {which == kGradInput, which == kGradWeight});
             }
         };
+        std::vector<Method> methods{kLibrary, kMatmul};
+        if (winograd_algorithm(input, weight, {stride, padding, {}}) != nullptr) methods.push_back(kWinograd);
         for (const Pass which : {kForward, kGradInput, kGradWeight}) {
-            const auto times = times_of([&] { pass(which, library); }, [&] { pass(which, product); });
-            seconds[which] = times[0];
-            seconds[kPasses + which] = times[1];
+            const auto times = times_of(methods, [&](Method method) { pass(which, method); });
+            std::copy(times.begin(), times.end(), seconds + which * kMethods);
         }
     });
 }

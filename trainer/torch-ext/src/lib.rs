@@ -23,7 +23,7 @@ mod sync_norm;
 
 pub use autocast::{AutocastDtype, autocast};
 pub use batch_norm::{NormParts, fused_batch_norm, prepare_batch_norm};
-pub use conv::{ConvMethod, ConvMethods, ConvShape, ConvTable, PassSeconds, conv2d};
+pub use conv::{ConvMethod, ConvMethods, ConvShape, ConvTable, MethodSeconds, conv2d};
 pub use cuda::{cuda_peak_bytes, cuda_stream, load_cuda, set_tf32, upload, use_cuda_device};
 pub use graph::CudaGraph;
 pub use hooks::{gather_grads, on_gradient};
