@@ -25,7 +25,7 @@ pub fn batch_size(area: usize) -> usize {
 
 /// Counts every image once, over all ranks. Collective; every rank ends with rank 0's running
 /// statistics, as PyTorch DDP's do, since each rank saw other images. Loss and accuracy are those of the
-/// logits that `tta` says.
+/// logits that `tta` says. `None` where `wants_to_stop` said so on any rank before the last batch.
 ///
 /// # Errors
 /// When a peer is gone or late, or libtorch refuses.
@@ -34,13 +34,23 @@ pub fn evaluate(
     images: &Images,
     tta: Tta,
     communicator: &dyn Communicator,
-) -> Result<Tally> {
+    wants_to_stop: &dyn Fn() -> bool,
+) -> Result<Option<Tally>> {
     torch_ext::collective::broadcast(communicator, &mut replica.flat.buffers, 0)?;
     let mut counter = Counter::new(replica.device);
-    for_each_batch(replica, images, tta, communicator, |logits, labels| {
-        counter.add(logits, labels, &cross_entropy_sum(logits, labels));
-    })?;
-    Ok(counter.exchange(communicator, false)?.0)
+    let mut sum = Tally::default();
+    let mut batches = batches(images, communicator).into_iter().peekable();
+    while let Some(batch) = batches.next() {
+        if let Some((logits, labels)) = outputs(replica, images, &batch, tta)? {
+            counter.add(&logits, &labels, &cross_entropy_sum(&logits, &labels));
+        }
+        let (tally, stop) = counter.exchange(communicator, wants_to_stop())?;
+        sum.add(tally);
+        if stop && batches.peek().is_some() {
+            return Ok(None);
+        }
+    }
+    Ok(Some(sum))
 }
 
 /// As [`evaluate`], and counts besides which class was taken for which. `classes`: outputs of the
@@ -59,37 +69,43 @@ pub fn evaluate_by_class(
     let cells = (classes * classes) as i64;
     // f64 counts exactly, and every backend adds it up.
     let mut counts = Tensor::zeros([cells], (Kind::Double, replica.device));
-    for_each_batch(replica, images, tta, communicator, |logits, labels| {
-        counter.add(logits, labels, &cross_entropy_sum(logits, labels));
-        let cell = labels * classes as i64 + logits.argmax(-1, false);
+    for batch in batches(images, communicator) {
+        let Some((logits, labels)) = outputs(replica, images, &batch, tta)? else { continue };
+        counter.add(&logits, &labels, &cross_entropy_sum(&logits, &labels));
+        let cell = &labels * classes as i64 + logits.argmax(-1, false);
         counts += cell.bincount(None::<&Tensor>, cells).to_kind(Kind::Double);
-    })?;
+    }
     torch_ext::collective::all_reduce(communicator, &mut counts, ReduceOp::Sum)?;
     let (tally, _) = counter.exchange(communicator, false)?;
     let counts = Vec::<f64>::try_from(&counts)?.into_iter().map(|count| count as u64).collect();
     Ok((tally, Confusion::new(classes, counts)))
 }
 
-/// Hands logits and labels of this rank's part of `images` to `body`, batch after batch.
-fn for_each_batch(
+/// The indices of this rank's images, batch by batch: on every rank as many batches, of which the last may be empty.
+fn batches(images: &Images, communicator: &dyn Communicator) -> Vec<Vec<u32>> {
+    let (rank, world_size) = (communicator.rank(), communicator.world_size());
+    let size = batch_size(images.area());
+    // No rank has more images than the first.
+    let count = shard::evaluation_shard(images.len(), 0, world_size).len().div_ceil(size);
+    let mine = shard::evaluation_shard(images.len(), rank, world_size);
+    let mut indices = mine.map(|index| index as u32);
+    (0..count).map(|_| indices.by_ref().take(size).collect()).collect()
+}
+
+/// Logits and labels of the images at `indices`, if there are any.
+fn outputs(
     replica: &Replica,
     images: &Images,
+    indices: &[u32],
     tta: Tta,
-    communicator: &dyn Communicator,
-    mut body: impl FnMut(&Tensor, &Tensor),
-) -> Result<()> {
-    let range =
-        shard::evaluation_shard(images.len(), communicator.rank(), communicator.world_size());
-    let indices: Vec<u32> = range.map(|index| index as u32).collect();
-    for chunk in indices.chunks(batch_size(images.area())) {
-        let batch = images.batch(chunk);
-        tch::no_grad(|| {
-            replica.in_precision(|model| {
-                body(&tta::logits(model, &batch.images, tta), &batch.targets.labels);
-            })
-        })?;
+) -> Result<Option<(Tensor, Tensor)>> {
+    if indices.is_empty() {
+        return Ok(None);
     }
-    Ok(())
+    let batch = images.batch(indices);
+    let logits =
+        tch::no_grad(|| replica.in_precision(|model| tta::logits(model, &batch.images, tta)))?;
+    Ok(Some((logits, batch.targets.labels)))
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ pub mod measure;
 pub mod metrics;
 pub mod model;
 pub mod optim;
+pub mod patience;
 pub mod pretrained;
 pub mod recorder;
 pub mod run;

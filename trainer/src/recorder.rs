@@ -9,7 +9,7 @@ use job::metrics::{
 };
 use job::run_dir::RunDir;
 use tch::Device;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::Result;
 use crate::checkpoint::State;
@@ -198,10 +198,10 @@ impl Recorder {
         self.total.images_per_s().unwrap_or(0.0)
     }
 
-    /// Writes an epoch's record, with the evaluation after it where there was one, and redraws the curves.
+    /// Writes an epoch's record, with the evaluation after it where there was one.
     ///
     /// # Errors
-    /// When they cannot be written.
+    /// When it cannot be written.
     pub fn epoch(&mut self, state: &State, evaluation: Option<Evaluation>) -> Result<()> {
         let images_per_s = std::mem::take(&mut self.epoch).images_per_s();
         let Some(writer) = &mut self.writer else { return Ok(()) };
@@ -238,9 +238,26 @@ impl Recorder {
             record.seconds,
             train.images / state.epoch_seconds,
         );
-        writer.write(&Record::Epoch(record))?;
-        draw_curves(&self.run_dir)?;
-        Ok(())
+        Ok(writer.write(&Record::Epoch(record))?)
+    }
+
+    /// Redraws the curves. A run goes on without them.
+    pub fn draw(&self) {
+        if self.writer.is_none() {
+            return;
+        }
+        if let Err(error) = draw_curves(&self.run_dir) {
+            warn!("the curves are not drawn: {error}");
+        }
+    }
+
+    /// Whether the run ended between its last checkpoint and its summary. `false` on ranks that write none.
+    ///
+    /// # Errors
+    /// When `metrics.jsonl` cannot be read.
+    pub fn lacks_summary(&self, state: &State) -> Result<bool> {
+        let lacks = |writer: &Writer| Ok(!writer.has_summary(state.step)?);
+        self.writer.as_ref().map_or(Ok(false), lacks)
     }
 
     /// Writes the summary.

@@ -21,6 +21,7 @@ use crate::link::Link;
 use crate::loss_scaler::MIN_SCALE;
 use crate::model::Draw;
 use crate::optim::Optimizer;
+use crate::patience::on_rank_0;
 use crate::recorder::{Evaluation, Recorder};
 use crate::schedule::{LearningRate, Place};
 use crate::step::{Counter, Microbatch, Phases, Replica, StepParts, Tally};
@@ -112,20 +113,24 @@ impl Run<'_> {
                 "this run is complete: {} epochs, {} steps",
                 self.state.epochs_completed, self.state.step
             );
+            if self.recorder.lacks_summary(&self.state)? {
+                self.recorder.finish(&self.state, self.peak_memory_bytes()?)?;
+            }
             return Ok(Outcome::Done);
         }
         while !self.is_complete() {
-            match self.epoch()? {
-                EpochEnd::Stop => {
-                    self.save(false)?;
-                    info!("stopped at step {}; the same command goes on", self.state.step);
-                    return Ok(Outcome::Stopped);
-                }
-                EpochEnd::MaxSteps => {
-                    self.finish_epoch(false)?;
-                    break;
-                }
+            let is_finished = match self.epoch()? {
+                EpochEnd::Stop => false,
+                EpochEnd::MaxSteps => self.finish_epoch(false)?,
                 EpochEnd::Complete => self.finish_epoch(true)?,
+            };
+            if !is_finished {
+                self.save(false)?;
+                let (step, run_dir) = (self.state.step, self.run_dir.root().display());
+                info!(
+                    "stopped at step {step}; to go on: the same command, with --run-dir {run_dir}"
+                );
+                return Ok(Outcome::Stopped);
             }
         }
         self.recorder.finish(&self.state, self.peak_memory_bytes()?)?;
@@ -133,7 +138,7 @@ impl Run<'_> {
     }
 
     fn is_complete(&self) -> bool {
-        self.state.epochs_completed >= self.config.train.epochs || self.is_at_max_steps()
+        self.state.is_complete(&self.config.train)
     }
 
     fn is_at_max_steps(&self) -> bool {
@@ -307,17 +312,23 @@ impl Run<'_> {
     }
 
     /// Evaluates where it is time for it, records and saves. `complete`: whether every sample of the
-    /// epoch was seen.
-    fn finish_epoch(&mut self, complete: bool) -> Result<()> {
+    /// epoch was seen. `false` where some rank was asked to stop meanwhile: the evaluation is done again when the
+    /// run goes on.
+    fn finish_epoch(&mut self, complete: bool) -> Result<bool> {
         let epoch = self.state.epoch();
         let is_last = epoch == self.config.train.epochs || self.is_at_max_steps();
         if is_last {
             self.optimizer.finish(&self.replica.flat);
         }
         let is_due = is_last || epoch.is_multiple_of(self.config.eval.every_epochs);
-        let evaluation = is_due.then(|| self.evaluate()).transpose()?;
+        let evaluation = match is_due {
+            true => match self.evaluate()? {
+                Some(evaluation) => Some(evaluation),
+                None => return Ok(false),
+            },
+            false => None,
+        };
         self.recorder.epoch(&self.state, evaluation)?;
-
         let is_best = self.note_best(evaluation);
         if complete {
             self.state.epochs_completed += 1;
@@ -329,19 +340,34 @@ impl Run<'_> {
         if is_best || self.is_complete() || self.state.epochs_completed.is_multiple_of(every) {
             self.save(is_best)?;
         }
-        Ok(())
+        self.recorder.draw();
+        Ok(true)
     }
 
-    fn evaluate(&mut self) -> Result<Evaluation> {
+    /// `None` where some rank was asked to stop before it was done.
+    fn evaluate(&mut self) -> Result<Option<Evaluation>> {
         self.link.state(Phase::Evaluating, self.state.epoch(), self.state.step);
-        let test = eval::evaluate(
-            &mut self.replica,
-            &self.test,
-            self.config.eval.tta,
-            &*self.communicator,
-        )?;
-        self.check_finite("test loss", test.loss_sum, self.learning_rate())?;
-        Ok(Evaluation { test, ema_test: self.evaluate_ema()? })
+        // After `train.max_steps` a run is complete, and would not evaluate when started again.
+        let may_stop = !self.is_at_max_steps();
+        let Self { replica, test, ema, communicator, config, link, .. } = self;
+        let wants_to_stop = || may_stop && link.stop_reason().is_some();
+        let evaluate = |replica: &mut Replica| {
+            eval::evaluate(replica, test, config.eval.tta, &**communicator, &wants_to_stop)
+        };
+        let Some(test) = evaluate(replica)? else { return Ok(None) };
+        let ema_test = match ema {
+            Some(ema) => match ema.in_place_of_weights(replica, evaluate)? {
+                None => return Ok(None),
+                tally => tally,
+            },
+            None => None,
+        };
+        let lr = self.learning_rate();
+        self.check_finite("test loss", test.loss_sum, lr)?;
+        if let Some(ema_test) = ema_test {
+            self.check_finite("test loss of averaged weights", ema_test.loss_sum, lr)?;
+        }
+        Ok(Some(Evaluation { test, ema_test }))
     }
 
     /// Whether no evaluation before found so high a test accuracy.
@@ -354,17 +380,6 @@ impl Run<'_> {
         is_best
     }
 
-    fn evaluate_ema(&mut self) -> Result<Option<Tally>> {
-        let Self { ema: Some(ema), replica, test, communicator, config, .. } = self else {
-            return Ok(None);
-        };
-        let evaluate =
-            |replica: &mut Replica| eval::evaluate(replica, test, config.eval.tta, &**communicator);
-        let tally = ema.in_place_of_weights(replica, evaluate)?;
-        self.check_finite("test loss of averaged weights", tally.loss_sum, self.learning_rate())?;
-        Ok(Some(tally))
-    }
-
     /// Rank 0 writes a checkpoint, and removes those that are not needed any more.
     fn save(&mut self, is_best: bool) -> Result<()> {
         self.link.state(Phase::Saving, self.state.epoch(), self.state.step);
@@ -373,17 +388,19 @@ impl Run<'_> {
         self.check_finite("norm of the weights", norm, self.learning_rate())?;
         self.optimizer.settle(&mut self.replica.flat)?;
         self.state.loss_scaler = self.optimizer.loss_scaler();
-        if self.world.rank != 0 {
-            return Ok(());
-        }
-        let folder = self.run_dir.checkpoints_dir();
-        let Self { replica, optimizer, ema, state, .. } = self;
-        let path = checkpoint::save(&folder, &replica.flat, optimizer, ema.as_ref(), state)?;
-        checkpoint::point(CheckpointLink::Latest, &path)?;
-        if is_best {
-            checkpoint::point(CheckpointLink::Best, &path)?;
-        }
-        Ok(checkpoint::prune(&folder, self.config.checkpoint.keep)?)
+        let Self { replica, optimizer, ema, state, communicator, link, run_dir, config, .. } = self;
+        let folder = run_dir.checkpoints_dir();
+        let waiting = || link.state(Phase::Saving, state.epoch(), state.step);
+        on_rank_0(&**communicator, replica.device, waiting, || {
+            let path = checkpoint::save(&folder, &replica.flat, optimizer, ema.as_ref(), state)?;
+            checkpoint::point(CheckpointLink::Latest, &path)?;
+            if is_best {
+                checkpoint::point(CheckpointLink::Best, &path)?;
+            }
+            checkpoint::prune(&folder, config.checkpoint.keep);
+            Ok(())
+        })?;
+        Ok(())
     }
 
     fn peak_memory_bytes(&self) -> Result<u64> {

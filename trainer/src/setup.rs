@@ -28,6 +28,7 @@ use crate::grad_sync::{GradSync, Options, Timing};
 use crate::link::Link;
 use crate::model::{Mode, Module};
 use crate::optim::Optimizer;
+use crate::patience::on_rank_0;
 use crate::recorder::Recorder;
 use crate::run::Run;
 use crate::schedule::LearningRate;
@@ -95,10 +96,10 @@ fn assemble<'a>(
     init::initialize(&mut flat, config.train.seed);
     let train = Images::new(&data_set.train, &data_set.normalization, device);
     init::whiten(&mut flat, &train, config.data.dataset == Dataset::ImageFolder);
-    let found = match world.rank {
-        0 => find_checkpoint(&args.resume, &run_dir)?,
-        _ => None,
-    };
+    let preparing = || link.state(Phase::Preparing, 0, 0);
+    let found =
+        on_rank_0(&*communicator, device, preparing, || find_checkpoint(&args.resume, &run_dir))?
+            .flatten();
     let from_torchvision = config.model.from_torchvision.as_deref();
     if let Some(file) = from_torchvision.filter(|_| world.rank == 0 && found.is_none()) {
         pretrained::load_torchvision(file, &mut flat)?;
@@ -132,10 +133,11 @@ fn assemble<'a>(
     let mut ema = Ema::new(&config.train, &replica.flat);
     let mut progress =
         Progress { flat: &mut replica.flat, optimizer: &mut optimizer, ema: ema.as_mut() };
-    let state = match found {
-        Some(found) => resume(found, &config, &run_dir, &mut progress, start)?,
-        None => start,
-    };
+    let resumed = on_rank_0(&*communicator, device, preparing, || {
+        let resumed = found.map(|found| resume(found, &config, &run_dir, &mut progress, &start));
+        resumed.transpose()
+    })?;
+    let state = resumed.flatten().unwrap_or(start);
     let mut state = share(&*communicator, progress, state)?;
     if arithmetic == Arithmetic::Fp16 {
         optimizer.scale_losses(state.loss_scaler.unwrap_or_default());
@@ -278,7 +280,7 @@ fn resume(
     config: &Config,
     run_dir: &RunDir,
     progress: &mut Progress<'_>,
-    start: State,
+    start: &State,
 ) -> Result<State> {
     let is_own = found.path.starts_with(run_dir.checkpoints_dir());
     for refused in &found.refused {
@@ -297,6 +299,14 @@ fn resume(
         if !is_own {
             warn_of_differences(&theirs, config);
         }
+    }
+    if !is_own && found.state.is_complete(&config.train) {
+        let State { epochs_completed, step, .. } = found.state;
+        let reason = format!(
+            "nothing is left to train: it has {epochs_completed} epochs and {step} steps; raise train.epochs \
+             or train.max_steps"
+        );
+        return Err(CheckpointError::DoesNotFit { path: found.path, reason }.into());
     }
     let Progress { flat, optimizer, ema } = progress;
     checkpoint::load_model(&found.path, flat)?;
@@ -319,11 +329,15 @@ fn resume(
             found.state.world_size, start.world_size
         );
     }
-    if is_own && found.state.is_best() {
-        // The run may have ended before it could say so.
-        checkpoint::point(checkpoint::Link::Best, &found.path)?;
+    if is_own {
+        if found.state.is_best() {
+            // The run may have ended before it could say so.
+            checkpoint::point(checkpoint::Link::Best, &found.path)?;
+        }
+        // Fewer may be kept than before, since the disk was full.
+        checkpoint::prune(&run_dir.checkpoints_dir(), config.checkpoint.keep);
     }
-    let State { world_size, data_set, .. } = start;
+    let State { world_size, data_set, .. } = start.clone();
     let mut state = State { world_size, data_set, ..found.state };
     if !is_own {
         state.best_test_accuracy = None;

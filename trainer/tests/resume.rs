@@ -211,6 +211,62 @@ fn a_run_that_is_done_within_an_epoch_keeps_its_records_when_it_is_started_again
 }
 
 #[test]
+fn a_run_stopped_within_an_evaluation_goes_on_bit_for_bit() {
+    // Of two batches, the second of which is not evaluated.
+    let training = FP32.replace("test_images: 20", "test_images: 900");
+    let cut = Job::new(&training);
+    let status = cut.watch(|trainer, message| {
+        if matches!(message, ToLauncher::State { phase: Phase::Evaluating, epoch: 2, .. }) {
+            send(trainer, Signal::TERM);
+        }
+        false
+    });
+    assert_eq!(status.code(), Some(8), "stopped");
+    assert!(cut.checkpoints().contains(&"step-0000010".to_owned()), "{:?}", cut.checkpoints());
+    assert!(!cut.checkpoints().contains(&"epoch-0002".to_owned()), "{:?}", cut.checkpoints());
+    cut.finish();
+    assert_same(&cut, &uninterrupted(&training));
+}
+
+#[test]
+fn a_run_cut_off_before_its_summary_writes_it_when_it_is_started_again() {
+    let job = Job::new(&FP32.replace("epochs: 3", "epochs: 1"));
+    job.finish();
+    let path = job.run_dir().join("metrics.jsonl");
+    let whole = fs::read_to_string(&path).unwrap();
+    let summaries = || fs::read_to_string(&path).unwrap().matches("\"kind\":\"summary\"").count();
+    let (before, _) = whole.split_once("{\"kind\":\"summary\"").unwrap();
+    fs::write(&path, before).unwrap();
+    job.finish();
+    assert_eq!(summaries(), 1);
+    job.finish();
+    assert_eq!(summaries(), 1);
+}
+
+#[test]
+fn a_run_goes_on_where_its_curves_and_old_checkpoints_are_in_the_way() {
+    let job = Job::new(&FP32.replace("epochs: 3", "epochs: 2"));
+    fs::create_dir_all(job.run_dir().join("curves.png")).unwrap();
+    // A file where a folder is expected cannot be removed as one.
+    fs::create_dir_all(job.run_dir().join("checkpoints")).unwrap();
+    fs::write(job.run_dir().join("checkpoints/.saving-epoch-0009"), "").unwrap();
+    job.finish();
+    assert!(job.checkpoints().contains(&"epoch-0002".to_owned()), "{:?}", job.checkpoints());
+}
+
+#[test]
+fn a_run_that_begins_from_a_complete_one_says_that_nothing_is_left_to_train() {
+    let [first, second] = [(); 2].map(|()| Job::new(&FP32.replace("epochs: 3", "epochs: 1")));
+    first.finish();
+    let mut command = second.command();
+    command.arg("--resume").arg(first.run_dir()).stderr(Stdio::piped());
+    let output = spawn(&mut command).wait_with_output().unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{log}");
+    assert!(log.contains("nothing is left to train: it has 1 epochs and 5 steps"), "{log}");
+}
+
+#[test]
 fn a_run_that_begins_from_another_begins_there_also_after_a_stop_before_its_first_checkpoint() {
     let [first, second] = [3, 5].map(|steps| {
         let training = FP32.replace("epochs: 3", &format!("epochs: 3, max_steps: {steps}"));

@@ -1,7 +1,9 @@
 //! Removing checkpoints that are not needed any more.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use tracing::warn;
 
 use super::save::Link;
 use super::{Result, STATE, State, TEMPORARY, io_error};
@@ -10,9 +12,19 @@ use super::{Result, STATE, State, TEMPORARY, io_error};
 /// was cut off has left. One that claims to be newer than the latest is damaged, or it would have
 /// been resumed: it does not count, and the run will write it anew.
 ///
-/// # Errors
-/// [`super::CheckpointError::Io`].
-pub fn prune(checkpoints: &Path, keep: usize) -> Result<()> {
+/// A run goes on with what cannot be removed, and says so.
+pub fn prune(checkpoints: &Path, keep: usize) {
+    match surplus(checkpoints, keep) {
+        Ok(surplus) => surplus.iter().for_each(|path| {
+            if let Err(error) = fs::remove_dir_all(path) {
+                warn!("cannot remove {}: {error}; it stays", path.display());
+            }
+        }),
+        Err(error) => warn!("old checkpoints stay: {error}"),
+    }
+}
+
+fn surplus(checkpoints: &Path, keep: usize) -> Result<Vec<PathBuf>> {
     let target = |link: Link| fs::read_link(checkpoints.join(link.name())).unwrap_or_default();
     let (best, latest) = (target(Link::Best), target(Link::Latest));
     let age_of = |folder: &Path| {
@@ -20,12 +32,12 @@ pub fn prune(checkpoints: &Path, keep: usize) -> Result<()> {
         serde_json::from_slice::<State>(&state).map_or((0, 0), |state| state.age())
     };
     let newest = age_of(&checkpoints.join(&latest));
-    let mut complete = Vec::new();
+    let (mut complete, mut surplus) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(checkpoints).map_err(io_error("read", checkpoints))? {
         let entry = entry.map_err(io_error("read", checkpoints))?;
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.starts_with(TEMPORARY) || name.ends_with(".replaced") {
-            remove(&entry.path())?;
+            surplus.push(entry.path());
         } else if name.starts_with("epoch-") || name.starts_with("step-") {
             let age = age_of(&entry.path());
             if age <= newest {
@@ -34,15 +46,9 @@ pub fn prune(checkpoints: &Path, keep: usize) -> Result<()> {
         }
     }
     complete.sort();
-    let surplus = complete.len().saturating_sub(keep);
-    for (_, name) in complete.into_iter().take(surplus) {
-        if Path::new(&name) != best && Path::new(&name) != latest {
-            remove(&checkpoints.join(name))?;
-        }
-    }
-    Ok(())
-}
-
-fn remove(path: &Path) -> Result<()> {
-    fs::remove_dir_all(path).map_err(io_error("remove", path))
+    let old = complete.len().saturating_sub(keep);
+    let old = complete.into_iter().take(old).map(|(_, name)| name);
+    let is_kept = |name: &String| [&best, &latest].contains(&&PathBuf::from(name));
+    surplus.extend(old.filter(|name| !is_kept(name)).map(|name| checkpoints.join(name)));
+    Ok(surplus)
 }

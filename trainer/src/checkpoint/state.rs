@@ -66,6 +66,11 @@ impl State {
         self.epochs_completed + 1
     }
 
+    /// Whether nothing is left to train.
+    pub fn is_complete(&self, train: &config::Train) -> bool {
+        self.epochs_completed >= train.epochs || self.is_at_max_steps(train)
+    }
+
     /// Whether `train.max_steps` is reached.
     pub fn is_at_max_steps(&self, train: &config::Train) -> bool {
         train.max_steps.is_some_and(|max_steps| self.step >= max_steps)

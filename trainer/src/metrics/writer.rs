@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use job::files::write_atomically;
-use job::metrics::{Record, complete_lines, read_bytes};
+use job::metrics::{Record, complete_lines, read, read_bytes};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -57,6 +57,16 @@ impl Writer {
             .map_err(|source| MetricsError::Write { path: self.path.clone(), source })
     }
 
+    /// Whether the file has a summary of a run of `steps` optimizer steps.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn has_summary(&self, steps: u64) -> Result<bool, MetricsError> {
+        let is_it =
+            |record: &Record| matches!(record, Record::Summary(summary) if summary.steps == steps);
+        Ok(read(&self.path)?.iter().any(is_it))
+    }
+
     fn append(&mut self, record: &Record) -> io::Result<()> {
         let time = OffsetDateTime::now_utc().truncate_to_millisecond();
         let time = time.format(&Rfc3339).map_err(io::Error::other)?;
@@ -95,7 +105,6 @@ mod tests {
 
     use super::*;
     use crate::metrics::samples::{epoch, step, summary};
-    use job::metrics::read;
 
     fn written(records: &[Record]) -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();

@@ -35,6 +35,20 @@ pub fn on_ranks<T: Send>(
     world_size: usize,
     body: impl Fn(Arc<dyn Communicator>) -> T + Sync,
 ) -> Vec<T> {
+    let ended = |communicator: Arc<dyn Communicator>| {
+        let result = body(Arc::clone(&communicator));
+        communicator.finalize().unwrap();
+        result
+    };
+    on_ranks_that_wait(TIMEOUT, world_size, ended)
+}
+
+/// As [`on_ranks`], with ranks that wait for each other for `timeout`, and end as `body` leaves them.
+pub fn on_ranks_that_wait<T: Send>(
+    timeout: Duration,
+    world_size: usize,
+    body: impl Fn(Arc<dyn Communicator>) -> T + Sync,
+) -> Vec<T> {
     tch::set_num_threads(1);
     let (store, body) = (MemoryStore::default(), &body);
     std::thread::scope(|scope| {
@@ -49,10 +63,7 @@ pub fn on_ranks<T: Send>(
                 };
                 let store = &store;
                 scope.spawn(move || {
-                    let communicator = connect(Backend::Shm, world, Some(store), TIMEOUT).unwrap();
-                    let result = body(Arc::clone(&communicator));
-                    communicator.finalize().unwrap();
-                    result
+                    body(connect(Backend::Shm, world, Some(store), timeout).unwrap())
                 })
             })
             .collect();
@@ -233,8 +244,9 @@ impl Recipe {
             offset = batch.global.end;
         }
         let test_images = Images::new(&data_set.test, &data_set.normalization, Device::Cpu);
-        let test = evaluate(&mut replica, &test_images, Tta::None, &**communicator).unwrap();
+        let test =
+            evaluate(&mut replica, &test_images, Tta::None, &**communicator, &|| false).unwrap();
         let weights = Vec::<f32>::try_from(&replica.flat.parameters).unwrap();
-        Outcome { losses, weights, test }
+        Outcome { losses, weights, test: test.unwrap() }
     }
 }
