@@ -3,11 +3,12 @@
 #
 #   sbatch [sbatch options] slurm/train.sh [CONFIG] [launcher options]
 #
-#   sbatch --gpus-per-node=4 slurm/train.sh                    configs/resnet34.yaml on four GPUs
-#   sbatch -N 4 --gpus-per-node=8 slurm/train.sh               ... on 32 GPUs of four nodes
+#   sbatch --gpus-per-node=4 slurm/train.sh                    # configs/resnet34.yaml on four GPUs
+#   sbatch -N 4 --gpus-per-node=8 slurm/train.sh               # ... on 32 GPUs of four nodes
 #   sbatch -N 2 --cpus-per-task=8 slurm/train.sh configs/resnet18.yaml --cpu 2
 #
-# Submit from the repository, which every node must see, after `cargo build --release`. One launcher a
+# Submit from the repository, which every node must see, after `cargo build --release`; between the CPUs of several
+# nodes the trainer needs MPI: `cargo build --release -p trainer --features mpi` after that. One launcher a
 # node; ranks: one per GPU, without GPUs one per CPU of the job on a node, or as `--cpu N` says. The run is
 # kept in runs/<config>-slurm-<job id>, so a job that is requeued goes on from its newest checkpoint.
 #
