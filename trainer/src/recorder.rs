@@ -1,5 +1,6 @@
 //! What a run leaves in `metrics.jsonl` and in the curves.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use comm::env::World;
@@ -13,7 +14,7 @@ use tracing::{info, warn};
 
 use crate::Result;
 use crate::checkpoint::State;
-use crate::metrics::{Writer, draw_curves};
+use crate::metrics::{EventFile, Writer, draw_curves};
 use crate::step::Tally;
 use crate::step_times::StepTimes;
 
@@ -32,6 +33,8 @@ pub struct Evaluation {
 /// Collects what steps and epochs report; on rank 0, writes it.
 pub struct Recorder {
     writer: Option<Writer>,
+    /// For TensorBoard.
+    events: Option<EventFile>,
     run_dir: RunDir,
     world: World,
     device: Device,
@@ -98,8 +101,11 @@ impl Recorder {
             false => state.epochs_completed,
         };
         let open = || Writer::resume(&run_dir.metrics_path(), state.step, epochs);
+        let create = || EventFile::create(&run_dir.tensorboard_dir(), state.step);
+        let has_events = world.rank == 0 && config.metrics.tensorboard;
         Ok(Self {
             writer: (world.rank == 0).then(open).transpose()?,
+            events: has_events.then(create).and_then(heard),
             run_dir: RunDir::at(run_dir.root()),
             world,
             device,
@@ -165,7 +171,9 @@ impl Recorder {
         window: &Window,
         gradients: impl FnOnce() -> (f64, Option<LossScaling>),
     ) -> Result<()> {
-        let Some(writer) = &mut self.writer else { return Ok(()) };
+        if self.writer.is_none() {
+            return Ok(());
+        }
         let mean = |sum: Duration| milliseconds(sum) / window.step_ms.len() as f64;
         let StepTimes { total, data, phases, skew } = window.times;
         let (grad_norm, loss_scaling) = gradients();
@@ -190,7 +198,16 @@ impl Recorder {
             grad_norm,
             loss_scaling,
         };
-        Ok(writer.write(&Record::Step(record))?)
+        self.write(&Record::Step(record), state.step)
+    }
+
+    /// On rank 0, writes a record. A run goes on without its events for TensorBoard.
+    fn write(&mut self, record: &Record, step: u64) -> Result<()> {
+        let Some(writer) = &mut self.writer else { return Ok(()) };
+        writer.write(record)?;
+        let events = self.events.take();
+        self.events = events.and_then(|mut it| heard(it.write(record, step).map(|()| it)));
+        Ok(())
     }
 
     /// Of this process so far, over all ranks; 0 before the first step that counts.
@@ -204,7 +221,9 @@ impl Recorder {
     /// When it cannot be written.
     pub fn epoch(&mut self, state: &State, evaluation: Option<Evaluation>) -> Result<()> {
         let images_per_s = std::mem::take(&mut self.epoch).images_per_s();
-        let Some(writer) = &mut self.writer else { return Ok(()) };
+        if self.writer.is_none() {
+            return Ok(());
+        }
         let train = state.epoch_tally;
         let record = EpochRecord {
             epoch: state.epoch(),
@@ -238,7 +257,7 @@ impl Recorder {
             record.seconds,
             train.images / state.epoch_seconds,
         );
-        Ok(writer.write(&Record::Epoch(record))?)
+        self.write(&Record::Epoch(record), state.step)
     }
 
     /// Redraws the curves. A run goes on without them.
@@ -265,7 +284,9 @@ impl Recorder {
     /// # Errors
     /// When it cannot be written.
     pub fn finish(&mut self, state: &State, peak_memory_bytes: u64) -> Result<()> {
-        let Some(writer) = &mut self.writer else { return Ok(()) };
+        if self.writer.is_none() {
+            return Ok(());
+        }
         self.step_ms.sort_by(f64::total_cmp);
         let record = SummaryRecord {
             world_size: self.world.world_size,
@@ -282,8 +303,13 @@ impl Recorder {
         if let Some((accuracy, epoch)) = state.best_test_accuracy {
             info!("best test accuracy {accuracy:.4}, after epoch {epoch}");
         }
-        Ok(writer.write(&Record::Summary(record))?)
+        self.write(&Record::Summary(record), state.step)
     }
+}
+
+/// Warns of what TensorBoard will not see.
+fn heard<T>(events: io::Result<T>) -> Option<T> {
+    events.inspect_err(|error| warn!("no more events for TensorBoard: {error}")).ok()
 }
 
 fn milliseconds(time: Duration) -> f64 {

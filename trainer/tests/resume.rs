@@ -18,7 +18,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 const CONFIG: &str = "
-metrics: {log_every: 1}
+metrics: {log_every: 1, tensorboard: true}
 # The uninterrupted run must give the same weights, bit for bit.
 performance: {convolution: matmul}
 ";
@@ -241,14 +241,17 @@ fn a_run_cut_off_before_its_summary_writes_it_when_it_is_started_again() {
     assert_eq!(summaries(), 1);
     job.finish();
     assert_eq!(summaries(), 1);
+    let events = fs::read_dir(job.run_dir().join("tensorboard")).unwrap();
+    assert_eq!(events.count(), 3, "one file a process");
 }
 
 #[test]
-fn a_run_goes_on_where_its_curves_and_old_checkpoints_are_in_the_way() {
+fn a_run_goes_on_where_its_curves_its_events_and_old_checkpoints_are_in_the_way() {
     let job = Job::new(&FP32.replace("epochs: 3", "epochs: 2"));
     fs::create_dir_all(job.run_dir().join("curves.png")).unwrap();
     // A file where a folder is expected cannot be removed as one.
     fs::create_dir_all(job.run_dir().join("checkpoints")).unwrap();
+    fs::write(job.run_dir().join("tensorboard"), "").unwrap();
     fs::write(job.run_dir().join("checkpoints/.saving-epoch-0009"), "").unwrap();
     job.finish();
     assert!(job.checkpoints().contains(&"epoch-0002".to_owned()), "{:?}", job.checkpoints());

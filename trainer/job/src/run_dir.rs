@@ -262,6 +262,11 @@ impl RunDir {
         self.root.join("curves.png")
     }
 
+    /// Events for TensorBoard, one file a process of rank 0.
+    pub fn tensorboard_dir(&self) -> PathBuf {
+        self.root.join("tensorboard")
+    }
+
     /// One folder a checkpoint, and the links `latest` and `best`.
     pub fn checkpoints_dir(&self) -> PathBuf {
         self.root.join("checkpoints")

@@ -1,10 +1,11 @@
-//! What is measured of a run: records written to `metrics.jsonl`, and curves drawn from them.
+//! What is measured of a run: records written to `metrics.jsonl` and for TensorBoard, and curves drawn from them.
 //!
 //! Rank 0 alone writes them.
 
 mod curves;
 #[cfg(test)]
 mod samples;
+mod tensorboard;
 mod writer;
 
 use std::io;
@@ -14,6 +15,7 @@ use job::files::write_atomically;
 use job::metrics::{EpochRecord, ReadError, Record, read};
 use job::run_dir::RunDir;
 
+pub use tensorboard::EventFile;
 pub use writer::Writer;
 
 /// Why metrics cannot be written or read.

@@ -24,10 +24,12 @@ impl Default for Checkpoint {
 pub struct Metrics {
     /// Steps between `step` records.
     pub log_every: u64,
+    /// Whether records are written for TensorBoard too, in `tensorboard/`.
+    pub tensorboard: bool,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self { log_every: 10 }
+        Self { log_every: 10, tensorboard: false }
     }
 }
