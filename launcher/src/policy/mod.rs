@@ -43,6 +43,13 @@ const ECHO: Duration = Duration::from_secs(1);
 /// answer cannot be killed.
 const DYING: Duration = Duration::from_secs(10);
 
+/// When a deadline is noticed this much too late, the launcher itself did not run (suspended,
+/// stopped), and the ranks probably did not either.
+const OVERSLEPT: Duration = Duration::from_secs(1);
+
+/// What is said of that.
+const DID_NOT_RUN: &str = "the launcher itself did not run for a while";
+
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Exit {
@@ -157,7 +164,8 @@ pub enum Decision {
 /// How long to wait for what.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// From asking all ranks to stop until those that did not are killed.
+    /// From asking all ranks to stop until those that did not are killed; it counts while none of them loads,
+    /// evaluates or saves.
     pub stop: Duration,
     /// A rank that takes steps, or looks for its peers, and says nothing for so long hangs.
     pub silence: Duration,
@@ -243,13 +251,18 @@ impl Job {
                 let deadlines = [self.silence_deadline(), self.walltime.stop_at()];
                 deadlines.into_iter().flatten().min()
             }
-            Stage::Stopping { until } | Stage::Killing { until } => Some(until),
+            Stage::Stopping { until } => {
+                let stop = (!self.somebody_takes_its_time()).then_some(until);
+                [self.silence_deadline(), stop].into_iter().flatten().min()
+            }
+            Stage::Killing { until } => Some(until),
             Stage::Failing { kill_at } => Some(kill_at),
         }
     }
 
     /// Takes note of `event` and says what to do, and why.
     pub fn on(&mut self, event: &Event, now: Duration) -> (Decision, String) {
+        self.extend_stop(now);
         self.record(event, now);
         if self.alive().next().is_none() {
             let outcome = self.outcome();
@@ -257,7 +270,11 @@ impl Job {
             return (Decision::Finish(outcome), reason);
         }
         match self.stage {
-            Stage::Killing { until } if now >= until => {
+            Stage::Killing { until } if *event == Event::Tick && now > until + OVERSLEPT => {
+                self.stage = Stage::Killing { until: now + DYING };
+                wait(DID_NOT_RUN)
+            }
+            Stage::Killing { until } if *event == Event::Tick && now >= until => {
                 let outcome = Outcome::Unkillable {
                     ranks: self.alive().collect(),
                     after: Box::new(self.outcome()),
@@ -316,7 +333,11 @@ impl Job {
             (Event::Exited { rank, exit: Exit::Code(8), .. }, _) if !stopping => {
                 self.ask_to_stop(format!("a request to rank {rank}"), now)
             }
-            (_, Stage::Stopping { until }) if now >= until => {
+            (Event::Tick, Stage::Stopping { until }) if now > until + OVERSLEPT => {
+                self.stage = Stage::Stopping { until: now + self.limits.stop };
+                wait(DID_NOT_RUN)
+            }
+            (Event::Tick, Stage::Stopping { until }) if now >= until => {
                 self.overdue = self.alive().collect();
                 self.kill(&format!("not all ranks stopped within {:.0?}", self.limits.stop), now)
             }
@@ -324,9 +345,20 @@ impl Job {
                 let margin = self.walltime.margin();
                 self.ask_to_stop(format!("the end of the job's time in {margin:.0?}"), now)
             }
-            (Event::Tick, Stage::Running) => self.check_silence(now),
+            (Event::Tick, _) => self.check_silence(now),
             _ => wait("no failure"),
         }
+    }
+
+    /// Until now, somebody may have done what takes its time.
+    fn extend_stop(&mut self, now: Duration) {
+        if matches!(self.stage, Stage::Stopping { .. }) && self.somebody_takes_its_time() {
+            self.stage = Stage::Stopping { until: now + self.limits.stop };
+        }
+    }
+
+    fn somebody_takes_its_time(&self) -> bool {
+        self.alive().any(|rank| self.ranks[rank].takes_its_time())
     }
 
     fn record(&mut self, event: &Event, now: Duration) {

@@ -64,6 +64,11 @@ impl Rank {
         let doing = self.report.map(|report| report.phase);
         matches!(doing, Some(Phase::Connecting | Phase::Training))
     }
+
+    /// Whether it does what may take any time.
+    pub(super) fn takes_its_time(&self) -> bool {
+        self.report.is_some() && !self.has_a_deadline()
+    }
 }
 
 /// How a rank is silent, and for how long.

@@ -3,11 +3,7 @@
 use std::time::Duration;
 
 use super::rank::Silence;
-use super::{Decision, Job, Limits, Rank, wait};
-
-/// When a deadline is noticed this much too late, the launcher itself did not run (suspended,
-/// stopped), and the ranks probably did not either.
-const OVERSLEPT: Duration = Duration::from_secs(1);
+use super::{DID_NOT_RUN, Decision, Job, Limits, OVERSLEPT, Rank, wait};
 
 /// A rank that seems to be silent is given so long more: what it has said may not have been read yet.
 const CONFIRM: Duration = Duration::from_secs(2);
@@ -74,7 +70,7 @@ impl Job {
                     report.at = now;
                 }
             }
-            return wait("the launcher itself did not run for a while");
+            return wait(DID_NOT_RUN);
         }
         match self.suspected {
             None => {

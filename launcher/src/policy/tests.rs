@@ -222,6 +222,38 @@ fn ranks_that_do_not_stop_in_time_are_killed_and_named() {
 }
 
 #[test]
+fn a_stop_waits_for_ranks_that_load_evaluate_or_save() {
+    for phase in [Phase::LoadingData, Phase::Preparing, Phase::Evaluating, Phase::Saving] {
+        let mut job = Job::new(2, LIMITS, Walltime::default());
+        replay(&mut job, &[report(0, phase, 1000), report(1, Phase::Training, 1000)]);
+        replay(&mut job, &[signal(StopSignal::Terminate, 2000), exited(1, Exit::Code(8), 3000)]);
+        assert_eq!(job.deadline(), Some(ms(301_000)), "when it is told of");
+        let (decision, reason) = replay(&mut job, &[tick(301_000)]);
+        assert_eq!(decision, Decision::Warn, "{reason}");
+        // It has the whole time from when it takes steps again.
+        replay(&mut job, &[report(0, Phase::Training, 400_000)]);
+        assert_eq!(job.deadline(), Some(ms(400_000) + LIMITS.stop));
+        assert_eq!(replay(&mut job, &[tick(550_000)]).0, Decision::Kill);
+    }
+}
+
+#[test]
+fn a_launcher_that_was_suspended_does_not_take_a_stop_for_overdue() {
+    let mut job = Job::new(1, LIMITS, Walltime::default());
+    replay(&mut job, &[report(0, Phase::Training, 0), signal(StopSignal::Terminate, 1000)]);
+    // What was said meanwhile is read first.
+    let (decision, _) = replay(&mut job, &[report(0, Phase::Training, 900_000)]);
+    assert_eq!(decision, Decision::Wait);
+    let (decision, reason) = replay(&mut job, &[tick(900_000)]);
+    assert_eq!((decision, reason.as_str()), (Decision::Wait, DID_NOT_RUN));
+    assert_eq!(job.deadline(), Some(ms(900_000) + LIMITS.stop));
+    assert_eq!(
+        replay(&mut job, &[exited(0, Exit::Code(8), 901_000)]).0,
+        Decision::Finish(Outcome::Stopped)
+    );
+}
+
+#[test]
 fn a_rank_that_was_signalled_by_itself_stops_all() {
     let mut job = Job::new(2, LIMITS, Walltime::default());
     let (decision, reason) = replay(&mut job, &[exited(1, Exit::Code(8), 50)]);
@@ -273,6 +305,22 @@ fn ranks_that_cannot_be_killed_are_named_and_not_waited_for() {
     assert!(!restart(&outcome, false, 0, 3).0, "rank 2 has the run directory");
     let of_a_healthy_job = Outcome::Unkillable { ranks: vec![0], after: Box::new(Outcome::Done) };
     assert_eq!(of_a_healthy_job.exit_code(), ExitCode::Hang);
+}
+
+#[test]
+fn a_launcher_that_was_suspended_waits_again_for_killed_ranks() {
+    let mut job = Job::new(2, LIMITS, Walltime::default());
+    replay(&mut job, &[exited(1, Exit::Signal(9), 50), tick(350)]);
+    let (decision, reason) = replay(&mut job, &[tick(900_000)]);
+    assert_eq!((decision, reason.as_str()), (Decision::Wait, DID_NOT_RUN));
+    assert_eq!(
+        failure(match replay(&mut job, &[exited(0, Exit::Signal(9), 900_001)]).0 {
+            Decision::Finish(outcome) => outcome,
+            other => panic!("{other:?}"),
+        })
+        .0,
+        1
+    );
 }
 
 #[test]

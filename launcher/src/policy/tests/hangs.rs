@@ -120,6 +120,16 @@ fn a_rank_whose_process_does_not_run_is_frozen_whatever_it_did() {
 }
 
 #[test]
+fn a_rank_that_freezes_while_it_saves_its_last_checkpoint_is_named() {
+    let mut job = Job::new(2, LIMITS, Walltime::default());
+    replay(&mut job, &[report(0, Phase::Saving, 1000), report(1, Phase::Saving, 1000)]);
+    replay(&mut job, &[signal(StopSignal::Terminate, 1500), alive(0, 2000), alive(1, 2000)]);
+    replay(&mut job, &[exited(1, Exit::Code(8), 3000)]);
+    let cause = Cause::Silent(Silence::Frozen(ms(127_000)));
+    assert_eq!(give_up(&mut job, 129_000), (0, cause, ExitCode::Hang));
+}
+
+#[test]
 fn a_rank_that_is_looked_for_and_was_never_heard_of_is_named() {
     let mut job = Job::new(3, LIMITS, Walltime::default());
     replay(&mut job, &[0, 1].map(|rank| report(rank, Phase::Connecting, 2000)));
@@ -217,6 +227,6 @@ fn a_launcher_that_was_suspended_does_not_take_its_ranks_for_silent() {
     replay(&mut job, &[report(0, Phase::Training, 1000)]);
     let (decision, reason) = replay(&mut job, &[tick(3_600_000)]);
     assert_eq!(decision, Decision::Wait);
-    assert_eq!(reason, "the launcher itself did not run for a while");
+    assert_eq!(reason, DID_NOT_RUN);
     assert_eq!(job.deadline(), Some(ms(3_780_000)));
 }
