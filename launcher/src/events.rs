@@ -1,14 +1,25 @@
 //! `events.jsonl`: what the launcher did, one JSON object a line.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
 
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::policy::Exit;
+
+/// Events that wait for the file, at most.
+const QUEUE: usize = 4096;
+
+/// How long the end of the launcher waits for a file system that takes nothing.
+const FLUSH: Duration = Duration::from_secs(5);
+
+/// What is said of that.
+const STALLED: &str = "its file system takes nothing";
 
 /// Something that the launcher did or saw.
 #[derive(Debug, Serialize)]
@@ -85,45 +96,72 @@ struct Line<'a> {
     event: &'a Event<'a>,
 }
 
-/// The file. One that cannot be written to is warned about once.
+/// The file, written to by a thread of its own: a file system that does not answer must not keep the launcher
+/// from supervising. One that cannot be written to is warned about once. When this is dropped, what was
+/// recorded is waited for, for a while.
 pub struct EventLog {
     path: PathBuf,
-    file: Option<File>,
+    /// `None` when no more events are recorded.
+    queue: Option<SyncSender<Vec<u8>>>,
+    /// Disconnected when all is written.
+    written: Receiver<()>,
 }
 
 impl EventLog {
     /// Appends to the file at `path`.
     pub fn open(path: &Path) -> Self {
-        let mut log = Self { path: path.to_owned(), file: None };
-        match OpenOptions::new().read(true).append(true).create(true).open(path) {
-            Ok(file) => log.file = Some(after_a_line(file)),
-            Err(error) => log.give_up(&error),
+        let (queue, lines) = sync_channel(QUEUE);
+        let (writing, written) = sync_channel(0);
+        let of_writer = path.to_owned();
+        let write = move || {
+            if let Err(error) = write_all(&of_writer, &lines) {
+                warn_of(&of_writer, &error.to_string());
+            }
+            drop(writing);
+        };
+        let thread = std::thread::Builder::new().name("events".to_owned()).spawn(write);
+        if let Err(error) = &thread {
+            warn_of(path, &error.to_string());
         }
-        log
+        Self { path: path.to_owned(), queue: thread.is_ok().then_some(queue), written }
     }
 
     /// Appends `event` with the time.
     pub fn record(&mut self, event: &Event<'_>) {
         let time = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
-        let Some(file) = &mut self.file else { return };
-        let written = serde_json::to_vec(&Line { time, event })
-            .map_err(std::io::Error::from)
-            .and_then(|mut line| {
-                line.push(b'\n');
-                file.write_all(&line)
-            });
-        if let Err(error) = written {
-            self.give_up(&error);
+        let Some(queue) = &self.queue else { return };
+        // Numbers and texts can always be written as JSON.
+        let mut line = serde_json::to_vec(&Line { time, event }).unwrap_or_default();
+        line.push(b'\n');
+        match queue.try_send(line) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => {
+                warn_of(&self.path, STALLED);
+                self.queue = None;
+            }
+            // The writer has said why.
+            Err(TrySendError::Disconnected(_)) => self.queue = None,
         }
     }
+}
 
-    fn give_up(&mut self, error: &std::io::Error) {
-        tracing::warn!(
-            "cannot write {}: {error}; no more events are recorded",
-            self.path.display()
-        );
-        self.file = None;
+impl Drop for EventLog {
+    fn drop(&mut self) {
+        let is_open = self.queue.take().is_some();
+        if self.written.recv_timeout(FLUSH) == Err(RecvTimeoutError::Timeout) && is_open {
+            warn_of(&self.path, STALLED);
+        }
     }
+}
+
+fn warn_of(path: &Path, reason: &str) {
+    tracing::warn!("cannot write {}: {reason}; no more events are recorded", path.display());
+}
+
+fn write_all(path: &Path, lines: &Receiver<Vec<u8>>) -> io::Result<()> {
+    let file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
+    let mut file = after_a_line(file);
+    lines.iter().try_for_each(|line| file.write_all(&line))
 }
 
 /// A power cut or a full disk may have left half a line, which the next must not be part of.
@@ -140,6 +178,8 @@ fn after_a_line(mut file: File) -> File {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     #[test]
@@ -165,5 +205,22 @@ mod tests {
         assert_eq!((after.lines().count(), &last["event"]), (6, &"exited".into()));
         let time = lines[0]["time"].as_str().unwrap();
         assert!(OffsetDateTime::parse(time, &Rfc3339).is_ok(), "{time}");
+    }
+
+    #[test]
+    fn a_file_that_takes_nothing_holds_nobody_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events.jsonl");
+        // A pipe that nobody empties takes 64 KiB.
+        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+        let _reader = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let began = Instant::now();
+        let mut log = EventLog::open(&path);
+        let reason = "x".repeat(1000);
+        (0..2 * QUEUE).for_each(|_| log.record(&Event::Killed { reason: &reason }));
+        assert!(log.queue.is_none(), "no more are recorded");
+        drop(log);
+        assert!(began.elapsed() < FLUSH + Duration::from_secs(10), "{:?}", began.elapsed());
     }
 }

@@ -68,8 +68,10 @@ pub async fn launch(cli: &Cli, console: &Console) -> Result<ExitCode, LaunchErro
             let preparing = Launch::prepare(cli, console, None);
             let (launch, _) = signals.unless_stopped(preparing).await?;
             let run_dir = launch.open_run_dir()?;
-            let (exit_code, _) = launch.supervise(run_dir, None, &mut signals).await?;
-            Ok(exit_code)
+            let mut events = EventLog::open(&run_dir.events_path());
+            let ended = launch.supervise(run_dir, None, &mut events, &mut signals).await;
+            record_error(&ended, &mut events);
+            ended.map(|(exit_code, _)| exit_code)
         }
         Some(cluster) if cluster.node_rank == 0 => lead(cli, console, cluster, signals).await,
         Some(cluster) => follow(cli, console, cluster, signals).await,
@@ -221,10 +223,12 @@ impl<'a> Launch<'a> {
     ) -> Result<ExitCode, LaunchError> {
         tracing::info!("{} other nodes may join at {}", cluster.nodes - 1, gate.address());
         let mut host = Host::new(me, gate, cluster.join_timeout);
+        let mut events = EventLog::open(&run_dir.events_path());
         let ended = match signals.unless_stopped(host.gather()).await {
-            Ok(()) => self.supervise(run_dir, Some(&mut host), signals).await,
+            Ok(()) => self.supervise(run_dir, Some(&mut host), &mut events, signals).await,
             Err(error) => Err(error),
         };
+        record_error(&ended, &mut events);
         match &ended {
             Ok((exit_code, verdict)) => host.finish(*exit_code, verdict).await,
             Err(error) => host.finish(error.exit_code(), &error.to_string()).await,
@@ -262,6 +266,7 @@ impl<'a> Launch<'a> {
         &self,
         run_dir: RunDir,
         others: Option<&mut Host>,
+        events: &mut EventLog,
         signals: &mut Signals,
     ) -> Result<(ExitCode, String), LaunchError> {
         let layout =
@@ -285,7 +290,6 @@ impl<'a> Launch<'a> {
         let network = interface.as_ref().map(|interface| interface.network.clone());
         let mpi = mpi::over_mpi(&plan, &hosts, network, &self.trainer, &run_dir).await?;
         let timeout = Duration::from_secs(self.survey.config.comm.timeout_seconds);
-        let mut events = EventLog::open(&run_dir.events_path());
         let root = run_dir.root().to_owned();
         let supervisor = Supervisor {
             plan: &plan,
@@ -311,7 +315,7 @@ impl<'a> Launch<'a> {
             supervisor.welcome(host)?;
         }
         let started = Instant::now();
-        let report = supervisor.run(others, &mut events, signals).await?;
+        let report = supervisor.run(others, events, signals).await?;
         if report.outcome == Outcome::Done {
             let took = clock(started.elapsed());
             tracing::info!("done in {took}; run directory {}", root.display());
@@ -322,7 +326,7 @@ impl<'a> Launch<'a> {
                 several.iter().zip(&hosts).flat_map(|(n, it)| vec![it.clone(); *n]).collect()
             }
         };
-        Ok(conclude(self.console, &mut events, &report, &hosts, &root))
+        Ok(conclude(self.console, events, &report, &hosts, &root))
     }
 
     /// When the job is ended from outside, as a time from now.
@@ -333,6 +337,14 @@ impl<'a> Launch<'a> {
         }
         let end = slurm::job_end(|name| std::env::var(name).ok()).await?;
         Some(end.duration_since(now).unwrap_or_default())
+    }
+}
+
+/// An end that leaves no report is in the file too.
+fn record_error<T>(ended: &Result<T, LaunchError>, events: &mut EventLog) {
+    if let Err(error) = ended {
+        let (exit_code, reason) = (error.exit_code() as u8, &error.to_string());
+        events.record(&Event::Verdict { exit_code, rank: None, reason });
     }
 }
 

@@ -172,10 +172,10 @@ impl Supervisor<'_> {
         };
         let outcome = loop {
             let Some(event) = attempt.next(signals, events).await else { continue };
+            let (decision, reason) = attempt.job.on(&event, attempt.started.elapsed());
             if let Event::Exited { rank, exit, .. } = event {
                 events.record(&Record::exited(rank, exit));
             }
-            let (decision, reason) = attempt.job.on(&event, attempt.started.elapsed());
             match decision {
                 Decision::Wait => tracing::debug!("{reason}"),
                 Decision::Warn => tracing::warn!("{reason}"),
