@@ -287,7 +287,7 @@ impl<'a> Launch<'a> {
             run_dir.root().display()
         );
         let interface = others.as_ref().and_then(|host| host.interface().cloned());
-        let network = interface.as_ref().map(|interface| interface.network.clone());
+        let network = interface.as_ref().and_then(|interface| interface.network.clone());
         let mpi = mpi::over_mpi(&plan, &hosts, network, &self.trainer, &run_dir).await?;
         let timeout = Duration::from_secs(self.survey.config.comm.timeout_seconds);
         let root = run_dir.root().to_owned();

@@ -1,10 +1,11 @@
 //! Where launchers meet, and over which network the ranks then talk.
 
-use std::net::{IpAddr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, lookup_host};
+use tokio::net::{TcpListener, TcpSocket, lookup_host};
 use tokio::time::timeout;
 
 /// A name server that does not answer in this time counts as one that does not know the name.
@@ -12,6 +13,9 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Ports that are tried, from the first one up, where the user names none.
 const PORTS_TRIED: u16 = 16;
+
+/// Connections that wait to be accepted, at most.
+const BACKLOG: u32 = 1024;
 
 /// Where node 0's launcher is to be found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,27 +70,46 @@ impl Rendezvous {
         let address = resolved.iter().find(|address| own.contains(address)).copied();
         // Debian's /etc/hosts gives a machine's own name a loopback address, where nobody else is.
         let address = address.filter(|address| !address.is_loopback() || self.host_is_loopback());
-        let address = address.unwrap_or(IpAddr::from([0, 0, 0, 0]));
         let mut reason = String::new();
         for port in self.ports.clone() {
-            match TcpListener::bind(SocketAddr::new(address, port)).await {
+            let listener = match address {
+                Some(address) => TcpListener::bind(SocketAddr::new(address, port)).await,
+                None => listen_everywhere(port).await,
+            };
+            match listener {
                 Ok(listener) => return Ok(listener),
                 Err(error) => reason = error.to_string(),
             }
         }
-        Err(format!("cannot listen at {}: {reason}", self.display_at(address)))
+        let address = address.map_or_else(|| "any address".to_owned(), |it| it.to_string());
+        Err(format!("cannot listen at {}: {reason}", self.display_at(&address)))
     }
 
     fn host_is_loopback(&self) -> bool {
         self.host == "localhost" || self.host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
     }
 
-    fn display_at(&self, address: IpAddr) -> String {
+    fn display_at(&self, host: &str) -> String {
         match (self.ports.start(), self.ports.end()) {
-            (first, last) if first == last => SocketAddr::new(address, *first).to_string(),
-            (first, last) => format!("{address}, any port of {first} to {last}"),
+            (first, last) if first == last && host.contains(':') => format!("[{host}]:{first}"),
+            (first, last) if first == last => format!("{host}:{first}"),
+            (first, last) => format!("{host}, any port of {first} to {last}"),
         }
     }
+}
+
+/// At all addresses: those of IPv6 too, where the system has it.
+async fn listen_everywhere(port: u16) -> io::Result<TcpListener> {
+    let of_both = TcpSocket::new_v6().and_then(|socket| {
+        rustix::net::sockopt::set_ipv6_v6only(&socket, false)?;
+        Ok(socket)
+    });
+    let Ok(socket) = of_both else {
+        return TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await;
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind((Ipv6Addr::UNSPECIFIED, port).into())?;
+    socket.listen(BACKLOG)
 }
 
 impl std::fmt::Display for Rendezvous {
@@ -120,28 +143,29 @@ impl std::str::FromStr for Rendezvous {
 pub struct Interface {
     /// Such as `eth0`.
     pub name: String,
-    /// Its network, such as `10.0.0.0/24`.
-    pub network: String,
+    /// Its IPv4 network, such as `10.0.0.0/24`, if it has one: Open MPI takes no others.
+    pub network: Option<String>,
 }
 
 /// The interface that has `address`: that of a connection between the nodes, so the route between them
 /// leads through it. `None` for loopback.
 pub fn interface_of(address: IpAddr) -> Option<Interface> {
-    let interfaces = if_addrs::get_if_addrs().ok()?;
-    let found = interfaces.into_iter().find(|it| it.ip() == address && !it.is_loopback())?;
-    let network = match &found.addr {
+    find_interface(address, &if_addrs::get_if_addrs().ok()?)
+}
+
+/// `all`: one entry for each address.
+fn find_interface(address: IpAddr, all: &[if_addrs::Interface]) -> Option<Interface> {
+    let address = address.to_canonical();
+    let found = all.iter().find(|it| it.ip() == address && !it.is_loopback())?;
+    let of_same = all.iter().filter(|it| it.name == found.name);
+    let network = std::iter::once(found).chain(of_same).find_map(|it| match &it.addr {
         if_addrs::IfAddr::V4(v4) => {
             let bits = u32::from(v4.netmask).count_ones();
-            let network = u32::from(v4.ip) & u32::from(v4.netmask);
-            format!("{}/{bits}", std::net::Ipv4Addr::from(network))
+            Some(format!("{}/{bits}", Ipv4Addr::from(u32::from(v4.ip) & u32::from(v4.netmask))))
         }
-        if_addrs::IfAddr::V6(v6) => {
-            let bits = u128::from(v6.netmask).count_ones();
-            let network = u128::from(v6.ip) & u128::from(v6.netmask);
-            format!("{}/{bits}", std::net::Ipv6Addr::from(network))
-        }
-    };
-    Some(Interface { name: found.name, network })
+        if_addrs::IfAddr::V6(_) => None,
+    });
+    Some(Interface { name: found.name.clone(), network })
 }
 
 #[cfg(test)]
@@ -175,5 +199,54 @@ mod tests {
         assert!(error.contains(&format!("127.0.0.1:{port}")), "{error}");
         let listener = at(port..=port + 15).listen().await.unwrap();
         assert!(listener.local_addr().unwrap().port() > port);
+    }
+
+    #[tokio::test]
+    async fn where_no_address_is_meant_both_families_are_let_in() {
+        let Ok(listener) = listen_everywhere(0).await else { panic!("no port") };
+        let address = listener.local_addr().unwrap();
+        tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, address.port())).await.unwrap();
+        let has_ipv6 = std::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok();
+        if has_ipv6 {
+            tokio::net::TcpStream::connect((Ipv6Addr::LOCALHOST, address.port())).await.unwrap();
+        } else {
+            eprintln!("skipped: no IPv6 here");
+        }
+    }
+
+    #[test]
+    fn open_mpi_is_given_the_ipv4_network_of_an_interface_or_none() {
+        let interface = |name: &str, addr| if_addrs::Interface {
+            name: name.to_owned(),
+            addr,
+            index: None,
+            oper_status: if_addrs::IfOperStatus::Up,
+            is_p2p: false,
+        };
+        let v4 = if_addrs::IfAddr::V4(if_addrs::Ifv4Addr {
+            ip: [10, 1, 2, 3].into(),
+            netmask: [255, 255, 0, 0].into(),
+            prefixlen: 16,
+            broadcast: None,
+        });
+        let v6 = |ip: &str| {
+            if_addrs::IfAddr::V6(if_addrs::Ifv6Addr {
+                ip: ip.parse().unwrap(),
+                netmask: "ffff:ffff:ffff:ffff::".parse().unwrap(),
+                prefixlen: 64,
+                broadcast: None,
+            })
+        };
+        let all = [
+            interface("eth0", v6("fd00::1")),
+            interface("eth0", v4),
+            interface("eth1", v6("fd01::1")),
+        ];
+        let found = |ip: &str| find_interface(ip.parse().unwrap(), &all).unwrap();
+        for ip in ["fd00::1", "10.1.2.3", "::ffff:10.1.2.3"] {
+            let network = Some("10.1.0.0/16".to_owned());
+            assert_eq!(found(ip), Interface { name: "eth0".to_owned(), network });
+        }
+        assert_eq!(found("fd01::1"), Interface { name: "eth1".to_owned(), network: None });
     }
 }

@@ -130,6 +130,8 @@ impl Gate {
                 // One that is made to leave still has its descriptor until its greeting has ended.
                 accepted = listener.accept(), if self.greetings.len() <= MAX_STRANGERS => match accepted {
                     Ok((stream, from)) => {
+                        // Of IPv4, also where the listener is of both families.
+                        let from = SocketAddr::new(from.ip().to_canonical(), from.port());
                         if self.strangers.len() >= MAX_STRANGERS {
                             make_room(&mut self.strangers);
                         }

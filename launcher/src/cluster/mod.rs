@@ -138,11 +138,11 @@ impl Secret {
 
 /// Has libraries use the network between the nodes; a variable that is set already wins.
 pub fn network_variables(interface: &Interface) -> Vec<(&'static str, String)> {
-    vec![
-        // Exactly this one, not those whose names begin like it.
-        ("NCCL_SOCKET_IFNAME", format!("={}", interface.name)),
-        ("OMPI_MCA_btl_tcp_if_include", interface.network.clone()),
-    ]
+    // Exactly this one, not those whose names begin like it.
+    let nccl = ("NCCL_SOCKET_IFNAME", format!("={}", interface.name));
+    let network = interface.network.clone();
+    let mpi = network.map(|network| ("OMPI_MCA_btl_tcp_if_include", network));
+    std::iter::once(nccl).chain(mpi).collect()
 }
 
 /// What fits into a frame.

@@ -85,7 +85,7 @@ async fn run(
     prepared.map_err(LaunchError::system("prepare a measurement"))?;
     let hosts = others.as_ref().map_or_else(|| vec![host_name()], |host| host.hosts());
     let interface = others.as_ref().and_then(|host| host.interface().cloned());
-    let network = interface.as_ref().map(|interface| interface.network.clone());
+    let network = interface.as_ref().and_then(|interface| interface.network.clone());
     let mpi = mpi::over_mpi(&plan, &hosts, network, &node.trainer, &run_dir).await?;
     let mut events = EventLog::open(&run_dir.events_path());
     let (result, config) = (run_dir.all_reduce_path(), run_dir.config_path());

@@ -17,7 +17,7 @@ pub struct Mpirun {
     pub program: PathBuf,
     /// Name and ranks of each node.
     pub nodes: Vec<(String, usize)>,
-    /// The network between the nodes, such as `10.0.0.0/24`, if there is more than one.
+    /// The IPv4 network between the nodes, such as `10.0.0.0/24`, if they have one.
     pub network: Option<String>,
     /// Where its output goes.
     pub log: PathBuf,
