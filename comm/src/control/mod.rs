@@ -12,7 +12,7 @@ pub use frame::{MAX_FRAME_BYTES, body_len, decode, encode, read_frame, write_fra
 
 use serde::{Deserialize, Serialize};
 
-/// Changes when a message changes its meaning; both ends must have the same.
+/// Changes when a message, also one between launchers, changes its meaning; both ends must have the same.
 pub const PROTOCOL: u32 = 2;
 
 /// What a rank is doing.

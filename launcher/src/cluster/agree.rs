@@ -36,6 +36,12 @@ pub fn agree(coordinator: &Introduction, joins: &Introduction) -> Result<(), Mis
         let what = "the launchers' versions differ";
         return differ(ExitCode::Setup, what, &coordinator.version, &joins.version);
     }
+    if coordinator.protocol != joins.protocol {
+        let (mine, theirs) = (coordinator.protocol.to_string(), joins.protocol.to_string());
+        let what = "the launchers are of one version and speak different protocols; build both from the \
+                    same source";
+        return differ(ExitCode::Setup, what, &mine, &theirs);
+    }
     if coordinator.nodes != joins.nodes {
         let (mine, theirs) = (coordinator.nodes.to_string(), joins.nodes.to_string());
         return differ(ExitCode::Usage, "the numbers of nodes differ", &mine, &theirs);
@@ -114,6 +120,7 @@ mod tests {
     fn introduction(node_rank: usize) -> Introduction {
         Introduction {
             version: "1.0.0".to_owned(),
+            protocol: 7,
             host: format!("n{node_rank}"),
             nodes: 3,
             node_rank,
@@ -134,10 +141,19 @@ mod tests {
     }
 
     #[test]
+    fn a_launcher_that_says_no_protocol_is_of_another() {
+        let mut said = serde_json::to_value(introduction(1)).unwrap();
+        said.as_object_mut().unwrap().remove("protocol");
+        let joins: Introduction = serde_json::from_value(said).unwrap();
+        assert_eq!(agree(&introduction(0), &joins).unwrap_err().exit_code, ExitCode::Setup);
+    }
+
+    #[test]
     fn what_differs_is_said_with_both_sides() {
         type Case = (fn(&mut Introduction), ExitCode, &'static str);
-        let cases: [Case; 6] = [
+        let cases: [Case; 7] = [
             (|it| it.version = "2.0.0".into(), ExitCode::Setup, "versions differ: 1.0.0 on"),
+            (|it| it.protocol = 8, ExitCode::Setup, "the same source: 7 on node 0 (n0), 8 on"),
             (|it| it.nodes = 2, ExitCode::Usage, "numbers of nodes differ: 3 on node 0 (n0), 2 on"),
             (|it| it.node_rank = 3, ExitCode::Usage, "room for nodes 1 to 2"),
             (|it| it.device = "cuda".into(), ExitCode::Usage, "devices differ: cpu on"),

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use comm::control::ToLauncher;
+use comm::control::{self, ToLauncher};
 use job::config::Config;
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +17,9 @@ use crate::policy::Exit;
 pub struct Introduction {
     /// Of the launcher.
     pub version: String,
+    /// [`control::PROTOCOL`]; 0 of one that does not say it.
+    #[serde(default)]
+    pub protocol: u32,
     /// The machine's name for itself.
     pub host: String,
     /// Machines in the job, as this launcher was told.
@@ -52,6 +55,7 @@ impl Introduction {
             .map_err(LaunchError::system("describe the configuration"))?;
         Ok(Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            protocol: control::PROTOCOL,
             host: super::host_name(),
             nodes: cluster.nodes,
             node_rank: cluster.node_rank,
