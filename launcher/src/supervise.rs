@@ -77,8 +77,8 @@ impl Supervisor<'_> {
     /// Runs the job to its end, restarts included.
     ///
     /// # Errors
-    /// [`LaunchError`] when ranks cannot be started, or a lost node does not come back; then no rank of
-    /// this node is left behind.
+    /// [`LaunchError`] when ranks cannot be started, here or on another node, or a lost node does not come back;
+    /// then no rank of this node is left behind.
     pub async fn run(
         &self,
         mut others: Option<&mut Host>,
@@ -171,7 +171,14 @@ impl Supervisor<'_> {
             warned: false,
         };
         let outcome = loop {
-            let Some(event) = attempt.next(signals, events).await else { continue };
+            let event = match attempt.next(signals, events).await {
+                Ok(Some(event)) => event,
+                Ok(None) => continue,
+                Err(error) => {
+                    attempt.kill();
+                    return Err(error);
+                }
+            };
             let (decision, reason) = attempt.job.on(&event, attempt.started.elapsed());
             if let Event::Exited { rank, exit, .. } = event {
                 events.record(&Record::exited(rank, exit));
@@ -196,7 +203,14 @@ impl Supervisor<'_> {
 
 impl Attempt<'_> {
     /// What happens next; `None` when there is nothing to decide about it.
-    async fn next(&mut self, signals: &mut Signals, events: &mut EventLog) -> Option<Event> {
+    ///
+    /// # Errors
+    /// [`LaunchError::Cluster`] when another node cannot start its part.
+    async fn next(
+        &mut self,
+        signals: &mut Signals,
+        events: &mut EventLog,
+    ) -> Result<Option<Event>, LaunchError> {
         let deadline = self.job.deadline().map(|deadline| self.started + deadline);
         let overdue = async {
             match deadline {
@@ -210,20 +224,24 @@ impl Attempt<'_> {
                 None => std::future::pending().await,
             }
         };
-        tokio::select! {
+        Ok(tokio::select! {
             biased;
             signal = signals.next() => Some(Event::Signal(signal)),
-            from = others => self.hear(from, events),
+            from = others => return self.hear(from, events),
             local = self.local.next() => match local {
                 Local::News(news) => self.interpret(news, events),
                 Local::Daemon { host, command } => self.start_daemon(&host, command),
             },
             () = overdue => Some(Event::Tick),
-        }
+        })
     }
 
-    fn hear(&mut self, from: FromNode, events: &mut EventLog) -> Option<Event> {
-        match from {
+    fn hear(
+        &mut self,
+        from: FromNode,
+        events: &mut EventLog,
+    ) -> Result<Option<Event>, LaunchError> {
+        Ok(match from {
             FromNode::News(news) => self.interpret(news, events),
             FromNode::StopAsked(reason) => Some(Event::StopAsked { reason }),
             FromNode::Lost { ranks, reason } => {
@@ -232,7 +250,8 @@ impl Attempt<'_> {
                 Some(Event::NodeLost { ranks, reason })
             }
             FromNode::Reported => None,
-        }
+            FromNode::Unable(unable) => return Err(unable.into()),
+        })
     }
 
     fn start_daemon(&self, host: &str, command: String) -> Option<Event> {

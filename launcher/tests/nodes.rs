@@ -174,6 +174,24 @@ fn a_node_that_cannot_take_part_ends_all_at_once_and_is_named_with_its_reason() 
 }
 
 #[test]
+fn a_node_that_cannot_start_its_part_ends_all_and_is_named_with_its_reason() {
+    if !is_possible() {
+        return;
+    }
+    let job = Job::new(2);
+    // A file, so there can be no folder for logs in it.
+    let args = ["--max-restarts", "1", "--run-dir", "c.yaml"];
+    let start = |node, args| Running::start(job.launcher(node, args));
+    let ended = end_all(vec![start(0, &args[..2]), start(1, &args)]);
+    assert_eq!(codes(&ended), [Some(9); 2], "{}", said(&ended));
+    let told = "cannot make a folder for logs in c.yaml";
+    assert!(ended.iter().all(|it| it.stderr.contains(told)), "{told}: {}", said(&ended));
+    assert!(ended[0].stderr.contains("node 1 (m1) cannot take part"), "{}", said(&ended));
+    let verdict = job.sandbox.events().pop().unwrap();
+    assert_eq!((&verdict["event"], &verdict["exit_code"]), (&"verdict".into(), &9.into()));
+}
+
+#[test]
 fn strangers_do_not_get_in_and_who_is_missing_is_named() {
     if !is_possible() {
         return;

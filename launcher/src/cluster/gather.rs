@@ -51,10 +51,7 @@ impl Host {
         let Guest { stream, seals, from, wish } = guest;
         let introduction = match wish {
             Wish::Join(introduction) => *introduction,
-            Wish::Decline(unable) => {
-                let exit_code = ExitCode::from_code(unable.exit_code).unwrap_or(ExitCode::Setup);
-                return Err(LaunchError::Cluster { exit_code, text: unable.to_string() });
-            }
+            Wish::Decline(unable) => return Err(unable.into()),
         };
         let skew_seconds = introduction.unix_seconds - super::unix_seconds();
         let node = introduction.node_rank;

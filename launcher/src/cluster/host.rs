@@ -15,7 +15,7 @@ use super::address::Interface;
 use super::agree::name;
 use super::connection::Connection;
 use super::gate::Gate;
-use super::message::{Introduction, News, ToCoordinator, ToMember};
+use super::message::{Introduction, News, ToCoordinator, ToMember, Unable};
 use crate::coordinator::Board;
 use crate::local::LogTail;
 use crate::plan::Layout;
@@ -35,6 +35,8 @@ pub enum FromNode {
     StopAsked(String),
     /// It has said all that there is to say of this attempt.
     Reported,
+    /// It cannot start its part.
+    Unable(Unable),
     /// Its launcher is gone.
     Lost {
         /// Its ranks.
@@ -194,7 +196,8 @@ impl Host {
                     member.reported = true;
                     return FromNode::Reported;
                 }
-                Ok(ToCoordinator::Join(_) | ToCoordinator::Decline(_) | ToCoordinator::Alive) => {}
+                Ok(ToCoordinator::Decline(unable)) => return FromNode::Unable(unable),
+                Ok(ToCoordinator::Join(_) | ToCoordinator::Alive) => {}
             }
         }
     }

@@ -62,16 +62,23 @@ impl Member<'_> {
                 signal = signals.next() => return Ok(stopped_early(signal.name())),
             };
             tracing::info!("joined {}; waiting for the other nodes", self.cluster.rendezvous);
-            let end = self.follow(&mut link, signals).await?;
+            let followed = self.follow(&mut link, signals).await;
+            if let Err(error) = &followed {
+                link.connection.send(ToCoordinator::Decline(super::unable(self.cluster, error)));
+            }
             link.connection.close().await;
-            match end {
-                End::Finished(exit_code, text) => {
-                    let gone = async { while receive(&mut link.incoming).await.is_ok() {} };
-                    // When node 0's does, so that all launchers end at the same moment.
+            let gone = async { while receive(&mut link.incoming).await.is_ok() {} };
+            match followed {
+                // When node 0's does, so that all launchers end at the same moment.
+                Ok(End::Finished(exit_code, text)) => {
                     let _ = timeout(FAREWELL, gone).await;
                     return Ok((exit_code, text));
                 }
-                End::Lost(reason) => {
+                Err(error) => {
+                    let _ = timeout(FAREWELL, gone).await;
+                    return Err(error);
+                }
+                Ok(End::Lost(reason)) => {
                     let text =
                         format!("node 0 ({}) is lost: {reason}", self.cluster.rendezvous.host);
                     if restarts >= self.max_restarts {

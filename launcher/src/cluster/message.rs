@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use comm::control::{self, ToLauncher};
+use job::ExitCode;
 use job::config::Config;
 use serde::{Deserialize, Serialize};
 
@@ -87,6 +88,13 @@ impl std::fmt::Display for Unable {
     }
 }
 
+impl From<Unable> for LaunchError {
+    fn from(unable: Unable) -> Self {
+        let exit_code = ExitCode::from_code(unable.exit_code).unwrap_or(ExitCode::Setup);
+        Self::Cluster { exit_code, text: unable.to_string() }
+    }
+}
+
 /// Something about a rank, from the launcher that has started it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum News {
@@ -139,7 +147,7 @@ impl News {
 pub enum ToCoordinator {
     /// The first message.
     Join(Box<Introduction>),
-    /// The first message of one that cannot take part.
+    /// The first message of one that cannot take part, or the last of one that has joined and cannot start its part.
     Decline(Unable),
     /// About a rank.
     News(News),
