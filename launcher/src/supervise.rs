@@ -103,6 +103,10 @@ impl Supervisor<'_> {
                 tracing::warn!("{}: no restart", signal.name());
                 return Ok(Report { outcome, job, logs, restarts });
             }
+            if let Some(reason) = others.as_deref().and_then(Host::stop_asked) {
+                tracing::warn!("{reason}: no restart");
+                return Ok(Report { outcome, job, logs, restarts });
+            }
             restarts += 1;
             tracing::warn!("{why}; all ranks start again from the newest checkpoint");
             events.record(&Record::Restarted { restarts, reason: &why });

@@ -129,6 +129,29 @@ fn a_lost_launcher_is_named_and_joins_again_for_a_restart() {
 }
 
 #[test]
+fn a_signal_to_a_node_that_waits_for_a_lost_one_ends_all() {
+    if !is_possible() {
+        return;
+    }
+    let job = Job::new(3);
+    let start = |node: usize| {
+        let mut command = job.launcher(node, &["--max-restarts", "1"]);
+        command.env(format!("STAND_IN_{node}"), "forever");
+        Running::start(command)
+    };
+    let (mut first, second, mut third) = (start(0), start(1), start(2));
+    first.wait_for("all ranks train");
+    third.signal(Signal::KILL);
+    third.child.wait().unwrap();
+    first.wait_for("restart 1 of 1: node 2 (m2) is lost");
+    second.signal(Signal::TERM);
+    let ended = end_all(vec![first, second]);
+    assert_eq!(codes(&ended), [Some(8); 2], "{}", said(&ended));
+    let told = "stopped by SIGTERM on node 1 (m1)";
+    assert!(ended.iter().all(|it| it.stderr.contains(told)), "{told}: {}", said(&ended));
+}
+
+#[test]
 fn what_does_not_fit_is_said_on_both_machines() {
     if !is_possible() {
         return;

@@ -38,11 +38,30 @@ impl Host {
                 () = sleep_until(deadline) => return Err(self.missing()),
                 guest = self.gate.next() => self.add(guest).await?,
                 Some((node, from, message)) = self.incoming.recv() => {
-                    if message.is_err() && self.addresses.get(&node) == Some(&from) {
-                        self.members.remove(&node);
+                    if self.addresses.get(&node) == Some(&from) {
+                        self.hear(node, message)?;
                     }
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// What a node says that has joined and waits for the others.
+    fn hear(
+        &mut self,
+        node: usize,
+        message: Result<ToCoordinator, String>,
+    ) -> Result<(), LaunchError> {
+        match message {
+            Err(_) => _ = self.members.remove(&node),
+            Ok(ToCoordinator::Decline(unable)) => return Err(unable.into()),
+            Ok(ToCoordinator::Signal(signal)) => {
+                let place = self.members.get(&node).map(|member| name(&member.introduction));
+                let text = format!("stopped by {signal} on {}", place.unwrap_or_default());
+                return Err(LaunchError::Cluster { exit_code: ExitCode::Stopped, text });
+            }
+            Ok(_) => {}
         }
         Ok(())
     }

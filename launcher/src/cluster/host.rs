@@ -69,6 +69,8 @@ pub struct Host {
     pub(super) addresses: BTreeMap<usize, SocketAddr>,
     pub(super) interface: Option<Interface>,
     logs: BTreeMap<usize, LogTail>,
+    /// By which signal, and where, after the last rank had ended.
+    stop_asked: Option<String>,
 }
 
 impl Host {
@@ -85,6 +87,7 @@ impl Host {
             addresses: BTreeMap::new(),
             interface: None,
             logs: BTreeMap::new(),
+            stop_asked: None,
         }
     }
 
@@ -115,6 +118,11 @@ impl Host {
     /// Whether a node's launcher is gone.
     pub fn has_lost(&self) -> bool {
         self.members.values().any(|member| member.lost)
+    }
+
+    /// Who has asked another node's launcher to stop after the last rank had ended.
+    pub fn stop_asked(&self) -> Option<&str> {
+        self.stop_asked.as_deref()
     }
 
     /// Tells all nodes of the job.
@@ -207,9 +215,13 @@ impl Host {
     pub async fn end_attempt(&mut self, board: &Board) -> BTreeMap<usize, LogTail> {
         let deadline = Instant::now() + REPORT_TIMEOUT;
         while self.members.values().any(|member| !member.lost && !member.reported) {
-            if timeout_at(deadline, self.next(board)).await.is_err() {
-                let late = self.members.values_mut().filter(|member| !member.reported);
-                late.for_each(|member| member.lost = true);
+            match timeout_at(deadline, self.next(board)).await {
+                Ok(FromNode::StopAsked(reason)) => self.stop_asked = Some(reason),
+                Ok(_) => {}
+                Err(_) => {
+                    let late = self.members.values_mut().filter(|member| !member.reported);
+                    late.for_each(|member| member.lost = true);
+                }
             }
         }
         std::mem::take(&mut self.logs)

@@ -148,8 +148,21 @@ impl Member<'_> {
             work: self.work,
             env: link.interface.as_ref().map(super::network_variables).unwrap_or_default(),
         };
+        let mut asked_to_stop = false;
         loop {
-            match receive(&mut link.incoming).await {
+            let message = tokio::select! {
+                message = receive(&mut link.incoming) => message,
+                signal = signals.next() => {
+                    if asked_to_stop {
+                        let text = format!("stopped by {} while it waited for node 0", signal.name());
+                        return Ok(End::Finished(ExitCode::Stopped, text));
+                    }
+                    asked_to_stop = true;
+                    link.connection.send(ToCoordinator::Signal(signal.name().to_owned()));
+                    continue;
+                }
+            };
+            match message {
                 Ok(ToMember::Start { resume }) => {
                     spec.resume = resume;
                     if let Some(end) = self.attempt(&plan, &spec, link, signals).await? {
