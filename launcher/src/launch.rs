@@ -265,7 +265,7 @@ impl<'a> Launch<'a> {
     async fn supervise(
         &self,
         run_dir: RunDir,
-        others: Option<&mut Host>,
+        mut others: Option<&mut Host>,
         events: &mut EventLog,
         signals: &mut Signals,
     ) -> Result<(ExitCode, String), LaunchError> {
@@ -315,17 +315,16 @@ impl<'a> Launch<'a> {
             supervisor.welcome(host)?;
         }
         let started = Instant::now();
-        let report = supervisor.run(others, events, signals).await?;
+        let report = supervisor.run(others.as_deref_mut(), events, signals).await?;
         if report.outcome == Outcome::Done {
             let took = clock(started.elapsed());
             tracing::info!("done in {took}; run directory {}", root.display());
         }
-        let hosts = match plan.layout.ranks_per_node.as_slice() {
-            [_] => Vec::new(),
-            several => {
-                several.iter().zip(&hosts).flat_map(|(n, it)| vec![it.clone(); *n]).collect()
-            }
-        };
+        // Those of now: a node that was lost may have become another machine.
+        let hosts = others.map_or_else(Vec::new, |host| host.hosts());
+        let ranks_per_node = &plan.layout.ranks_per_node;
+        let hosts: Vec<_> =
+            ranks_per_node.iter().zip(hosts).flat_map(|(n, it)| vec![it; *n]).collect();
         Ok(conclude(self.console, events, &report, &hosts, &root))
     }
 

@@ -34,7 +34,7 @@ pub struct Supervisor<'a> {
     pub plan: &'a Plan,
     /// What those of this node are started with; `resume` is set for each attempt.
     pub spec: Spec,
-    /// What they need of MPI.
+    /// What they need of MPI, as long as no node has become another machine.
     pub mpi: OverMpi,
     /// Where the run starts from.
     pub resume: &'a Resume,
@@ -87,11 +87,12 @@ impl Supervisor<'_> {
     ) -> Result<Report, LaunchError> {
         let mut walltime = Walltime::new(self.ends_in);
         let mut restarts = 0;
+        let mut mpi = self.mpi.clone();
         loop {
             let started = Instant::now();
             let host = others.as_deref_mut();
             let (outcome, job, logs) =
-                self.attempt(signals, events, host, restarts, walltime).await?;
+                self.attempt(signals, events, host, &mpi, restarts, walltime).await?;
             let stopping = job.stop_reason().is_some();
             let (again, why) = policy::restart(&outcome, stopping, restarts, self.max_restarts);
             if !again {
@@ -112,7 +113,7 @@ impl Supervisor<'_> {
             events.record(&Record::Restarted { restarts, reason: &why });
             if let Some(host) = others.as_deref_mut().filter(|host| host.has_lost()) {
                 tokio::select! {
-                    gathered = self.gather_again(host) => gathered?,
+                    gathered = self.gather_again(host) => mpi = gathered?,
                     signal = signals.next() => {
                         tracing::warn!("{}: no restart", signal.name());
                         return Ok(Report { outcome, job, logs, restarts });
@@ -123,13 +124,19 @@ impl Supervisor<'_> {
         }
     }
 
-    async fn gather_again(&self, host: &mut Host) -> Result<(), LaunchError> {
+    /// Waits for the nodes that were lost, and says what ranks need of MPI there.
+    async fn gather_again(&self, host: &mut Host) -> Result<OverMpi, LaunchError> {
         host.gather().await?;
         if host.layout() != self.plan.layout {
             let text = "a node came back with another number of ranks".to_owned();
             return Err(LaunchError::Cluster { exit_code: job::ExitCode::Usage, text });
         }
-        self.welcome(host)
+        let mpi = match &self.mpi {
+            OverMpi::Mpirun(mpirun) => OverMpi::Mpirun(mpirun.on(&host.hosts())?),
+            other => other.clone(),
+        };
+        self.welcome(host)?;
+        Ok(mpi)
     }
 
     /// Tells the other nodes of the job.
@@ -154,6 +161,7 @@ impl Supervisor<'_> {
         signals: &mut Signals,
         events: &mut EventLog,
         mut others: Option<&mut Host>,
+        mpi: &OverMpi,
         restarts: u32,
         walltime: Walltime,
     ) -> Result<(Outcome, Job, Vec<LogTail>), LaunchError> {
@@ -163,7 +171,7 @@ impl Supervisor<'_> {
         }
         let spec = Spec { resume, ..self.spec.clone() };
         let console = Some(self.console.clone());
-        let local = LocalRanks::start(&self.plan.ranks, spec, Values::Here, &self.mpi, console)?;
+        let local = LocalRanks::start(&self.plan.ranks, spec, Values::Here, mpi, console)?;
         let mut attempt = Attempt {
             started: Instant::now(),
             board: local.board(),

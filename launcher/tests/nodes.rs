@@ -124,7 +124,9 @@ fn a_lost_launcher_is_named_and_joins_again_for_a_restart() {
     second.signal(Signal::KILL);
     second.child.wait().unwrap();
     first.wait_for("restart 1 of 1: node 1 (m1) is lost");
-    let ended = end_all(vec![first, start(1, "")]);
+    // On another machine.
+    let again = Running::start(job.launcher_on("elsewhere", 1, &["--max-restarts", "1"]));
+    let ended = end_all(vec![first, again]);
     assert_eq!(codes(&ended), [Some(0); 2], "{}", said(&ended));
 }
 

@@ -23,6 +23,30 @@ pub struct Mpirun {
     pub log: PathBuf,
 }
 
+impl Mpirun {
+    /// The same on nodes that call themselves `hosts`: one that was lost may be another machine now.
+    ///
+    /// # Errors
+    /// [`LaunchError`] when they cannot be told apart.
+    pub fn on(&self, hosts: &[String]) -> Result<Self, LaunchError> {
+        tell_apart(hosts)?;
+        let ranks = self.nodes.iter().map(|(_, ranks)| *ranks);
+        Ok(Self { nodes: hosts.iter().cloned().zip(ranks).collect(), ..self.clone() })
+    }
+}
+
+fn tell_apart(hosts: &[String]) -> Result<(), LaunchError> {
+    for (node, host) in hosts.iter().enumerate() {
+        if let Some(other) = hosts[..node].iter().position(|it| it == host) {
+            let text = format!(
+                "nodes {other} and {node} both call themselves {host}: mpirun cannot tell them apart"
+            );
+            return Err(LaunchError::Cluster { exit_code: ExitCode::Setup, text });
+        }
+    }
+    Ok(())
+}
+
 /// What ranks of `plan` on `hosts` need of MPI; on node 0.
 ///
 /// # Errors
@@ -38,13 +62,7 @@ pub async fn over_mpi(
         return Ok(OverMpi::No);
     }
     let setup = |text: String| LaunchError::Cluster { exit_code: ExitCode::Setup, text };
-    for (node, host) in hosts.iter().enumerate() {
-        if let Some(other) = hosts[..node].iter().position(|it| it == host) {
-            return Err(setup(format!(
-                "nodes {other} and {node} both call themselves {host}: mpirun cannot tell them apart"
-            )));
-        }
-    }
+    tell_apart(hosts)?;
     let about = about::ask(trainer, false).await.map_err(setup)?;
     let Some(built_with) = about.mpirun else {
         return Err(setup(format!(

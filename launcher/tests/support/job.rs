@@ -51,6 +51,11 @@ impl Job {
 
     /// The launcher of machine `node`, with one rank, or as `args` say.
     pub fn launcher(&self, node: usize, args: &[&str]) -> Command {
+        self.launcher_on(&format!("m{node}"), node, args)
+    }
+
+    /// The same on machine `host`.
+    pub fn launcher_on(&self, host: &str, node: usize, args: &[&str]) -> Command {
         let (nodes, node_rank) = (self.nodes.to_string(), node.to_string());
         let usual = [
             ("--cpu", "1"),
@@ -63,7 +68,7 @@ impl Job {
         let unsaid = usual.iter().filter(|(name, _)| !args.contains(name));
         let unsaid: Vec<&str> = unsaid.flat_map(|(name, value)| [*name, *value]).collect();
         let launcher = self.sandbox.launcher(&[&unsaid[..], args, &["c.yaml"]].concat());
-        let mut command = on_machine(&format!("m{node}"), &launcher);
+        let mut command = on_machine(host, &launcher);
         command.env("LOCKSTEP_TOKEN", TOKEN);
         command
     }
