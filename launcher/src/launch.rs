@@ -11,6 +11,8 @@ use job::dataset::{self, Outline, Source};
 use job::run_dir::RunDir;
 use job::{ExitCode, config};
 use time::OffsetDateTime;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use crate::cli::{Cli, command_to_go_on};
 use crate::cluster::gate::Gate;
@@ -33,6 +35,9 @@ use crate::supervise::{Report, Supervisor};
 use crate::topology::Topology;
 use crate::verdict::{self, Evidence};
 use crate::{data, gpus, slurm, spawn};
+
+/// How long a look at the run directory may take when all is over.
+const FILES_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What is known before any file is written and any other node heard of.
 struct Survey {
@@ -289,7 +294,7 @@ impl<'a> Launch<'a> {
         let interface = others.as_ref().and_then(|host| host.interface().cloned());
         let network = interface.as_ref().and_then(|interface| interface.network.clone());
         let mpi = mpi::over_mpi(&plan, &hosts, network, &self.trainer, &run_dir).await?;
-        let timeout = Duration::from_secs(self.survey.config.comm.timeout_seconds);
+        let patience = Duration::from_secs(self.survey.config.comm.timeout_seconds);
         let root = run_dir.root().to_owned();
         let supervisor = Supervisor {
             plan: &plan,
@@ -306,7 +311,7 @@ impl<'a> Launch<'a> {
                 env: interface.as_ref().map(cluster::network_variables).unwrap_or_default(),
             },
             resume: &self.cli.resume,
-            limits: Limits::new(timeout),
+            limits: Limits::new(patience),
             ends_in: self.ends_in().await,
             max_restarts: self.cli.max_restarts,
             console: self.console,
@@ -325,7 +330,8 @@ impl<'a> Launch<'a> {
         let ranks_per_node = &plan.layout.ranks_per_node;
         let hosts: Vec<_> =
             ranks_per_node.iter().zip(hosts).flat_map(|(n, it)| vec![it; *n]).collect();
-        Ok(conclude(self.console, events, &report, &hosts, &root))
+        let has_checkpoint = has_checkpoint(&root).await;
+        Ok(conclude(self.console, events, &report, &hosts, &root, has_checkpoint))
     }
 
     /// When the job is ended from outside, as a time from now.
@@ -347,12 +353,20 @@ fn record_error<T>(ended: &Result<T, LaunchError>, events: &mut EventLog) {
     }
 }
 
+/// Whether the run has one; taken for granted where the file system does not answer.
+async fn has_checkpoint(root: &Path) -> bool {
+    let latest = RunDir::at(root).checkpoints_dir().join("latest");
+    let look = spawn_blocking(move || latest.exists());
+    timeout(FILES_TIMEOUT, look).await.map_or(true, |found| found.unwrap_or(true))
+}
+
 fn conclude(
     console: &Console,
     events: &mut EventLog,
     report: &Report,
     hosts: &[String],
     run_dir: &Path,
+    has_checkpoint: bool,
 ) -> (ExitCode, String) {
     let args: Vec<_> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
     let text = verdict::render(&Evidence {
@@ -363,6 +377,7 @@ fn conclude(
         hosts,
         restarts: report.restarts,
         command: &command_to_go_on(&args, &run_dir.to_string_lossy()),
+        has_checkpoint,
     });
     let exit_code = report.outcome.exit_code();
     let rank = report.outcome.failed_rank();

@@ -25,6 +25,8 @@ pub struct Evidence<'a> {
     pub restarts: u32,
     /// The command that goes on with the run.
     pub command: &'a str,
+    /// Whether there is a checkpoint, as far as is known.
+    pub has_checkpoint: bool,
 }
 
 /// A text of several lines for a person; empty when there is nothing to say.
@@ -34,12 +36,12 @@ pub fn render(evidence: &Evidence<'_>) -> String {
 
 fn of(evidence: &Evidence<'_>, outcome: &Outcome) -> String {
     let asked = evidence.stop_reason.unwrap_or("a request");
-    let go_on = format!("to go on: {}", evidence.command);
+    let to_go_on = format!("to go on: {}", evidence.command);
     match outcome {
         Outcome::Done => String::new(),
-        Outcome::Stopped => format!("stopped by {asked} after saving a checkpoint\n{go_on}"),
+        Outcome::Stopped => format!("stopped by {asked} after saving a checkpoint\n{to_go_on}"),
         Outcome::Interrupted => format!(
-            "stopped at once by a second Ctrl-C: steps since the newest checkpoint are lost\n{go_on}"
+            "stopped at once by a second Ctrl-C: steps since the newest checkpoint are lost\n{to_go_on}"
         ),
         Outcome::Overdue(ranks) => overdue(evidence, ranks, asked),
         Outcome::Failed(failure) => failed(evidence, failure),
@@ -70,7 +72,7 @@ fn overdue(evidence: &Evidence<'_>, ranks: &[usize], asked: &str) -> String {
         );
         push(&mut text, &format!("    its log: {}", evidence.logs[*rank].0.display()));
     }
-    push(&mut text, &format!("to go on from the newest checkpoint: {}", evidence.command));
+    push(&mut text, &go_on(evidence));
     text
 }
 
@@ -101,10 +103,24 @@ fn failed(evidence: &Evidence<'_>, failure: &Failure) -> String {
     }
     let code = failure.exit_code;
     push(&mut text, &format!("exit code {}: {}", code as u8, meaning(code)));
-    if !matches!(code, ExitCode::Usage | ExitCode::Setup) {
-        push(&mut text, &format!("to go on from the newest checkpoint: {}", evidence.command));
+    match code {
+        ExitCode::RankFailed | ExitCode::Hang => push(&mut text, &go_on(evidence)),
+        // It would come again until somebody does something about it.
+        ExitCode::Data | ExitCode::OutOfMemory => {
+            push(&mut text, &format!("once that is mended, {}", go_on(evidence)));
+        }
+        _ => {}
     }
     text
+}
+
+fn go_on(evidence: &Evidence<'_>) -> String {
+    let command = evidence.command;
+    if evidence.has_checkpoint {
+        format!("to go on from the newest checkpoint: {command}")
+    } else {
+        format!("to start again, since there is no checkpoint: {command}")
+    }
 }
 
 fn push(text: &mut String, line: &str) {
@@ -214,6 +230,7 @@ mod tests {
             restarts: 1,
             hosts: &[],
             command,
+            has_checkpoint: true,
         }
     }
 
@@ -286,5 +303,30 @@ mod tests {
         assert!(text.contains("make setup"), "{text}");
         assert!(text.contains("rank 1 was killed with the others"), "{text}");
         assert!(text.ends_with("exit code 9: set-up cannot work here"), "{text}");
+    }
+
+    #[test]
+    fn a_command_is_offered_where_it_can_help() {
+        const FROM_CHECKPOINT: &str = "to go on from the newest checkpoint: launcher";
+        const FROM_START: &str = "to start again, since there is no checkpoint: launcher";
+        let ranks = [Rank::default(), Rank::default()];
+        let logs = logs(&[]);
+        let text = |exit_code, has_checkpoint| {
+            let cause = Cause::Announced;
+            let outcome = Outcome::Failed(Failure { rank: 0, at: SECOND, cause, exit_code });
+            render(&Evidence { has_checkpoint, ..evidence(&outcome, &ranks, &logs) })
+        };
+        for code in [ExitCode::RankFailed, ExitCode::Hang] {
+            assert!(text(code, true).contains(&format!("\n{FROM_CHECKPOINT}")), "{code:?}");
+            assert!(text(code, false).contains(&format!("\n{FROM_START}")), "{code:?}");
+        }
+        for code in [ExitCode::Data, ExitCode::OutOfMemory] {
+            let told = format!("\nonce that is mended, {FROM_CHECKPOINT}");
+            assert!(text(code, true).contains(&told), "{code:?}");
+        }
+        for code in [ExitCode::Usage, ExitCode::NotFinite, ExitCode::Setup] {
+            let last = format!("exit code {}: {}", code as u8, meaning(code));
+            assert!(text(code, true).ends_with(&last), "{code:?}");
+        }
     }
 }
