@@ -2,22 +2,39 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use job::config::{Config, Data, Dataset, Fallback};
+use job::config::{self, Config, Data, Dataset, Fallback};
 use job::dataset::{self, CIFAR10_DIR, DataError, Problem, Source};
+use job::run_dir::RunDir;
 
 use crate::error::LaunchError;
 
 /// Gets the images where they are not there yet. Where synthetic ones are taken instead, that is noted in
-/// `data`: decided once, for all ranks, and for those who go on with the run. May be dropped before it is
-/// done.
+/// `data`: decided once, for all ranks, and for those who go on with the run. `before`: of the run that goes
+/// on, if one does; it keeps the kind of images that it began with. May be dropped before it is done.
 ///
 /// # Errors
-/// [`LaunchError::Data`] when they cannot be had.
-pub async fn prepare(data: &mut Data) -> Result<Source, LaunchError> {
-    let wanted = data.clone();
-    let source = in_background(move || prepare_data(&wanted)).await??;
+/// [`LaunchError::Data`] or [`LaunchError::DataGone`] when they cannot be had.
+pub async fn prepare(data: &mut Data, before: Option<&Data>) -> Result<Source, LaunchError> {
+    let may_fall_back = data.dataset != Dataset::Synthetic && data.fallback == Fallback::Synthetic;
+    let was_synthetic = before.map(|before| before.dataset == Dataset::Synthetic);
+    let mut wanted = data.clone();
+    match was_synthetic {
+        Some(true) if may_fall_back => {
+            tracing::warn!("going on with SYNTHETIC images, with which this run began");
+            data.fall_back();
+            wanted.fall_back();
+        }
+        Some(false) => wanted.fallback = Fallback::None,
+        _ => {}
+    }
+    let source = match in_background(move || prepare_data(&wanted)).await? {
+        Err(error) if may_fall_back && was_synthetic == Some(false) => {
+            return Err(LaunchError::DataGone(error));
+        }
+        other => other?,
+    };
     if let Source::Synthetic { because: Some(reason) } = &source {
         tracing::warn!("training on SYNTHETIC images: {reason}");
         data.fall_back();
@@ -41,6 +58,17 @@ async fn in_background<T: Send + 'static>(
 ) -> Result<T, LaunchError> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(io::Error::other).map_err(LaunchError::system("look at the images"))
+}
+
+/// Those of the run in `run_dir`, if there is one. One whose configuration cannot be read is told of when the
+/// directory is opened.
+pub async fn before(run_dir: &Path) -> Result<Option<Data>, LaunchError> {
+    let run_dir = RunDir::at(run_dir);
+    let read = move || {
+        let config = run_dir.holds_run().then(|| config::load(&run_dir.config_path(), &[]));
+        config.and_then(Result::ok).map(|config| config.data)
+    };
+    in_background(read).await
 }
 
 fn prepare_data(data: &Data) -> Result<Source, DataError> {
@@ -110,5 +138,43 @@ impl fmt::Display for Outlook {
             }
             Self::Bad(error) => write!(f, "missing or bad: {error}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use job::ExitCode;
+
+    use super::*;
+
+    fn missing(root: &Path) -> Data {
+        let (fallback, root) = (Fallback::Synthetic, root.to_owned());
+        Data { root, download: false, fallback, ..Data::default() }
+    }
+
+    #[tokio::test]
+    async fn a_run_that_fell_back_goes_on_with_synthetic_images() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut began, mut goes_on) = (missing(folder.path()), missing(folder.path()));
+        prepare(&mut began, None).await.unwrap();
+        assert_eq!(began.dataset, Dataset::Synthetic);
+        // A file that is wrong would be an error, were it looked at.
+        let files = folder.path().join("cifar-10-batches-bin");
+        std::fs::create_dir(&files).unwrap();
+        std::fs::write(files.join("data_batch_1.bin"), "wrong").unwrap();
+        assert!(prepare(&mut missing(folder.path()), None).await.is_err());
+        let source = prepare(&mut goes_on, Some(&began)).await.unwrap();
+        assert!(matches!(source, Source::Synthetic { .. }));
+        assert_eq!(goes_on, began);
+    }
+
+    #[tokio::test]
+    async fn a_run_that_began_with_real_images_does_not_fall_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let began = missing(folder.path());
+        let error = prepare(&mut began.clone(), Some(&began)).await.unwrap_err();
+        assert_eq!(error.exit_code(), ExitCode::Data, "{error}");
+        assert!(error.to_string().starts_with("no CIFAR-10 under"), "{error}");
+        assert!(error.to_string().contains("began with these images"), "{error}");
     }
 }

@@ -25,6 +25,11 @@ pub enum LaunchError {
     /// The data set is missing or bad.
     #[error(transparent)]
     Data(#[from] job::dataset::DataError),
+    /// It is missing, and a run that began with it goes on with no other.
+    #[error(
+        "{0}; the run began with these images, and data.fallback does not replace them half-way"
+    )]
+    DataGone(job::dataset::DataError),
     /// The run directory cannot be used.
     #[error(transparent)]
     RunDir(#[from] job::run_dir::RunDirError),
@@ -96,7 +101,7 @@ impl LaunchError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Config(error) => error.exit_code(),
-            Self::Data(error) => error.exit_code(),
+            Self::Data(error) | Self::DataGone(error) => error.exit_code(),
             Self::RunDir(error) => error.exit_code(),
             Self::Plan(error) => error.exit_code(),
             Self::Nodes(_) | Self::NoConfig => ExitCode::Usage,

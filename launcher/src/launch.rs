@@ -191,7 +191,8 @@ impl<'a> Launch<'a> {
         let launcher =
             std::env::current_exe().map_err(LaunchError::system("find this executable"))?;
         let trainer = spawn::find_trainer(&launcher, std::env::var_os("PATH"))?;
-        let source = data::prepare(&mut survey.config.data).await?;
+        let before = data::before(&survey.run_dir).await?;
+        let source = data::prepare(&mut survey.config.data, before.as_ref()).await?;
         if let Source::Synthetic { .. } = &source {
             survey.outline = dataset::outline(&survey.config.data)?;
         }

@@ -125,7 +125,7 @@ impl Node {
     /// Of its images, where they are there already.
     async fn data_hash(&self) -> Result<String, LaunchError> {
         let mut local = Data { download: false, ..self.config.data.clone() };
-        match data::prepare(&mut local).await {
+        match data::prepare(&mut local, None).await {
             Ok(source) => data::hash(&source, &self.config).await,
             Err(_) => Ok(String::new()),
         }

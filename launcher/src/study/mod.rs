@@ -119,7 +119,7 @@ async fn prepare_data(runs: &mut [Planned], place: Place<'_>) -> Result<(), Laun
     }
     for wanted in wanted {
         let mut taken = wanted.clone();
-        data::prepare(&mut taken).await?;
+        data::prepare(&mut taken, None).await?;
         for run in runs.iter_mut().filter(|run| run.config.data == wanted) {
             run.take_images(&taken, place)?;
         }
