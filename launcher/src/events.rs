@@ -85,6 +85,7 @@ impl Event<'_> {
         match exit {
             Exit::Code(status) => Self::Exited { rank, status: Some(status), signal: None },
             Exit::Signal(signal) => Self::Exited { rank, status: None, signal: Some(signal) },
+            Exit::OutOfMemory => Self::Exited { rank, status: None, signal: Some(libc::SIGKILL) },
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::console::Console;
 use crate::coordinator::{Board, Coordinator, Message, Values};
 use crate::error::LaunchError;
 use crate::logs::RankLog;
+use crate::memory;
 use crate::mpi::{Mpirun, Progress, Slots};
 use crate::plan::RankPlan;
 use crate::policy::Exit;
@@ -79,6 +80,27 @@ pub struct LocalRanks<'a> {
     news: VecDeque<News>,
     logs: BTreeMap<usize, RankLog>,
     slots: Option<Slots>,
+    oom_kills: OomKills,
+}
+
+/// Those of the kernel that no rank's end has been put down to yet.
+struct OomKills {
+    /// Those before; `None` where nothing tells, or a kill may be the launcher's own.
+    before: Option<u64>,
+}
+
+impl OomKills {
+    fn new() -> Self {
+        Self { before: memory::oom_kills() }
+    }
+
+    /// Whether there has been one more.
+    fn another(&mut self) -> bool {
+        let Some(before) = &mut self.before else { return false };
+        let is_more = memory::oom_kills().is_some_and(|now| now > *before);
+        *before += u64::from(is_more);
+        is_more
+    }
 }
 
 impl<'a> LocalRanks<'a> {
@@ -119,6 +141,7 @@ impl<'a> LocalRanks<'a> {
             news: VecDeque::new(),
             logs: BTreeMap::new(),
             slots,
+            oom_kills: OomKills::new(),
         };
         match (&mut local.slots, mpi) {
             (Some(slots), OverMpi::Mpirun(mpirun)) => slots.start(mpirun).map_err(|source| {
@@ -203,6 +226,7 @@ impl<'a> LocalRanks<'a> {
         self.groups.remove(rank);
         let exit = match (exited.status.code(), exited.status.signal()) {
             (Some(code), _) => Exit::Code(code),
+            (None, Some(libc::SIGKILL)) if self.oom_kills.another() => Exit::OutOfMemory,
             (None, signal) => Exit::Signal(signal.unwrap_or_default()),
         };
         if let (Some(slots), Exit::Code(0 | 8)) = (&mut self.slots, exit) {
@@ -235,6 +259,7 @@ impl<'a> LocalRanks<'a> {
         if self.slots.is_some() && self.logs.is_empty() {
             return self.never_spawned("killed before it was started");
         }
+        self.oom_kills.before = None;
         self.groups.kill();
     }
 

@@ -15,6 +15,7 @@ mod gpus;
 mod launch;
 mod local;
 mod logs;
+mod memory;
 mod mpi;
 mod plan;
 mod policy;

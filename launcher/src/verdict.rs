@@ -158,6 +158,10 @@ fn fate(rank: &Rank, failed_at: Duration) -> String {
 
 fn hint(cause: &Cause) -> Option<&'static str> {
     match cause {
+        Cause::Exited(Exit::OutOfMemory) => Some(
+            "raise the memory limit of the container or Slurm job, or take fewer ranks; `launcher doctor` \
+             says what they need",
+        ),
         Cause::Exited(Exit::Signal(libc::SIGKILL)) => Some(
             "the kernel does this when memory runs out: see `dmesg`, and the memory limit of the \
              container or Slurm job",

@@ -10,8 +10,8 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::finding::Finding;
-use super::memory;
 use crate::about::{self, About};
+use crate::memory;
 use crate::mpi;
 use crate::plan::{Device, Plan};
 

@@ -8,7 +8,6 @@ mod disk;
 mod finding;
 mod gpus;
 mod machine;
-mod memory;
 mod nodes;
 mod slurm;
 

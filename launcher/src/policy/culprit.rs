@@ -126,6 +126,7 @@ fn exit_code_of(exit: Exit) -> ExitCode {
             .filter(|code| !matches!(code, ExitCode::Done | ExitCode::Stopped))
             .unwrap_or(ExitCode::RankFailed),
         Exit::Signal(_) => ExitCode::RankFailed,
+        Exit::OutOfMemory => ExitCode::OutOfMemory,
     }
 }
 

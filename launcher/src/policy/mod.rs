@@ -57,6 +57,8 @@ pub enum Exit {
     Code(i32),
     /// Killed by a signal.
     Signal(i32),
+    /// Killed by the kernel, since memory ran out.
+    OutOfMemory,
 }
 
 /// A signal that asks the launcher to stop.

@@ -152,6 +152,7 @@ impl fmt::Display for Exit {
                 Some(name) => write!(f, "killed by {name}"),
                 None => write!(f, "killed by signal {signal}"),
             },
+            Self::OutOfMemory => f.write_str("killed by the kernel, since memory ran out"),
         }
     }
 }

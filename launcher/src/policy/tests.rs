@@ -141,6 +141,7 @@ fn exit_codes_of_a_trainer_are_the_launchers_and_others_are_4() {
         assert_eq!(code_after(other), 4);
     }
     assert_eq!(code_after(Exit::Code(127)), 9);
+    assert_eq!(code_after(Exit::OutOfMemory), 7);
 }
 
 #[test]
@@ -345,6 +346,9 @@ fn restarts_are_for_failures_that_may_not_come_again() {
         let expected = (false, format!("exit code {code} would come again"));
         assert_eq!(decide(code, false, 0), expected);
     }
+    let killed = finish(1, &[exited(0, Exit::OutOfMemory, 5)]);
+    assert_eq!(killed.to_string(), "rank 0 failed: killed by the kernel, since memory ran out");
+    assert!(!restart(&killed, false, 0, 2).0);
     assert_eq!(restart(&Outcome::Stopped, true, 0, 2), (false, "nothing failed".to_owned()));
 }
 

@@ -1,4 +1,4 @@
-//! How much memory processes of this machine can still have.
+//! How much memory processes of this machine can still have, and whether the kernel has killed any for want of it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,38 @@ pub fn available() -> u64 {
     machine.min(left_by_groups(&groups, Path::new("/sys/fs/cgroup")))
 }
 
+/// How many processes of this one's control group, children included, the kernel has killed so far because
+/// memory ran out; `None` where nothing tells.
+pub fn oom_kills() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    oom_kills_in(&groups, Path::new("/sys/fs/cgroup"))
+}
+
+fn oom_kills_in(groups: &str, root: &Path) -> Option<u64> {
+    groups.lines().find_map(|line| {
+        let (version, mount, group) = memory_group(line, root)?;
+        // In a container the path may be one of the host, as for limits.
+        [group, mount].iter().find_map(|folder| {
+            field(&fs::read_to_string(folder.join(version.events)).ok()?, "oom_kill")
+        })
+    })
+}
+
+/// The version, the mount and the folder of a group that accounts for memory; `line` is one of
+/// `/proc/PID/cgroup`.
+fn memory_group(line: &str, root: &Path) -> Option<(&'static Version, PathBuf, PathBuf)> {
+    let mut parts = line.splitn(3, ':').skip(1);
+    let (controllers, path) = (parts.next()?, parts.next()?);
+    let version = match controllers {
+        "" => &V2,
+        v1 if v1.split(',').any(|name| name == "memory") => &V1,
+        _ => return None,
+    };
+    let mount = root.join(version.mount);
+    let group = mount.join(path.trim_start_matches('/'));
+    Some((version, mount, group))
+}
+
 /// `groups`: a process's, as `/proc/PID/cgroup` has them. `root`: where control groups are mounted.
 ///
 /// A limit of a group holds for those in it: Slurm sets one of the job and one of the step, and systemd
@@ -18,15 +50,7 @@ pub fn available() -> u64 {
 /// the container's own limit is at `root` then.
 fn left_by_groups(groups: &str, root: &Path) -> u64 {
     let limits = groups.lines().filter_map(|line| {
-        let mut parts = line.splitn(3, ':').skip(1);
-        let (controllers, path) = (parts.next()?, parts.next()?);
-        let version = match controllers {
-            "" => &V2,
-            v1 if v1.split(',').any(|name| name == "memory") => &V1,
-            _ => return None,
-        };
-        let mount = root.join(version.mount);
-        let group = mount.join(path.trim_start_matches('/'));
+        let (version, mount, group) = memory_group(line, root)?;
         let within = group.ancestors().take_while(|folder| folder.starts_with(&mount));
         within.filter_map(|folder| version.left(folder.to_path_buf())).min()
     });
@@ -40,6 +64,8 @@ struct Version {
     used: &'static str,
     /// Pages of files in `memory.stat` that make room when there is need.
     reclaimable: &'static str,
+    /// The file that counts kills.
+    events: &'static str,
 }
 
 /// <https://docs.kernel.org/admin-guide/cgroup-v1/memory.html>
@@ -48,6 +74,7 @@ const V1: Version = Version {
     limit: "memory.limit_in_bytes",
     used: "memory.usage_in_bytes",
     reclaimable: "total_inactive_file",
+    events: "memory.oom_control",
 };
 
 /// <https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files>
@@ -56,6 +83,7 @@ const V2: Version = Version {
     limit: "memory.max",
     used: "memory.current",
     reclaimable: "inactive_file",
+    events: "memory.events",
 };
 
 impl Version {
@@ -102,6 +130,21 @@ mod tests {
         assert_eq!(left("/system.slice"), u64::MAX);
         write(root.path(), &[("memory.max", "10485760\n"), ("memory.current", "20971520\n")]);
         assert_eq!(left("/not/seen/from/this/container"), 0);
+    }
+
+    #[test]
+    fn kills_for_want_of_memory_are_counted_by_either_version_or_unknown() {
+        let root = tempfile::tempdir().unwrap();
+        let kills = |groups: &str| oom_kills_in(groups, root.path());
+        assert_eq!(kills("0::/job\n"), None);
+        let v1 = "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n";
+        write(&root.path().join("memory/job"), &[("memory.oom_control", v1)]);
+        assert_eq!(kills("9:cpu:/job\n8:memory:/job\n0::/\n"), Some(2));
+        let v2 = "low 0\nhigh 4\nmax 5\noom 1\noom_kill 3\noom_group_kill 7\n";
+        write(&root.path().join("job"), &[("memory.events", v2)]);
+        assert_eq!(kills("0::/job\n"), Some(3));
+        write(root.path(), &[("memory.events", v2)]);
+        assert_eq!(kills("0::/not/seen/from/this/container\n"), Some(3));
     }
 
     #[test]
