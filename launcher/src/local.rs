@@ -59,6 +59,13 @@ pub enum Local {
         /// A shell command.
         command: String,
     },
+    /// Somebody has killed `mpirun`.
+    MpirunKilled {
+        /// When.
+        at: Instant,
+        /// How.
+        reason: String,
+    },
 }
 
 struct Exited {
@@ -216,6 +223,7 @@ impl<'a> LocalRanks<'a> {
                     Progress::Daemon { host, command } => return Local::Daemon { host, command },
                     Progress::Ready => self.spawn(),
                     Progress::Failed(reason) => self.never_spawned(&reason),
+                    Progress::Killed { at, reason } => return Local::MpirunKilled { at, reason },
                 },
             }
         }

@@ -243,6 +243,10 @@ impl Attempt<'_> {
             local = self.local.next() => match local {
                 Local::News(news) => self.interpret(news, events),
                 Local::Daemon { host, command } => self.start_daemon(&host, command),
+                Local::MpirunKilled { at, reason } => {
+                    let at = at.saturating_duration_since(self.started);
+                    Some(Event::MpirunKilled { reason, at })
+                }
             },
             () = overdue => Some(Event::Tick),
         })

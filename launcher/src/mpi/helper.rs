@@ -1,5 +1,6 @@
 //! The two stand-ins that `mpirun` starts. Each hands over what it was started with and then waits.
 
+use std::ffi::OsString;
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 
@@ -41,13 +42,19 @@ pub fn slot() -> io::Result<u8> {
     let rank = std::env::var("PMIX_RANK").ok().and_then(|rank| rank.parse().ok());
     let rank =
         rank.ok_or_else(|| io::Error::other("PMIX_RANK is not set: is mpirun Open MPI's?"))?;
-    let env = std::env::vars().filter(|(name, _)| FROM_SLOT.iter().any(|it| name.starts_with(it)));
     let mut hub = connect()?;
-    write_frame(&mut hub, &ToHub::Slot { rank, env: env.collect() })?;
+    write_frame(&mut hub, &ToHub::Slot { rank, env: of_rank(std::env::vars_os()) })?;
     let mut code = [1];
     // Nothing comes when the launcher is gone.
     let _ = hub.read(&mut code)?;
     Ok(code[0])
+}
+
+/// The variables that make a process a rank. MPI's own are UTF-8; the user's need not be.
+fn of_rank(all: impl Iterator<Item = (OsString, OsString)>) -> Vec<(String, String)> {
+    let text =
+        all.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    text.filter(|(name, _)| FROM_SLOT.iter().any(|it| name.starts_with(it))).collect()
 }
 
 /// In place of ssh: waits as long as the launcher does.
@@ -68,4 +75,20 @@ fn connect() -> io::Result<UnixStream> {
     let path =
         std::env::var_os(HUB).ok_or_else(|| io::Error::other(format!("{HUB} is not set")))?;
     UnixStream::connect(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
+    use super::*;
+
+    #[test]
+    fn a_variable_that_is_no_text_does_not_keep_a_rank_from_its_place() {
+        let bad = (OsString::from("OMPI_FOO"), OsString::from_vec(vec![0xff]));
+        let others = [("PMIX_RANK", "3"), ("HOME", "/root")];
+        let others = others.map(|(name, value)| (name.into(), value.into()));
+        let found = of_rank(others.into_iter().chain([bad]));
+        assert_eq!(found, [("PMIX_RANK".to_owned(), "3".to_owned())]);
+    }
 }

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::ops::Range;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -25,7 +26,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::{oneshot, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::frame::read_body;
 use crate::logs::RankLog;
@@ -39,6 +40,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What `mpirun` and its daemons may take to end by themselves.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// After the operating system has refused a connection.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(10);
 
 /// Variables that a rank takes from its slot.
 const FROM_SLOT: [&str; 3] = ["PMIX_", "OMPI_", "PRTE_"];
@@ -59,12 +63,19 @@ pub enum Progress {
     Ready,
     /// It does not come about.
     Failed(String),
+    /// Somebody has killed `mpirun`, and ranks may not go on without.
+    Killed {
+        /// When.
+        at: Instant,
+        /// How, and what it said.
+        reason: String,
+    },
 }
 
 enum Arrival {
     Slot { rank: usize, env: Vec<(String, String)>, release: oneshot::Sender<u8> },
     Daemon { host: String, command: String },
-    MpirunEnded(ExitStatus),
+    MpirunEnded { status: ExitStatus, at: Instant },
 }
 
 struct Slot {
@@ -187,7 +198,7 @@ impl Slots {
             let status = child.wait().await;
             running.send_modify(|count| *count -= 1);
             if let (true, Ok(status)) = (is_mpirun, status) {
-                let _ = sender.send(Arrival::MpirunEnded(status));
+                let _ = sender.send(Arrival::MpirunEnded { status, at: Instant::now() });
             }
         });
     }
@@ -220,10 +231,16 @@ impl Slots {
                         self.ranks.end - 1
                     ));
                 }
-                Some(Arrival::MpirunEnded(status)) if !self.is_ready => {
+                Some(Arrival::MpirunEnded { status, .. }) if !self.is_ready => {
                     return Progress::Failed(format!("mpirun ended with {status}{}", self.said()));
                 }
-                Some(Arrival::MpirunEnded(_)) | None => std::future::pending().await,
+                Some(Arrival::MpirunEnded { status, at }) if status.signal().is_some() => {
+                    let reason = format!("mpirun ended with {status}{}", self.said());
+                    return Progress::Killed { at, reason };
+                }
+                // With the last rank, or because one has failed.
+                Some(Arrival::MpirunEnded { .. }) => {}
+                None => std::future::pending().await,
             }
         }
     }
@@ -292,8 +309,13 @@ async fn accept(listener: UnixListener, arrivals: UnboundedSender<Arrival>) {
         tokio::select! {
             () = arrivals.closed() => return,
             accepted = listener.accept() => {
-                if let Ok((stream, _)) = accepted {
-                    tokio::spawn(serve(stream, arrivals.clone()));
+                match accepted {
+                    Ok((stream, _)) => drop(tokio::spawn(serve(stream, arrivals.clone()))),
+                    // Most likely there are no more file descriptors.
+                    Err(error) => {
+                        tracing::debug!("cannot accept a process of mpirun: {error}");
+                        sleep(ACCEPT_AGAIN).await;
+                    }
                 }
             }
         }

@@ -28,6 +28,16 @@ impl Job {
     /// the culprit has not ended (it hangs), it is the rank that another waited for; or where nobody can
     /// say which it is, as over NCCL, one that has said nothing.
     pub(super) fn first_failure(&self) -> Option<Failure> {
+        let first = self.first_of_ranks()?;
+        let Some((at, reason)) = &self.mpirun_killed else { return Some(first) };
+        if first.at < *at {
+            return Some(first);
+        }
+        let cause = Cause::MpirunKilled(reason.clone());
+        Some(Failure { cause, exit_code: ExitCode::RankFailed, ..first })
+    }
+
+    fn first_of_ranks(&self) -> Option<Failure> {
         let failures = self.ranks.iter().enumerate().filter_map(|(rank, state)| {
             let failure = own_failure(rank, state)?;
             Some((origin(state), failure))

@@ -137,6 +137,13 @@ pub enum Event {
         /// Which node, and what was seen of it.
         reason: String,
     },
+    /// Somebody has killed `mpirun`, without which ranks over MPI may not go on.
+    MpirunKilled {
+        /// How it ended.
+        reason: String,
+        /// When.
+        at: Duration,
+    },
     /// Somebody asked the launcher to stop.
     Signal(StopSignal),
     /// Somebody asked another node's launcher to stop.
@@ -207,6 +214,8 @@ pub struct Job {
     /// launchers, or to a study and its runs.
     echo_until: Option<Duration>,
     overdue: Vec<usize>,
+    /// When and how.
+    mpirun_killed: Option<(Duration, String)>,
     /// Since when ranks seem to be silent.
     suspected: Option<Duration>,
     /// When silent ranks were last told of.
@@ -226,6 +235,7 @@ impl Job {
             interrupted: false,
             echo_until: None,
             overdue: Vec::new(),
+            mpirun_killed: None,
             suspected: None,
             noticed: Duration::ZERO,
         }
@@ -388,6 +398,9 @@ impl Job {
                 for rank in self.ranks[ranks.clone()].iter_mut().filter(|rank| !exited(rank)) {
                     rank.lost.get_or_insert((now, reason.clone()));
                 }
+            }
+            Event::MpirunKilled { reason, at } => {
+                self.mpirun_killed.get_or_insert((*at, reason.clone()));
             }
             // Also when nothing can be saved any more: then it is at least not started again.
             Event::Signal(signal) => {

@@ -54,6 +54,8 @@ pub enum Cause {
     Refused(String),
     /// Its node's launcher is gone: which node, and what was seen of it.
     NodeLost(String),
+    /// Somebody had killed `mpirun` before: how it ended.
+    MpirunKilled(String),
     /// The launcher gave up on it.
     Silent(Silence),
     /// Another rank gave up on it.
@@ -86,7 +88,10 @@ impl Outcome {
     /// Whose failure the others followed from.
     pub fn failed_rank(&self) -> Option<usize> {
         match self {
-            Self::Failed(Failure { cause: Cause::Silent(Silence::Apart(_)), .. }) => None,
+            Self::Failed(Failure {
+                cause: Cause::Silent(Silence::Apart(_)) | Cause::MpirunKilled(_),
+                ..
+            }) => None,
             Self::Failed(failure) => Some(failure.rank),
             Self::Unkillable { after, .. } => after.failed_rank(),
             _ => None,
@@ -118,28 +123,30 @@ fn numbers(ranks: &[usize]) -> String {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Cause::NodeLost(reason) = &self.cause {
-            return f.write_str(reason);
-        }
-        write!(f, "rank {} ", self.rank)?;
+        let rank = self.rank;
         match &self.cause {
-            Cause::NodeLost(_) => Ok(()),
-            Cause::Exited(exit) => write!(f, "failed: {exit}"),
-            Cause::Announced => f.write_str("failed"),
-            Cause::Refused(reason) => write!(f, "does not fit this launcher: {reason}"),
+            Cause::NodeLost(reason) => f.write_str(reason),
+            Cause::MpirunKilled(reason) => write!(f, "{reason}; then rank {rank} failed"),
+            Cause::Exited(exit) => write!(f, "rank {rank} failed: {exit}"),
+            Cause::Announced => write!(f, "rank {rank} failed"),
+            Cause::Refused(reason) => {
+                write!(f, "rank {rank} does not fit this launcher: {reason}")
+            }
             Cause::Silent(Silence::Frozen(time)) => {
-                write!(f, "is frozen: it gave no sign of life for {time:.0?}")
+                write!(f, "rank {rank} is frozen: it gave no sign of life for {time:.0?}")
             }
             Cause::Silent(Silence::Quiet(time)) => {
-                write!(f, "hangs: it said nothing for {time:.0?}")
+                write!(f, "rank {rank} hangs: it said nothing for {time:.0?}")
             }
-            Cause::Silent(Silence::Apart(time)) => {
-                write!(f, "and all others run, but have not found each other for {time:.0?}")
-            }
-            Cause::Blamed { by } => write!(f, "did not answer, says rank {by}"),
-            Cause::Mute { heard } => {
-                write!(f, "hangs, it seems: rank {heard} waited for its peers, and it said nothing")
-            }
+            Cause::Silent(Silence::Apart(time)) => write!(
+                f,
+                "rank {rank} and all others run, but have not found each other for {time:.0?}"
+            ),
+            Cause::Blamed { by } => write!(f, "rank {rank} did not answer, says rank {by}"),
+            Cause::Mute { heard } => write!(
+                f,
+                "rank {rank} hangs, it seems: rank {heard} waited for its peers, and it said nothing"
+            ),
         }
     }
 }

@@ -370,6 +370,22 @@ fn a_lost_node_is_named_and_its_ranks_are_not_waited_for() {
 }
 
 #[test]
+fn an_mpirun_that_was_killed_is_named_and_not_the_rank_that_then_fails() {
+    let killed = |at| {
+        let reason = "mpirun ended with signal: 9 (SIGKILL)".to_owned();
+        (Event::MpirunKilled { reason, at: ms(at) }, ms(1200))
+    };
+    let failed = [said(1, 9, "MPI lost its server", 1000), exited(1, Exit::Code(9), 1001)];
+    let end = [tick(1500), exited(0, Exit::Signal(9), 1501)];
+    let outcome_after = |at| finish(2, &[&failed[..1], &[killed(at)], &failed[1..], &end].concat());
+    let outcome = outcome_after(900);
+    assert_eq!(outcome.to_string(), "mpirun ended with signal: 9 (SIGKILL); then rank 1 failed");
+    assert_eq!((outcome.failed_rank(), outcome.exit_code()), (None, ExitCode::RankFailed));
+    // What comes after a rank's failure follows from it.
+    assert_eq!(outcome_after(1100).failed_rank(), Some(1));
+}
+
+#[test]
 fn a_job_whose_time_runs_out_is_asked_to_stop_before() {
     let mut job = Job::new(1, LIMITS, Walltime::new(Some(ms(100_000))));
     assert_eq!(job.deadline(), Some(ms(45_000)));
