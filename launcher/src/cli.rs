@@ -196,7 +196,7 @@ impl Cli {
             node_rank,
             rendezvous,
             join_timeout: Duration::from_secs(self.join_timeout as u64),
-            secret: Secret::choose(self.token_file.clone(), &job),
+            secret: Secret::choose(self.token_file.clone(), &job)?,
             run_dir: self.run_dir.clone(),
         }))
     }

@@ -98,7 +98,7 @@ async fn lead(
         let run_dir = launch.open_run_dir()?;
         Ok((launch, me, run_dir))
     };
-    let ended = match signals.unless_stopped(prepared).await {
+    match signals.unless_stopped(prepared).await {
         Ok((launch, me, run_dir)) => launch.lead(cluster, me, gate, run_dir, &mut signals).await,
         Err(error) => {
             tracing::error!("{error}; telling the other nodes, Ctrl-C ends at once");
@@ -108,9 +108,7 @@ async fn lead(
             }
             Err(error)
         }
-    };
-    cluster.secret.remove();
-    ended
+    }
 }
 
 /// Any other node's part.

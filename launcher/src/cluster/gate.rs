@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::address::Rendezvous;
 use super::handshake::{self, HandshakeError, Seals};
 use super::message::{Introduction, ToCoordinator, Unable};
-use super::token::Token;
+use super::token::{Made, Token};
 
 /// Within this time a connection must have proved who it is and said what it wants.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -50,10 +50,11 @@ pub enum Wish {
     Decline(Unable),
 }
 
-/// Lets launchers in.
+/// Lets launchers in. The token's file, where it was made for the job, is removed when this is dropped.
 pub struct Gate {
     rendezvous: Rendezvous,
     token: Token,
+    _made: Option<Made>,
     listener: Option<TcpListener>,
     greetings: JoinSet<(SocketAddr, Result<Guest, HandshakeError>)>,
     /// Those who are being greeted, in the order in which they came.
@@ -79,11 +80,17 @@ impl Refusals {
 }
 
 impl Gate {
-    /// At `listener`, which is where `rendezvous` says.
-    pub fn new(rendezvous: Rendezvous, token: Token, listener: TcpListener) -> Self {
+    /// At `listener`, which is where `rendezvous` says. `made`: the token's file.
+    pub fn new(
+        rendezvous: Rendezvous,
+        token: Token,
+        made: Option<Made>,
+        listener: TcpListener,
+    ) -> Self {
         Self {
             rendezvous,
             token,
+            _made: made,
             listener: Some(listener),
             greetings: JoinSet::new(),
             strangers: VecDeque::new(),

@@ -22,7 +22,7 @@ use address::{Interface, Rendezvous};
 use gate::Gate;
 use job::ExitCode;
 use message::Unable;
-use token::{Token, TokenError};
+use token::{Made, Token, TokenError};
 
 use crate::error::LaunchError;
 
@@ -57,7 +57,9 @@ impl Cluster {
     pub async fn open_gate(&self) -> Result<Gate, LaunchError> {
         let setup = LaunchError::cluster(ExitCode::Setup);
         let listener = self.rendezvous.listen().await.map_err(setup)?;
-        Ok(Gate::new(self.rendezvous.clone(), self.secret.read_or_make()?, listener))
+        let token = self.secret.read_or_make()?;
+        let made = self.secret.made(&token);
+        Ok(Gate::new(self.rendezvous.clone(), token, made, listener))
     }
 
     /// Whether all agree on one port, so that whoever listens there is meant.
@@ -79,12 +81,15 @@ pub enum Secret {
 
 impl Secret {
     /// The environment wins over `file`, and that over one that is made for the `job`.
-    pub fn choose(file: Option<PathBuf>, job: &str) -> Self {
-        match (std::env::var_os(token::TOKEN), file) {
+    ///
+    /// # Errors
+    /// [`TokenError::NoHome`] where there is no place for that.
+    pub fn choose(file: Option<PathBuf>, job: &str) -> Result<Self, TokenError> {
+        Ok(match (std::env::var_os(token::TOKEN), file) {
             (Some(_), _) => Self::Environment,
             (None, Some(path)) => Self::File(path),
-            (None, None) => Self::Made(token::default_path(job)),
-        }
+            (None, None) => Self::Made(token::default_path(std::env::var_os("HOME"), job)?),
+        })
     }
 
     /// The token, if it is there.
@@ -94,7 +99,8 @@ impl Secret {
     pub fn read(&self) -> Result<Option<Token>, TokenError> {
         match self {
             Self::Environment => Token::from_env(),
-            Self::File(path) | Self::Made(path) => Token::read(path),
+            Self::File(path) => Token::read(path),
+            Self::Made(path) => token::check_folder(path).and_then(|()| Token::read(path)),
         }
     }
 
@@ -104,7 +110,7 @@ impl Secret {
     /// [`TokenError`].
     pub fn read_or_make(&self) -> Result<Token, TokenError> {
         match (self, self.read()) {
-            (Self::Made(path), _) => Token::create(path),
+            (Self::Made(path), _) => token::check_folder(path).and_then(|()| Token::create(path)),
             (_, Ok(Some(token))) => Ok(token),
             (Self::File(path), Ok(None)) => Token::create(path),
             (Self::Environment, Ok(None)) => {
@@ -114,11 +120,11 @@ impl Secret {
         }
     }
 
-    /// Removes a file that was made for this job.
-    pub fn remove(&self) {
-        if let Self::Made(path) = self {
-            // One that is gone is what is wanted.
-            let _ = std::fs::remove_file(path);
+    /// The file that was made for this job, if one was, with `token` in it.
+    fn made(&self, token: &Token) -> Option<Made> {
+        match self {
+            Self::Made(path) => Some(Made { path: path.clone(), token: token.clone() }),
+            Self::Environment | Self::File(_) => None,
         }
     }
 

@@ -4,8 +4,9 @@
 //! machine can read. Where neither is given, node 0 makes a file in the home directory, which the other
 //! nodes wait for: on a cluster they usually share it.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::ffi::OsString;
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -34,6 +35,20 @@ pub enum TokenError {
         /// The file.
         path: PathBuf,
     },
+    /// Somebody else could replace it.
+    #[error(
+        "{} is not of the user whom the launcher runs as: another --token-file, or {TOKEN}, can hold the token",
+        path.display()
+    )]
+    Foreign {
+        /// The file or its folder.
+        path: PathBuf,
+    },
+    /// There is no place for it.
+    #[error(
+        "HOME is not set, so there is no place for a token: set {TOKEN}, or name a --token-file"
+    )]
+    NoHome,
     /// The file cannot be read or written.
     #[error("cannot {what} the token file {}: {source}", path.display())]
     File {
@@ -67,16 +82,22 @@ impl Token {
     /// In the file at `path`; `None` where there is no file yet.
     ///
     /// # Errors
-    /// [`TokenError`] when others can read the file, or nobody.
+    /// [`TokenError`] when it is another user's, or others can read it, or nobody.
     pub fn read(path: &Path) -> Result<Option<Self>, TokenError> {
         let failed = |source| TokenError::File { what: "read", path: path.to_owned(), source };
-        let text = match fs::read_to_string(path) {
+        let mut file = match File::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(failed)?,
         };
-        if fs::metadata(path).map_err(failed)?.mode() & 0o077 != 0 {
+        let metadata = file.metadata().map_err(failed)?;
+        if !is_own(&metadata) {
+            return Err(TokenError::Foreign { path: path.to_owned() });
+        }
+        if metadata.mode() & 0o077 != 0 {
             return Err(TokenError::Public { path: path.to_owned() });
         }
+        let mut text = String::new();
+        file.read_to_string(&mut text).map_err(failed)?;
         Self::new(&text, &path.display().to_string()).map(Some)
     }
 
@@ -111,12 +132,49 @@ impl Token {
     }
 }
 
-/// Where the launchers of a job look for its token unless they are told: `~/.lockstep/`, a file named
+/// A file that was made for a job, and is removed with it.
+pub struct Made {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What is in it, unless another job of the same name has replaced it.
+    pub token: Token,
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        let now = Token::read(&self.path);
+        if now.is_ok_and(|now| now.is_some_and(|now| now.0 == self.token.0)) {
+            // One that is gone is what is wanted.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// # Errors
+/// [`TokenError::Foreign`] when the folder of `path` is there and another user's.
+pub fn check_folder(path: &Path) -> Result<(), TokenError> {
+    let Some(folder) = path.parent() else { return Ok(()) };
+    match fs::metadata(folder) {
+        Ok(metadata) if !is_own(&metadata) => Err(TokenError::Foreign { path: folder.to_owned() }),
+        // One that cannot be looked at is told of with the file.
+        _ => Ok(()),
+    }
+}
+
+fn is_own(metadata: &Metadata) -> bool {
+    metadata.uid() == rustix::process::geteuid().as_raw()
+}
+
+/// Where the launchers of a job look for its token unless they are told: `.lockstep` in `home`, a file named
 /// for what all of them know of the job.
-pub fn default_path(job: &str) -> PathBuf {
-    let home = std::env::var_os("HOME").map_or_else(std::env::temp_dir, PathBuf::from);
+///
+/// # Errors
+/// [`TokenError::NoHome`] without one.
+pub fn default_path(home: Option<OsString>, job: &str) -> Result<PathBuf, TokenError> {
+    let home = home.filter(|home| !home.is_empty()).ok_or(TokenError::NoHome)?;
     let plain = |c: char| if c.is_ascii_alphanumeric() || "-.".contains(c) { c } else { '-' };
-    home.join(".lockstep").join(format!("token-{}", job.chars().map(plain).collect::<String>()))
+    let name = format!("token-{}", job.chars().map(plain).collect::<String>());
+    Ok(PathBuf::from(home).join(".lockstep").join(name))
 }
 
 #[cfg(test)]
@@ -139,5 +197,43 @@ mod tests {
         fs::write(&path, "guess me").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         assert!(matches!(Token::read(&path), Err(TokenError::Short { .. })));
+    }
+
+    #[test]
+    fn a_job_removes_its_own_file_and_not_the_one_that_replaced_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        let make = || Made { path: path.clone(), token: Token::create(&path).unwrap() };
+        let (first, second) = (make(), make());
+        drop(first);
+        assert!(path.exists());
+        drop(second);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_file_or_folder_of_another_user_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        Token::create(&path).unwrap();
+        check_folder(&path).unwrap();
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: needs root");
+            return;
+        }
+        std::os::unix::fs::chown(&path, Some(65_534), None).unwrap();
+        assert!(matches!(Token::read(&path), Err(TokenError::Foreign { .. })));
+        std::os::unix::fs::chown(folder.path(), Some(65_534), None).unwrap();
+        assert!(matches!(check_folder(&path), Err(TokenError::Foreign { .. })));
+    }
+
+    #[test]
+    fn without_a_home_another_place_is_asked_for() {
+        let path = default_path(Some("/home/a".into()), "m0:29400").unwrap();
+        assert_eq!(path, Path::new("/home/a/.lockstep/token-m0-29400"));
+        for none in [None, Some("".into())] {
+            let error = default_path(none, "m0:29400").unwrap_err().to_string();
+            assert!(error.contains("set LOCKSTEP_TOKEN"), "{error}");
+        }
     }
 }

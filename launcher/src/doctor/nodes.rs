@@ -76,10 +76,7 @@ async fn tell(cluster: &Cluster, gate: Option<Gate>, so_far: &Findings) {
     let broken: Vec<_> = so_far.broken().map(|it| format!("{}: {}", it.subject, it.seen)).collect();
     let error = LaunchError::Cluster { exit_code: ExitCode::Setup, text: broken.join("; ") };
     match gate {
-        Some(gate) => {
-            turn_away(cluster, gate, &error).await;
-            cluster.secret.remove();
-        }
+        Some(gate) => turn_away(cluster, gate, &error).await,
         None if cluster.node_rank > 0 => decline(cluster, &error).await,
         None => {}
     }
@@ -104,9 +101,7 @@ async fn lead(cluster: &Cluster, gate: Gate, node: &Node) -> Result<Vec<Finding>
         }
     };
     let mut host = Host::new(me, gate, cluster.join_timeout);
-    let gathered = host.gather().await;
-    cluster.secret.remove();
-    gathered?;
+    host.gather().await?;
     let interface = host.interface().map_or("loopback", |interface| interface.name.as_str());
     let seen = format!("{} joined over {interface}", host.hosts()[1..].join(", "));
     let mut findings = vec![Finding::fine(SUBJECT, seen)];
