@@ -7,6 +7,7 @@ mod console;
 mod coordinator;
 mod data;
 mod deadline;
+mod descriptors;
 mod doctor;
 mod error;
 mod events;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         Some(Subcommands::Study(cli)) => Task::Study(cli),
         None => Task::Launch(cli),
     };
+    descriptors::raise();
     let console = Console::new(task.style());
     console.init_tracing();
     let work = async {

@@ -22,6 +22,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tokio::process::{Child, Command};
 
 use crate::cluster::token::TOKEN;
+use crate::descriptors;
 use crate::error::LaunchError;
 use crate::plan::{Device, RankPlan};
 
@@ -111,10 +112,17 @@ pub fn spawn(
         .stdout(writer.try_clone()?)
         .stderr(writer)
         .process_group(0);
-    // SAFETY: `block_stop_signals` does nothing but what may be done between fork and exec.
-    unsafe { command.pre_exec(block_stop_signals) };
+    // SAFETY: `before_exec` does nothing but what may be done between fork and exec.
+    unsafe { command.pre_exec(before_exec) };
     let child = pinned_to(&rank.cpus, || command.spawn())?;
     Ok((child, reader))
+}
+
+/// For a child that works beside the launcher: blocks the signals that are the launcher's, and takes back what
+/// it may have more of.
+pub fn before_exec() -> io::Result<()> {
+    block_stop_signals()?;
+    descriptors::restore()
 }
 
 /// A trainer is asked to stop over its control connection, and only there. Slurm signals every process

@@ -8,7 +8,7 @@ use std::fs;
 use std::io::Read;
 
 use rustix::process::{Pid, Signal, kill_process};
-use support::{Running, Sandbox, eventually, is_running, run};
+use support::{Running, Sandbox, behind, eventually, is_running, run};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -197,6 +197,22 @@ fn a_trainer_that_cannot_load_its_libraries_ends_with_9_and_its_own_words() {
     assert_eq!(ended.code, Some(9), "{}", ended.stderr);
     assert!(ended.stderr.contains(&format!("| {words}")), "{}", ended.stderr);
     assert!(ended.stderr.contains("make setup"), "{}", ended.stderr);
+}
+
+#[test]
+fn the_launcher_may_open_all_files_it_can_and_ranks_those_that_were_allowed() {
+    let sandbox = Sandbox::with_script(
+        "#!/bin/sh\nulimit -Sn\ngrep 'open files' /proc/$PPID/limits\nexit 6\n",
+    );
+    let launcher = sandbox.launcher(&["--cpu", "1", "--run-dir", "run", "c.yaml"]);
+    let limited = behind(&["sh", "-c", "ulimit -Sn 200 && exec \"$@\"", "sh"], &launcher);
+    let ended = run(limited);
+    assert_eq!(ended.code, Some(6), "{}", ended.stderr);
+    let log = fs::read_to_string(sandbox.path("run/logs/rank-0.log")).unwrap();
+    let (of_rank, of_launcher) = log.split_once('\n').unwrap();
+    assert_eq!(of_rank, "200");
+    let words: Vec<_> = of_launcher.split_whitespace().collect();
+    assert_eq!(words[3], words[4], "soft and hard: {of_launcher}");
 }
 
 #[test]

@@ -31,7 +31,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use crate::frame::read_body;
 use crate::logs::RankLog;
 use crate::private_folder::private_folder;
-use crate::spawn::block_stop_signals;
+use crate::spawn::before_exec;
 use helper::{HUB, ToHub};
 pub use mpirun::{Mpirun, find_mpirun, over_mpi};
 
@@ -177,8 +177,8 @@ impl Slots {
                 command.env_remove(name);
             }
         }
-        // SAFETY: `block_stop_signals` does nothing but what may be done between fork and exec.
-        unsafe { command.pre_exec(block_stop_signals) };
+        // SAFETY: `before_exec` does nothing but what may be done between fork and exec.
+        unsafe { command.pre_exec(before_exec) };
         let child = command
             .env(HUB, &self.hub)
             // What it leaves behind when it is killed goes with the folder.

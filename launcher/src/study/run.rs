@@ -20,6 +20,7 @@ use tokio::time::{Instant, interval_at};
 use super::expand::Override;
 use super::planned::{Place, Planned, State};
 use super::slots::Slot;
+use crate::descriptors;
 use crate::plan::Device;
 use crate::policy::StopSignal;
 use crate::progress::clock;
@@ -141,9 +142,12 @@ impl Runner<'_> {
             .stderr(log)
             // Ctrl-C reaches the study only, which passes it on.
             .process_group(0);
-        // SAFETY: a system call, which may be made between fork and exec.
+        // SAFETY: system calls, which may be made between fork and exec.
         unsafe {
-            command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::TERM))?));
+            command.pre_exec(|| {
+                set_parent_process_death_signal(Some(Signal::TERM))?;
+                descriptors::restore()
+            });
         }
         let child = pinned_to(&slot.cpus, || command.spawn())?;
         let verb = if planned.state == State::Begun { "goes on" } else { "starts" };
