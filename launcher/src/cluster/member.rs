@@ -22,8 +22,11 @@ use crate::plan::{Layout, Plan};
 use crate::signals::Signals;
 use crate::spawn::{Spec, Work};
 
-/// Lines of a log longer than this are cut, so that its end fits a frame.
-const MAX_TAIL_LINE: usize = 1000;
+/// Lines of a log that take more than this as JSON are cut, so that its end fits a frame.
+const MAX_TAIL_LINE_BYTES: usize = 2500;
+
+/// Characters of a rank's message; each takes at most six bytes as JSON.
+const MAX_MESSAGE: usize = 8000;
 
 /// What this node brings to the job.
 pub struct Member<'a> {
@@ -212,7 +215,7 @@ impl Member<'_> {
         }
         let first = plan.layout.ranks_of(plan.layout.node_rank).start;
         for (index, (path, tail)) in local.end().await.into_iter().enumerate() {
-            let tail = tail.iter().map(|line| line.chars().take(MAX_TAIL_LINE).collect()).collect();
+            let tail = tail.iter().map(|line| short_line(line)).collect();
             link.connection.send(ToCoordinator::Log { rank: first + index, path, tail });
         }
         link.connection.send(ToCoordinator::AttemptEnded);
@@ -244,11 +247,30 @@ fn with_own_images(config: &str, own: &serde_json::Value) -> io::Result<String> 
     Ok(config::to_yaml(&config))
 }
 
+/// The beginning of a line that takes at most [`MAX_TAIL_LINE_BYTES`] as JSON.
+fn short_line(line: &str) -> String {
+    let mut bytes = 0;
+    let fits = |c: &char| {
+        bytes += json_bytes(*c);
+        bytes <= MAX_TAIL_LINE_BYTES
+    };
+    line.chars().take_while(fits).collect()
+}
+
+/// What a character takes in a JSON string, at most.
+const fn json_bytes(c: char) -> usize {
+    match c {
+        '"' | '\\' => 2,
+        '\0'..='\x1f' => 6,
+        _ => c.len_utf8(),
+    }
+}
+
 /// A rank's frame had room for its message; with what is around it here, it may not.
 fn short_enough(news: News) -> News {
     match news {
         News::Said { rank, message: ToLauncher::Failed { exit_code, message } } => {
-            let message = message.chars().take(8 * MAX_TAIL_LINE).collect();
+            let message = message.chars().take(MAX_MESSAGE).collect();
             News::Said { rank, message: ToLauncher::Failed { exit_code, message } }
         }
         other => other,
@@ -269,5 +291,17 @@ mod tests {
         let ranks: Config = serde_yaml::from_str(&text).unwrap();
         theirs.data.root = "/scratch/data".into();
         assert_eq!(ranks, serde_yaml::from_str(&config::to_yaml(&theirs)).unwrap());
+    }
+
+    #[test]
+    fn the_end_of_a_log_fits_a_frame_whatever_was_written() {
+        for c in ['\u{1b}', '\u{1d11e}', '"', '\n', 'x'] {
+            let line = String::from(c).repeat(8192);
+            let tail = vec![short_line(&line); 20];
+            let path = "/".to_owned() + &"p/".repeat(2000);
+            let log = ToCoordinator::Log { rank: 1, path: path.into(), tail };
+            assert!(comm::control::encode(&log).is_ok(), "{c:?}");
+        }
+        assert_eq!(short_line("a line"), "a line");
     }
 }
