@@ -60,8 +60,8 @@ pub struct Cli {
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
 
-    /// Go on from the run directory's newest good checkpoint (auto), start over (never), or start
-    /// from another run's or checkpoint's directory
+    /// Go on from the run directory's newest good checkpoint (auto), begin a run and refuse a directory
+    /// that holds one (never), or start from another run's or checkpoint's directory
     #[arg(long, value_name = "auto|never|DIR", default_value = "auto")]
     pub resume: Resume,
 
@@ -95,7 +95,7 @@ pub struct Cli {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub max_restarts: u32,
 
-    /// Print the plan and stop: touches nothing and needs no data
+    /// Print the plan and stop: touches nothing and needs no data but the folders of an image_folder
     #[arg(long)]
     pub dry_run: bool,
 
