@@ -237,7 +237,7 @@ impl<'a> LocalRanks<'a> {
             (None, Some(libc::SIGKILL)) if self.oom_kills.another() => Exit::OutOfMemory,
             (None, signal) => Exit::Signal(signal.unwrap_or_default()),
         };
-        if let (Some(slots), Exit::Code(0 | 8)) = (&mut self.slots, exit) {
+        if let Some(slots) = self.slots.as_mut().filter(|_| exit.is_good()) {
             slots.release(rank);
         }
         let ago_ms = u64::try_from(exited.at.elapsed().as_millis()).unwrap_or(u64::MAX);

@@ -108,7 +108,7 @@ fn own_failure(rank: usize, state: &Rank) -> Option<Failure> {
     if let Some((at, silence)) = state.given_up {
         return failed(at, Cause::Silent(silence), ExitCode::Hang);
     }
-    let exited = state.exited.filter(|(_, exit)| !state.killed && is_failure(*exit));
+    let exited = state.exited.filter(|(_, exit)| !state.killed && !exit.is_good());
     match (&state.said, exited) {
         (Some((said, code, _)), Some((at, exit))) => {
             failed((*said).min(at), Cause::Exited(exit), exit_code_of(Exit::Code((*code).into())))
@@ -119,11 +119,6 @@ fn own_failure(rank: usize, state: &Rank) -> Option<Failure> {
         (None, Some((at, exit))) => failed(at, Cause::Exited(exit), exit_code_of(exit)),
         (None, None) => None,
     }
-}
-
-/// 0 is the end of the run and 8 a stop that was asked for.
-fn is_failure(exit: Exit) -> bool {
-    !matches!(exit, Exit::Code(0 | 8))
 }
 
 /// A trainer's documented codes are the launcher's; 127 comes from the dynamic loader.

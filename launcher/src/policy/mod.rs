@@ -9,6 +9,7 @@
 
 mod blame;
 mod culprit;
+mod event;
 mod outcome;
 mod rank;
 mod restart;
@@ -17,12 +18,9 @@ mod silence;
 mod tests;
 mod walltime;
 
-use std::ops::Range;
 use std::time::Duration;
 
-use comm::control::Phase;
-use serde::{Deserialize, Serialize};
-
+pub use event::{Decision, Event, Exit, StopSignal};
 pub use outcome::{Cause, Failure, Outcome};
 pub use rank::{Rank, Report, Silence};
 pub use restart::restart;
@@ -49,126 +47,6 @@ const OVERSLEPT: Duration = Duration::from_secs(1);
 
 /// What is said of that.
 const DID_NOT_RUN: &str = "the launcher itself did not run for a while";
-
-/// How a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Exit {
-    /// With an exit status.
-    Code(i32),
-    /// Killed by a signal.
-    Signal(i32),
-    /// Killed by the kernel, since memory ran out.
-    OutOfMemory,
-}
-
-/// A signal that asks the launcher to stop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StopSignal {
-    /// Ctrl-C.
-    Interrupt,
-    /// What `kill` and Slurm send.
-    Terminate,
-    /// What Slurm is asked to send before the time limit.
-    User1,
-    /// The terminal is gone.
-    Hangup,
-}
-
-impl StopSignal {
-    /// The signal's name.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Interrupt => "SIGINT",
-            Self::Terminate => "SIGTERM",
-            Self::User1 => "SIGUSR1",
-            Self::Hangup => "SIGHUP",
-        }
-    }
-}
-
-/// Something that happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// A rank's process runs.
-    Alive {
-        /// Which rank.
-        rank: usize,
-    },
-    /// A rank said what it is doing.
-    Reported {
-        /// Which rank.
-        rank: usize,
-        /// What it does.
-        phase: Phase,
-        /// In which epoch, from 1.
-        epoch: usize,
-        /// Steps since the start of the run.
-        step: u64,
-    },
-    /// A rank said that it is about to exit because of an error.
-    Failed {
-        /// Which rank.
-        rank: usize,
-        /// The exit code it announced.
-        exit_code: u8,
-        /// What it said.
-        message: String,
-    },
-    /// A rank said hello in a way that does not fit this launcher.
-    Refused {
-        /// Which rank.
-        rank: usize,
-        /// Why.
-        reason: String,
-    },
-    /// A rank's process ended.
-    Exited {
-        /// Which rank.
-        rank: usize,
-        /// How.
-        exit: Exit,
-        /// When; the event comes a little later, after what the rank had said before.
-        at: Duration,
-    },
-    /// A node's launcher is gone, and nobody knows what becomes of its ranks.
-    NodeLost {
-        /// Its ranks.
-        ranks: Range<usize>,
-        /// Which node, and what was seen of it.
-        reason: String,
-    },
-    /// Somebody has killed `mpirun`, without which ranks over MPI may not go on.
-    MpirunKilled {
-        /// How it ended.
-        reason: String,
-        /// When.
-        at: Duration,
-    },
-    /// Somebody asked the launcher to stop.
-    Signal(StopSignal),
-    /// Somebody asked another node's launcher to stop.
-    StopAsked {
-        /// By which signal, and on which node.
-        reason: String,
-    },
-    /// Time passed.
-    Tick,
-}
-
-/// What to do now.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Decision {
-    /// Nothing.
-    Wait,
-    /// Say the reason, and go on.
-    Warn,
-    /// Ask all ranks to save a checkpoint and exit.
-    AskToStop,
-    /// Kill all ranks' process groups.
-    Kill,
-    /// All ranks are gone, or will not go: end like this.
-    Finish(Outcome),
-}
 
 /// How long to wait for what.
 #[derive(Debug, Clone, Copy)]
@@ -342,7 +220,7 @@ impl Job {
                 self.echo_until = echoes.then_some(now + ECHO);
                 self.ask_to_stop(signal.name().to_owned(), now)
             }
-            (Event::Exited { rank, exit: Exit::Code(8), .. }, _) if !stopping => {
+            (Event::Exited { rank, exit, .. }, _) if exit.is_stop() && !stopping => {
                 self.ask_to_stop(format!("a request to rank {rank}"), now)
             }
             (Event::Tick, Stage::Stopping { until }) if now > until + OVERSLEPT => {

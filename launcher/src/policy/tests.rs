@@ -2,8 +2,10 @@
 
 mod hangs;
 
-use super::*;
+use comm::control::Phase;
 use job::ExitCode;
+
+use super::*;
 
 const LIMITS: Limits = Limits {
     stop: Duration::from_secs(150),
