@@ -219,6 +219,49 @@ fn another_study_in_the_same_directory_is_refused() {
 }
 
 #[test]
+fn runs_over_other_ranks_or_of_more_steps_are_not_taken_for_those_of_the_study() {
+    let study = |more: &str| format!("{{title: t, config: c.yaml{more}}}");
+    let sandbox = sandbox(&study(""));
+    let refused = |more: &str, differences: &str| {
+        write(&sandbox, &study(more));
+        for last in [&[][..], &["--draw-only"], &["--dry-run"]] {
+            let ended = run(sandbox.launcher(&[&RUN[..], last].concat()));
+            assert_eq!(ended.code, Some(2), "{more}: {}", ended.stderr);
+            let wanted = format!(
+                "out/runs/run-seed0 holds a run of another configuration: {differences}; give \
+                 another --out, or move it away"
+            );
+            assert!(ended.stderr.contains(&wanted), "{wanted:?} is not in {}", ended.stderr);
+        }
+    };
+    finish(&sandbox);
+    let table = read(&sandbox, "study.md");
+    let two_ranks = "ranks: 1 before, 2 now; steps: 39 before, 21 now";
+    refused(", ranks: 2", two_ranks);
+    refused(", set: {train.epochs: 1}", "steps: 39 before, 13 now");
+    refused(", set: {train.max_steps: 30}", "steps: 39 before, 30 now");
+    assert_eq!(read(&sandbox, "study.md"), table);
+
+    // A run that was stopped has no summary.
+    fs::remove_file(sandbox.path("out/runs/run-seed0/metrics.jsonl")).unwrap();
+    refused(", ranks: 2", two_ranks);
+
+    write(&sandbox, &study(", set: {train.epochs: 4}"));
+    finish(&sandbox);
+    assert_eq!(epochs(&sandbox, "run-seed0").last(), Some(&4), "a longer run goes on");
+}
+
+#[test]
+fn ranks_may_change_where_the_global_batch_does_not_depend_on_them() {
+    let study = "{title: t, config: c.yaml, set: {train.global_batch_size: 16}}";
+    let sandbox = sandbox(study);
+    finish(&sandbox);
+    write(&sandbox, &study.replace("c.yaml", "c.yaml, ranks: 2"));
+    let again = finish(&sandbox);
+    assert!(again.stderr.contains("1 runs, 1 of them done"), "{}", again.stderr);
+}
+
+#[test]
 fn what_is_wrong_in_a_study_is_named_by_file_line_and_key() {
     let sandbox = sandbox(STUDY);
     for (from, to, named) in [

@@ -3,14 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use job::config::{
-    self, Config, ConfigError, Data, Dataset, Document, Fallback, differences_in_training,
+    self, Config, ConfigError, Data, Dataset, Difference, Document, Fallback,
+    differences_in_training,
 };
 use job::network::Network;
 use job::run_dir::RunDir;
 use job::{ExitCode, dataset};
 
 use super::expand::{Expanded, Invalid, Override, Point};
-use super::results::Results;
+use super::results::{Reached, Results};
 use crate::error::LaunchError;
 use crate::plan::{Device, Layout, Plan};
 use crate::topology::Topology;
@@ -56,12 +57,12 @@ pub enum State {
 }
 
 impl State {
-    /// `holds_run`: whether it was ever started. `summary_steps`: of its last summary, if it has one: it
+    /// `holds_run`: whether it was ever started. `end`: the steps of its last summary, if it has one: it
     /// may have been a shorter run.
-    pub fn of(holds_run: bool, summary_steps: Option<u64>, steps: u64) -> Self {
-        match (holds_run, summary_steps) {
+    pub fn of(holds_run: bool, end: Option<u64>, steps: u64) -> Self {
+        match (holds_run, end) {
             (false, _) => Self::New,
-            (true, Some(taken)) if taken >= steps => Self::Done,
+            (true, Some(taken)) if taken == steps => Self::Done,
             (true, _) => Self::Begun,
         }
     }
@@ -114,18 +115,40 @@ impl Planned {
             point,
         };
         planned.refresh();
+        planned.can_go_on(place.ranks)?;
         Ok(planned)
+    }
+
+    /// Refuses what was run of it before over other ranks, which make another global batch, or for more
+    /// steps: it would be taken for what the study asks for.
+    fn can_go_on(&self, ranks: usize) -> Result<(), LaunchError> {
+        let run_dir = RunDir::at(&self.root);
+        let reached = [self.results.end, Reached::of_newest_checkpoint(&run_dir)];
+        let Some(Reached { step, world_size }) =
+            reached.into_iter().flatten().max_by_key(|reached| reached.step)
+        else {
+            return Ok(());
+        };
+        let mut differences = Vec::new();
+        if world_size != ranks && self.config.train.global_batch_size.is_none() {
+            differences.push(difference("ranks", world_size as u64, ranks as u64));
+        }
+        if step > self.steps {
+            differences.push(difference("steps", step, self.steps));
+        }
+        refuse(&self.root, &differences)
     }
 
     /// Looks again at what there is of it. Metrics that cannot be read, as a power cut may leave them,
     /// count as none: the trainer drops such lines when the run goes on.
     pub fn refresh(&mut self) {
         let run_dir = RunDir::at(&self.root);
-        self.results = Results::read(&run_dir.metrics_path()).unwrap_or_else(|error| {
+        self.results = Results::read(&run_dir).unwrap_or_else(|error| {
             tracing::warn!("{error}");
             Results::default()
         });
-        self.state = State::of(run_dir.holds_run(), self.results.summary_steps, self.steps);
+        let end = self.results.end.map(|end| end.step);
+        self.state = State::of(run_dir.holds_run(), end, self.steps);
     }
 
     /// Of the dotted `key`: what the study sets it to, or else what its configuration says, if it says something.
@@ -223,7 +246,15 @@ fn config_before(root: &Path) -> Result<Option<Config>, LaunchError> {
 }
 
 fn same_training(root: &Path, before: &Config, config: &Config) -> Result<(), LaunchError> {
-    let differences = differences_in_training(before, config);
+    refuse(root, &differences_in_training(before, config))
+}
+
+fn difference(what: &str, before: u64, now: u64) -> Difference {
+    Difference { path: what.to_owned(), old: before.to_string(), new: now.to_string() }
+}
+
+/// An error where there are `differences` to the run in `root`.
+fn refuse(root: &Path, differences: &[Difference]) -> Result<(), LaunchError> {
     if differences.is_empty() {
         return Ok(());
     }
@@ -257,5 +288,6 @@ mod tests {
         assert_eq!(State::of(true, None, 100), State::Begun);
         assert_eq!(State::of(true, Some(50), 100), State::Begun, "it was to be shorter then");
         assert_eq!(State::of(true, Some(100), 100), State::Done);
+        assert_eq!(State::of(true, Some(150), 100), State::Begun, "not what is reported as done");
     }
 }

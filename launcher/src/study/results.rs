@@ -1,8 +1,8 @@
-//! What a run has left in `metrics.jsonl`, and statistics over runs.
-
-use std::path::Path;
+//! What a run has left in `metrics.jsonl` and its newest checkpoint, and statistics over runs.
 
 use job::metrics::{self, EpochRecord, ReadError, Record};
+use job::run_dir::RunDir;
+use serde::Deserialize;
 
 use super::file::Metric;
 
@@ -11,21 +11,41 @@ use super::file::Metric;
 pub struct Results {
     /// Its epochs, in order.
     pub epochs: Vec<EpochRecord>,
-    /// Steps of the last summary, if it came to its end.
-    pub summary_steps: Option<u64>,
+    /// Where its last summary was written, if it came to its end.
+    pub end: Option<Reached>,
+}
+
+/// How far a run came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Reached {
+    /// Optimizer updates.
+    pub step: u64,
+    /// Ranks that trained.
+    pub world_size: usize,
+}
+
+impl Reached {
+    /// At the newest checkpoint; `None` where there is none that can be read.
+    pub fn of_newest_checkpoint(run_dir: &RunDir) -> Option<Self> {
+        let state = std::fs::read(run_dir.checkpoints_dir().join("latest/state.json")).ok()?;
+        serde_json::from_slice(&state).ok()
+    }
 }
 
 impl Results {
-    /// Reads the metrics at `path`; nothing where there is no file.
+    /// Reads the metrics of a run; nothing where there are none.
     ///
     /// # Errors
     /// When the file cannot be read, or a line is no record.
-    pub fn read(path: &Path) -> Result<Self, ReadError> {
+    pub fn read(run_dir: &RunDir) -> Result<Self, ReadError> {
         let mut results = Self::default();
-        for record in metrics::read(path)? {
+        for record in metrics::read(&run_dir.metrics_path())? {
             match record {
                 Record::Epoch(epoch) => results.epochs.push(epoch),
-                Record::Summary(summary) => results.summary_steps = Some(summary.steps),
+                Record::Summary(summary) => {
+                    let (step, world_size) = (summary.steps, summary.world_size);
+                    results.end = Some(Reached { step, world_size });
+                }
                 Record::Step(_) => {}
             }
         }

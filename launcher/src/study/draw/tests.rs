@@ -4,7 +4,7 @@ use serde_yaml::Value;
 
 use super::super::expand::{self, Override};
 use super::super::planned::State;
-use super::super::results::Results;
+use super::super::results::{Reached, Results};
 use super::*;
 
 /// A run of three epochs of 10 steps, whose test error starts at 90 %.
@@ -32,7 +32,7 @@ fn run(name: &str, seed: u64, errors: [f64; 2]) -> Planned {
         global_batch_size: 128,
         parameters: 1000,
         multiply_adds: 2000,
-        results: Results { epochs, summary_steps: Some(25) },
+        results: Results { epochs, end: Some(Reached { step: 25, world_size: 1 }) },
         state: State::Done,
         falls_back: false,
     }
