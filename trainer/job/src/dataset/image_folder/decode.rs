@@ -14,6 +14,8 @@ use super::jpeg::{self, Decoded};
 pub(super) const MAX_SIDE: u32 = 32_768;
 /// Memory that decoding one may take.
 pub(super) const MAX_DECODED_BYTES: u64 = 1 << 30;
+/// How much longer than what will be seen of it a side may be when an image is scaled.
+const MAX_UNSEEN: u64 = 4;
 
 /// Reads a PNG or JPEG file as an image of `shape` (channels, height, width): one channel is grey,
 /// three are red, green and blue; what is transparent shows its colour. Where the size differs, it is
@@ -33,9 +35,42 @@ pub fn read_image(path: &Path, shape: [usize; 3]) -> Result<Vec<u8>, Problem> {
     let fits = (coloured.height(), coloured.width()) == (height, width);
     let image = match fits {
         true => coloured,
-        false => coloured.resize_to_fill(width, height, FilterType::Triangle),
+        false => scaled(coloured, width, height),
     };
     Ok(image.into_bytes())
+}
+
+/// Its middle, scaled to `width` and `height`.
+fn scaled(image: DynamicImage, width: u32, height: u32) -> DynamicImage {
+    let most_wide = most(image.height(), height, width);
+    let most_high = most(image.width(), width, height);
+    let (kept_width, kept_height) =
+        (kept(image.width(), most_wide), kept(image.height(), most_high));
+    let image = match (kept_width, kept_height) == (image.width(), image.height()) {
+        true => image,
+        // What is scaled is whole: a line of one pixel would take gigabytes.
+        false => image.crop_imm(
+            (image.width() - kept_width) / 2,
+            (image.height() - kept_height) / 2,
+            kept_width,
+            kept_height,
+        ),
+    };
+    image.resize_to_fill(width, height, FilterType::Triangle)
+}
+
+/// The most pixels of a side that are scaled, where `across` pixels of the other come to `target_across`
+/// and this one's middle to `target`.
+fn most(across: u32, target_across: u32, target: u32) -> u64 {
+    MAX_UNSEEN * (u64::from(across) * u64::from(target)).div_ceil(u64::from(target_across))
+}
+
+/// Of `side` pixels about `most`, so that as many are left out on either end.
+fn kept(side: u32, most: u64) -> u32 {
+    match u64::from(side).checked_sub(most) {
+        Some(more) => (most + more % 2) as u32,
+        None => side,
+    }
 }
 
 fn decode(path: &Path) -> Result<DynamicImage, Problem> {
@@ -60,4 +95,49 @@ fn decode(path: &Path) -> Result<DynamicImage, Problem> {
     limits.max_alloc = Some(MAX_DECODED_BYTES);
     reader.limits(limits);
     reader.decode().map_err(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use image::{Rgb, RgbImage};
+
+    use super::*;
+
+    fn smooth(width: u32, height: u32) -> DynamicImage {
+        let wave = |at: u32, period: f32| (127.0 * (1.0 + (at as f32 / period).sin())) as u8;
+        let (across, along) = (width.min(height) as f32, width.max(height) as f32);
+        let colour = |x, y| Rgb([wave(x, across), wave(y, across), wave(x + y, along)]);
+        RgbImage::from_fn(width, height, colour).into()
+    }
+
+    /// The largest difference of a pixel to the whole image scaled.
+    fn off([width, height]: [u32; 2], [target_width, target_height]: [u32; 2]) -> u8 {
+        let image = smooth(width, height);
+        let whole = image.resize_to_fill(target_width, target_height, FilterType::Triangle);
+        let ours = scaled(image, target_width, target_height);
+        let of = |(a, b): (&u8, &u8)| a.abs_diff(*b);
+        ours.as_bytes().iter().zip(whole.as_bytes()).map(of).max().unwrap()
+    }
+
+    #[test]
+    fn what_is_cut_off_before_scaling_is_not_seen() {
+        for size in [[500, 375], [375, 500], [64, 64], [3, 12], [1, 1], [129, 33]] {
+            assert_eq!(off(size, [32, 32]), 0, "{size:?}");
+        }
+        assert_eq!(off([320, 40], [80, 20]), 0);
+        for size in [[901, 100], [100, 900], [40, 999], [1001, 7]] {
+            assert!(off(size, [32, 32]) <= 8, "{size:?}: {}", off(size, [32, 32]));
+        }
+    }
+
+    #[test]
+    fn a_line_is_scaled_in_little_memory() {
+        for (width, height) in [(1, MAX_SIDE), (MAX_SIDE, 1)] {
+            let line = scaled(RgbImage::new(width, height).into(), 1024, 1024);
+            assert_eq!((line.width(), line.height()), (1024, 1024));
+        }
+        assert_eq!(kept(MAX_SIDE, most(1, 1024, 1024)), 4);
+        assert_eq!(kept(MAX_SIDE - 1, most(1, 1024, 1024)), 5);
+        assert_eq!(kept(4, most(1, 1024, 1024)), 4);
+    }
 }

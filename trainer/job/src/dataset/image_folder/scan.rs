@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::super::Problem;
 
 /// Raised whenever the same files would be decoded to other pixels: caches made before are useless then.
-const CACHE_VERSION: u32 = 2;
+const CACHE_VERSION: u32 = 3;
 
 /// The files of a folder of images.
 #[derive(Debug)]
