@@ -102,6 +102,19 @@ fn open(cache: &Path) -> Result<(Arc<Mmap>, Description), Problem> {
     Ok((Arc::new(map), description))
 }
 
+/// Removes from `root` what a decoding that was killed has left, of images of any size. Only while nobody
+/// decodes.
+pub(super) fn remove_unfinished(root: &Path) {
+    for entry in fs::read_dir(root).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.as_encoded_bytes();
+        if name.starts_with(b"..images-") && name.ends_with(b".tmp") {
+            // One that stays does no harm but to the space.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Decodes all images of `listing` into `cache`.
 pub(super) fn build(
     cache: &Path,

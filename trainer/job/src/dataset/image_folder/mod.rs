@@ -44,6 +44,7 @@ pub(super) fn prepare(data: &Data) -> Result<Source, Problem> {
         if let Err(reason) = cache::check(&cache, &key) {
             let count = listing.train.len() + listing.test.len();
             tracing::info!("decoding {count} images into {}: {reason}", cache.display());
+            cache::remove_unfinished(&data.root);
             cache::build(&cache, &key, &listing, shape)?;
         }
     }

@@ -55,6 +55,12 @@ impl Folder {
         self.path(".images-8px.cache")
     }
 
+    fn temporary_files(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.0.path()).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.ends_with(".tmp")).collect()
+    }
+
     /// Which file the cache is: another number when it was made anew.
     fn inode(&self) -> u64 {
         use std::os::unix::fs::MetadataExt;
@@ -136,12 +142,19 @@ fn of_several_callers_one_decodes() {
         let sets: Vec<_> = callers.into_iter().map(|caller| caller.join().unwrap()).collect();
         assert!(sets.iter().all(|set| *set == sets[0]));
     });
-    let left: Vec<_> = fs::read_dir(folder.0.path())
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .filter(|name| name.ends_with(".tmp"))
-        .collect();
-    assert_eq!(left, [""; 0]);
+    assert_eq!(folder.temporary_files(), [""; 0]);
+}
+
+#[test]
+fn what_an_interrupted_decoding_has_left_is_removed_by_the_next() {
+    let folder = Folder::new();
+    let left = crate::files::temporary_name(&folder.cache());
+    for name in [left, folder.path("..images-224px.cache.1.tmp")] {
+        fs::write(name, "half").unwrap();
+    }
+    fs::write(folder.path("mine.tmp"), "not of decoding").unwrap();
+    folder.load(&folder.data()).unwrap();
+    assert_eq!(folder.temporary_files(), ["mine.tmp"]);
 }
 
 #[test]
