@@ -15,9 +15,10 @@ use crate::config::{Data, Dataset, Fallback};
 ///
 /// A published data set is looked for under `data.root`, then downloaded where that is allowed. A
 /// folder of images is decoded where that has not been done. What cannot be had is replaced by
-/// synthetic images where that is allowed; files that are there but bad are an error, not a reason to
-/// fall back. `cifar10_dir`: the value of [`CIFAR10_DIR`](super::CIFAR10_DIR); then CIFAR-10 is there or
-/// nowhere. Several processes may call it at once: one downloads or decodes, the others wait for it.
+/// synthetic images where that is allowed; files that are there but bad, or that cannot be read or
+/// written, are an error, not a reason to fall back. `cifar10_dir`: the value of
+/// [`CIFAR10_DIR`](super::CIFAR10_DIR); then CIFAR-10 is there or nowhere. Several processes may call it
+/// at once: one downloads or decodes, the others wait for it.
 ///
 /// # Errors
 /// [`DataError`], which names the file or folder, what is wrong, and the ways to get the data.
@@ -31,13 +32,17 @@ pub fn prepare(data: &Data, cifar10_dir: Option<&Path>) -> Result<Source, DataEr
 }
 
 fn or_fallback(found: Result<Source, Problem>, data: &Data) -> Result<Source, DataError> {
-    let is_there =
-        |problem: &Problem| matches!(problem, Problem::BadFile { .. } | Problem::EnvDir { .. });
     found.or_else(|problem| {
-        let is_there = is_there(&problem);
+        let cannot_be_had = matches!(
+            problem,
+            Problem::Missing { .. }
+                | Problem::NoFolder { .. }
+                | Problem::Download { .. }
+                | Problem::Md5 { .. }
+        );
         let error = DataError { problem, ways: ways(data.dataset) };
         match data.fallback {
-            Fallback::Synthetic if !is_there => {
+            Fallback::Synthetic if cannot_be_had => {
                 Ok(Source::Synthetic { because: Some(error.to_string()) })
             }
             _ => Err(error),

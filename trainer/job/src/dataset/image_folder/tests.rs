@@ -238,6 +238,21 @@ fn a_missing_folder_falls_back_where_that_is_allowed() {
 }
 
 #[test]
+fn images_whose_decoded_ones_cannot_be_kept_are_not_replaced() {
+    let folder = Folder::new();
+    // Root may write where nobody else may.
+    fs::create_dir(folder.path(".images.lock")).unwrap();
+    let data = Data { fallback: Fallback::Synthetic, ..folder.data() };
+    let error = folder.load(&data).unwrap_err().to_string();
+    assert!(error.contains(".images.lock: cannot be written: "), "{error}");
+
+    fs::remove_dir(folder.path(".images.lock")).unwrap();
+    fs::create_dir(folder.cache()).unwrap();
+    let error = folder.load(&data).unwrap_err().to_string();
+    assert!(error.contains(".images-8px.cache: cannot be written: "), "{error}");
+}
+
+#[test]
 fn an_image_is_scaled_to_cover_the_square_and_its_middle_is_taken() {
     let folder = Folder::new();
     // Red, green and blue thirds, side by side: the middle is green.
