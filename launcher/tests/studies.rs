@@ -7,6 +7,7 @@ mod support;
 use std::fs;
 use std::path::Path;
 
+use figure::Picture;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -117,6 +118,35 @@ fn runs_whose_images_cannot_be_had_are_done_after_the_steps_of_synthetic_ones() 
     let drawn = run(sandbox.launcher(&[&RUN[..], &["--draw-only"]].concat()));
     assert_eq!(drawn.code, Some(0), "{}", drawn.stderr);
     assert_eq!(states(&sandbox), done);
+}
+
+#[test]
+fn a_study_is_drawn_without_its_folder_of_images() {
+    let sandbox = sandbox("{title: t, config: c.yaml}");
+    sandbox.write_config(
+        "data: {dataset: image_folder, root: pets, image_size: 8}\n\
+         model: {name: resnet20, stem: cifar}\ntrain: {epochs: 2, batch_size_per_rank: 2}\n",
+    );
+    let picture = Picture::new(8.0, 8.0).to_png().unwrap();
+    for split in ["train", "test"] {
+        for class in ["cat", "dog"] {
+            let folder = sandbox.path("pets").join(split).join(class);
+            fs::create_dir_all(&folder).unwrap();
+            for name in ["1.png", "2.png"] {
+                fs::write(folder.join(name), &picture).unwrap();
+            }
+        }
+    }
+    finish(&sandbox);
+    let table = read(&sandbox, "study.md");
+    assert!(table.contains("| 1 of 1 |"), "{table}");
+    fs::rename(sandbox.path("pets"), sandbox.path("away")).unwrap();
+    fs::remove_file(sandbox.path("out/study.md")).unwrap();
+    let drawn = run(sandbox.launcher(&[&RUN[..], &["--draw-only"]].concat()));
+    assert_eq!(drawn.code, Some(0), "{}", drawn.stderr);
+    assert_eq!(read(&sandbox, "study.md"), table);
+    let planned = run(sandbox.launcher(&[&RUN[..], &["--dry-run"]].concat()));
+    assert_eq!(planned.code, Some(3), "{}", planned.stderr);
 }
 
 #[test]

@@ -40,11 +40,11 @@ pub struct StudyCli {
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
 
-    /// Print what would be run and stop: touches nothing and needs no data
+    /// Print what would be run and stop: touches nothing, and needs no data but folders of images
     #[arg(long)]
     pub dry_run: bool,
 
-    /// Write tables and figures of what there is, and run nothing
+    /// Write tables and figures of what there is, and run nothing: needs no data
     #[arg(long, conflicts_with = "dry_run")]
     pub draw_only: bool,
 

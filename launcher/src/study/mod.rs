@@ -8,6 +8,7 @@ mod draw;
 mod expand;
 mod figures;
 mod file;
+mod images;
 mod planned;
 mod report;
 mod results;
@@ -31,6 +32,7 @@ use crate::topology::Topology;
 use crate::{data, gpus, plan, slurm, spawn};
 use figures::X;
 use file::StudyFile;
+use images::StudyImages;
 use planned::{Place, Planned, State};
 use report::Report;
 use run::{Ended, Failure, Runner};
@@ -55,7 +57,8 @@ pub async fn study(cli: &StudyCli) -> Result<ExitCode, LaunchError> {
     let request = if cli.draw_only { Request::Cpu { ranks } } else { cli.request() };
     let (device, available) = plan::devices(request, visible_gpus, false, &topology)?;
     let place = Place { device, ranks, topology: &topology };
-    let mut runs = planned::plan(expanded, &document, place, &out)?;
+    let mut images = if cli.draw_only { StudyImages::read(&out) } else { StudyImages::default() };
+    let mut runs = planned::plan(expanded, &document, place, &out, &mut images)?;
     let axes = figures::check(&study, &runs, cli.reduced).map_err(wrong)?;
     let visible_devices = std::env::var("CUDA_VISIBLE_DEVICES").ok();
     let slots = slots(
@@ -75,6 +78,7 @@ pub async fn study(cli: &StudyCli) -> Result<ExitCode, LaunchError> {
     fs::create_dir_all(&out).map_err(cannot_write(&out))?;
     let _lock = run_dir::lock(&out)?;
     if !cli.draw_only {
+        images.write(&out).map_err(cannot_write(&out))?;
         let logs = out.join("logs");
         for folder in std::iter::once(&logs).chain(runs.iter().map(|run| &run.root)) {
             fs::create_dir_all(folder).map_err(cannot_write(folder))?;

@@ -2,15 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
+use job::ExitCode;
 use job::config::{
     self, Config, ConfigError, Data, Dataset, Difference, Document, Fallback,
     differences_in_training,
 };
+use job::dataset::{self, Outline};
 use job::network::Network;
 use job::run_dir::RunDir;
-use job::{ExitCode, dataset};
 
 use super::expand::{Expanded, Invalid, Override, Point};
+use super::images::StudyImages;
 use super::results::{Reached, Results};
 use crate::error::LaunchError;
 use crate::plan::{Device, Layout, Plan};
@@ -92,12 +94,12 @@ impl Planned {
     fn new(
         point: Point,
         config: Config,
+        outline: &Outline,
         root: PathBuf,
         place: Place<'_>,
     ) -> Result<Self, LaunchError> {
-        let outline = dataset::outline(&config.data)?;
         let layout = Layout::single(place.ranks);
-        let plan = Plan::new(&config, &outline, place.device, layout, place.topology)?;
+        let plan = Plan::new(&config, outline, place.device, layout, place.topology)?;
         let network = Network::new(&config.model, outline.shape, outline.classes).summary();
         let epochs = plan.total_steps.div_ceil(plan.steps_per_epoch.max(1) as u64);
         let mut planned = Self {
@@ -172,7 +174,8 @@ impl Planned {
         if let Some(before) = config_before(&self.root)? {
             same_training(&self.root, &before, &config)?;
         }
-        let planned = Self::new(self.point.clone(), config, self.root.clone(), place)?;
+        let outline = dataset::outline(taken)?;
+        let planned = Self::new(self.point.clone(), config, &outline, self.root.clone(), place)?;
         *self = Self { falls_back, ..planned };
         Ok(())
     }
@@ -183,7 +186,8 @@ impl Planned {
     }
 }
 
-/// Reads the configuration of every run, and what `out` has of it.
+/// Reads the configuration of every run, and what `out` has of it. `images`: those that are known already;
+/// others are looked at.
 ///
 /// # Errors
 /// [`LaunchError`], which names the key in the study file that makes a configuration wrong, or what in
@@ -193,17 +197,20 @@ pub fn plan(
     document: &Document,
     place: Place<'_>,
     out: &Path,
+    images: &mut StudyImages,
 ) -> Result<Vec<Planned>, LaunchError> {
-    let one = |point: Point| {
+    let mut one = |point: Point| {
         let arguments: Vec<String> = point.overrides.iter().map(Override::argument).collect();
         let config = config::load(&point.config, &arguments)
             .map_err(|error| in_study(error, &point, &arguments, document))?;
         let root = out.join("runs").join(&point.name);
         let taken = data_before(&root, &config)?;
-        let planned = Planned::new(point, Config { data: taken, ..config.clone() }, root, place)?;
+        let outline = images.outline(&taken)?;
+        let of_taken = Config { data: taken, ..config.clone() };
+        let planned = Planned::new(point, of_taken, &outline, root, place)?;
         Ok(Planned { config, ..planned })
     };
-    expanded.points.into_iter().map(one).collect()
+    expanded.points.into_iter().map(&mut one).collect()
 }
 
 /// An override's error, at its place in the study file.

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
 
 use super::download::{self, Origin};
 use super::published::{Found, Published, published};
@@ -116,7 +117,7 @@ pub(super) fn lock(folder: &Path, name: &str) -> Result<File, Problem> {
 }
 
 /// What is known of a data set before it is read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outline {
     /// Training and test images, as far as the configuration tells: what cannot be had may yet be
     /// replaced by synthetic images.
