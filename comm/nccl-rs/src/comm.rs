@@ -4,6 +4,7 @@ use std::ffi::{c_int, c_void};
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
+use crate::cuda::Cuda;
 use crate::sys::{CommHandle, Config, DataType, IN_PROGRESS, RedOp, SUCCESS, UniqueId};
 use crate::{Error, Nccl, Result};
 
@@ -23,6 +24,8 @@ pub enum State {
 /// it; [`settle`](Self::settle) waits for that, outside of groups.
 pub struct Comm {
     nccl: Nccl,
+    cuda: Cuda,
+    device: usize,
     /// `None` after abort or finalize.
     handle: Mutex<Option<Handle>>,
 }
@@ -44,13 +47,19 @@ impl Handle {
 const ABORT_TIME: Duration = Duration::from_secs(2);
 
 impl Comm {
-    /// Begins to connect `rank` of `world_size` on the current CUDA device. Collective.
+    /// Begins to connect `rank` of `world_size` on `device`, the current CUDA device. Collective.
     ///
     /// <https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api/comms.html#ncclcomminitrankconfig>
     ///
     /// # Errors
     /// [`Error::Nccl`].
-    pub fn init_rank(nccl: &Nccl, id: UniqueId, rank: usize, world_size: usize) -> Result<Self> {
+    pub fn init_rank(
+        nccl: &Nccl,
+        (cuda, device): (&Cuda, usize),
+        id: UniqueId,
+        rank: usize,
+        world_size: usize,
+    ) -> Result<Self> {
         let mut handle: CommHandle = std::ptr::null_mut();
         let (ranks, rank) = (as_int(world_size), as_int(rank));
         match nccl.functions.ncclCommInitRankConfig {
@@ -68,7 +77,8 @@ impl Comm {
                 nccl.check("ncclCommInitRank", code)?;
             }
         }
-        Ok(Self { nccl: nccl.clone(), handle: Mutex::new(Some(Handle(handle))) })
+        let handle = Mutex::new(Some(Handle(handle)));
+        Ok(Self { nccl: nccl.clone(), cuda: cuda.clone(), device, handle })
     }
 
     /// What the communicator is doing, or what has gone wrong in the background.
@@ -118,8 +128,12 @@ impl Comm {
     /// [`Error::Nccl`], [`Error::Timeout`]; none when that has happened already.
     pub fn abort(&self) -> Result<()> {
         let Some(handle) = self.take() else { return Ok(()) };
-        let nccl = self.nccl.clone();
-        within("ncclCommAbort", ABORT_TIME, move || handle.abort(&nccl))
+        let (nccl, cuda, device) = (self.nccl.clone(), self.cuda.clone(), self.device);
+        within("ncclCommAbort", ABORT_TIME, move || {
+            // NCCL puts back the device that it finds. Where this fails, it aborts all the same.
+            let _ = cuda.set_device(device);
+            handle.abort(&nccl)
+        })
     }
 
     /// Waits for what is under way on all ranks, and frees the communicator. Collective.

@@ -95,6 +95,17 @@ impl Cuda {
         Ok(usize::try_from(count).unwrap_or(0))
     }
 
+    /// Makes `device` this thread's current one, for a thread that has not used another: to put the first
+    /// back, as [`Self::use_device`] does, would make a context on it.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`].
+    pub fn set_device(&self, device: usize) -> Result<()> {
+        let device = c_int::try_from(device).unwrap_or(-1);
+        // SAFETY: plain call; CUDA refuses what is out of range.
+        self.check("cudaSetDevice", unsafe { (self.functions.cudaSetDevice)(device) })
+    }
+
     /// Makes `device` this thread's current one until the guard is dropped.
     ///
     /// # Errors
@@ -104,9 +115,7 @@ impl Cuda {
         // SAFETY: CUDA writes one number.
         let code = unsafe { (self.functions.cudaGetDevice)(&raw mut previous) };
         self.check("cudaGetDevice", code)?;
-        let device = c_int::try_from(device).unwrap_or(-1);
-        // SAFETY: plain call; CUDA refuses what is out of range.
-        self.check("cudaSetDevice", unsafe { (self.functions.cudaSetDevice)(device) })?;
+        self.set_device(device)?;
         Ok(DeviceGuard { cuda: self.clone(), previous, not_send: PhantomData })
     }
 

@@ -86,7 +86,7 @@ pub fn connect(
     let _guard = cuda.use_device(device).map_err(failed)?;
     let stream = cuda.stream().map_err(failed)?;
     let World { rank, world_size, .. } = world;
-    let comm = Comm::init_rank(&library, id, rank, world_size).map_err(failed)?;
+    let comm = Comm::init_rank(&library, (&cuda, device), id, rank, world_size).map_err(failed)?;
     let left = deadline.saturating_duration_since(Instant::now());
     comm.settle("connecting all ranks", left).map_err(|error| match error {
         nccl_rs::Error::Timeout { .. } => late("connect", 0, rank, timeout),

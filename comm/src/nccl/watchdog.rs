@@ -130,7 +130,8 @@ impl Shared {
 
     /// The watchdog's life.
     pub(super) fn watch(&self) {
-        let _guard = self.cuda.use_device(self.device);
+        // Where this fails, so does the first look at an event.
+        let _ = self.cuda.set_device(self.device);
         let mut state = self.watched.lock();
         while !state.leaving {
             let idle = state.flights.is_empty() || state.failed.is_some();
