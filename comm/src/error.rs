@@ -57,6 +57,18 @@ pub enum CommError {
         /// Its sequence number.
         sequence: u64,
     },
+    /// A peer's process or the network to it is gone, and the backend cannot tell which peer.
+    #[error("{op} #{sequence}: rank {rank} lost a peer that it cannot name; {reason}")]
+    PeerLost {
+        /// The collective that was under way.
+        op: &'static str,
+        /// Its sequence number.
+        sequence: u64,
+        /// The rank that reports.
+        rank: usize,
+        /// What the backend says.
+        reason: String,
+    },
     /// Ranks called different collectives, or with different lengths or dtypes.
     #[error(
         "ranks disagree at collective #{sequence}: rank {rank} called {here}, rank {peer} called {there}"

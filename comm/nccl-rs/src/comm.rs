@@ -43,6 +43,9 @@ impl Handle {
     }
 }
 
+/// What failed, where NCCL tells of it after the call.
+pub(crate) const BACKGROUND: &str = "background operation";
+
 /// How long an abort is waited for.
 const ABORT_TIME: Duration = Duration::from_secs(2);
 
@@ -93,7 +96,7 @@ impl Comm {
             // SAFETY: NCCL writes one code.
             let code = unsafe { (self.nccl.functions.ncclCommGetAsyncError)(comm, &raw mut state) };
             self.nccl.check_for(comm, "ncclCommGetAsyncError", code)?;
-            self.nccl.check_for(comm, "background operation", state)?;
+            self.nccl.check_for(comm, BACKGROUND, state)?;
             Ok(if state == IN_PROGRESS { State::InProgress } else { State::Ready })
         })
     }

@@ -2,6 +2,9 @@
 
 use std::ffi::{CStr, c_char};
 
+use crate::comm::BACKGROUND;
+use crate::sys::{REMOTE_ERROR, SYSTEM_ERROR};
+
 /// The result of a call into NCCL or CUDA.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -60,6 +63,18 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether a peer is the likely cause: NCCL says that one is gone, or a socket failed while ranks were
+    /// talking to each other, which is what a process that has ended leaves of its connections.
+    pub fn is_of_a_peer(&self) -> bool {
+        match self {
+            Self::Nccl { code: REMOTE_ERROR, .. } => true,
+            Self::Nccl { code: SYSTEM_ERROR, function, .. } => *function == BACKGROUND,
+            _ => false,
+        }
+    }
+}
+
 /// A copy of a string that a library keeps.
 ///
 /// # Safety
@@ -77,5 +92,27 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     match error.source() {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_broke_is_told_from_a_call_that_was_refused() {
+        let error = |function, code| Error::Nccl {
+            function,
+            code,
+            text: "unhandled system error".to_owned(),
+            detail: String::new(),
+        };
+        assert!(error(BACKGROUND, REMOTE_ERROR).is_of_a_peer());
+        assert!(error("ncclAllReduce", REMOTE_ERROR).is_of_a_peer());
+        assert!(error(BACKGROUND, SYSTEM_ERROR).is_of_a_peer());
+        assert!(!error("ncclAllReduce", SYSTEM_ERROR).is_of_a_peer());
+        let unhandled_cuda_error = 1;
+        assert!(!error(BACKGROUND, unhandled_cuda_error).is_of_a_peer());
+        assert!(!Error::Aborted.is_of_a_peer());
     }
 }

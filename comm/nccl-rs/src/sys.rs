@@ -21,6 +21,10 @@ pub type ResultCode = c_int;
 
 /// `ncclSuccess`.
 pub const SUCCESS: ResultCode = 0;
+/// `ncclSystemError`: a socket or another call to the system failed.
+pub const SYSTEM_ERROR: ResultCode = 2;
+/// `ncclRemoteError`: a peer's process or the network to it is gone.
+pub const REMOTE_ERROR: ResultCode = 6;
 /// `ncclInProgress`: a non-blocking communicator is still at it.
 pub const IN_PROGRESS: ResultCode = 7;
 

@@ -336,6 +336,10 @@ struct DeviceWork {
     stream: *mut std::ffi::c_void,
     sequence: u64,
 }
+            error if error.is_of_a_peer() => {
+                let (rank, reason) = (self.rank, error.to_string());
+                CommError::PeerLost { op, sequence, rank, reason }
+            }
 
 // SAFETY: CUDA's streams may be used from any thread.
 unsafe impl Send for DeviceWork {}

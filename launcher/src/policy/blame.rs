@@ -18,6 +18,12 @@ pub fn is_at_a_loss(message: &str) -> bool {
     message.split_once(" waited ").is_some_and(|(_, after)| after.contains(" for its peers;"))
 }
 
+/// Whether a rank that it cannot name is gone. That says nothing of ranks that are silent: they may not have
+/// noticed yet.
+pub fn has_lost_a_peer(message: &str) -> bool {
+    message.contains(" lost a peer that it cannot name;")
+}
+
 /// `rank 1 aborted the job: ...`
 fn aborted(message: &str) -> Option<(usize, &str)> {
     let (before, reason) = message.split_once(" aborted the job: ")?;
@@ -76,6 +82,11 @@ mod tests {
         let unknown = timeout(vec![]).to_string();
         assert_eq!((blamed(&unknown), is_at_a_loss(&unknown)), (Vec::new(), true));
         assert!(!is_at_a_loss(&timeout(vec![1]).to_string()));
+        let reason = "background operation: remote process exited".to_owned();
+        let lost =
+            CommError::PeerLost { op: "all_reduce", sequence: 5, rank: 0, reason }.to_string();
+        assert_eq!((blamed(&lost), has_lost_a_peer(&lost)), (Vec::new(), true));
+        assert!(!is_at_a_loss(&lost) && !has_lost_a_peer(&unknown));
         assert_eq!(blamed("cannot write checkpoint: no space left on device"), [0; 0]);
         assert_eq!(blamed(""), [0; 0]);
     }

@@ -81,9 +81,13 @@ impl Job {
         Some(Failure { rank, cause, exit_code: ExitCode::Hang, ..witness.clone() })
     }
 
-    /// Whether a rank waited for others and cannot say for which.
+    /// Whether a rank waited for others and cannot say for which, or which of them is gone.
     pub(super) fn somebody_is_at_a_loss(&self) -> bool {
-        self.ranks.iter().any(is_at_a_loss)
+        let has_lost_a_peer = |(_, _, message): &(_, _, String)| blame::has_lost_a_peer(message);
+        let ranks = &self.ranks;
+        ranks
+            .iter()
+            .any(|rank| is_at_a_loss(rank) || rank.said.as_ref().is_some_and(has_lost_a_peer))
     }
 }
 
@@ -142,7 +146,9 @@ fn origin(state: &Rank) -> Origin {
     let peers_code = |code: i32| matches!(code, 4 | 5);
     match (&state.said, state.exited) {
         (Some((_, code, message)), _) if peers_code((*code).into()) => {
-            let blames = !blame::blamed(message).is_empty() || blame::is_at_a_loss(message);
+            let blames = !blame::blamed(message).is_empty()
+                || blame::is_at_a_loss(message)
+                || blame::has_lost_a_peer(message);
             if blames { Origin::Peer } else { Origin::Own }
         }
         (Some((_, _, message)), _) if message.contains("cannot connect ranks over ") => {

@@ -53,6 +53,24 @@ fn when_all_ranks_wait_for_somebody_the_first_is_named() {
 }
 
 #[test]
+fn a_rank_that_lost_a_peer_over_nccl_is_not_the_one_that_failed() {
+    let lost = "all_reduce #5: rank 0 lost a peer that it cannot name; background operation: -";
+    let events = [
+        said(0, 4, lost, 1000),
+        exited(0, Exit::Code(4), 1001),
+        // On another machine: its launcher tells of it later.
+        exited(1, Exit::Signal(9), 2500),
+    ];
+    let killed = (1, Cause::Exited(Exit::Signal(9)), ExitCode::RankFailed);
+    assert_eq!(failure(finish(2, &events)), killed);
+    // Who has not noticed yet does not hang.
+    let events =
+        [events[0].clone(), events[1].clone(), tick(4000), exited(1, Exit::Signal(9), 4001)];
+    let first = (0, Cause::Exited(Exit::Code(4)), ExitCode::RankFailed);
+    assert_eq!(failure(finish(2, &events)), first);
+}
+
+#[test]
 fn when_all_ranks_blame_each_other_the_first_is_named() {
     let events = [
         said(0, 5, "barrier #1: rank 0 waited 2.0s for rank 1; -", 1000),
