@@ -11,7 +11,8 @@
 //! stops them. Maxima and minima of NaN are NCCL's affair.
 //!
 //! Where the buffer's stream is being captured into a CUDA graph, nothing is executed, and the watchdog
-//! looks after each replay instead. NCCL waits for graphs that have its kernels: they are to be dropped
+//! looks after each replay instead. A capture that CUDA refuses leaves the communicator as it was; one
+//! that NCCL refuses ends it. NCCL waits for graphs that have its kernels: they are to be dropped
 //! before the communicator ends.
 //!
 //! Tried with one, two and four ranks on one GPU; several GPUs have not been tried.
@@ -209,8 +210,7 @@ impl Communicator for Nccl {
                 let queued = shared.queue_after(stream, collective, &buffer);
                 let op = collective.name();
                 let done = match is_capturing {
-                    // An event of a capture is none that can be asked.
-                    Ok(true) => shared.queued(op, sequence, queued)?,
+                    Ok(true) => shared.captured(op, sequence, queued)?,
                     Ok(false) => shared.watch_flight(op, sequence, queued)?,
                     Err(error) => shared.queued(op, sequence, Err(error))?,
                 };
@@ -309,6 +309,20 @@ impl Shared {
         Ok(done)
     }
 
+    /// Fails where a collective could not be captured. An event of a capture is none that can be asked, so
+    /// the watchdog does not get it.
+    fn captured(
+        &self,
+        op: &'static str,
+        sequence: u64,
+        queued: nccl_rs::Result<Event>,
+    ) -> Result<Arc<Event>> {
+        match queued {
+            Err(error) if leaves_the_communicator(&error) => Err(self.error(op, sequence, &error)),
+            other => self.queued(op, sequence, other),
+        }
+    }
+
     /// Fails where a collective could not be queued.
     fn queued(
         &self,
@@ -322,11 +336,21 @@ impl Shared {
     fn error(&self, op: &'static str, sequence: u64, error: &nccl_rs::Error) -> CommError {
         match error {
             nccl_rs::Error::Timeout { after, .. } => late(op, sequence, self.rank, *after),
+            error if error.is_of_a_peer() => {
+                let (rank, reason) = (self.rank, error.to_string());
+                CommError::PeerLost { op, sequence, rank, reason }
+            }
             error => {
                 CommError::Collective { op, sequence, rank: self.rank, reason: error.to_string() }
             }
         }
     }
+}
+
+/// Whether the communicator is as it was after a failure within a capture. What CUDA refuses ends the capture,
+/// of which nothing is executed; an error of its own NCCL keeps, and answers all later calls with it.
+fn leaves_the_communicator(error: &nccl_rs::Error) -> bool {
+    matches!(error, nccl_rs::Error::Cuda { .. })
 }
 
 /// A collective on device memory.
@@ -336,10 +360,6 @@ struct DeviceWork {
     stream: *mut std::ffi::c_void,
     sequence: u64,
 }
-            error if error.is_of_a_peer() => {
-                let (rank, reason) = (self.rank, error.to_string());
-                CommError::PeerLost { op, sequence, rank, reason }
-            }
 
 // SAFETY: CUDA's streams may be used from any thread.
 unsafe impl Send for DeviceWork {}
@@ -358,6 +378,18 @@ impl Pending for DeviceWork {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_an_error_of_nccls_ends_the_communicator_within_a_capture() {
+        let text = String::new;
+        let cuda = nccl_rs::Error::Cuda { function: "cudaEventRecord", code: 901, text: text() };
+        assert!(leaves_the_communicator(&cuda));
+        let (function, detail) = ("ncclAllReduce", text());
+        let nccl = nccl_rs::Error::Nccl { function, code: 1, text: text(), detail };
+        assert!(!leaves_the_communicator(&nccl));
+        let (what, after) = ("launching a collective", Duration::ZERO);
+        assert!(!leaves_the_communicator(&nccl_rs::Error::Timeout { what, after }));
+    }
 
     #[test]
     fn an_id_survives_the_store() {
