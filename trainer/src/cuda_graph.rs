@@ -4,11 +4,14 @@
 //! of them: clearing gradients, forward, backward, all-reduce, optimizer. What changes from step to step,
 //! images, labels, learning rate and count of steps, lies in memory that stays where it is.
 //!
-//! Whether a step can be captured is decided by a pure function, [`decide`].
+//! Whether a step can be captured is decided by a pure function, [`decide`]. Ranks replay a graph all together
+//! or not at all: NCCL wants all ranks of a collective to have captured it, or none.
 
-use job::config;
-use tch::Device;
+use comm::{CommError, Communicator, ReduceOp};
+use job::{ExitCode, config};
+use tch::{Device, Tensor};
 use torch_ext::CudaGraph;
+use torch_ext::collective::all_reduce;
 use tracing::{info, warn};
 
 use crate::step::{Microbatch, Phases, Replica, StepParts, queue_step, train_step};
@@ -107,7 +110,7 @@ impl StepGraph {
     /// As [`train_step`].
     ///
     /// # Errors
-    /// Those of [`train_step`]; where `performance.cuda_graph: on`, also when a step cannot be captured.
+    /// Those of [`train_step`]; where `performance.cuda_graph: on`, also when a rank cannot capture a step.
     pub fn step(
         &mut self,
         replica: &mut Replica,
@@ -139,26 +142,76 @@ impl StepGraph {
     ) -> Result<Phases> {
         let microbatches: Vec<_> = microbatches.collect();
         let captured = match self.captured.take() {
-            Some(captured) => captured,
-            None => match Captured::new(replica, &mut parts, &microbatches, self.whole_batch) {
-                Ok(captured) => captured,
-                Err(error) if self.is_required => return Err(error),
-                Err(error) => {
-                    warn!("steps run without a CUDA graph, which cannot be captured: {error}");
-                    self.is_eager = true;
-                    let microbatches = microbatches.into_iter();
-                    return train_step(replica, parts, microbatches, self.whole_batch, lr);
-                }
-            },
+            Some(captured) => Some(captured),
+            None => self.capture(replica, &mut parts, &microbatches)?,
         };
-        let captured = self.captured.insert(captured);
-        captured.replay(replica, parts, &microbatches, lr)
+        match captured {
+            Some(captured) => {
+                let captured = self.captured.insert(captured);
+                captured.replay(replica, parts, &microbatches, lr)
+            }
+            None => {
+                self.is_eager = true;
+                let microbatches = microbatches.into_iter();
+                train_step(replica, parts, microbatches, self.whole_batch, lr)
+            }
+        }
+    }
+
+    /// The graph, where every rank has captured one. Otherwise says why not, and leaves everything as it was.
+    /// Collective.
+    fn capture(
+        &self,
+        replica: &mut Replica,
+        parts: &mut StepParts<'_>,
+        microbatches: &[Microbatch],
+    ) -> Result<Option<Captured>> {
+        let captured = Captured::new(replica, parts, microbatches, self.whole_batch);
+        if let Err(error) = &captured {
+            // Before the others are asked, which fails where NCCL has failed.
+            warn!("a step cannot be captured into a CUDA graph: {}", reason(error));
+        }
+        let communicator = parts.grad_sync.communicator();
+        let without = first_without(communicator, replica.device, captured.is_ok())?;
+        let Some(by) = without else { return captured.map(Some) };
+        if self.is_required {
+            let reason = "it cannot capture a step, as performance.cuda_graph: on wants".to_owned();
+            return captured.and(Err(CommError::Aborted { by, reason }.into()));
+        }
+        info!("steps run without a CUDA graph: rank {by} cannot capture one");
+        parts.grad_sync.forget()?;
+        Ok(None)
     }
 
     /// Frees the graph. Before the communicator ends: NCCL waits for graphs that have its kernels.
     pub fn release(&mut self) {
         self.captured = None;
         self.is_eager = true;
+    }
+}
+
+/// The first rank that has not captured its step, if there is one. Collective; waits for the device.
+fn first_without(
+    communicator: &dyn Communicator,
+    device: Device,
+    has_captured: bool,
+) -> Result<Option<usize>> {
+    let (rank, world_size) = (communicator.rank(), communicator.world_size());
+    let mine = if has_captured { world_size } else { rank };
+    let mut first = Tensor::from_slice(&[mine as i64]).to_device(device);
+    all_reduce(communicator, &mut first, ReduceOp::Min)?;
+    let first = first.int64_value(&[0]);
+    communicator.check()?; // an aborted collective ends too
+    Ok(usize::try_from(first).ok().filter(|first| *first < world_size))
+}
+
+fn reason(error: &TrainError) -> String {
+    match error.exit_code() {
+        ExitCode::OutOfMemory => format!(
+            "the GPU's memory is too small for it, since a graph keeps its own: {error}; a smaller \
+             train.batch_size_per_rank or performance.cuda_graph: off may help"
+        ),
+        _ => error.to_string(),
     }
 }
 
@@ -200,9 +253,25 @@ impl Captured {
 
 #[cfg(test)]
 mod tests {
-    use job::config::CudaGraph as Choice;
+    use std::rc::Rc;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use comm::bootstrap::MemoryStore;
+    use comm::single::Single;
+    use job::config::{BucketCap, Config, CudaGraph as Choice, WireDtype};
+    use job::network::Network;
+    use tch::Kind;
 
     use super::*;
+    use crate::arithmetic::Arithmetic;
+    use crate::data::Batch;
+    use crate::flat::Flat;
+    use crate::grad_sync::{GradSync, Options, Timing};
+    use crate::loss::Targets;
+    use crate::model::{Mode, Module};
+    use crate::optim::Optimizer;
+    use crate::step::Counter;
 
     fn on_a_gpu(cuda_graph: Choice) -> Circumstances {
         let device = Device::Cuda(0);
@@ -232,8 +301,83 @@ mod tests {
             };
             assert!(reason.starts_with(expected), "{reason}");
             let error = decide(on).unwrap_err();
-            assert_eq!(error.exit_code(), job::ExitCode::Setup);
+            assert_eq!(error.exit_code(), ExitCode::Setup);
             assert!(error.to_string().contains(reason), "{error}");
         }
+    }
+
+    #[test]
+    fn ranks_go_on_without_a_graph_when_one_of_them_has_none() {
+        let firsts = |captured: [bool; 3]| {
+            let (store, timeout) = (MemoryStore::default(), Duration::from_secs(60));
+            std::thread::scope(|scope| {
+                let ranks = captured.into_iter().enumerate().map(|(rank, captured)| {
+                    let store = &store;
+                    scope.spawn(move || {
+                        let shm = comm::shm::connect(rank, 0..3, store, "test", timeout).unwrap();
+                        first_without(&shm, Device::Cpu, captured).unwrap()
+                    })
+                });
+                let ranks: Vec<_> = ranks.collect();
+                ranks.into_iter().map(|rank| rank.join().unwrap()).collect::<Vec<_>>()
+            })
+        };
+        assert_eq!(firsts([true, true, true]), [None; 3]);
+        assert_eq!(firsts([true, false, true]), [Some(1); 3]);
+        assert_eq!(firsts([false, true, false]), [Some(0); 3]);
+    }
+
+    /// Executes one step as `graph` wants, with `grad` left at each leaf. The weights afterwards.
+    fn step_with(graph: &mut StepGraph, grad: Option<f64>) -> Result<Tensor> {
+        let (alone, config) = (Arc::new(Single::default()), Config::default());
+        let network = Network::new(&config.model, [3, 32, 32], 10);
+        let mut flat = Flat::new(network.tensors(true), Device::Cpu, &*alone)?;
+        crate::init::initialize(&mut flat, 0);
+        flat.defer_gradients(None);
+        let mut replica = Replica {
+            model: Module::new(&network, &flat),
+            flat,
+            device: Device::Cpu,
+            arithmetic: Arithmetic::Fp32,
+            convolutions: Rc::default(),
+            norm_mode: Mode::Train,
+            sync_batch_norm: false,
+        };
+        let (timing, bucket_cap) = (Timing::Never, BucketCap::Mib(1));
+        let options = Options { timing, bucket_cap, wire_dtype: WireDtype::Fp32 };
+        let grad_sync = GradSync::new(&replica.flat, alone, options)?;
+        for (leaf, grad) in replica.flat.parameters_in_flat_order().zip(grad.into_iter().cycle()) {
+            torch_ext::set_grad(leaf, &leaf.detach().full_like(grad))?;
+        }
+        let images = Tensor::arange(4 * 3 * 32 * 32, (Kind::Float, Device::Cpu)).sin();
+        let targets = Targets::certain(Tensor::from_slice(&[0i64, 1, 2, 3]));
+        let batch = Batch { images: images.view([4, 3, 32, 32]), targets };
+        let parts = StepParts {
+            optimizer: &mut Optimizer::new(&config.optimizer, &replica.flat),
+            grad_sync: &grad_sync,
+            counter: &mut Counter::new(Device::Cpu),
+        };
+        let microbatches = [Microbatch { batch, global_len: 4 }].into_iter();
+        graph.step(&mut replica, parts, microbatches, 4, 0.001)?;
+        Ok(replica.flat.parameters.copy())
+    }
+
+    #[test]
+    fn a_failed_capture_leaves_no_gradient_behind() {
+        if std::path::Path::new("/dev/nvidiactl").exists() {
+            return println!("skipped: there is a GPU, and the capture would not fail");
+        }
+        let graph = |is_eager, is_required| StepGraph {
+            is_required,
+            is_eager,
+            whole_batch: 4,
+            warmup: 0,
+            captured: None,
+        };
+        let expected = step_with(&mut graph(true, false), None).unwrap();
+        let mut fails = graph(false, false);
+        assert_eq!(step_with(&mut fails, Some(f64::NAN)).unwrap(), expected);
+        assert!(fails.is_eager, "it would be tried again");
+        step_with(&mut graph(false, true), None).unwrap_err();
     }
 }

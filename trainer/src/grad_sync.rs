@@ -167,6 +167,23 @@ impl GradSync {
         }
     }
 
+    /// Who the ranks are.
+    pub(crate) fn communicator(&self) -> &dyn Communicator {
+        &*self.shared.communicator
+    }
+
+    /// Has gradients forgotten that backward has left and nobody has gathered: a capture that failed leaves
+    /// memory that no kernel has written, to which the next backward would add.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub(crate) fn forget(&self) -> Result<()> {
+        for leaf in self.shared.lock().buckets.iter().flat_map(|bucket| &bucket.scattered.leaves) {
+            torch_ext::set_grad(leaf, &Tensor::new())?;
+        }
+        Ok(())
+    }
+
     /// Has the all-reduces of a CUDA graph looked after, which was just replayed on `device`.
     ///
     /// # Errors
