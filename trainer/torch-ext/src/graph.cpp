@@ -27,6 +27,8 @@ class Graph {
 public:
     Graph() : stream_(c10::cuda::getCurrentCUDAStream()), pool_(new_pool()) {
         C10_CUDA_CHECK(cudaDeviceSynchronize());
+        // While a capture lasts, blocks that are cached for other pools can be neither used nor freed.
+        allocator::emptyCache();
         // No other stream captures meanwhile but those that join this one by events.
         allocator::beginAllocateToPool(device(), pool_, is_capturing);
         const auto begun = cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal);
