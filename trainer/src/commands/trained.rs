@@ -15,7 +15,7 @@ use crate::checkpoint::{self, CheckpointError, State, Weights};
 use crate::flat::Flat;
 use crate::model::{Mode, Module};
 use crate::step::Replica;
-use crate::{Result, TrainError, convolutions};
+use crate::{Result, TrainError, convolutions, device};
 
 /// A checkpoint, and how its network was trained.
 pub(super) struct Trained {
@@ -77,8 +77,8 @@ impl Trained {
         }
     }
 
-    /// The network with its weights. Collective: every rank has rank 0's, should the checkpoint be
-    /// replaced while they read.
+    /// The network with its weights, and the device to compute as in its run. Collective: every rank has
+    /// rank 0's, should the checkpoint be replaced while they read.
     ///
     /// # Errors
     /// When the checkpoint is another network's, or a peer is gone or late.
@@ -88,6 +88,7 @@ impl Trained {
         device: Device,
         communicator: &dyn Communicator,
     ) -> Result<Replica> {
+        device::tune(device, &self.config.performance)?;
         let Description { shape, classes, .. } = self.data_set()?;
         let network = Network::new(&self.config.model, *shape, classes.len());
         let tensors = network.tensors(self.config.performance.live_taps);
