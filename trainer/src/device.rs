@@ -33,10 +33,7 @@ pub fn open(kind: DeviceKind, world: World) -> Result<Device> {
         ))
     })?;
     let count = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
-    let index = match comm::env::shares_gpus() {
-        true => world.local_rank % count.max(1),
-        false => world.local_rank,
-    };
+    let index = gpu_of(world, count, comm::env::shares_gpus());
     if index >= count {
         return Err(TrainError::Setup(format!(
             "rank {} wants GPU {} and {count} are visible; start fewer ranks, or train on the CPU \
@@ -46,6 +43,16 @@ pub fn open(kind: DeviceKind, world: World) -> Result<Device> {
     }
     torch_ext::use_cuda_device(index)?;
     Ok(Device::Cuda(index))
+}
+
+/// The number of this rank's GPU among the `visible` that it sees. Under `srun` and `mpirun` a rank that sees
+/// one has been given it: `--gpus-per-task=1` shows each its own, as number 0.
+fn gpu_of(world: World, visible: usize, shares_gpus: bool) -> usize {
+    match world.started_by {
+        StartedBy::Mpirun | StartedBy::Srun if visible == 1 => 0,
+        _ if shares_gpus => world.local_rank % visible.max(1),
+        _ => world.local_rank,
+    }
 }
 
 /// On a GPU, puts products of fp32 on tensor cores where the configuration allows that. On the CPU, has
@@ -113,5 +120,27 @@ pub fn backend(comm: &config::Comm, device: Device, world: World) -> Result<Back
             StartedBy::Launcher if world.local_world_size < world.world_size => mpi,
             StartedBy::Launcher | StartedBy::Nobody => Backend::Shm,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rank_takes_the_gpu_of_its_local_number_or_the_only_one_it_was_given() {
+        let gpu = |started_by, visible, shares_gpus| {
+            let (rank, world_size, local_rank, local_world_size) = (6, 8, 2, 4);
+            let world = World { rank, world_size, local_rank, local_world_size, started_by };
+            gpu_of(world, visible, shares_gpus)
+        };
+        for started_by in [StartedBy::Launcher, StartedBy::Mpirun, StartedBy::Srun] {
+            assert_eq!(gpu(started_by, 4, false), 2);
+            assert_eq!(gpu(started_by, 2, true), 0);
+        }
+        assert_eq!(gpu(StartedBy::Srun, 1, false), 0);
+        assert_eq!(gpu(StartedBy::Mpirun, 1, false), 0);
+        // The launcher shows all to all: this one is missing.
+        assert_eq!(gpu(StartedBy::Launcher, 1, false), 2);
     }
 }
