@@ -14,11 +14,12 @@ const NEVER_BLOCKS: (u32, u32) = (2, 14);
 const GET_NCCL: &str =
     "`make setup` gets it with libtorch; LD_LIBRARY_PATH names another one's folder";
 
-/// Looks at the `ranks` GPUs that a run would use. `about`: what the trainer says of them.
-pub async fn examine(about: Option<&About>, ranks: usize) -> Vec<Finding> {
+/// Looks at the GPUs that a run of `ranks` would use, one each unless it `shares_gpus`. `about`: what the
+/// trainer says of them.
+pub async fn examine(about: Option<&About>, ranks: usize, shares_gpus: bool) -> Vec<Finding> {
     let mut findings = vec![driver().await];
     if let Some(about) = about {
-        findings.extend(libraries(about, ranks));
+        findings.extend(libraries(about, ranks, shares_gpus));
     }
     if ranks > 1 {
         findings.push(match nvidia_smi(&["topo", "-p2p", "r"]).await {
@@ -45,7 +46,8 @@ async fn driver() -> Finding {
     }
 }
 
-fn libraries(about: &About, ranks: usize) -> Vec<Finding> {
+fn libraries(about: &About, ranks: usize, shares_gpus: bool) -> Vec<Finding> {
+    let wanted = if shares_gpus { 1 } else { ranks };
     let mut findings = Vec::new();
     if let Some(gpus) = &about.gpus {
         findings.push(match &gpus.problem {
@@ -55,9 +57,9 @@ fn libraries(about: &About, ranks: usize) -> Vec<Finding> {
                 "`make setup` on this machine gets libtorch for its GPU; an older driver needs an \
                  older CUDA",
             ),
-            None if gpus.count < ranks => Finding::broken(
+            None if gpus.count < wanted => Finding::broken(
                 "libtorch",
-                format!("sees {} GPUs, the run wants {ranks}", gpus.count),
+                format!("sees {} GPUs, the run wants {wanted}", gpus.count),
                 "CUDA_VISIBLE_DEVICES, or the driver's version: `nvidia-smi`",
             ),
             None => Finding::fine("libtorch", format!("sees {} GPUs", gpus.count)),
@@ -120,6 +122,15 @@ mod tests {
         assert_eq!(severity("2.9.9"), Severity::Broken);
         assert_eq!(severity("2.13.4"), Severity::Warning);
         assert_eq!(severity("2.28.3"), Severity::Fine);
+    }
+
+    #[test]
+    fn ranks_that_share_a_gpu_need_no_more_than_it() {
+        let gpus = Some(crate::about::Gpus { count: 1, problem: None });
+        let about = About { version: String::new(), mpirun: None, gpus, nccl: None };
+        let severity = |shares_gpus| libraries(&about, 4, shares_gpus)[0].severity;
+        assert_eq!(severity(false), Severity::Broken);
+        assert_eq!(severity(true), Severity::Fine);
     }
 
     #[test]

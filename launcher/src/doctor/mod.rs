@@ -109,7 +109,7 @@ impl Node {
         };
         findings.extend(machine::cores(&plan));
         if wants_gpus {
-            findings.extend(gpus::examine(about.as_ref(), plan.ranks.len()).await);
+            findings.extend(gpus::examine(about.as_ref(), plan.ranks.len(), shares_gpus()).await);
         }
         findings.extend(machine::memory(&plan));
         let default = || RunDir::default_path("run".as_ref(), OffsetDateTime::now_utc());
