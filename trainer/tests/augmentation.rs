@@ -3,9 +3,12 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use common::deviation::larger;
 use tch::{Kind, Tensor};
 use trainer::data::augment::{Operation, color, rectangle};
 
@@ -36,7 +39,7 @@ impl Deviations {
         assert_eq!(found.size(), expected.size(), "{what}");
         let off = (found - expected.to_kind(Kind::Float)).abs().max().double_value(&[]);
         let largest = self.0.entry(what.to_owned()).or_default();
-        *largest = largest.max(off);
+        *largest = larger(*largest, off);
     }
 
     fn check(&self, count: usize) {

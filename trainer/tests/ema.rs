@@ -7,6 +7,7 @@ mod common;
 use std::path::Path;
 
 use comm::single::Single;
+use common::deviation::larger;
 use common::replica;
 use job::config::{self, Train};
 use serde::Deserialize;
@@ -60,8 +61,8 @@ fn averages_of_weights_and_running_statistics_are_those_of_averaged_model() {
             ema.after_step(step as u64 + 1, flat, &mut optimizer).unwrap();
         }
         let averages = ema.storage();
-        largest = largest.max(deviation(&averages.parameters, &case.weights));
-        largest = largest.max(deviation(&averages.buffers, &case.running));
+        largest = larger(largest, deviation(&averages.parameters, &case.weights));
+        largest = larger(largest, deviation(&averages.buffers, &case.running));
     }
     println!("ema: largest deviation {largest:e}");
     assert!(largest < 1e-7, "{largest}");

@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::deviation::larger;
 use common::{Memory, Outcome, Recipe, options};
 use job::config::BucketCap;
 use trainer::grad_sync::{Options, Timing};
@@ -28,7 +29,7 @@ fn losses(recipe: &Recipe, world_size: usize) -> Vec<f64> {
 
 /// The largest difference of a loss, as a fraction.
 fn furthest(one: &[f64], other: &[f64]) -> f64 {
-    one.iter().zip(other).map(|(one, other)| (one - other).abs() / one).fold(0.0, f64::max)
+    one.iter().zip(other).map(|(one, other)| (one - other).abs() / one).fold(0.0, larger)
 }
 
 #[test]

@@ -2,12 +2,15 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use comm::bootstrap::{Backend, connect};
 use comm::env::World;
+use common::deviation::larger;
 use job::config::{Model, ModelName, Stem};
 use job::network::{Network, names};
 use serde::Deserialize;
@@ -120,7 +123,7 @@ fn error(ours: &[f64], theirs: &[f64]) -> f64 {
     assert_eq!(ours.len(), theirs.len());
     let scale = theirs.iter().fold(0f64, |scale, value| scale.max(value.abs()));
     let differences = ours.iter().zip(theirs).map(|(ours, theirs)| (ours - theirs).abs() / scale);
-    differences.fold(0.0, f64::max)
+    differences.fold(0.0, larger)
 }
 
 fn flat_of(network: &Network) -> Flat {
@@ -174,8 +177,10 @@ fn check(reference: &Reference, table: &Table) -> f64 {
     let loss = logits.cross_entropy_loss(&labels, None::<&Tensor>, Reduction::Mean, -100, 0.0);
     loss.backward();
 
-    let logits_error = error(&values(&eval), &reference.eval_logits)
-        .max(error(&values(&logits), &reference.train_logits));
+    let logits_error = larger(
+        error(&values(&eval), &reference.eval_logits),
+        error(&values(&logits), &reference.train_logits),
+    );
     let loss_error = error(&values(&loss), &[reference.loss]);
     let gradients_error = gradients_error(reference, &flat, table);
     let line = format!(
@@ -209,8 +214,8 @@ fn gradients_error(reference: &Reference, flat: &Flat, table: &Table) -> f64 {
             continue;
         }
         let scale = norm.max(SMALL * largest);
-        worst = worst.max((own_norm - norm).abs() / scale);
-        worst = worst.max((table.product(&gradient) - product).abs() / scale);
+        worst = larger(worst, (own_norm - norm).abs() / scale);
+        worst = larger(worst, (table.product(&gradient) - product).abs() / scale);
     }
     assert!(ours.is_empty(), "PyTorch has no {:?}", ours.keys());
     worst

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use comm::Communicator;
 use comm::single::Single;
+use common::deviation::larger;
 use common::on_ranks;
 use job::config;
 use job::network::{Init, Role, TensorSpec};
@@ -128,8 +129,8 @@ fn twenty_steps_are_those_of_pytorch_or_the_authors() {
         for step in 0..STEPS {
             training.step(step);
             let expected = expected[name].get(step as i64);
-            deviation = deviation.max(furthest(&training.weights(), &expected));
-            moved = moved.max(furthest(&expected, &initial));
+            deviation = larger(deviation, furthest(&training.weights(), &expected));
+            moved = larger(moved, furthest(&expected, &initial));
         }
         println!("| {name} | {deviation:.1e} | {:.1e} |", deviation / moved);
         // Products in bf16 are rounded otherwise on another CPU, and where airbench's author multiplies in

@@ -2,12 +2,15 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Duration;
 
 use comm::bootstrap::{Backend, connect};
 use comm::env::World;
+use common::deviation::larger;
 use job::config::{Model, Tta};
 use job::network::Network;
 use serde::Deserialize;
@@ -164,7 +167,7 @@ fn logits_averaged_over_views_are_those_of_airbench_in_pytorch() {
         let expected: Vec<f64> = serde_json::from_value(reference[name].clone()).unwrap();
         let found = values(&tch::no_grad(|| tta::logits(&model, &images, tta)));
         let off = found.iter().zip(&expected).map(|(one, other)| (one - other).abs());
-        println!("{name}: largest deviation {:e}", off.fold(0.0, f64::max));
+        println!("{name}: largest deviation {:e}", off.fold(0.0, larger));
         close(name, &found, &expected);
     }
 }

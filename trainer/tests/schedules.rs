@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
+use common::deviation::larger;
 use serde_json::Value;
 use trainer::schedule::{LearningRate, Place};
 
@@ -18,7 +21,7 @@ fn furthest(case: &Value, steps_per_epoch: usize) -> f64 {
         let expected = expected.as_f64().unwrap();
         (learning_rate.at(place) - expected).abs() / config.optimizer.lr
     });
-    differences.fold(0.0, f64::max)
+    differences.fold(0.0, larger)
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::deviation::larger;
 use common::{Recipe, on_ranks, options};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{NormParts, sync_batch_norm};
@@ -90,7 +91,7 @@ fn ranks_that_share_statistics_train_as_one_with_the_whole_batch() {
     let one = recipe().train_on(1).remove(0);
     let furthest = |losses: &[f64]| {
         let far = one.losses.iter().zip(losses).map(|(one, other)| (one - other).abs() / one);
-        far.fold(0.0, f64::max)
+        far.fold(0.0, larger)
     };
     for world_size in [2, 3, 4] {
         let ranks = recipe().train_on(world_size);

@@ -2,8 +2,11 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::path::Path;
 
+use common::deviation::larger;
 use serde::Deserialize;
 use tch::{Kind, Tensor};
 use trainer::loss::{Mixed, Targets};
@@ -52,7 +55,8 @@ fn smoothed_and_mixed_targets_give_the_losses_and_gradients_of_pytorch() {
             let of_loss = (loss.double_value(&[]) - expected.loss).abs() / expected.loss;
             let gradient = Tensor::from_slice(&expected.gradient);
             let of_gradient = (logits.grad().flatten(0, -1) - gradient).abs().max();
-            largest = largest.max(of_loss).max(of_gradient.to_kind(Kind::Double).double_value(&[]));
+            let of_gradient = of_gradient.to_kind(Kind::Double).double_value(&[]);
+            largest = larger(largest, larger(of_loss, of_gradient));
         }
     }
     println!("label_smoothing, mixed targets: largest deviation {largest:e}");

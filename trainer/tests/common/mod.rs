@@ -2,6 +2,8 @@
 
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod deviation;
+
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
