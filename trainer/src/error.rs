@@ -1,6 +1,7 @@
 //! What can end a rank, and with which exit code.
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use comm::CommError;
@@ -8,6 +9,7 @@ use job::ExitCode;
 use job::config::ConfigError;
 use job::dataset::DataError;
 use job::run_dir::RunDirError;
+use torch_ext::TorchError;
 
 use crate::checkpoint::CheckpointError;
 use crate::metrics::MetricsError;
@@ -96,16 +98,22 @@ impl TrainError {
 
     /// The error in a caught panic; see [`caught`].
     pub fn from_panic(payload: &(dyn Any + Send)) -> Self {
+        if let Some(error) = payload.downcast_ref::<TorchError>() {
+            return error.clone().into();
+        }
         let text = text_of(payload);
-        let message = short(text);
+        let message = short(&text);
         if text.contains("Torch(") { Self::Torch(message) } else { Self::Panic(message) }
     }
 }
 
-fn text_of(payload: &(dyn Any + Send)) -> &str {
+fn text_of(payload: &(dyn Any + Send)) -> Cow<'_, str> {
+    if let Some(error) = payload.downcast_ref::<TorchError>() {
+        return error.to_string().into();
+    }
     let string = payload.downcast_ref::<String>().map(String::as_str);
     let text = string.or_else(|| payload.downcast_ref::<&str>().copied());
-    text.unwrap_or("a panic without a message")
+    text.unwrap_or("a panic without a message").into()
 }
 
 /// A panic's message without what `tch` writes around libtorch's, and without the C++ backtrace behind that.
@@ -124,11 +132,11 @@ pub fn keep_panics_short() {
     }
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        eprintln!("panic at {place}: {}", short(text_of(panic.payload())));
+        eprintln!("panic at {place}: {}", short(&text_of(panic.payload())));
     }));
 }
 
-/// What `work` gives. A panic in it becomes an error: `tch` panics where libtorch throws.
+/// What `work` gives. A panic in it becomes an error: `tch` panics where libtorch throws, and so do layers.
 ///
 /// # Errors
 /// Those of `work`.
@@ -143,20 +151,29 @@ impl From<tch::TchError> for TrainError {
     }
 }
 
-impl From<torch_ext::TorchError> for TrainError {
-    fn from(error: torch_ext::TorchError) -> Self {
+impl From<TorchError> for TrainError {
+    fn from(error: TorchError) -> Self {
         Self::Torch(error.to_string())
     }
 }
 
 fn is_out_of_memory(message: &str) -> bool {
     let lower = message.to_lowercase();
-    lower.contains("out of memory") || lower.contains("can't allocate memory")
+    ["out of memory", "can't allocate memory", "std::bad_alloc"]
+        .iter()
+        .any(|text| lower.contains(text))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failed_allocation_has_its_own_exit_code_whoever_threw() {
+        for text in ["CUDA out of memory. Tried to allocate 2 GiB", "std::bad_alloc"] {
+            assert_eq!(TrainError::Torch(text.to_owned()).exit_code(), ExitCode::OutOfMemory);
+        }
+    }
 
     #[test]
     fn a_panic_about_memory_has_its_own_exit_code() {

@@ -2,6 +2,8 @@
 
 pub mod augment;
 
+use std::panic::panic_any;
+
 use job::dataset::Normalization;
 use tch::{Device, Kind, Tensor};
 
@@ -167,6 +169,7 @@ fn upload_f32(values: &[f64], device: Device) -> Tensor {
 fn send(values: Tensor, device: Device) -> Tensor {
     match torch_ext::upload(values, device) {
         Ok(tensor) => tensor,
-        Err(error) => panic!("Torch({:?})", error.to_string()),
+        // As `tch` does where libtorch refuses.
+        Err(error) => panic_any(error),
     }
 }

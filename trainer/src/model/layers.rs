@@ -1,5 +1,6 @@
-//! Layers over views of flat storage.
+//! Layers over views of flat storage. Where libtorch refuses, they panic, as `tch` does: see `caught`.
 
+use std::panic::panic_any;
 use std::sync::Arc;
 
 use comm::Communicator;
@@ -37,7 +38,7 @@ impl Conv {
         let (stride, padding, groups) = (self.stride, self.padding, self.groups);
         let output = match torch_ext::conv2d(input, &self.weight, stride, padding, groups) {
             Ok(output) => output,
-            Err(error) => panic!("{error}"),
+            Err(error) => panic_any(error),
         };
         match &self.bias {
             // A bf16 output stays one.
@@ -114,7 +115,7 @@ impl BatchNorm {
             }
             _ => Ok(self.plain(input, mode)),
         };
-        let normalized = normalized.unwrap_or_else(|error| panic!("{error}"));
+        let normalized = normalized.unwrap_or_else(|error| panic_any(error));
         self.add_and_cut(normalized, residual.map(|residual| residual()).as_ref())
     }
 
@@ -122,7 +123,7 @@ impl BatchNorm {
         match torch_ext::fused_batch_norm(input, residual, self.has_relu, parts) {
             Ok(Some(output)) => output,
             Ok(None) => self.add_and_cut(self.plain(input, Mode::Train), residual),
-            Err(error) => panic!("{error}"),
+            Err(error) => panic_any(error),
         }
     }
 
@@ -175,4 +176,36 @@ pub fn pad_channels(input: &Tensor, stride: i64, channels: i64) -> Tensor {
     let (before, behind) = (added / 2, added - added / 2);
     let taken = input.slice(2, None, None, stride).slice(3, None, None, stride);
     taken.constant_pad_nd([0, 0, 0, 0, before, behind])
+}
+
+#[cfg(test)]
+mod tests {
+    use job::ExitCode;
+    use tch::{Device, Kind};
+
+    use super::*;
+    use crate::{TrainError, caught};
+
+    /// What a convolution with a kernel of one weight makes of `input`.
+    fn refused(input: &Tensor) -> TrainError {
+        let weight = Tensor::ones([1, 1, 1, 1], (Kind::Float, Device::Cpu));
+        let conv = Conv { weight, bias: None, stride: 1, padding: 0, groups: 1 };
+        let forward = || tch::no_grad(|| Ok(conv.forward(input)));
+        caught(forward).expect_err("libtorch refuses it")
+    }
+
+    #[test]
+    fn a_convolution_without_memory_for_its_output_is_out_of_memory() {
+        let side = 1 << 22; // 2^46 bytes of output
+        let pixel = Tensor::ones([1, 1, 1, 1], (Kind::Float, Device::Cpu));
+        let error = refused(&pixel.expand([1, 1, side, side], false));
+        assert_eq!(error.exit_code(), ExitCode::OutOfMemory, "{error}");
+    }
+
+    #[test]
+    fn what_libtorch_refuses_in_a_layer_is_its_error_and_no_panic() {
+        let error = refused(&Tensor::ones([1, 2, 4, 4], (Kind::Float, Device::Cpu)));
+        assert!(matches!(error, TrainError::Torch(_)), "{error}");
+        assert_eq!(error.exit_code(), ExitCode::RankFailed);
+    }
 }
