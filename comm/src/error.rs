@@ -96,6 +96,15 @@ pub enum CommError {
     /// The environment says contradictory things about ranks.
     #[error("{0}")]
     Environment(String),
+    /// This machine has no thread left for collectives.
+    #[error("cannot start a communication thread: {0}")]
+    Thread(String),
+    /// A collective panicked on this rank; peers may be blocked in it.
+    #[error("collective #{sequence} panicked on this rank")]
+    Panicked {
+        /// How many collectives this communicator had started before this one.
+        sequence: u64,
+    },
     /// Ranks could not be connected.
     #[error("cannot connect ranks over {backend}: {reason}")]
     Connect {
@@ -113,7 +122,7 @@ impl CommError {
     /// As an error of connecting over `backend`: what peers may be the reason of stays as it is.
     pub(crate) fn while_connecting(self, backend: &'static str) -> Self {
         match self {
-            Self::Unsupported { .. } | Self::Environment(_) => {
+            Self::Unsupported { .. } | Self::Environment(_) | Self::Thread(_) => {
                 Self::Connect { backend, reason: self.to_string() }
             }
             other => other,

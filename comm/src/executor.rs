@@ -144,9 +144,7 @@ impl<E: Engine> Executor<E> {
             let spawned = std::thread::Builder::new()
                 .name("communication".into())
                 .spawn(move || shared.serve())
-                .map_err(|error| {
-                    CommError::Environment(format!("cannot start a communication thread: {error}"))
-                })?;
+                .map_err(|error| CommError::Thread(error.to_string()))?;
             *thread = Some(spawned);
         }
         Ok(())
@@ -233,9 +231,7 @@ fn enqueue(state: &mut State, collective: Collective, buffer: RawBuffer) -> Resu
 
 /// A panic must not leave the queue busy for ever.
 fn guarded<R>(sequence: u64, body: impl FnOnce() -> Result<R>) -> Result<R> {
-    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
-        Err(CommError::Environment(format!("collective #{sequence} panicked on this rank")))
-    })
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or(Err(CommError::Panicked { sequence }))
 }
 
 struct Ticket<E> {
@@ -320,6 +316,6 @@ mod tests {
         }
         let executor = Executor::new(Panics);
         let error = executor.run(SUM, empty()).unwrap_err();
-        assert!(error.to_string().contains("#0 panicked"), "{error}");
+        assert!(matches!(error, CommError::Panicked { sequence: 0 }), "{error}");
     }
 }

@@ -59,6 +59,12 @@ pub enum TrainError {
         /// The learning rate of the step.
         lr: f64,
     },
+    /// The network's answer to an image is not finite.
+    #[error("the network's answer is not a number")]
+    AnswerNotFinite,
+    /// What rank 0 tells the others of the run cannot be sent or read.
+    #[error("rank 0's state of the run cannot be shared: {0}")]
+    State(serde_json::Error),
     /// This machine cannot do what was asked for.
     #[error("{0}")]
     Setup(String),
@@ -83,14 +89,16 @@ impl TrainError {
             Self::RunDir(error) => error.exit_code(),
             Self::Data(error) => error.exit_code(),
             Self::Comm(CommError::Timeout { .. }) => ExitCode::Hang,
-            Self::Comm(CommError::Connect { .. } | CommError::Environment(_)) | Self::Setup(_) => {
-                ExitCode::Setup
-            }
-            Self::NotFinite { .. } => ExitCode::NotFinite,
+            Self::Comm(
+                CommError::Connect { .. } | CommError::Environment(_) | CommError::Thread(_),
+            )
+            | Self::Setup(_) => ExitCode::Setup,
+            Self::NotFinite { .. } | Self::AnswerNotFinite => ExitCode::NotFinite,
             Self::Torch(message) if is_out_of_memory(message) => ExitCode::OutOfMemory,
             Self::Comm(_)
             | Self::Checkpoint(_)
             | Self::Metrics(_)
+            | Self::State(_)
             | Self::Torch(_)
             | Self::Panic(_) => ExitCode::RankFailed,
         }
@@ -173,6 +181,15 @@ mod tests {
         for text in ["CUDA out of memory. Tried to allocate 2 GiB", "std::bad_alloc"] {
             assert_eq!(TrainError::Torch(text.to_owned()).exit_code(), ExitCode::OutOfMemory);
         }
+    }
+
+    #[test]
+    fn a_machine_without_threads_is_a_matter_of_setup_and_a_panic_or_a_torn_state_is_a_failure() {
+        let code = |error: CommError| TrainError::from(error).exit_code();
+        assert_eq!(code(CommError::Thread("no more".to_owned())), ExitCode::Setup);
+        assert_eq!(code(CommError::Panicked { sequence: 3 }), ExitCode::RankFailed);
+        let torn = serde_json::from_str::<u64>("").unwrap_err();
+        assert_eq!(TrainError::State(torn).exit_code(), ExitCode::RankFailed);
     }
 
     #[test]

@@ -125,7 +125,7 @@ fn likeliest_classes(
     let values = Vec::<Vec<f64>>::try_from(&rows(&values, Kind::Double))?;
     let labels = Vec::<Vec<i64>>::try_from(&rows(&labels, Kind::Int64))?;
     if values.iter().flatten().any(|value| !value.is_finite()) {
-        return Err(TrainError::Usage("the network's answer is not a number".to_owned()));
+        return Err(TrainError::AnswerNotFinite);
     }
     let pair = |(labels, values): (Vec<i64>, Vec<f64>)| {
         labels.into_iter().map(|label| label as usize).zip(values).collect()
@@ -157,4 +157,42 @@ fn to_json(trained: &Trained, predictions: &[Prediction], description: &Descript
         Err(problem) => json!({"image": image, "error": problem}),
     });
     json!({"checkpoint": trained.path, "images": images.collect::<Vec<_>>()})
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use comm::single::Single;
+    use job::config::{Model, Normalization};
+    use job::network::Network;
+    use tch::Device;
+
+    use super::*;
+    use crate::arithmetic::Arithmetic;
+    use crate::flat::Flat;
+    use crate::model::Module;
+
+    #[test]
+    fn an_answer_that_is_no_number_has_the_exit_code_of_what_is_not_finite() {
+        let shape = [3, 32, 32];
+        let network = Network::new(&Model::default(), shape, 10);
+        let mut flat = Flat::new(network.tensors(true), Device::Cpu, &Single::default()).unwrap();
+        let _ = flat.parameters.fill_(f64::NAN);
+        let replica = Replica {
+            model: Module::new(&network, &flat),
+            flat,
+            device: Device::Cpu,
+            arithmetic: Arithmetic::Fp32,
+            convolutions: Rc::default(),
+            norm_mode: Mode::Eval,
+            sync_batch_norm: false,
+        };
+        let pixels = vec![0; shape.iter().product()].into();
+        let images = dataset::Images { pixels, labels: vec![0], shape };
+        let normalization = Normalization { mean: vec![0.5; 3], std: vec![0.5; 3] };
+        let images = Images::new(&images, &normalization, Device::Cpu);
+        let error = likeliest_classes(&images, &replica, MOST_CLASSES).unwrap_err();
+        assert_eq!(error.exit_code(), ExitCode::NotFinite, "{error}");
+    }
 }
