@@ -3,8 +3,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::CIFAR10_DIR;
+use super::published::published;
+use super::{CIFAR10_DIR, image_folder};
 use crate::ExitCode;
+use crate::config::Dataset;
 
 /// Why a data set cannot be had, and what a user can do about it.
 #[derive(Debug, thiserror::Error)]
@@ -13,10 +15,24 @@ pub struct DataError {
     /// What is wrong.
     pub problem: Problem,
     /// Ways to get the data set.
-    pub(super) ways: &'static str,
+    ways: String,
 }
 
 impl DataError {
+    /// With the ways that `problem` leaves.
+    pub(super) fn new(problem: Problem, dataset: Dataset) -> Self {
+        let Some(published) = published(dataset) else {
+            return Self { problem, ways: image_folder::WAYS.to_owned() };
+        };
+        let download = match problem {
+            // That has just been tried.
+            Problem::Download { .. } | Problem::Md5 { .. } => "",
+            _ => "data.download: true fetches it; or ",
+        };
+        let ways = format!("ways to get {}: {download}{}", published.title, published.by_hand);
+        Self { problem, ways }
+    }
+
     /// Always [`ExitCode::Data`].
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::Data

@@ -20,7 +20,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Data, Dataset};
+use crate::config::Data;
 
 pub use crate::config::Normalization;
 pub use error::{DataError, Problem};
@@ -28,7 +28,6 @@ pub use image_folder::read_image;
 pub use pixels::Pixels;
 pub use prepare::{Outline, outline, prepare};
 pub use published::Published;
-use published::published;
 
 /// The environment variable that names the folder with CIFAR-10's `.bin` files, or its parent.
 pub const CIFAR10_DIR: &str = "CIFAR10_DIR";
@@ -171,15 +170,10 @@ pub fn load(source: &Source, data: &Data, seed: u64) -> Result<DataSet, DataErro
         Source::ImageFolder { cache, .. } => image_folder::load(cache, limits),
         Source::Synthetic { .. } => Ok(synthetic::make(seed, limits)),
     };
-    let mut loaded = loaded.map_err(|problem| DataError { problem, ways: ways(data.dataset) })?;
+    let mut loaded = loaded.map_err(|problem| DataError::new(problem, data.dataset))?;
     let is_substitute = matches!(source, Source::Synthetic { because: Some(_) });
     if let Some(normalization) = data.normalization.as_ref().filter(|_| !is_substitute) {
         loaded.normalization = normalization.clone();
     }
     Ok(loaded)
-}
-
-/// Ways to get a data set, for the end of a message.
-fn ways(dataset: Dataset) -> &'static str {
-    published(dataset).map_or(image_folder::WAYS, |published| published.ways)
 }

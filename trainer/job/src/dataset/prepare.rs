@@ -1,6 +1,7 @@
 //! Deciding what to load, and getting it where it is missing.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -8,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::download::{self, Origin};
 use super::published::{Found, Published, published};
-use super::{DataError, Problem, Source, image_folder, synthetic, ways};
+use super::{DataError, Problem, Source, image_folder, synthetic};
 use crate::config::{Data, Dataset, Fallback};
 
 /// Makes sure that the data set is there and says what to load. Cheap when it is: sizes only, and of a
@@ -41,7 +42,7 @@ fn or_fallback(found: Result<Source, Problem>, data: &Data) -> Result<Source, Da
                 | Problem::Download { .. }
                 | Problem::Md5 { .. }
         );
-        let error = DataError { problem, ways: ways(data.dataset) };
+        let error = DataError::new(problem, data.dataset);
         match data.fallback {
             Fallback::Synthetic if cannot_be_had => {
                 Ok(Source::Synthetic { because: Some(error.to_string()) })
@@ -65,7 +66,7 @@ fn prepare_published(
 }
 
 fn in_env_dir(cifar10: &Published, folder: &Path) -> Result<PathBuf, Problem> {
-    let problem = match cifar10.find(folder) {
+    let problem = match find_in_or_below(cifar10, folder)? {
         Found::Complete(folder) => return Ok(folder),
         Found::Bad(Problem::BadFile { file, problem }) => {
             let file = file.strip_prefix(folder).unwrap_or(&file);
@@ -89,6 +90,29 @@ fn in_root(published: &Published, origin: Origin<'_>, data: &Data) -> Result<Pat
     let _lock = lock(&data.root, ".download.lock")?;
     // Another process may have downloaded it while this one waited.
     there(published, &data.root).unwrap_or_else(|| download::fetch(published, origin, &data.root))
+}
+
+/// Looks in `folder` and in the one folder in it, whatever its name, that has files of the data set.
+fn find_in_or_below(cifar10: &Published, folder: &Path) -> Result<Found, Problem> {
+    let own = cifar10.find(folder);
+    if !matches!(own, Found::Absent) || !folder.is_dir() {
+        return Ok(own);
+    }
+    let read = || fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect();
+    let below: io::Result<Vec<PathBuf>> = read();
+    let mut below = below.map_err(Problem::read(folder))?;
+    below.retain(|path| !matches!(cifar10.find_in(path.clone()), Found::Absent));
+    below.sort();
+    match below.as_slice() {
+        [] => Ok(Found::Absent),
+        [one] => Ok(cifar10.find_in(one.clone())),
+        [one, other, ..] => {
+            let [one, other] =
+                [one, other].map(|path| path.file_name().unwrap_or_default().display());
+            let problem = format!("where both {one} and {other} have CIFAR-10's .bin files");
+            Err(Problem::EnvDir { folder: folder.to_path_buf(), problem })
+        }
+    }
 }
 
 /// The folder with the files, or what is wrong with them; `None` where there is none.
@@ -153,7 +177,7 @@ pub fn outline(data: &Data) -> Result<Outline, DataError> {
     match image_folder::outline(data) {
         Ok(outline) => Ok(Outline { images: limited(outline.images), ..outline }),
         Err(Problem::NoFolder { .. }) if data.fallback == Fallback::Synthetic => Ok(synthetic()),
-        Err(problem) => Err(DataError { problem, ways: ways(data.dataset) }),
+        Err(problem) => Err(DataError::new(problem, data.dataset)),
     }
 }
 
@@ -190,6 +214,27 @@ mod tests {
     }
 
     #[test]
+    fn the_variable_may_name_the_parent_of_a_folder_of_any_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let inner = folder.path().join("binary version");
+        write_all(&inner);
+        fs::create_dir(folder.path().join("other")).unwrap();
+        fs::write(folder.path().join("notes.txt"), "x").unwrap();
+        let elsewhere = data(Path::new("/nonexistent"), Fallback::None);
+        let found = Source::Published { published: cifar10(), folder: inner.clone() };
+        assert_eq!(prepare(&elsewhere, Some(folder.path())).unwrap(), found);
+
+        write_all(&folder.path().join("a copy"));
+        let error = prepare(&elsewhere, Some(folder.path())).unwrap_err().to_string();
+        assert!(error.contains("where both a copy and binary version have"), "{error}");
+
+        fs::remove_dir_all(folder.path().join("a copy")).unwrap();
+        fs::write(inner.join("test_batch.bin"), "x").unwrap();
+        let error = prepare(&elsewhere, Some(folder.path())).unwrap_err().to_string();
+        assert!(error.contains("where binary version/test_batch.bin is truncated"), "{error}");
+    }
+
+    #[test]
     fn a_bad_env_dir_is_an_error_even_where_a_fallback_is_allowed() {
         let folder = tempfile::tempdir().unwrap();
         let data = data(folder.path(), Fallback::Synthetic);
@@ -211,6 +256,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let error = prepare(&data(folder.path(), Fallback::None), None).unwrap_err();
         assert!(error.to_string().contains("data.download is false"), "{error}");
+        assert!(error.to_string().contains("data.download: true fetches it; or put"), "{error}");
         let source = prepare(&data(folder.path(), Fallback::Synthetic), None).unwrap();
         let Source::Synthetic { because: Some(because) } = source else { panic!("{source:?}") };
         assert!(because.contains("no CIFAR-10 under"), "{because}");
@@ -284,5 +330,7 @@ mod tests {
         let source = or_fallback(found, &data).unwrap();
         let Source::Synthetic { because: Some(because) } = source else { panic!("{source:?}") };
         assert!(because.contains("the server answers 503"), "{because}");
+        let ways = "; ways to get CIFAR-10: put the six .bin files under data.root; or";
+        assert!(because.contains(ways), "it advises what has failed: {because}");
     }
 }

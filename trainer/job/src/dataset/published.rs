@@ -23,8 +23,8 @@ pub struct Published {
     pub(super) files: &'static [PublishedFile],
     /// Where they come from.
     pub(super) origin: Origin<'static>,
-    /// Ways to get it, for the end of a message.
-    pub(super) ways: &'static str,
+    /// Ways to get it without a download, for the end of a message.
+    pub(super) by_hand: &'static str,
     /// Reads the files in a folder.
     pub(super) load: fn(&Path, Limits) -> Result<DataSet, Problem>,
 }
@@ -65,8 +65,7 @@ const CIFAR10: Published = Published {
         "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
         "c32a1d4ab5d03f1284b67883e8d87530",
     )),
-    ways: "ways to get CIFAR-10: data.download: true fetches it; or put the six .bin files under \
-           data.root; or set CIFAR10_DIR to their folder",
+    by_hand: "put the six .bin files under data.root; or set CIFAR10_DIR to their folder",
     load: cifar::load_cifar10,
 };
 
@@ -80,8 +79,7 @@ const CIFAR100: Published = Published {
         "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
         "03b5dce01913d631647c71ecec9e9cb8",
     )),
-    ways: "ways to get CIFAR-100: data.download: true fetches it; or put train.bin, test.bin and \
-           fine_label_names.txt of the binary version under data.root",
+    by_hand: "put train.bin, test.bin and fine_label_names.txt of the binary version under data.root",
     load: cifar::load_cifar100,
 };
 
@@ -110,9 +108,8 @@ const FASHION_MNIST: Published = Published {
             "bb300cfdad3c16e7a12a480ee83cd310",
         ),
     ]),
-    ways: "ways to get Fashion-MNIST: data.download: true fetches it; or put the four -ubyte.gz \
-           files under data.root; or apt install dataset-fashion-mnist and set data.root to \
-           /usr/share/datasets",
+    by_hand: "put the four -ubyte.gz files under data.root; or apt install dataset-fashion-mnist and \
+              set data.root to /usr/share/datasets",
     load: fashion_mnist::load,
 };
 
@@ -135,8 +132,7 @@ const SVHN: Published = Published {
             "eb5a983be6a315427106f1b164d9cef3",
         ),
     ]),
-    ways: "ways to get SVHN: data.download: true fetches it; or put train_32x32.mat and \
-           test_32x32.mat under data.root",
+    by_hand: "put train_32x32.mat and test_32x32.mat under data.root",
     load: svhn::load,
 };
 
@@ -165,16 +161,21 @@ pub(super) enum Found {
 impl Published {
     /// Looks in `root` and in the data set's own folder below it. Reads sizes only.
     pub(super) fn find(&self, root: &Path) -> Found {
-        for folder in [root.to_path_buf(), root.join(self.folder)] {
-            if self.files.iter().all(|file| !file.path_in(&folder).exists()) {
-                continue;
-            }
-            return match self.files.iter().try_for_each(|file| self.check(file, &folder)) {
-                Ok(()) => Found::Complete(folder),
-                Err(problem) => Found::Bad(problem),
-            };
+        match self.find_in(root.to_path_buf()) {
+            Found::Absent => self.find_in(root.join(self.folder)),
+            found => found,
         }
-        Found::Absent
+    }
+
+    /// Looks in one folder.
+    pub(super) fn find_in(&self, folder: PathBuf) -> Found {
+        if self.files.iter().all(|file| !file.path_in(&folder).exists()) {
+            return Found::Absent;
+        }
+        match self.files.iter().try_for_each(|file| self.check(file, &folder)) {
+            Ok(()) => Found::Complete(folder),
+            Err(problem) => Found::Bad(problem),
+        }
     }
 
     fn check(&self, file: &PublishedFile, folder: &Path) -> Result<(), Problem> {
