@@ -146,8 +146,8 @@ pub trait Communicator: Send + Sync {
     /// [`crate::CommError`] when the communicator has already failed or cannot do this.
     unsafe fn start(&self, collective: Collective, buffer: RawBuffer) -> Result<Work>;
 
-    /// Runs a collective to its end, on device memory to where it is queued. A backend overrides this where that is cheaper than starting it
-    /// and waiting.
+    /// Runs a collective: to its end on host memory, until it is queued on device memory. A backend overrides
+    /// this where that is cheaper than starting it and waiting.
     ///
     /// # Safety
     /// `buffer` is valid, as [`BufferMut::from_raw`] asks, until this returns.

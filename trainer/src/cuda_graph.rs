@@ -26,7 +26,7 @@ const WARMUP_STEPS: usize = 3;
 pub enum Execution {
     /// Whole batches by a graph, after a warm-up; others kernel by kernel.
     Graph,
-    /// Kernel by kernel, because.
+    /// Kernel by kernel, and why.
     Eager(&'static str),
 }
 

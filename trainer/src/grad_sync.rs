@@ -1,4 +1,4 @@
-//! Gradients of all ranks become their sum.
+//! Gradients of all ranks become their sum, in which each rank has divided its loss by the global batch.
 //!
 //! Backward fills the flat gradient buffer from its start to its end. With overlap, a hook on each
 //! parameter counts down its bucket, and a full bucket's all-reduce starts while backward goes on.

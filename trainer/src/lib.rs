@@ -2,7 +2,7 @@
 //!
 //! [`run`] is the loop; everything else is a part that it calls: [`data`] makes batches, [`model`]
 //! turns them into logits, [`flat`] holds parameters and gradients in one buffer each,
-//! [`grad_sync`] averages them over ranks, [`optim`] takes the step, [`checkpoint`] and [`metrics`]
+//! [`grad_sync`] adds gradients up over ranks, [`optim`] takes the step, [`checkpoint`] and [`metrics`]
 //! write what is left of a run.
 
 pub mod arithmetic;

@@ -26,7 +26,7 @@ impl Targets {
         Self { labels, mixed: None, label_smoothing: 0.0 }
     }
 
-    /// Some with tensors of their own.
+    /// The same with tensors of their own.
     pub fn copy(&self) -> Self {
         let copy =
             |Mixed { labels, share }: &Mixed| Mixed { labels: labels.copy(), share: share.copy() };

@@ -78,7 +78,7 @@ pub struct Run<'a> {
     pub learning_rate: LearningRate,
     /// Averages weights, where that is wanted.
     pub ema: Option<Ema>,
-    /// Averages gradients.
+    /// Adds gradients up over ranks.
     pub grad_sync: GradSync,
     /// Counts loss and hits.
     pub counter: Counter,

@@ -44,7 +44,7 @@ pub struct Microbatch {
 }
 
 impl Microbatch {
-    /// The same images in memory of its own.
+    /// The same images in memory of their own.
     pub fn copy(&self) -> Self {
         Self { batch: self.batch.copy(), global_len: self.global_len }
     }

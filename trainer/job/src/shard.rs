@@ -41,19 +41,19 @@ pub struct Microbatch {
 }
 
 impl Batch {
-    /// This rank's part in portions of at most `batch_size_per_rank` samples, in order and as even as
+    /// This rank's part in microbatches of at most `batch_size_per_rank` samples, in order and as even as
     /// can be. There are as many on every rank, so that ranks can meet in each.
     pub fn microbatches(&self, batch_size_per_rank: usize, world_size: usize) -> Vec<Microbatch> {
         let count = self.global.len().div_ceil(batch_size_per_rank * world_size);
-        let portion = |of_rank: Range<usize>, index| {
+        let samples = |of_rank: Range<usize>, index| {
             let part = balanced(of_rank.len(), index, count);
             of_rank.start + part.start..of_rank.start + part.end
         };
         let of_rank = |rank| balanced(self.global.len(), rank, world_size);
         let global_len =
-            |index| (0..world_size).map(|rank| portion(of_rank(rank), index).len()).sum();
+            |index| (0..world_size).map(|rank| samples(of_rank(rank), index).len()).sum();
         let microbatch = |index| Microbatch {
-            local: portion(self.local.clone(), index),
+            local: samples(self.local.clone(), index),
             global_len: global_len(index),
         };
         (0..count).map(microbatch).collect()

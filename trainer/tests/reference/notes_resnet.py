@@ -1,4 +1,4 @@
-"""The notes' ResNet in PyTorch: what trainer/src/model/resnet.rs must agree with."""
+"""The notes' ResNet in PyTorch: what trainer/job/src/network/families/resnet.rs must agree with."""
 
 import torch
 from torch import nn

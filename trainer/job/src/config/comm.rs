@@ -10,11 +10,11 @@ use super::BucketCap;
 pub struct Comm {
     /// Over what.
     pub backend: CommBackend,
-    /// Gradients are averaged in portions of at most so many MiB.
+    /// Gradients are summed in buckets of at most so many MiB.
     pub bucket_cap_mib: BucketCap,
     /// What gradients are sent as.
     pub wire_dtype: WireDtype,
-    /// Whether a portion is averaged while backward makes the next.
+    /// Whether a bucket is summed while backward fills the next.
     pub overlap: Overlap,
     /// Over MPI, whether ranks of one machine add up in shared memory before the machines do.
     pub hierarchical: bool,
@@ -45,7 +45,7 @@ pub enum WireDtype {
     Bf16,
 }
 
-/// Whether gradients are averaged while backward goes on.
+/// Whether gradients are summed while backward goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Overlap {

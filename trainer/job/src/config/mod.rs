@@ -57,7 +57,7 @@ pub struct Config {
     pub model: Model,
     /// The images.
     pub data: Data,
-    /// How long and in what portions.
+    /// How long and in what batches.
     pub train: Train,
     /// How a network is measured.
     pub eval: Eval,

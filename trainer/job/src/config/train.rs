@@ -1,4 +1,4 @@
-//! How long and in what portions.
+//! How long and in what batches.
 
 use serde::{Deserialize, Serialize};
 

@@ -137,7 +137,8 @@ pub struct EmaRecord {
 pub struct SummaryRecord {
     /// How many ranks trained.
     pub world_size: usize,
-    /// Images a rank takes a step.
+    /// Images that a rank puts through the network at once; times `grad_accum_steps` it is a rank's part of
+    /// a step.
     pub batch_size_per_rank: usize,
     /// Microbatches a step.
     pub grad_accum_steps: usize,
