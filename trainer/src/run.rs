@@ -269,7 +269,7 @@ impl Run<'_> {
 
     /// Gradients that overflow however little losses are scaled have another cause.
     fn check_loss_scale(&self, lr: f64) -> Result<()> {
-        let scaler = self.optimizer.loss_scaler();
+        let scaler = self.optimizer.loss_scaler_state();
         match scaler.is_some_and(|scaler| f64::from(scaler.scale) < MIN_SCALE) {
             true => self.check_finite("gradient", f64::INFINITY, lr),
             false => Ok(()),
@@ -387,7 +387,7 @@ impl Run<'_> {
         let norm = self.replica.flat.parameters.norm().double_value(&[]);
         self.check_finite("norm of the weights", norm, self.learning_rate())?;
         self.optimizer.settle(&mut self.replica.flat)?;
-        self.state.loss_scaler = self.optimizer.loss_scaler();
+        self.state.loss_scaler = self.optimizer.loss_scaler_state();
         let Self { replica, optimizer, ema, state, communicator, link, run_dir, config, .. } = self;
         let folder = run_dir.checkpoints_dir();
         let waiting = || link.state(Phase::Saving, state.epoch(), state.step);
@@ -413,7 +413,7 @@ impl Run<'_> {
 
 /// For the record of step `step`.
 fn loss_scaling(optimizer: &Optimizer, step: u64) -> Option<LossScaling> {
-    let scaler = optimizer.loss_scaler()?;
+    let scaler = optimizer.loss_scaler_state()?;
     let skipped_steps = step.saturating_sub(optimizer.steps());
     Some(LossScaling { loss_scale: scaler.scale.into(), skipped_steps })
 }

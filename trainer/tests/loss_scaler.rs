@@ -120,7 +120,7 @@ fn a_step_that_overflows_is_as_if_it_had_not_been_but_for_the_scale() {
         // Scales are powers of two, so gradients are the same to the bit.
         let states = (saved(&mut with, &mut optimizer), saved(&mut without, &mut other));
         assert!(states.0 == states.1, "{:?}: a skipped step left a trace", config.name);
-        let state = |optimizer: &Optimizer| optimizer.loss_scaler().unwrap();
+        let state = |optimizer: &Optimizer| optimizer.loss_scaler_state().unwrap();
         assert_eq!(state(&optimizer), LossScalerState { scale: 8192.0, growth_tracker: 0 });
         assert_eq!(state(&other), LossScalerState { scale: 65536.0, growth_tracker: 2 });
     }

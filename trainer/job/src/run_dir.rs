@@ -253,12 +253,12 @@ impl RunDir {
     }
 
     /// Accuracy and loss by epoch.
-    pub fn curves_svg(&self) -> PathBuf {
+    pub fn curves_svg_path(&self) -> PathBuf {
         self.root.join("curves.svg")
     }
 
     /// The same as a bitmap.
-    pub fn curves_png(&self) -> PathBuf {
+    pub fn curves_png_path(&self) -> PathBuf {
         self.root.join("curves.png")
     }
 

@@ -56,8 +56,8 @@ pub fn draw_curves(run_dir: &RunDir) -> Result<(), MetricsError> {
     let write = |path: PathBuf, bytes: &[u8]| {
         write_atomically(&path, bytes).map_err(|source| MetricsError::Write { path, source })
     };
-    write(run_dir.curves_svg(), picture.to_svg().as_bytes())?;
-    let path = run_dir.curves_png();
+    write(run_dir.curves_svg_path(), picture.to_svg().as_bytes())?;
+    let path = run_dir.curves_png_path();
     let png =
         picture.to_png().map_err(|problem| MetricsError::Draw { path: path.clone(), problem })?;
     write(path, &png)

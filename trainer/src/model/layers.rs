@@ -116,18 +116,18 @@ impl BatchNorm {
             _ => Ok(self.plain(input, mode)),
         };
         let normalized = normalized.unwrap_or_else(|error| panic_any(error));
-        self.add_and_cut(normalized, residual.map(|residual| residual()).as_ref())
+        self.add_and_relu(normalized, residual.map(|residual| residual()).as_ref())
     }
 
     fn fused(&self, input: &Tensor, residual: Option<&Tensor>, parts: &NormParts<'_>) -> Tensor {
         match torch_ext::fused_batch_norm(input, residual, self.has_relu, parts) {
             Ok(Some(output)) => output,
-            Ok(None) => self.add_and_cut(self.plain(input, Mode::Train), residual),
+            Ok(None) => self.add_and_relu(self.plain(input, Mode::Train), residual),
             Err(error) => panic_any(error),
         }
     }
 
-    fn add_and_cut(&self, normalized: Tensor, residual: Option<&Tensor>) -> Tensor {
+    fn add_and_relu(&self, normalized: Tensor, residual: Option<&Tensor>) -> Tensor {
         let mut output = match residual {
             Some(residual) => normalized + residual,
             None => normalized,

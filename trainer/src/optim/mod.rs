@@ -134,7 +134,7 @@ impl Optimizer {
     }
 
     /// Where the loss scaler is, where there is one. Waits for the device.
-    pub fn loss_scaler(&self) -> Option<LossScalerState> {
+    pub fn loss_scaler_state(&self) -> Option<LossScalerState> {
         self.loss_scaler.as_ref().map(LossScaler::state)
     }
 

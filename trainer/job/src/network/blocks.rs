@@ -20,6 +20,8 @@ pub(super) struct Stages {
     /// Of a bottleneck's 3x3 convolution.
     pub groups: usize,
     pub past: Past,
+    /// Whether its paper has dropout.
+    pub has_dropout: bool,
 }
 
 /// Where batch norm and ReLU stand.

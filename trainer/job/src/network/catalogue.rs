@@ -100,7 +100,7 @@ impl Entry {
     pub fn has_dropout(&self) -> bool {
         match &self.architecture {
             Architecture::Vgg(_) => true,
-            Architecture::Stages(_) => self.name.starts_with("wrn"),
+            Architecture::Stages(stages) => stages.has_dropout,
             Architecture::Airbench(_) => false,
         }
     }

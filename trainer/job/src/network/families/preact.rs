@@ -14,6 +14,7 @@ const BASIC: Stages = Stages {
     out: 16,
     groups: 1,
     past: Past::Projection,
+    has_dropout: false,
 };
 
 /// Bottlenecks that 64 channels leave.

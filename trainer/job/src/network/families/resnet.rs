@@ -16,6 +16,7 @@ pub(super) const BASIC: Stages = Stages {
     out: 64,
     groups: 1,
     past: Past::Projection,
+    has_dropout: false,
 };
 
 /// Bottlenecks behind 64 channels.

@@ -18,6 +18,7 @@ const fn cifar(name: &'static str, blocks: &'static [usize], factor: usize) -> E
         out: 16 * factor,
         groups: 1,
         past: Past::Projection,
+        has_dropout: true,
     };
     Entry {
         name,
