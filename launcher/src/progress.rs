@@ -3,8 +3,9 @@
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
+use job::thousands;
+
 use crate::console::{Console, Style};
-use crate::plan::thousands;
 
 /// Between lines where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);

@@ -14,7 +14,6 @@ use job::{ExitCode, shard};
 use crate::topology::Topology;
 
 pub use memory::Memory;
-pub(crate) use table::thousands;
 
 /// Which devices the command line asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use job::thousands;
+
 use super::{Device, Plan};
 use crate::topology::cpu_list;
 
@@ -103,28 +105,4 @@ impl Plan {
 
 fn mib(bytes: usize) -> String {
     format!("{:.0} MiB", bytes as f64 / (1024.0 * 1024.0))
-}
-
-/// `11173962` as `11,173,962`.
-pub(crate) fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_are_grouped_by_thousands() {
-        let shown = [0, 999, 1000, 11_173_962].map(thousands);
-        assert_eq!(shown, ["0", "999", "1,000", "11,173,962"]);
-    }
 }

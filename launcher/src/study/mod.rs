@@ -147,7 +147,7 @@ fn print_plan(
              {} parameters\n",
             run.point.name,
             state.as_str(),
-            plan::thousands(*parameters as u64)
+            job::thousands(*parameters as u64)
         );
     }
     let names: Vec<&str> = study.figures.iter().map(|figure| figure.name.as_str()).collect();

@@ -3,13 +3,13 @@
 use std::fmt::Write as _;
 
 use job::config::in_one_line;
+use job::thousands;
 use serde_json::{Value, json};
 
 use super::file::{Metric, StudyFile};
 use super::planned::{Planned, State};
 use super::results::Statistic;
 use super::run::Failure;
-use crate::plan::thousands;
 
 /// A study after its runs, or before they are done.
 pub struct Report<'a> {

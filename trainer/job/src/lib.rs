@@ -10,9 +10,11 @@ pub mod exit_code;
 pub mod files;
 pub mod metrics;
 pub mod network;
+mod number;
 pub mod rng;
 pub mod run_dir;
 pub mod shard;
 
 pub use config::Config;
 pub use exit_code::ExitCode;
+pub use number::thousands;

@@ -3,9 +3,10 @@
 use clap::Args;
 use job::config::Model;
 use job::network::{Network, catalogue};
+use job::thousands;
 use serde::Serialize;
 
-use super::table::{Align, grouped, table};
+use super::table::{Align, table};
 
 /// `trainer models`.
 #[derive(Debug, Args)]
@@ -50,8 +51,8 @@ pub fn models(args: &ModelsArgs) -> String {
         lines.iter().map(|line| {
             [
                 line.name.to_owned(),
-                grouped(line.parameters as u64),
-                grouped(line.multiply_adds),
+                thousands(line.parameters as u64),
+                thousands(line.multiply_adds),
                 line.stem.to_owned(),
                 line.image.to_string(),
                 line.classes.to_string(),

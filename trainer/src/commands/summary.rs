@@ -4,9 +4,10 @@ use clap::Args;
 use clap::builder::PossibleValuesParser;
 use job::config::{Model, ModelName, Stem};
 use job::network::{LayerSummary, Network, Summary};
+use job::thousands;
 use serde::Serialize;
 
-use super::table::{Align, grouped, table};
+use super::table::{Align, table};
 
 /// `trainer summary`.
 #[derive(Debug, Args)]
@@ -78,9 +79,9 @@ fn in_words(answer: &Answer) -> String {
          multiply-adds      {}, {}\n",
         stem.as_str(),
         sizes(image),
-        grouped(summary.parameters as u64),
-        grouped(summary.unseen_parameters as u64),
-        grouped(summary.multiply_adds),
+        thousands(summary.parameters as u64),
+        thousands(summary.unseen_parameters as u64),
+        thousands(summary.multiply_adds),
         in_short(summary.multiply_adds),
     )
 }
@@ -94,7 +95,7 @@ fn in_short(number: u64) -> String {
 }
 
 fn row(layer: &LayerSummary) -> [String; 6] {
-    let unless_none = |number: u64| if number == 0 { String::new() } else { grouped(number) };
+    let unless_none = |number: u64| if number == 0 { String::new() } else { thousands(number) };
     [
         layer.name.clone(),
         layer.kind.clone(),

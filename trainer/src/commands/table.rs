@@ -34,27 +34,3 @@ pub(super) fn table<const N: usize>(
     }
     text
 }
-
-/// `1234567` as `1,234,567`.
-pub(super) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn thousands_stand_apart() {
-        let texts = [0, 999, 1000, 11_173_962].map(grouped);
-        assert_eq!(texts, ["0", "999", "1,000", "11,173,962"]);
-    }
-}

@@ -1,8 +1,8 @@
 //! The confusion matrix as a picture.
 
-use super::super::table::grouped;
 use super::report::Report;
 use figure::{Anchor, Colour, GRID, INK, Picture, QUIET, Shape};
+use job::thousands;
 
 const MARGIN: f32 = 32.0;
 const TITLE_HEIGHT: f32 = 84.0;
@@ -70,7 +70,7 @@ fn title(picture: &mut Picture, report: &Report) {
     picture.text((MARGIN, 38.0), &heading, 19.0, true, Anchor::Start, INK);
     let below = format!(
         "{} images, loss {:.4}. The darker a cell, the larger its part of the row.",
-        grouped(report.tally.images as u64),
+        thousands(report.tally.images as u64),
         report.tally.loss()
     );
     picture.text((MARGIN, 60.0), &below, 13.0, false, Anchor::Start, QUIET);

@@ -3,9 +3,10 @@
 use std::fmt::Write;
 use std::path::PathBuf;
 
+use job::thousands;
 use serde_json::{Value, json};
 
-use super::super::table::{Align, grouped, table};
+use super::super::table::{Align, table};
 use crate::confusion::{Confusion, Mistake};
 use crate::step::Tally;
 
@@ -32,7 +33,7 @@ pub(super) struct Report {
 impl Report {
     pub(super) fn to_text(&self) -> String {
         let Tally { hits, images, .. } = self.tally;
-        let (hits, images) = (grouped(hits as u64), grouped(images as u64));
+        let (hits, images) = (thousands(hits as u64), thousands(images as u64));
         let mut text = format!(
             "checkpoint  {}, step {}\nimages      {images}, {} of {}\naccuracy    {:.4} ({hits} \
              right)\nloss        {:.4}\n\n",
@@ -56,11 +57,11 @@ impl Report {
         let rows = self.classes.iter().enumerate().map(|(class, name)| {
             let most = self.confusion.mistakes().into_iter().find(|m| m.class == class);
             let most = most.map_or(String::new(), |Mistake { taken_for, images, .. }| {
-                format!("{} ({})", self.classes[taken_for], grouped(images))
+                format!("{} ({})", self.classes[taken_for], thousands(images))
             });
             [
                 name.clone(),
-                grouped(self.confusion.images(class)),
+                thousands(self.confusion.images(class)),
                 self.confusion.accuracy(class).map_or("-".to_owned(), |a| format!("{a:.4}")),
                 most,
             ]
@@ -82,7 +83,7 @@ impl Report {
             self.classes.iter().map(|name| name.chars().take(8).collect()).collect();
         let most = self.confusion.rows().flatten().max().copied().unwrap_or(0);
         let column = short.iter().map(|name| width(name)).max().unwrap_or(0);
-        let column = column.max(grouped(most).len());
+        let column = column.max(thousands(most).len());
         let mut text = "confusion: a row is a class, a column what it was taken for\n".to_owned();
         let mut line = |name: &str, cells: &mut dyn Iterator<Item = String>| {
             let cells: String = cells.map(|cell| format!("  {cell:>column$}")).collect();
@@ -91,7 +92,7 @@ impl Report {
         };
         line("", &mut short.iter().cloned());
         for (name, row) in self.classes.iter().zip(self.confusion.rows()) {
-            line(name, &mut row.iter().map(|count| grouped(*count)));
+            line(name, &mut row.iter().map(|count| thousands(*count)));
         }
         text
     }
@@ -100,7 +101,7 @@ impl Report {
     fn mistakes(&self) -> String {
         let mistakes = self.confusion.mistakes().into_iter().take(MISTAKES_IN_TEXT);
         let rows = mistakes.map(|Mistake { class, taken_for, images }| {
-            [self.classes[class].clone(), self.classes[taken_for].clone(), grouped(images)]
+            [self.classes[class].clone(), self.classes[taken_for].clone(), thousands(images)]
         });
         let columns =
             [("class", Align::Left), ("was taken for", Align::Left), ("times", Align::Right)];
