@@ -22,8 +22,8 @@ impl AdamW {
     pub fn new(config: &job::config::Optimizer, groups: Vec<Group>, flat: &Flat) -> Self {
         let zeros = || flat.parameters.zeros_like();
         Self {
-            betas: config.betas.unwrap_or([0.9, 0.999]),
-            eps: config.eps.unwrap_or(1e-8),
+            betas: config.betas(),
+            eps: config.eps(),
             groups,
             exp_avg: zeros(),
             exp_avg_sq: zeros(),

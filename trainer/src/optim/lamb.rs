@@ -20,8 +20,8 @@ impl Lamb {
     /// With zero state.
     pub fn new(config: &job::config::Optimizer, flat: &Flat) -> Self {
         Self {
-            betas: config.betas.unwrap_or([0.9, 0.999]),
-            eps: config.eps.unwrap_or(1e-6),
+            betas: config.betas(),
+            eps: config.eps(),
             tensors: Tensors::of(config, flat),
             exp_avg: flat.parameters.zeros_like(),
             exp_avg_sq: flat.parameters.zeros_like(),

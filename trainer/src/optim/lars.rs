@@ -19,8 +19,8 @@ impl Lars {
     /// With zero state.
     pub fn new(config: &job::config::Optimizer, flat: &Flat) -> Self {
         Self {
-            momentum: config.momentum.unwrap_or(0.9),
-            trust_coefficient: config.trust_coefficient.unwrap_or(0.001),
+            momentum: config.momentum(),
+            trust_coefficient: config.trust_coefficient(),
             tensors: Tensors::of(config, flat),
             buffer: flat.parameters.zeros_like(),
         }

@@ -19,8 +19,8 @@ impl Lookahead {
     pub fn new(config: &job::config::Optimizer, flat: &Flat) -> Option<Self> {
         Some(Self {
             every: config.lookahead_steps?,
-            decay: config.lookahead_decay.unwrap_or(0.5),
-            power: config.lookahead_power.unwrap_or(0.0),
+            decay: config.lookahead_decay(),
+            power: config.lookahead_power(),
             slow: flat.parameters.copy(),
         })
     }

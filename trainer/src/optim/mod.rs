@@ -72,9 +72,7 @@ impl Optimizer {
         let rule: Box<dyn Rule> = match config.name {
             OptimizerName::Adamw => Box::new(adamw::AdamW::new(config, all(), flat)),
             OptimizerName::Sgd => {
-                let momentum = config.momentum.unwrap_or(0.0);
-                let nesterov = config.nesterov.unwrap_or(false);
-                Box::new(sgd::Sgd::new(momentum, nesterov, all(), flat))
+                Box::new(sgd::Sgd::new(config.momentum(), config.nesterov(), all(), flat))
             }
             OptimizerName::Lars => Box::new(lars::Lars::new(config, flat)),
             OptimizerName::Lamb => Box::new(lamb::Lamb::new(config, flat)),

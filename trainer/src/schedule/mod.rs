@@ -60,7 +60,7 @@ impl LearningRate {
     /// Of a run whose steps take `global_batch_size` images, `steps_per_epoch` steps a pass.
     pub fn new(config: &Config, global_batch_size: usize, steps_per_epoch: usize) -> Self {
         let optimizer = &config.optimizer;
-        let times = global_batch_size as f64 / optimizer.lr_batch_size.unwrap_or(256) as f64;
+        let times = global_batch_size as f64 / optimizer.lr_batch_size() as f64;
         let scale = match optimizer.lr_scaling {
             LrScaling::None => 1.0,
             LrScaling::Linear => times,

@@ -18,9 +18,9 @@ pub(super) struct Place {
 /// linear annealing.
 pub(super) fn rate(schedule: &Schedule, base: f64, place: Place) -> f64 {
     let Place { steps, epochs, progress } = place;
-    let count = if schedule.unit == Some(Unit::Steps) { steps } else { epochs };
-    let decayed = |times: u64| base * schedule.gamma.unwrap_or(0.1).powi(times as i32);
-    let min_lr = schedule.min_lr.unwrap_or(0.0);
+    let count = if schedule.unit() == Unit::Steps { steps } else { epochs };
+    let decayed = |times: u64| base * schedule.gamma().powi(times as i32);
+    let min_lr = schedule.min_lr();
     match schedule.name {
         ScheduleName::Constant => base,
         ScheduleName::Step => decayed(count / schedule.step_size.unwrap_or(1)),
@@ -32,18 +32,18 @@ pub(super) fn rate(schedule: &Schedule, base: f64, place: Place) -> f64 {
             min_lr + (base - min_lr) * (1.0 + (std::f64::consts::PI * progress).cos()) / 2.0
         }
         ScheduleName::Polynomial => {
-            min_lr + (base - min_lr) * (1.0 - progress).powf(schedule.power.unwrap_or(1.0))
+            min_lr + (base - min_lr) * (1.0 - progress).powf(schedule.power())
         }
         ScheduleName::OneCycle => base * triangle(schedule, progress),
     }
 }
 
 fn triangle(schedule: &Schedule, progress: f64) -> f64 {
-    let peak = schedule.pct_start.unwrap_or(0.3);
+    let peak = schedule.pct_start();
     let between = |from: f64, to: f64, done: f64| from + (to - from) * done;
     if progress < peak {
-        return between(schedule.start_factor.unwrap_or(0.04), 1.0, progress / peak);
+        return between(schedule.start_factor(), 1.0, progress / peak);
     }
     let down = if peak < 1.0 { (progress - peak) / (1.0 - peak) } else { 0.0 };
-    between(1.0, schedule.end_factor.unwrap_or(0.0), down)
+    between(1.0, schedule.end_factor(), down)
 }

@@ -136,28 +136,68 @@ impl Schedule {
         foreign("schedule", self.name, ScheduleName::as_str, &keys)
     }
 
+    /// What `step_size` and `milestones` count: as given, else epochs.
+    pub fn unit(&self) -> Unit {
+        self.unit.unwrap_or(Unit::Epochs)
+    }
+
+    /// What the rate is multiplied by: as given, else the default; so are all that follow.
+    pub fn gamma(&self) -> f64 {
+        self.gamma.unwrap_or(0.1)
+    }
+
+    /// The rate at the end of the run.
+    pub fn min_lr(&self) -> f64 {
+        self.min_lr.unwrap_or(0.0)
+    }
+
+    /// The exponent.
+    pub fn power(&self) -> f64 {
+        self.power.unwrap_or(1.0)
+    }
+
+    /// The fraction of the run at which the rate is highest.
+    pub fn pct_start(&self) -> f64 {
+        self.pct_start.unwrap_or(0.3)
+    }
+
+    /// What one cycle starts from, as a part of the highest rate.
+    pub fn start_factor(&self) -> f64 {
+        self.start_factor.unwrap_or(0.04)
+    }
+
+    /// What it ends at, as a part of the highest rate.
+    pub fn end_factor(&self) -> f64 {
+        self.end_factor.unwrap_or(0.0)
+    }
+
+    /// When the rate follows its shape.
+    pub fn update(&self) -> Update {
+        self.update.unwrap_or(Update::Step)
+    }
+
     /// Sets the keys of the chosen schedule that are not given to their defaults.
     pub(super) fn fill_in(&mut self) {
         match self.name {
             ScheduleName::Constant => {}
             ScheduleName::Step | ScheduleName::Multistep => {
-                self.unit.get_or_insert(Unit::Epochs);
-                self.gamma.get_or_insert(0.1);
+                self.unit = Some(self.unit());
+                self.gamma = Some(self.gamma());
             }
             ScheduleName::Cosine => {
-                self.min_lr.get_or_insert(0.0);
-                self.update.get_or_insert(Update::Step);
+                self.min_lr = Some(self.min_lr());
+                self.update = Some(self.update());
             }
             ScheduleName::Polynomial => {
-                self.min_lr.get_or_insert(0.0);
-                self.power.get_or_insert(1.0);
-                self.update.get_or_insert(Update::Step);
+                self.min_lr = Some(self.min_lr());
+                self.power = Some(self.power());
+                self.update = Some(self.update());
             }
             ScheduleName::OneCycle => {
-                self.pct_start.get_or_insert(0.3);
-                self.start_factor.get_or_insert(0.04);
-                self.end_factor.get_or_insert(0.0);
-                self.update.get_or_insert(Update::Step);
+                self.pct_start = Some(self.pct_start());
+                self.start_factor = Some(self.start_factor());
+                self.end_factor = Some(self.end_factor());
+                self.update = Some(self.update());
             }
         }
     }

@@ -54,7 +54,7 @@ impl Muon {
         let classifier = flat.specs().filter(|spec| spec.role == Role::Weight).last();
         let classifier = classifier.map_or("", |spec| spec.name.as_str());
         let is_matrix = |spec: &TensorSpec| spec.role == Role::Weight && spec.name != classifier;
-        let adjust = config.adjust_lr.unwrap_or(AdjustLr::Original);
+        let adjust = config.adjust_lr();
         let places = flat.places().into_iter();
         let matrices = places.filter(|place| is_matrix(place.spec) && !config.freezes(place.spec));
         let matrices = matrices.map(|place| Matrix {
@@ -64,20 +64,18 @@ impl Muon {
         });
         let matrices: Vec<_> = matrices.collect();
         let plan = Plan::new(&matrices.iter().map(Matrix::shape).collect::<Vec<_>>(), 1);
-        let aux_decay = config.aux_weight_decay.unwrap_or(0.01);
+        let aux_decay = config.aux_weight_decay();
         let others = Group::all(config, aux_decay, flat, |spec| !is_matrix(spec));
-        let aux: Box<dyn Rule> = match config.aux.unwrap_or(AuxOptimizer::Adamw) {
+        let aux: Box<dyn Rule> = match config.aux() {
             AuxOptimizer::Adamw => Box::new(AdamW::new(config, others, flat)),
-            AuxOptimizer::Sgd => {
-                Box::new(Sgd::new(config.aux_momentum.unwrap_or(0.9), true, others, flat))
-            }
+            AuxOptimizer::Sgd => Box::new(Sgd::new(config.aux_momentum(), true, others, flat)),
         };
         Self {
-            momentum: config.momentum.unwrap_or(0.95),
-            nesterov: config.nesterov.unwrap_or(true),
-            ns_steps: config.ns_steps.unwrap_or(5),
+            momentum: config.momentum(),
+            nesterov: config.nesterov(),
+            ns_steps: config.ns_steps(),
             arithmetic: Arithmetic::Bf16,
-            normalize_weights: config.normalize_weights.unwrap_or(false),
+            normalize_weights: config.normalize_weights(),
             weight_decay: config.weight_decay,
             groups: Group::all(config, config.weight_decay, flat, is_matrix),
             matrices,
@@ -86,7 +84,7 @@ impl Muon {
             plan,
             communicator: None,
             aux,
-            aux_lr: config.aux_lr.unwrap_or(0.001) / config.lr,
+            aux_lr: config.aux_lr() / config.lr,
         }
     }
 

@@ -1,5 +1,6 @@
 //! How gradients become updates.
 
+mod defaults;
 mod frozen;
 mod names;
 
@@ -135,8 +136,7 @@ impl Optimizer {
         range("aux_lr", self.aux_lr, |lr| lr > 0.0 && lr <= 100.0, to_100)?;
         range("aux_weight_decay", self.aux_weight_decay, |decay| decay >= 0.0, not_negative)?;
         below_one("optimizer.aux_momentum", self.aux_momentum.unwrap_or(0.0))?;
-        let momentum = self.momentum.unwrap_or(self.default_momentum());
-        if self.nesterov == Some(true) && momentum == 0.0 {
+        if self.nesterov == Some(true) && self.momentum() == 0.0 {
             let problem = "needs momentum; set optimizer.momentum above 0, as in 0.9";
             return Err(Invalid::new("optimizer.nesterov", problem));
         }
@@ -168,7 +168,7 @@ impl Optimizer {
             ("aux_momentum", self.aux_momentum.is_some(), &[Muon]),
         ];
         foreign("optimizer", self.name, OptimizerName::as_str, &keys)?;
-        let (is_muon, aux) = (self.name == Muon, self.aux.unwrap_or(AuxOptimizer::Adamw));
+        let (is_muon, aux) = (self.name == Muon, self.aux());
         let aux_is = |wanted| !is_muon || aux == wanted;
         let goes_with = [
             (
@@ -229,58 +229,6 @@ impl Optimizer {
             aux_weight_decay: None,
             aux_momentum: None,
         }
-    }
-
-    fn default_momentum(&self) -> f64 {
-        match self.name {
-            OptimizerName::Lars => 0.9,
-            OptimizerName::Muon => 0.95,
-            _ => 0.0,
-        }
-    }
-
-    /// Sets the keys of the chosen optimizer that are not given to their defaults.
-    pub(super) fn fill_in(&mut self) {
-        if self.lr_scaling != LrScaling::None {
-            self.lr_batch_size.get_or_insert(256);
-        }
-        if self.lookahead_steps.is_some() {
-            self.lookahead_decay.get_or_insert(0.5);
-            self.lookahead_power.get_or_insert(0.0);
-        }
-        let momentum = self.default_momentum();
-        match self.name {
-            OptimizerName::Adamw => self.fill_in_adam(1e-8),
-            OptimizerName::Lamb => self.fill_in_adam(1e-6),
-            OptimizerName::Sgd => {
-                self.momentum.get_or_insert(momentum);
-                self.nesterov.get_or_insert(false);
-            }
-            OptimizerName::Lars => {
-                self.momentum.get_or_insert(momentum);
-                self.trust_coefficient.get_or_insert(0.001);
-            }
-            OptimizerName::Muon => {
-                self.momentum.get_or_insert(momentum);
-                self.nesterov.get_or_insert(true);
-                self.ns_steps.get_or_insert(5);
-                self.adjust_lr.get_or_insert(AdjustLr::Original);
-                self.normalize_weights.get_or_insert(false);
-                self.aux_lr.get_or_insert(0.001);
-                self.aux_weight_decay.get_or_insert(0.01);
-                match *self.aux.get_or_insert(AuxOptimizer::Adamw) {
-                    AuxOptimizer::Adamw => self.fill_in_adam(1e-8),
-                    AuxOptimizer::Sgd => {
-                        self.aux_momentum.get_or_insert(0.9);
-                    }
-                }
-            }
-        }
-    }
-
-    fn fill_in_adam(&mut self, eps: f64) {
-        self.betas.get_or_insert([0.9, 0.999]);
-        self.eps.get_or_insert(eps);
     }
 
     /// With every key set.
