@@ -3,14 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use marked_yaml::types::MarkedScalarNode;
-use marked_yaml::{LoadError, LoaderOptions, Node};
+use marked_yaml::Node;
 use serde::de::DeserializeOwned;
 use serde_path_to_error::Segment;
 use serde_yaml::{Mapping, Value};
 
 use super::error::{ConfigError, Place};
 use super::keys::{locate_parts, nearest};
+use super::marks::marks;
 
 /// A file that was read, to say where in it something stands.
 #[derive(Debug)]
@@ -86,37 +86,6 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Mapping, ConfigError> {
             problem: "expected sections and keys, as in `train: {epochs: 2}`".to_string(),
         }),
     }
-}
-
-/// Where the keys of the file stand; `None` where it cannot be told (an empty file, anchors, tags).
-pub(super) fn marks(path: &Path, text: &str) -> Result<Option<Node>, ConfigError> {
-    let options = LoaderOptions::default().error_on_duplicate_keys(true);
-    match marked_yaml::parse_yaml_with_options(0, text, options) {
-        Ok(node) => Ok(Some(node)),
-        Err(LoadError::DuplicateKey(twice)) => {
-            let at = twice.key.span().start().map(|mark| (mark.line(), mark.column()));
-            let first = twice.prev_key.span().start().map_or(0, |mark| mark.line());
-            Err(ConfigError::Key {
-                place: Place::in_file(path, at),
-                key: path_of(text, &twice.prev_key).unwrap_or(twice.key.as_str().to_string()),
-                problem: format!("given twice, first in line {first}; keep one"),
-            })
-        }
-        Err(_) => Ok(None),
-    }
-}
-
-/// The dotted path of a key of `text`, which may be given again.
-fn path_of(text: &str, key: &MarkedScalarNode) -> Option<String> {
-    fn search(node: &Node, key: &MarkedScalarNode) -> Option<String> {
-        node.as_mapping()?.iter().find_map(|(name, value)| {
-            if name.span() == key.span() {
-                return Some(name.as_str().to_string());
-            }
-            search(value, key).map(|rest| format!("{}.{rest}", name.as_str()))
-        })
-    }
-    search(&marked_yaml::parse_yaml(0, text).ok()?, key)
 }
 
 /// Says in a user's words what serde says in Rust's.

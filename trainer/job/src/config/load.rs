@@ -7,9 +7,10 @@ use marked_yaml::Node;
 use serde_yaml::{Mapping, Value};
 
 use super::Config;
-use super::document::{in_plain_words, marks, parse};
+use super::document::{in_plain_words, parse};
 use super::error::{ConfigError, Place};
 use super::keys::{as_mapping, leaves, locate, schema, unknown};
+use super::marks::marks;
 use super::validate::validate;
 
 /// Reads the configuration at `path` and applies `overrides`, each `key=value` with a dotted key and

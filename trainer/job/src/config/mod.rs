@@ -13,6 +13,7 @@ mod error;
 mod eval;
 mod keys;
 mod load;
+mod marks;
 mod model;
 mod normalization;
 mod optimizer;

@@ -176,9 +176,28 @@ fn a_missing_file_is_named() {
 }
 
 #[test]
-fn anchors_are_read_even_though_lines_are_then_unknown() {
+fn a_file_with_anchors_tags_and_lists_of_pairs_is_read_and_has_lines_all_the_same() {
     let config = load_text("train: {epochs: &n 3, seed: *n}\n", &[]).unwrap();
     assert_eq!((config.train.epochs, config.train.seed), (3, 3));
+    for (text, place) in [
+        ("train:\n  seed: 1\n  epochs: &e 0\n", "run.yaml:3:14: train.epochs: "),
+        ("train:\n  seed: !!int 1\n  epochs: 0\n", "run.yaml:3:11: train.epochs: "),
+        (
+            "train: &t\n  seed: &s 1\n  max_steps: *s\n  epochs: 0\n",
+            "run.yaml:4:11: train.epochs: ",
+        ),
+        (
+            "data:\n  augment: [crop: {padding: 99}]\n",
+            "run.yaml:2:12: data.augment[0].crop.padding: ",
+        ),
+        (
+            "data:\n  augment: [crop: {padding: 2}]\ntrain:\n  epochs: 0\n",
+            "run.yaml:4:11: train.epochs: ",
+        ),
+    ] {
+        let problem = problem(text, &[]);
+        assert!(problem.starts_with(place), "{text}: {problem}");
+    }
 }
 
 #[test]
