@@ -2,26 +2,139 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use job::config::{self, Config};
+use serde_yaml::{Mapping, Value};
+
+/// What each optimizer and schedule is loaded with: its name, and what it cannot be without or brings keys.
+const CHOICES: [(&str, &[&str]); 12] = [
+    ("adamw", &["optimizer.name=adamw"]),
+    ("adamw", &["optimizer.lr_scaling=linear", "optimizer.lookahead_steps=5"]),
+    ("sgd", &["optimizer.name=sgd"]),
+    ("lars", &["optimizer.name=lars"]),
+    ("lamb", &["optimizer.name=lamb"]),
+    ("muon", &["optimizer.name=muon"]),
+    ("muon", &["optimizer.name=muon", "optimizer.aux=sgd"]),
+    ("step", &["schedule.name=step", "schedule.step_size=30"]),
+    ("multistep", &["schedule.name=multistep", "schedule.milestones=[60, 120]"]),
+    ("cosine", &["schedule.name=cosine"]),
+    ("one_cycle", &["schedule.name=one_cycle"]),
+    ("polynomial", &["schedule.name=polynomial"]),
+];
+
+fn reference() -> String {
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md");
+    let readme = std::fs::read_to_string(readme).unwrap();
+    readme.split("```yaml").nth(1).and_then(|text| text.split("```").next()).unwrap().to_owned()
+}
+
+fn load(text: &str, overrides: &[&str]) -> Config {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("reference.yaml");
+    std::fs::write(&path, text).unwrap();
+    let overrides: Vec<_> = overrides.iter().map(ToString::to_string).collect();
+    config::load(&path, &overrides).unwrap()
+}
+
+/// A key of the reference, commented out or not: its value, and what is said of it.
+struct Documented {
+    value: Value,
+    remark: String,
+}
+
+impl Documented {
+    /// Its default where `choice` is chosen: what follows that name in parentheses, as in `lars (there 0.9)`,
+    /// and else the value.
+    fn default_of(&self, choice: &str) -> Value {
+        let mut names = self.remark.split_inclusive([',', ' ']).scan(0, |at, word| {
+            *at += word.len();
+            Some((word.trim_end_matches([',', ' ']), &self.remark[*at..]))
+        });
+        let behind = names.find(|(word, _)| *word == choice).map_or("", |(_, rest)| rest);
+        let other = behind.strip_prefix('(').and_then(|rest| rest.split(')').next());
+        other.map_or(self.value.clone(), |other| {
+            serde_yaml::from_str(other.trim_start_matches("there ")).unwrap()
+        })
+    }
+}
+
+/// The keys of each section, by `section.key`; of one without a section, by its name.
+fn documented(reference: &str) -> BTreeMap<String, Documented> {
+    let mut section = String::new();
+    let mut keys = BTreeMap::new();
+    for line in reference.lines() {
+        let is_within = line.starts_with("  ");
+        // What goes on about a key stands further in.
+        let text = line.trim_start_matches("  # ").trim_start_matches("  ");
+        let Some((name, rest)) = text.split_once(':') else { continue };
+        if line.starts_with("   ") || !name.chars().all(|it| it.is_ascii_lowercase() || it == '_') {
+            continue;
+        }
+        let (value, remark) = rest.split_once('#').unwrap_or((rest, ""));
+        if !is_within {
+            section = name.to_owned();
+            if value.trim().is_empty() {
+                continue;
+            }
+        }
+        let key = if is_within { format!("{section}.{name}") } else { name.to_owned() };
+        let value = serde_yaml::from_str(value).unwrap();
+        let twice = keys.insert(key, Documented { value, remark: remark.trim().to_owned() });
+        assert!(twice.is_none(), "{line}");
+    }
+    keys
+}
+
+/// All keys of a configuration, by `section.key`.
+fn keys_of(config: &Config) -> BTreeMap<String, Value> {
+    let all: Mapping = serde_yaml::from_str(&config::to_yaml(config)).unwrap();
+    let mut keys = BTreeMap::new();
+    for (section, value) in all {
+        let section = section.as_str().unwrap().to_owned();
+        match value {
+            Value::Mapping(inner) => keys.extend(
+                inner
+                    .into_iter()
+                    .map(|(key, it)| (format!("{section}.{}", key.as_str().unwrap()), it)),
+            ),
+            other => _ = keys.insert(section, other),
+        }
+    }
+    keys
+}
+
+#[test]
+fn the_reference_in_the_readme_is_the_default_configuration() {
+    assert_eq!(load(&reference(), &[]), Config::default());
+}
 
 #[test]
 fn the_reference_in_the_readme_has_every_key_with_its_default() {
-    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md");
-    let readme = std::fs::read_to_string(readme).unwrap();
-    let reference = readme.split("```yaml").nth(1).and_then(|text| text.split("```").next());
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("reference.yaml");
-    std::fs::write(&path, reference.unwrap()).unwrap();
-    assert_eq!(config::load(&path, &[]).unwrap(), Config::default());
-
-    let keys = |yaml: &str| {
-        let keys = yaml.lines().filter_map(|line| line.split_once(':').map(|(key, _)| key.trim()));
-        keys.map(|key| key.trim_start_matches("# ").to_owned()).collect::<Vec<_>>()
-    };
-    let documented = keys(reference.unwrap());
-    for key in keys(&config::to_yaml(&Config::default())) {
-        assert!(documented.contains(&key), "{key} is not in the README");
+    let documented = documented(&reference());
+    let mut seen = BTreeMap::new();
+    for (choice, overrides) in CHOICES {
+        for (key, default) in keys_of(&load("", overrides)) {
+            let line = documented.get(&key).unwrap_or_else(|| panic!("{key} is not in the README"));
+            seen.insert(key.clone(), ());
+            let is_set = overrides.iter().any(|it| it.split('=').next() == Some(key.as_str()));
+            if !is_set {
+                assert_eq!(line.default_of(choice), default, "{key} of {choice}");
+            }
+        }
     }
+    for key in documented.keys() {
+        assert!(seen.contains_key(key), "{key} is in the README, and nothing has it");
+    }
+}
+
+#[test]
+fn defaults_of_some_are_read_from_what_is_said_of_a_key() {
+    let keys = documented(
+        "optimizer:\n  # momentum: 0.0   # sgd, lars (there 0.9) and muon (0.95) only\n",
+    );
+    let momentum = &keys["optimizer.momentum"];
+    let of = |choice| momentum.default_of(choice).as_f64().unwrap();
+    assert_eq!(["sgd", "lars", "muon"].map(of), [0.0, 0.9, 0.95]);
 }
