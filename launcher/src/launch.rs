@@ -165,15 +165,21 @@ impl Survey {
             || Layout::single(ranks),
             |it| Layout { node_rank: it.node_rank, ranks_per_node: vec![ranks; it.nodes] },
         );
-        let plan = Plan::new(&config, &outline, device, presumed, &topology)?;
+        let plan = Plan::new(&config, &outline, device, presumed, &topology)
+            .map_err(|error| located(error, cli))?;
         let default = || RunDir::default_path(config_path, OffsetDateTime::now_utc());
         let run_dir = cli.run_dir.clone().unwrap_or_else(default);
         Ok(Self { config, outline, device, ranks, topology, run_dir, plan })
     }
+}
 
-    /// Once it is known how many ranks each node has.
-    fn plan_for(&self, layout: Layout) -> Result<Plan, PlanError> {
-        Plan::new(&self.config, &self.outline, self.device, layout, &self.topology)
+/// With the place of the value, where it is one of the configuration that keeps a job from being planned.
+fn located(error: PlanError, cli: &Cli) -> LaunchError {
+    match (error, cli.config()) {
+        (PlanError::Invalid(invalid), Some(path)) => {
+            config::refused(path, &cli.overrides, invalid).into()
+        }
+        (other, _) => other.into(),
     }
 }
 
@@ -195,6 +201,13 @@ impl<'a> Launch<'a> {
             survey.outline = dataset::outline(&survey.config.data)?;
         }
         Ok((Self { cli, console, survey, trainer }, source))
+    }
+
+    /// Once it is known how many ranks each node has.
+    fn plan_for(&self, layout: Layout) -> Result<Plan, LaunchError> {
+        let Survey { config, outline, device, topology, .. } = &self.survey;
+        let plan = Plan::new(config, outline, *device, layout, topology);
+        plan.map_err(|error| located(error, self.cli))
     }
 
     fn open_run_dir(&self) -> Result<RunDir, LaunchError> {
@@ -246,7 +259,7 @@ impl<'a> Launch<'a> {
         me: Introduction,
         signals: &mut Signals,
     ) -> Result<ExitCode, LaunchError> {
-        let plan = |layout| Ok(self.survey.plan_for(layout)?);
+        let plan = |layout| self.plan_for(layout);
         let member = Member {
             cluster,
             me,
@@ -276,7 +289,7 @@ impl<'a> Launch<'a> {
         let layout =
             others.as_ref().map_or_else(|| Layout::single(self.survey.ranks), |it| it.layout());
         let hosts = others.as_ref().map_or_else(|| vec![cluster::host_name()], |it| it.hosts());
-        let plan = self.survey.plan_for(layout)?;
+        let plan = self.plan_for(layout)?;
         let nodes = match hosts.len() {
             1 => String::new(),
             nodes => format!(" of {nodes} nodes"),

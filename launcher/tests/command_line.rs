@@ -47,6 +47,24 @@ fn an_unknown_key_ends_with_2_and_is_named_in_a_file_and_an_override() {
 }
 
 #[test]
+fn a_value_that_does_not_go_with_the_ranks_ends_with_2_and_is_named_where_it_is_given() {
+    let sandbox = Sandbox::with_stand_in();
+    for (text, place) in [
+        ("comm:\n  backend: nccl\n", "c.yaml:2:12: comm.backend: nccl is for GPUs"),
+        ("performance:\n  cuda_graph: on\n", "c.yaml:2:15: performance.cuda_graph: on is for GPUs"),
+        (
+            "train:\n  global_batch_size: 1\n",
+            "c.yaml:2:22: train.global_batch_size: 1 images cannot",
+        ),
+    ] {
+        sandbox.write_config(text);
+        let ended = run(sandbox.launcher(&["--cpu", "2", "c.yaml"]));
+        assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+        assert!(ended.stderr.contains(place), "{}", ended.stderr);
+    }
+}
+
+#[test]
 fn half_a_description_of_several_machines_ends_with_2_and_says_what_is_missing() {
     let sandbox = Sandbox::with_stand_in();
     for (args, missing) in

@@ -46,7 +46,7 @@ pub struct Circumstances {
 /// How steps are executed, and why not by a graph.
 ///
 /// # Errors
-/// [`TrainError::Setup`] when a graph is asked for and cannot be.
+/// [`TrainError::Usage`] when a graph is asked for and cannot be.
 pub fn decide(circumstances: Circumstances) -> Result<Execution> {
     let Circumstances { cuda_graph, device, is_random, sync_batch_norm } = circumstances;
     let obstacle = if cuda_graph == config::CudaGraph::Off {
@@ -62,7 +62,7 @@ pub fn decide(circumstances: Circumstances) -> Result<Execution> {
     };
     match (obstacle, cuda_graph) {
         (None, _) => Ok(Execution::Graph),
-        (Some(reason), config::CudaGraph::On) => Err(TrainError::Setup(format!(
+        (Some(reason), config::CudaGraph::On) => Err(TrainError::Usage(format!(
             "performance.cuda_graph: on cannot be: {reason}; leave it at auto"
         ))),
         (Some(reason), _) => Ok(Execution::Eager(reason)),
@@ -301,7 +301,7 @@ mod tests {
             };
             assert!(reason.starts_with(expected), "{reason}");
             let error = decide(on).unwrap_err();
-            assert_eq!(error.exit_code(), ExitCode::Setup);
+            assert_eq!(error.exit_code(), ExitCode::Usage);
             assert!(error.to_string().contains(reason), "{error}");
         }
     }

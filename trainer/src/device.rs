@@ -2,7 +2,7 @@
 
 use comm::bootstrap::Backend;
 use comm::env::{StartedBy, World};
-use job::config::{self, CommBackend, Performance};
+use job::config::{self, Invalid, Performance, Transport, Whereabouts};
 use tch::Device;
 
 use crate::{Result, TrainError};
@@ -99,28 +99,22 @@ fn cores_online() -> usize {
 /// The backend that `comm` means here.
 ///
 /// # Errors
-/// [`TrainError::Setup`] when it does not work on `device`.
-pub fn backend(comm: &config::Comm, device: Device, world: World) -> Result<Backend> {
-    let mpi = Backend::Mpi { hierarchical: comm.hierarchical };
-    match (comm.backend, device) {
-        (CommBackend::Nccl | CommBackend::Auto | CommBackend::None, Device::Cuda(device)) => {
-            Ok(Backend::Nccl { device })
-        }
-        (CommBackend::Nccl, _) => {
-            Err(TrainError::Setup("comm.backend: nccl works on GPUs only".to_owned()))
-        }
-        (CommBackend::Shm | CommBackend::Mpi, Device::Cuda(_)) => Err(TrainError::Setup(
-            "comm.backend: shm and mpi work on the CPU only; leave it at auto".to_owned(),
-        )),
-        (CommBackend::Shm, _) => Ok(Backend::Shm),
-        (CommBackend::Mpi, _) => Ok(mpi),
-        (CommBackend::Auto | CommBackend::None, _) => Ok(match world.started_by {
-            StartedBy::Mpirun | StartedBy::Srun => mpi,
-            // Shared memory ends at the machine.
-            StartedBy::Launcher if world.local_world_size < world.world_size => mpi,
-            StartedBy::Launcher | StartedBy::Nobody => Backend::Shm,
-        }),
-    }
+/// When it does not serve `device`.
+pub fn backend(
+    comm: &config::Comm,
+    device: Device,
+    world: World,
+) -> std::result::Result<Backend, Invalid> {
+    let ranks = Whereabouts {
+        on_gpus: device.is_cuda(),
+        on_several_machines: world.local_world_size < world.world_size,
+        under_mpi: matches!(world.started_by, StartedBy::Mpirun | StartedBy::Srun),
+    };
+    Ok(match (comm.backend.transport(ranks)?, device) {
+        (Transport::Nccl, Device::Cuda(device)) => Backend::Nccl { device },
+        (Transport::Mpi, _) => Backend::Mpi { hierarchical: comm.hierarchical },
+        _ => Backend::Shm,
+    })
 }
 
 #[cfg(test)]

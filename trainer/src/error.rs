@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use comm::CommError;
 use job::ExitCode;
-use job::config::ConfigError;
+use job::config::{ConfigError, Invalid};
 use job::dataset::DataError;
 use job::run_dir::RunDirError;
 use torch_ext::TorchError;
@@ -27,6 +27,9 @@ pub enum TrainError {
     /// The configuration is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A value of the configuration does not go with the ranks.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
     /// The run directory cannot be used.
     #[error(transparent)]
     RunDir(#[from] RunDirError),
@@ -80,7 +83,7 @@ impl TrainError {
     /// The documented code for this end.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Usage(_) => ExitCode::Usage,
+            Self::Usage(_) | Self::Invalid(_) => ExitCode::Usage,
             // The same command would end so again.
             Self::Checkpoint(
                 CheckpointError::DoesNotFit { .. } | CheckpointError::NoneGood { .. },

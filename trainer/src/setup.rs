@@ -41,18 +41,18 @@ use crate::{Result, TrainError, caught, convolutions, device, init, pretrained};
 /// Whatever is missing or does not fit.
 pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
     let started = Instant::now();
-    let config = config::load(&args.config, &args.overrides())?;
-    config
-        .train
-        .is_shared_by(world.world_size)
-        .map_err(|error| TrainError::Usage(error.to_string()))?;
+    let overrides = args.overrides();
+    let config = config::load(&args.config, &overrides)?;
+    let refused = |invalid| config::refused(&args.config, &overrides, invalid);
+    config.train.check_shared_by(world.world_size).map_err(refused)?;
     device::limit_threads(world);
     let device = device::open(args.device, world)?;
+    config.performance.check_device(device.is_cuda()).map_err(refused)?;
     device::tune(device, &config.performance)?;
 
     link.state(Phase::Connecting, 0, 0);
     let timeout = Duration::from_secs(config.comm.timeout_seconds);
-    let backend = device::backend(&config.comm, device, world)?;
+    let backend = device::backend(&config.comm, device, world).map_err(refused)?;
     let communicator = comm::bootstrap::connect(backend, world, link.store(), timeout)?;
     let connected = Connected { world, link, device, backend, communicator: &communicator };
     // Before the communicator is dropped, of which the others learn: see `Run::train`.

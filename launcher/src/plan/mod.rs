@@ -6,7 +6,7 @@ mod table;
 use std::ops::Range;
 
 use comm::env::{StartedBy, World};
-use job::config::{CommBackend, Config, CudaGraph, TooFewImages};
+use job::config::{Config, Invalid, Whereabouts};
 use job::dataset::Outline;
 use job::network::Network;
 use job::{ExitCode, shard};
@@ -85,17 +85,9 @@ pub enum PlanError {
         /// How many there are.
         visible: usize,
     },
-    /// A setting is not for these devices.
-    #[error("{setting} {problem}")]
-    Device {
-        /// It and its value, as in the configuration.
-        setting: &'static str,
-        /// Why not, and what would do.
-        problem: &'static str,
-    },
-    /// Some ranks would have no images.
+    /// A value of the configuration does not go with the ranks.
     #[error(transparent)]
-    TooFewImages(#[from] TooFewImages),
+    Invalid(#[from] Invalid),
 }
 
 fn gpus(count: usize) -> String {
@@ -111,7 +103,7 @@ impl PlanError {
     pub const fn exit_code(&self) -> ExitCode {
         match self {
             Self::NoGpu { .. } | Self::TooFewGpus { .. } => ExitCode::Setup,
-            Self::Device { .. } | Self::TooFewImages(_) => ExitCode::Usage,
+            Self::Invalid(_) => ExitCode::Usage,
         }
     }
 }
@@ -200,7 +192,7 @@ impl Plan {
     /// node.
     ///
     /// # Errors
-    /// [`PlanError`] when the backend does not serve them.
+    /// [`PlanError`] when the configuration does not go with them.
     pub fn new(
         config: &Config,
         data: &Outline,
@@ -208,15 +200,13 @@ impl Plan {
         layout: Layout,
         topology: &Topology,
     ) -> Result<Self, PlanError> {
-        let nodes = layout.ranks_per_node.len();
-        let backend = backend(config.comm.backend, device, nodes)?;
-        if device == Device::Cpu && config.performance.cuda_graph == CudaGraph::On {
-            let (setting, problem) =
-                ("performance.cuda_graph: on", "is for GPUs; leave it at auto");
-            return Err(PlanError::Device { setting, problem });
-        }
+        let on_gpus = device == Device::Cuda;
+        let on_several_machines = layout.ranks_per_node.len() > 1;
+        let ranks = Whereabouts { on_gpus, on_several_machines, under_mpi: false };
+        let backend = config.comm.backend.transport(ranks)?.as_str();
+        config.performance.check_device(on_gpus)?;
         let world_size = layout.world_size();
-        config.train.is_shared_by(world_size)?;
+        config.train.check_shared_by(world_size)?;
         let local = layout.ranks_of(layout.node_rank);
         let threads_per_rank = (topology.usable() / local.len()).max(1);
         let [train_images, test_images] = data.images;
@@ -286,36 +276,6 @@ pub fn devices(
         Request::Gpus { ranks } => Ok((Device::Cuda, ranks)),
         Request::AllGpus if visible == 0 => Err(PlanError::NoGpu { cores: topology.usable() }),
         Request::AllGpus => Ok((Device::Cuda, visible)),
-    }
-}
-
-fn backend(
-    configured: CommBackend,
-    device: Device,
-    nodes: usize,
-) -> Result<&'static str, PlanError> {
-    let wrong = |setting, problem| Err(PlanError::Device { setting, problem });
-    match (configured, device) {
-        (CommBackend::Shm, Device::Cpu) if nodes > 1 => wrong(
-            "comm.backend: shm",
-            "ends at the machine; across nodes it is mpi, or auto, which picks it",
-        ),
-        (CommBackend::Mpi, Device::Cpu) => Ok("mpi"),
-        (CommBackend::Auto | CommBackend::None, Device::Cpu) if nodes > 1 => Ok("mpi"),
-        (CommBackend::Auto | CommBackend::None | CommBackend::Shm, Device::Cpu) => Ok("shm"),
-        (CommBackend::Auto | CommBackend::None | CommBackend::Nccl, Device::Cuda) => Ok("nccl"),
-        (CommBackend::Nccl, Device::Cpu) => wrong(
-            "comm.backend: nccl",
-            "is for GPUs; with --cpu it is shm, or auto, which picks it",
-        ),
-        (CommBackend::Shm, Device::Cuda) => wrong(
-            "comm.backend: shm",
-            "is for the CPU; on GPUs it is nccl, or auto, which picks it",
-        ),
-        (CommBackend::Mpi, Device::Cuda) => wrong(
-            "comm.backend: mpi",
-            "is for the CPU; on GPUs it is nccl, or auto, which picks it",
-        ),
     }
 }
 

@@ -1,3 +1,4 @@
+use job::config::{CommBackend, CudaGraph};
 use job::dataset::outline;
 
 use super::*;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::BucketCap;
+use super::{BucketCap, Invalid};
 
 /// How ranks talk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,4 +71,108 @@ pub enum CommBackend {
     Nccl,
     /// As `auto`, but gradients stay where they are: ranks diverge. For measuring only.
     None,
+}
+
+/// Where ranks are, as far as it decides over what they talk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Whereabouts {
+    /// On GPUs, not on the CPU.
+    pub on_gpus: bool,
+    /// Not all on one machine.
+    pub on_several_machines: bool,
+    /// `mpirun` or `srun` started them.
+    pub under_mpi: bool,
+}
+
+/// Over what ranks talk, decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// Shared memory.
+    Shm,
+    /// MPI.
+    Mpi,
+    /// NCCL.
+    Nccl,
+}
+
+impl Transport {
+    /// As in a configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Shm => "shm",
+            Self::Mpi => "mpi",
+            Self::Nccl => "nccl",
+        }
+    }
+}
+
+impl CommBackend {
+    /// Over what ranks talk that are there.
+    ///
+    /// # Errors
+    /// When this backend does not serve them.
+    pub fn transport(self, ranks: Whereabouts) -> Result<Transport, Invalid> {
+        let Whereabouts { on_gpus, on_several_machines, under_mpi } = ranks;
+        let wrong = |problem: &str| Err(Invalid::new("comm.backend", problem));
+        match (self, on_gpus) {
+            (Self::Auto | Self::None | Self::Nccl, true) => Ok(Transport::Nccl),
+            (Self::Shm, true) => {
+                wrong("shm is for the CPU; on GPUs it is nccl, or auto, which picks it")
+            }
+            (Self::Mpi, true) => {
+                wrong("mpi is for the CPU; on GPUs it is nccl, or auto, which picks it")
+            }
+            (Self::Nccl, false) => {
+                wrong("nccl is for GPUs; on the CPU it is shm or mpi, or auto, which picks one")
+            }
+            (Self::Shm, false) if on_several_machines => {
+                wrong("shm ends at the machine; across machines it is mpi, or auto, which picks it")
+            }
+            (Self::Shm, false) => Ok(Transport::Shm),
+            (Self::Mpi, false) => Ok(Transport::Mpi),
+            (Self::Auto | Self::None, false) if on_several_machines || under_mpi => {
+                Ok(Transport::Mpi)
+            }
+            (Self::Auto | Self::None, false) => Ok(Transport::Shm),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HERE: Whereabouts =
+        Whereabouts { on_gpus: false, on_several_machines: false, under_mpi: false };
+
+    #[test]
+    fn auto_takes_what_serves_the_ranks() {
+        let several = Whereabouts { on_several_machines: true, ..HERE };
+        let under_mpi = Whereabouts { under_mpi: true, ..HERE };
+        for backend in [CommBackend::Auto, CommBackend::None] {
+            let taken = |ranks| backend.transport(ranks).unwrap();
+            assert_eq!(taken(HERE), Transport::Shm);
+            assert_eq!((taken(several), taken(under_mpi)), (Transport::Mpi, Transport::Mpi));
+            for ranks in [HERE, several, under_mpi] {
+                assert_eq!(taken(Whereabouts { on_gpus: true, ..ranks }), Transport::Nccl);
+            }
+        }
+    }
+
+    #[test]
+    fn a_backend_that_does_not_serve_them_is_refused_and_named() {
+        let gpus = Whereabouts { on_gpus: true, ..HERE };
+        let several = Whereabouts { on_several_machines: true, ..HERE };
+        for (backend, ranks) in [
+            (CommBackend::Nccl, HERE),
+            (CommBackend::Shm, several),
+            (CommBackend::Shm, gpus),
+            (CommBackend::Mpi, gpus),
+        ] {
+            let error = backend.transport(ranks).unwrap_err().to_string();
+            let name = format!("{backend:?}").to_lowercase();
+            assert!(error.starts_with(&format!("comm.backend: {name} ")), "{error}");
+        }
+        assert_eq!(CommBackend::Mpi.transport(HERE), Ok(Transport::Mpi));
+    }
 }

@@ -11,7 +11,7 @@ use super::document::{in_plain_words, parse};
 use super::error::{ConfigError, Place};
 use super::keys::{as_mapping, leaves, locate, schema, unknown};
 use super::marks::marks;
-use super::validate::validate;
+use super::validate::{Invalid, validate};
 
 /// Reads the configuration at `path` and applies `overrides`, each `key=value` with a dotted key and
 /// a YAML value; a later one wins.
@@ -37,6 +37,16 @@ pub fn load(path: &Path, overrides: &[String]) -> Result<Config, ConfigError> {
     validate(&config).map_err(|invalid| given.wrong(&invalid.path, invalid.problem))?;
     config.fill_in();
     Ok(config)
+}
+
+/// Why the configuration that [`load`] has read from the same arguments does not go with the ranks, with the
+/// place of the value.
+pub fn refused(path: &Path, overrides: &[String], invalid: Invalid) -> ConfigError {
+    let overrides = overrides.iter().filter_map(|text| parse_override(text).ok()).collect();
+    let text = fs::read_to_string(path).unwrap_or_default();
+    // A file that has changed meanwhile no longer says where.
+    let given = Given { path, marks: marks(path, &text).unwrap_or_default(), overrides };
+    given.wrong(&invalid.path, invalid.problem)
 }
 
 /// `config` in full, as a file that [`load`]s back equal.

@@ -31,21 +31,21 @@ pub use augment::{
     Augment, ColorJitter, Crop, Cutmix, Cutout, Flip, FlipMode, Mixup, Padding, RandAugment,
 };
 pub use bucket_cap::BucketCap;
-pub use comm::{Comm, CommBackend, Overlap, WireDtype};
+pub use comm::{Comm, CommBackend, Overlap, Transport, Whereabouts, WireDtype};
 pub use data::{Data, Dataset, Fallback};
 pub use diff::{Difference, differences_in_training, in_one_line};
 pub use document::Document;
 pub use error::{ConfigError, Place};
 pub use eval::{Eval, Tta};
 pub use keys::nearest;
-pub use load::{load, to_yaml};
+pub use load::{load, refused, to_yaml};
 pub use model::{Model, Stem};
 pub use normalization::Normalization;
 pub use optimizer::{AdjustLr, AuxOptimizer, LrScaling, Optimizer, OptimizerName};
 pub use performance::{Convolution, CudaGraph, Performance, Precision};
 pub use records::{Checkpoint, Metrics};
 pub use schedule::{Schedule, ScheduleName, Unit, Update};
-pub use train::{TooFewImages, Train};
+pub use train::Train;
 pub use validate::{Invalid, validate};
 
 pub use crate::network::ModelName;

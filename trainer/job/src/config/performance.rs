@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Invalid;
+
 /// What the forward and backward pass compute in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -34,6 +36,22 @@ pub struct Performance {
     pub fused_batch_norm: bool,
     /// Whether steps on a GPU are captured into a CUDA graph and replayed.
     pub cuda_graph: CudaGraph,
+}
+
+impl Performance {
+    /// Whether it can be had where ranks are.
+    ///
+    /// # Errors
+    /// When a CUDA graph is asked for on the CPU.
+    pub fn check_device(&self, on_gpus: bool) -> Result<(), Invalid> {
+        match self.cuda_graph {
+            CudaGraph::On if !on_gpus => {
+                let problem = "on is for GPUs; leave it at auto";
+                Err(Invalid::new("performance.cuda_graph", problem))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Whether a step is one CUDA graph.

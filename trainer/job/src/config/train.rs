@@ -4,19 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::validate::{Invalid, at_least_one, below_one, within};
 
-/// A global batch that leaves ranks without an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "train.global_batch_size: {images} images cannot be shared by {world_size} ranks; take fewer ranks"
-)]
-pub struct TooFewImages {
-    /// Of a step.
-    pub images: usize,
-    /// Ranks.
-    pub world_size: usize,
-}
-
-/// How long and in what portions.
+/// How long and in what batches.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Train {
@@ -104,13 +92,18 @@ impl Train {
         of_rank.div_ceil(self.microbatches(world_size))
     }
 
-    /// Whether each of `world_size` ranks has an image in a whole step.
+    /// Makes sure that each of `world_size` ranks has an image in a whole step.
     ///
     /// # Errors
     /// When there are more ranks than images.
-    pub fn is_shared_by(&self, world_size: usize) -> Result<(), TooFewImages> {
+    pub fn check_shared_by(&self, world_size: usize) -> Result<(), Invalid> {
         let images = self.global_batch_size(world_size);
-        if images < world_size { Err(TooFewImages { images, world_size }) } else { Ok(()) }
+        if images >= world_size {
+            return Ok(());
+        }
+        let problem =
+            format!("{images} images cannot be shared by {world_size} ranks; take fewer ranks");
+        Err(Invalid::new("train.global_batch_size", problem))
     }
 }
 
@@ -125,8 +118,8 @@ mod tests {
         let on = |ranks| (train.microbatches(ranks), train.microbatch_size(ranks));
         assert_eq!([1, 2, 3, 4, 8].map(on), [(4, 256), (2, 256), (2, 171), (1, 256), (1, 128)]);
         assert_eq!([1, 3, 8].map(|ranks| train.global_batch_size(ranks)), [1024; 3]);
-        assert!(train.is_shared_by(1024).is_ok());
-        let error = train.is_shared_by(1025).unwrap_err().to_string();
+        assert!(train.check_shared_by(1024).is_ok());
+        let error = train.check_shared_by(1025).unwrap_err().to_string();
         assert!(
             error
                 .starts_with("train.global_batch_size: 1024 images cannot be shared by 1025 ranks")
@@ -139,7 +132,7 @@ mod tests {
         for ranks in 1..=8 {
             assert_eq!(train.global_batch_size(ranks), 192 * ranks);
             assert_eq!((train.microbatches(ranks), train.microbatch_size(ranks)), (3, 64));
-            assert!(train.is_shared_by(ranks).is_ok());
+            assert!(train.check_shared_by(ranks).is_ok());
         }
     }
 }

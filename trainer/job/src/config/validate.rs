@@ -5,8 +5,9 @@ use std::ops::RangeInclusive;
 
 use super::{BucketCap, CommBackend, Config};
 
-/// A value that is out of range or does not go with another.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A value that is out of range, or does not go with another or with the ranks.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {problem}")]
 pub struct Invalid {
     /// The key's dotted path.
     pub path: String,

@@ -201,6 +201,24 @@ fn a_file_with_anchors_tags_and_lists_of_pairs_is_read_and_has_lines_all_the_sam
 }
 
 #[test]
+fn a_value_that_does_not_go_with_the_ranks_is_named_where_it_was_given() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.yaml");
+    std::fs::write(&path, "comm:\n  timeout_seconds: 9\n  backend: nccl\n").unwrap();
+    let here = Whereabouts { on_gpus: false, on_several_machines: false, under_mpi: false };
+    let refused_with = |overrides: &[&str]| {
+        let overrides: Vec<_> = overrides.iter().map(ToString::to_string).collect();
+        let config = load(&path, &overrides).unwrap();
+        let invalid = config.comm.backend.transport(here).unwrap_err();
+        refused(&path, &overrides, invalid).to_string()
+    };
+    let place = format!("{}:3:12: comm.backend: nccl is for GPUs", path.display());
+    assert!(refused_with(&[]).starts_with(&place), "{}", refused_with(&[]));
+    let error = refused_with(&["comm.backend=nccl"]);
+    assert!(error.starts_with("--set comm.backend=nccl: comm.backend: nccl is"), "{error}");
+}
+
+#[test]
 fn what_is_written_is_complete_and_loads_back_equal() {
     let overrides: [&[&str]; 9] = [
         &["optimizer.name=muon", "optimizer.aux=sgd", "optimizer.lookahead_steps=5"],
