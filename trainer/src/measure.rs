@@ -1,21 +1,22 @@
 //! `trainer CONFIG --measure-all-reduce`: what averaging gradients takes here, for `launcher doctor`.
 //! Ranks are started and connect as for training, and need no data.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use comm::ReduceOp;
 use comm::control::Phase;
 use comm::env::World;
 use job::run_dir::RunDir;
-use job::{config, dataset, network::Network};
+use job::{dataset, network::Network};
 use serde_json::json;
 use tch::{Kind, Tensor};
 use torch_ext::collective::all_reduce;
 
 use crate::cli::TrainArgs;
+use crate::connect::{Connected, connect};
 use crate::flat::shared_f32;
 use crate::link::Link;
-use crate::{Result, TrainError, device};
+use crate::{Result, TrainError};
 
 /// Rounds that are timed, after one for warming up.
 const ROUNDS: usize = 5;
@@ -26,13 +27,7 @@ const ROUNDS: usize = 5;
 /// # Errors
 /// When ranks do not find each other, or one leaves; when there is no run directory.
 pub fn measure_all_reduce(args: &TrainArgs, world: World, link: &Link) -> Result<()> {
-    let config = config::load(&args.config, &args.overrides())?;
-    device::limit_threads(world);
-    let device = device::open(args.device, world)?;
-    link.state(Phase::Connecting, 0, 0);
-    let timeout = Duration::from_secs(config.comm.timeout_seconds);
-    let backend = device::backend(&config.comm, device, world)?;
-    let communicator = comm::bootstrap::connect(backend, world, link.store(), timeout)?;
+    let Connected { config, device, communicator, .. } = connect(args, world, link)?;
 
     let outline = dataset::outline(&config.data)?;
     let network = Network::new(&config.model, outline.shape, outline.classes);

@@ -5,7 +5,6 @@ mod ranks;
 mod report;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use comm::Communicator;
@@ -19,6 +18,7 @@ use tracing::{info, warn};
 
 use super::trained::Trained;
 use crate::checkpoint::Weights;
+use crate::connect::find_peers;
 use crate::data::Images;
 use crate::device::{self, DeviceKind};
 use crate::eval::evaluate_by_class;
@@ -137,9 +137,9 @@ fn measure_on(
     store: Option<&dyn Store>,
 ) -> Result<Report> {
     let device = device::open(args.device, world)?;
-    let timeout = Duration::from_secs(trained.config.comm.timeout_seconds);
-    let backend = device::backend(&trained.config.comm, device, world)?;
-    let communicator = comm::bootstrap::connect(backend, world, store, timeout)?;
+    let comm = &trained.config.comm;
+    let backend = device::backend(comm, device, world)?;
+    let communicator = find_peers(comm, backend, world, store)?;
     let measured = caught(|| measure(args, trained, weights, device, &*communicator));
     match &measured {
         Ok(_) => communicator.finalize()?,

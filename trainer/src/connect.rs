@@ -1,0 +1,60 @@
+//! From a command line to a rank that is connected with its peers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use comm::Communicator;
+use comm::bootstrap::{Backend, Store};
+use comm::control::Phase;
+use comm::env::World;
+use job::config::{self, Config};
+use tch::Device;
+
+use crate::cli::TrainArgs;
+use crate::link::Link;
+use crate::{Result, device};
+
+/// One of all ranks.
+pub struct Connected {
+    /// What is to be done.
+    pub config: Config,
+    /// On what.
+    pub device: Device,
+    /// Over what ranks talk.
+    pub backend: Backend,
+    /// The other ranks.
+    pub communicator: Arc<dyn Communicator>,
+}
+
+/// Reads the configuration, opens this rank's device and connects it with its peers. Collective.
+///
+/// # Errors
+/// When the configuration is wrong or does not go with the ranks, there is no such device, or ranks do not
+/// find each other.
+pub fn connect(args: &TrainArgs, world: World, link: &Link) -> Result<Connected> {
+    let overrides = args.overrides();
+    let config = config::load(&args.config, &overrides)?;
+    let refused = |invalid| config::refused(&args.config, &overrides, invalid);
+    config.train.check_shared_by(world.world_size).map_err(refused)?;
+    device::limit_threads(world);
+    let device = device::open(args.device, world)?;
+    config.performance.check_device(device.is_cuda()).map_err(refused)?;
+    link.state(Phase::Connecting, 0, 0);
+    let backend = device::backend(&config.comm, device, world).map_err(refused)?;
+    let communicator = find_peers(&config.comm, backend, world, link.store())?;
+    Ok(Connected { config, device, backend, communicator })
+}
+
+/// Connects a rank with its peers. Collective.
+///
+/// # Errors
+/// When they do not find each other.
+pub fn find_peers(
+    comm: &config::Comm,
+    backend: Backend,
+    world: World,
+    store: Option<&dyn Store>,
+) -> Result<Arc<dyn Communicator>> {
+    let timeout = Duration::from_secs(comm.timeout_seconds);
+    Ok(comm::bootstrap::connect(backend, world, store, timeout)?)
+}
