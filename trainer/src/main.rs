@@ -16,7 +16,8 @@ use trainer::run::Outcome;
 use trainer::{Result, TrainError, caught, keep_panics_short, log, setup};
 
 fn main() -> ExitCode {
-    let args: Vec<_> = std::env::args().skip(1).collect();
+    // Not `args`, which panics at what is no UTF-8; clap says what is wrong with it.
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
     if args.first().is_some_and(|arg| arg == "--describe") {
         println!("{}", describe(args.get(1).is_some_and(|arg| arg == "gpus")));
         return ExitCode::SUCCESS;
