@@ -25,7 +25,7 @@ pub fn raise() {
 /// When the system refuses.
 pub fn restore() -> io::Result<()> {
     match BEFORE.get() {
-        Some(before) => Ok(setrlimit(Resource::Nofile, before.clone())?),
+        Some(before) => Ok(setrlimit(Resource::Nofile, *before)?),
         None => Ok(()),
     }
 }

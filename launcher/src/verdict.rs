@@ -119,7 +119,7 @@ fn go_on(evidence: &Evidence<'_>) -> String {
     if evidence.has_checkpoint {
         format!("to go on from the newest checkpoint: {command}")
     } else {
-        format!("to start again, since there is no checkpoint: {command}")
+        format!("to start again (there is no checkpoint yet): {command}")
     }
 }
 
@@ -312,7 +312,7 @@ mod tests {
     #[test]
     fn a_command_is_offered_where_it_can_help() {
         const FROM_CHECKPOINT: &str = "to go on from the newest checkpoint: launcher";
-        const FROM_START: &str = "to start again, since there is no checkpoint: launcher";
+        const FROM_START: &str = "to start again (there is no checkpoint yet): launcher";
         let ranks = [Rank::default(), Rank::default()];
         let logs = logs(&[]);
         let text = |exit_code, has_checkpoint| {

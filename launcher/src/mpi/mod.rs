@@ -14,7 +14,7 @@ use std::ffi::OsString;
 use std::io;
 use std::ops::Range;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -67,7 +67,7 @@ pub enum Progress {
     Killed {
         /// When.
         at: Instant,
-        /// How, and what it said.
+        /// How, and where its log is.
         reason: String,
     },
 }
@@ -235,7 +235,8 @@ impl Slots {
                     return Progress::Failed(format!("mpirun ended with {status}{}", self.said()));
                 }
                 Some(Arrival::MpirunEnded { status, at }) if status.signal().is_some() => {
-                    let reason = format!("mpirun ended with {status}{}", self.said());
+                    let log = self.log.as_ref().map(RankLog::path).unwrap_or(Path::new(""));
+                    let reason = format!("mpirun ended with {status}, see {}", log.display());
                     return Progress::Killed { at, reason };
                 }
                 // With the last rank, or because one has failed.
