@@ -119,6 +119,17 @@ fn a_run_leaves_what_the_contract_says() {
 }
 
 #[test]
+fn json_lines_of_ranks_and_launcher_have_their_message_at_the_same_place() {
+    let sandbox = sandbox();
+    let json = ["--log-format", "json", "--set", "train.max_steps=1"];
+    let ended = run(sandbox.launcher(&[&json[..], &RUN].concat()));
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let parsed = ended.stderr.lines().map(|line| serde_json::from_str(line).expect(line));
+    let lines: Vec<Value> = parsed.collect();
+    assert!(lines.iter().all(|line| line["message"].is_string()), "{}", ended.stderr);
+}
+
+#[test]
 fn a_run_stopped_by_sigterm_saves_and_the_same_command_goes_on() {
     let sandbox = sandbox();
     let running = start_and_train(&sandbox);

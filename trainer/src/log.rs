@@ -20,7 +20,8 @@ pub fn start(world: World, has_own_file: bool) {
         .log_internal_errors(false)
         .with_writer(std::io::stderr);
     if std::env::var(FORMAT).is_ok_and(|format| format == "json") {
-        builder.json().with_current_span(false).init();
+        // As the launcher's own lines.
+        builder.json().flatten_event(true).with_current_span(false).init();
     } else {
         builder.with_timer(tracing_subscriber::fmt::time::UtcTime::rfc_3339()).compact().init();
     }
