@@ -27,19 +27,19 @@ use crate::study::StudyCli;
                   9 set-up cannot work here.\n\nCtrl-C, SIGTERM, SIGUSR1 and SIGHUP save a \
                   checkpoint at the next step and stop; a second Ctrl-C stops at once."
 )]
-pub struct Program {
+pub struct Cli {
     /// Something else than training.
     #[command(subcommand)]
-    pub command: Option<Subcommands>,
+    pub command: Option<Command>,
 
     /// What to train, and on what.
     #[command(flatten)]
-    pub cli: Cli,
+    pub launch: LaunchArgs,
 }
 
 /// What to train, and on what.
 #[derive(Debug, Args)]
-pub struct Cli {
+pub struct LaunchArgs {
     /// The configuration, a YAML file
     #[arg(value_name = "CONFIG")]
     config: Option<PathBuf>,
@@ -110,9 +110,9 @@ pub struct Cli {
 
 /// Something else than training.
 #[derive(Debug, Subcommand)]
-pub enum Subcommands {
+pub enum Command {
     /// Finds out whether a run can work here; takes the options that the run would have
-    Doctor(Box<Cli>),
+    Doctor(Box<LaunchArgs>),
     /// Runs every configuration of a study and draws what it asks for
     Study(StudyCli),
     /// Stands in for a rank that mpirun starts.
@@ -138,7 +138,7 @@ pub enum LogFormat {
     Json,
 }
 
-impl Cli {
+impl LaunchArgs {
     /// Which devices the command line asks for.
     pub fn request(&self) -> Request {
         Request::of(self.cpu, self.gpus)
@@ -252,13 +252,13 @@ mod tests {
 
     use super::*;
 
-    fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
-        Ok(Program::try_parse_from([&["launcher"], args].concat())?.cli)
+    fn parse(args: &[&str]) -> Result<LaunchArgs, clap::Error> {
+        Ok(Cli::try_parse_from([&["launcher"], args].concat())?.launch)
     }
 
     #[test]
     fn the_definition_is_sound() {
-        Program::command().debug_assert();
+        Cli::command().debug_assert();
     }
 
     #[test]

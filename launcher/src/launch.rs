@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use crate::cli::{Cli, command_to_go_on};
+use crate::cli::{LaunchArgs, command_to_go_on};
 use crate::cluster::gate::Gate;
 use crate::cluster::gather::turn_away;
 use crate::cluster::host::Host;
@@ -52,7 +52,7 @@ struct Survey {
 
 /// What a job is started with on this node.
 struct Launch<'a> {
-    cli: &'a Cli,
+    cli: &'a LaunchArgs,
     console: &'a Console,
     survey: Survey,
     trainer: PathBuf,
@@ -62,7 +62,7 @@ struct Launch<'a> {
 ///
 /// # Errors
 /// [`LaunchError`] when the job cannot be started.
-pub async fn launch(cli: &Cli, console: &Console) -> Result<ExitCode, LaunchError> {
+pub async fn launch(cli: &LaunchArgs, console: &Console) -> Result<ExitCode, LaunchError> {
     let cluster = cli.cluster(|name| std::env::var(name).ok())?;
     if cli.dry_run {
         return print_plan(&Survey::new(cli, cluster.as_ref()).await?);
@@ -85,7 +85,7 @@ pub async fn launch(cli: &Cli, console: &Console) -> Result<ExitCode, LaunchErro
 
 /// Node 0's part.
 async fn lead(
-    cli: &Cli,
+    cli: &LaunchArgs,
     console: &Console,
     cluster: &Cluster,
     mut signals: Signals,
@@ -113,7 +113,7 @@ async fn lead(
 
 /// Any other node's part.
 async fn follow(
-    cli: &Cli,
+    cli: &LaunchArgs,
     console: &Console,
     cluster: &Cluster,
     mut signals: Signals,
@@ -149,7 +149,7 @@ fn print_plan(survey: &Survey) -> Result<ExitCode, LaunchError> {
 
 impl Survey {
     /// Looks at the configuration and this node's devices; touches nothing and needs no data.
-    async fn new(cli: &Cli, cluster: Option<&Cluster>) -> Result<Self, LaunchError> {
+    async fn new(cli: &LaunchArgs, cluster: Option<&Cluster>) -> Result<Self, LaunchError> {
         let config_path = cli.config().ok_or(LaunchError::NoConfig)?;
         let config = config::load(config_path, &cli.overrides)?;
         let request = cli.request();
@@ -186,7 +186,7 @@ fn located(error: PlanError, cli: &Cli) -> LaunchError {
 impl<'a> Launch<'a> {
     /// Finds all that the ranks of this node need.
     async fn prepare(
-        cli: &'a Cli,
+        cli: &'a LaunchArgs,
         console: &'a Console,
         cluster: Option<&Cluster>,
     ) -> Result<(Self, Source), LaunchError> {

@@ -34,15 +34,15 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::cli::{Cli, Program, Subcommands};
+use crate::cli::{Cli, Command, LaunchArgs};
 use crate::console::{Console, Style};
 use crate::error::LaunchError;
 use crate::study::StudyCli;
 
 /// What the launcher is to do.
 enum Task {
-    Launch(Cli),
-    Doctor(Cli),
+    Launch(LaunchArgs),
+    Doctor(LaunchArgs),
     Study(StudyCli),
 }
 
@@ -56,15 +56,15 @@ impl Task {
 }
 
 fn main() -> ExitCode {
-    let Program { command, cli } = Program::parse();
+    let Cli { command, launch } = Cli::parse();
     let task = match command {
-        Some(Subcommands::MpiSlot) => return stand_in(mpi::helper::slot()),
-        Some(Subcommands::MpiAgent { host, command }) => {
+        Some(Command::MpiSlot) => return stand_in(mpi::helper::slot()),
+        Some(Command::MpiAgent { host, command }) => {
             return stand_in(mpi::helper::agent(&host, &command).map(|()| 0));
         }
-        Some(Subcommands::Doctor(cli)) => Task::Doctor(*cli),
-        Some(Subcommands::Study(cli)) => Task::Study(cli),
-        None => Task::Launch(cli),
+        Some(Command::Doctor(cli)) => Task::Doctor(*cli),
+        Some(Command::Study(cli)) => Task::Study(cli),
+        None => Task::Launch(launch),
     };
     descriptors::raise();
     let console = Console::new(task.style());

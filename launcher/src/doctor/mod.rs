@@ -22,7 +22,7 @@ use job::run_dir::RunDir;
 use time::OffsetDateTime;
 
 use crate::about::About;
-use crate::cli::Cli;
+use crate::cli::LaunchArgs;
 use crate::cluster::Cluster;
 use crate::data::{self, Outlook};
 use crate::error::LaunchError;
@@ -35,7 +35,7 @@ use finding::{Finding, Severity};
 ///
 /// # Errors
 /// [`LaunchError`] when nothing can be printed.
-pub async fn examine(cli: &Cli) -> Result<ExitCode, LaunchError> {
+pub async fn examine(cli: &LaunchArgs) -> Result<ExitCode, LaunchError> {
     let mut findings = Findings::default();
     findings.extend(slurm::examine().await);
     let cluster = match cli.cluster(|name| std::env::var(name).ok()) {
@@ -81,7 +81,7 @@ struct Node {
 impl Node {
     /// Everything but what other nodes are needed for. `None` where what is missing is already told.
     async fn examine(
-        cli: &Cli,
+        cli: &LaunchArgs,
         cluster: Option<&Cluster>,
         findings: &mut Findings,
     ) -> Option<Self> {
@@ -132,7 +132,7 @@ impl Node {
 }
 
 /// The configuration; the one of a file that is empty, where that is what is looked at or it is bad.
-fn configuration(cli: &Cli) -> (Vec<Finding>, Config) {
+fn configuration(cli: &LaunchArgs) -> (Vec<Finding>, Config) {
     let subject = "configuration";
     let Some(path) = cli.config() else {
         let seen = "none is named: defaults are looked at";
