@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use job::ExitCode;
 
-use crate::policy::{Cause, Exit, Failure, Outcome, Rank, Silence};
+use crate::policy::{Cause, Ended, Exit, Failure, Outcome, Rank, Said, Silence};
 
 /// What a verdict is based on.
 #[derive(Debug)]
@@ -85,7 +85,7 @@ fn failed(evidence: &Evidence<'_>, failure: &Failure) -> String {
     let place = evidence.hosts.get(failure.rank);
     let place = place.map_or_else(String::new, |host| format!(" on {host}"));
     push(&mut text, &format!("  it was {}{place}", last_report(rank, Some(failure.at))));
-    if let Some((_, _, message)) = &rank.said {
+    if let Some(Said { message, .. }) = &rank.said {
         push(&mut text, &format!("  it said: {message}"));
     }
     let (path, tail) = &evidence.logs[failure.rank];
@@ -144,14 +144,14 @@ fn fate(rank: &Rank, failed_at: Duration) -> String {
     let ended = match rank.exited {
         _ if rank.lost.is_some() => "was on the lost node".to_owned(),
         _ if rank.killed => "was killed with the others".to_owned(),
-        Some((at, exit)) => match at.checked_sub(failed_at) {
+        Some(Ended { at, exit }) => match at.checked_sub(failed_at) {
             Some(later) => format!("followed {:.1} s later: {exit}", later.as_secs_f64()),
             None => format!("had ended {:.1} s before: {exit}", (failed_at - at).as_secs_f64()),
         },
         None => "still runs".to_owned(),
     };
     match &rank.said {
-        Some((_, _, message)) => format!("{ended}; it said: {message}"),
+        Some(Said { message, .. }) => format!("{ended}; it said: {message}"),
         None => ended,
     }
 }
@@ -213,6 +213,10 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
+    fn ended(at: Duration, exit: Exit) -> Ended {
+        Ended { at, exit }
+    }
+
     fn logs(tail: &[&str]) -> Vec<(PathBuf, Vec<String>)> {
         let tail: Vec<_> = tail.iter().map(|line| (*line).to_owned()).collect();
         (0..2)
@@ -251,11 +255,15 @@ mod tests {
         let gone = "rank 1 (process 7) is gone; all_reduce #9 cannot complete".to_owned();
         let ranks = [
             Rank {
-                said: Some((10 * SECOND, 4, gone)),
-                exited: Some((10 * SECOND + SECOND / 10, Exit::Code(4))),
+                said: Some(Said { at: 10 * SECOND, exit_code: 4, message: gone }),
+                exited: Some(ended(10 * SECOND + SECOND / 10, Exit::Code(4))),
                 ..Rank::default()
             },
-            Rank { report: Some(report), exited: Some((10 * SECOND, killed)), ..Rank::default() },
+            Rank {
+                report: Some(report),
+                exited: Some(ended(10 * SECOND, killed)),
+                ..Rank::default()
+            },
         ];
         let logs = logs(&["step 70 loss 1.2"]);
         let text = render(&evidence(&outcome, &ranks, &logs));

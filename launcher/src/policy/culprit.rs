@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use job::ExitCode;
 
-use super::{Cause, Exit, Failure, Job, Rank, blame};
+use super::{Cause, Ended, Exit, Failure, GivenUp, Job, Rank, Said, Told, blame};
 
 /// Processes give signs of life more often.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
@@ -29,7 +29,7 @@ impl Job {
     /// say which it is, as over NCCL, one that has said nothing.
     pub(super) fn first_failure(&self) -> Option<Failure> {
         let first = self.first_of_ranks()?;
-        let Some((at, reason)) = &self.mpirun_killed else { return Some(first) };
+        let Some(Told { at, reason }) = &self.mpirun_killed else { return Some(first) };
         if first.at < *at {
             return Some(first);
         }
@@ -59,7 +59,7 @@ impl Job {
 
     /// A rank that hangs, as `witness` says.
     fn named_by(&self, witness: &Failure) -> Option<Failure> {
-        let (_, _, message) = self.ranks[witness.rank].said.as_ref()?;
+        let Said { message, .. } = self.ranks[witness.rank].said.as_ref()?;
         let mut named = blame::blamed(message).into_iter();
         let rank = named.find(|rank| self.ranks.get(*rank).is_some_and(may_hang))?;
         let waited = message.contains(" waited ");
@@ -92,7 +92,7 @@ impl Job {
 }
 
 fn is_at_a_loss(state: &Rank) -> bool {
-    state.said.as_ref().is_some_and(|(_, _, message)| blame::is_at_a_loss(message))
+    state.said.as_ref().is_some_and(|said| blame::is_at_a_loss(&said.message))
 }
 
 /// It has not failed, and has not ended by itself.
@@ -103,24 +103,25 @@ fn may_hang(state: &Rank) -> bool {
 
 fn own_failure(rank: usize, state: &Rank) -> Option<Failure> {
     let failed = |at, cause, exit_code| Some(Failure { rank, at, cause, exit_code });
-    if let Some((at, reason)) = &state.refused {
+    if let Some(Told { at, reason }) = &state.refused {
         return failed(*at, Cause::Refused(reason.clone()), ExitCode::Setup);
     }
-    if let Some((at, reason)) = &state.lost {
+    if let Some(Told { at, reason }) = &state.lost {
         return failed(*at, Cause::NodeLost(reason.clone()), ExitCode::RankFailed);
     }
-    if let Some((at, silence)) = state.given_up {
+    if let Some(GivenUp { at, silence }) = state.given_up {
         return failed(at, Cause::Silent(silence), ExitCode::Hang);
     }
-    let exited = state.exited.filter(|(_, exit)| !state.killed && !exit.is_good());
+    let exited = state.exited.filter(|ended| !state.killed && !ended.exit.is_good());
     match (&state.said, exited) {
-        (Some((said, code, _)), Some((at, exit))) => {
-            failed((*said).min(at), Cause::Exited(exit), exit_code_of(Exit::Code((*code).into())))
+        (Some(said), Some(Ended { at, exit })) => {
+            let announced = Exit::Code(said.exit_code.into());
+            failed(said.at.min(at), Cause::Exited(exit), exit_code_of(announced))
         }
-        (Some((at, code, _)), None) => {
-            failed(*at, Cause::Announced, exit_code_of(Exit::Code((*code).into())))
+        (Some(said), None) => {
+            failed(said.at, Cause::Announced, exit_code_of(Exit::Code(said.exit_code.into())))
         }
-        (None, Some((at, exit))) => failed(at, Cause::Exited(exit), exit_code_of(exit)),
+        (None, Some(Ended { at, exit })) => failed(at, Cause::Exited(exit), exit_code_of(exit)),
         (None, None) => None,
     }
 }
@@ -145,16 +146,19 @@ fn origin(state: &Rank) -> Origin {
     }
     let peers_code = |code: i32| matches!(code, 4 | 5);
     match (&state.said, state.exited) {
+<<<<<<< HEAD
         (Some((_, code, message)), _) if peers_code((*code).into()) => {
             let blames = !blame::blamed(message).is_empty()
                 || blame::is_at_a_loss(message)
                 || blame::has_lost_a_peer(message);
+=======
+        (Some(Said { exit_code, message, .. }), _) if peers_code((*exit_code).into()) => {
+            let blames = !blame::blamed(message).is_empty() || blame::is_at_a_loss(message);
+>>>>>>> 4e9f280 ([launcher] what is known of a rank has named fields)
             if blames { Origin::Peer } else { Origin::Own }
         }
-        (Some((_, _, message)), _) if message.contains("cannot connect ranks over ") => {
-            Origin::Unclear
-        }
-        (None, Some((_, Exit::Code(code)))) if peers_code(code) => Origin::Unclear,
+        (Some(said), _) if said.message.contains("cannot connect ranks over ") => Origin::Unclear,
+        (None, Some(Ended { exit: Exit::Code(code), .. })) if peers_code(code) => Origin::Unclear,
         _ => Origin::Own,
     }
 }

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 pub use event::{Decision, Event, Exit, StopSignal};
 pub use outcome::{Cause, Failure, Outcome};
-pub use rank::{Rank, Report, Silence};
+pub use rank::{Ended, GivenUp, Rank, Report, Said, Silence, Told};
 pub use restart::restart;
 pub use walltime::Walltime;
 
@@ -92,8 +92,8 @@ pub struct Job {
     /// launchers, or to a study and its runs.
     echo_until: Option<Duration>,
     overdue: Vec<usize>,
-    /// When and how.
-    mpirun_killed: Option<(Duration, String)>,
+    /// How `mpirun` ended, where somebody killed it.
+    mpirun_killed: Option<Told>,
     /// Since when ranks seem to be silent.
     suspected: Option<Duration>,
     /// When silent ranks were last told of.
@@ -262,23 +262,23 @@ impl Job {
             }
             Event::Alive { rank } => self.ranks[*rank].alive_at = Some(now),
             Event::Failed { rank, exit_code, message } => {
-                let said = (now, *exit_code, message.clone());
+                let said = Said { at: now, exit_code: *exit_code, message: message.clone() };
                 self.ranks[*rank].said.get_or_insert(said);
             }
             Event::Refused { rank, reason } => {
-                self.ranks[*rank].refused.get_or_insert((now, reason.clone()));
+                self.ranks[*rank].refused.get_or_insert(Told { at: now, reason: reason.clone() });
             }
             Event::Exited { rank, exit, at } => {
-                self.ranks[*rank].exited.get_or_insert((*at, *exit));
+                self.ranks[*rank].exited.get_or_insert(Ended { at: *at, exit: *exit });
             }
             Event::NodeLost { ranks, reason } => {
                 let exited = |rank: &Rank| rank.exited.is_some();
                 for rank in self.ranks[ranks.clone()].iter_mut().filter(|rank| !exited(rank)) {
-                    rank.lost.get_or_insert((now, reason.clone()));
+                    rank.lost.get_or_insert(Told { at: now, reason: reason.clone() });
                 }
             }
             Event::MpirunKilled { reason, at } => {
-                self.mpirun_killed.get_or_insert((*at, reason.clone()));
+                self.mpirun_killed.get_or_insert(Told { at: *at, reason: reason.clone() });
             }
             // Also when nothing can be saved any more: then it is at least not started again.
             Event::Signal(signal) => {

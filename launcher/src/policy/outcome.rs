@@ -191,7 +191,7 @@ fn signal_name(signal: i32) -> Option<&'static str> {
 impl Job {
     /// How the job ended; to be asked when all ranks are gone.
     pub(super) fn outcome(&self) -> Outcome {
-        let stopped = |rank: &Rank| rank.exited.is_some_and(|(_, exit)| exit.is_stop());
+        let stopped = |rank: &Rank| rank.exited.is_some_and(|ended| ended.exit.is_stop());
         if let Some(failure) = self.first_failure() {
             Outcome::Failed(failure)
         } else if self.interrupted {

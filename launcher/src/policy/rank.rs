@@ -13,16 +13,16 @@ pub struct Rank {
     pub report: Option<Report>,
     /// When its process last gave a sign of life, if it ever has.
     pub alive_at: Option<Duration>,
-    /// When it said that it failed, with which exit code and message.
-    pub said: Option<(Duration, u8, String)>,
-    /// When and why it was refused.
-    pub refused: Option<(Duration, String)>,
-    /// When the launcher gave up on it, and why.
-    pub given_up: Option<(Duration, Silence)>,
-    /// When and how its node was lost.
-    pub lost: Option<(Duration, String)>,
-    /// When and how its process ended.
-    pub exited: Option<(Duration, Exit)>,
+    /// That it failed, as it said itself.
+    pub said: Option<Said>,
+    /// Why it was refused.
+    pub refused: Option<Told>,
+    /// That the launcher gave up on it.
+    pub given_up: Option<GivenUp>,
+    /// How its node was lost.
+    pub lost: Option<Told>,
+    /// How its process ended.
+    pub exited: Option<Ended>,
     /// The launcher killed it.
     pub killed: bool,
 }
@@ -80,6 +80,44 @@ pub enum Silence {
     Frozen(Duration),
     /// It and all others look for each other, and their processes run.
     Apart(Duration),
+}
+
+/// What a rank said when it failed.
+#[derive(Debug, Clone)]
+pub struct Said {
+    /// When.
+    pub at: Duration,
+    /// The exit code that it announced.
+    pub exit_code: u8,
+    /// The message.
+    pub message: String,
+}
+
+/// What is told of it by others.
+#[derive(Debug, Clone)]
+pub struct Told {
+    /// When.
+    pub at: Duration,
+    /// What.
+    pub reason: String,
+}
+
+/// That a rank was silent for too long.
+#[derive(Debug, Clone, Copy)]
+pub struct GivenUp {
+    /// When the launcher gave up.
+    pub at: Duration,
+    /// Why.
+    pub silence: Silence,
+}
+
+/// The end of a process.
+#[derive(Debug, Clone, Copy)]
+pub struct Ended {
+    /// When.
+    pub at: Duration,
+    /// How.
+    pub exit: Exit,
 }
 
 /// What a rank said it is doing.

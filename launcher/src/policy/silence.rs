@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::rank::Silence;
-use super::{DID_NOT_RUN, Decision, Job, Limits, OVERSLEPT, Rank, wait};
+use super::{DID_NOT_RUN, Decision, GivenUp, Job, Limits, OVERSLEPT, Rank, wait};
 
 /// A rank that seems to be silent is given so long more: what it has said may not have been read yet.
 const CONFIRM: Duration = Duration::from_secs(2);
@@ -93,16 +93,17 @@ impl Job {
         for rank in alive {
             let state = &mut self.ranks[rank];
             let quiet = now - state.heard_at();
+            let given_up = |silence| GivenUp { at: now, silence };
             if some_are_frozen {
                 let lifeless = state.alive_at.map(|at| now - at).filter(|time| *time >= frozen);
-                state.given_up = lifeless.map(|time| (now, Silence::Frozen(time)));
+                state.given_up = lifeless.map(|time| given_up(Silence::Frozen(time)));
             } else if some_are_unheard {
                 let unheard = state.report.is_none();
-                state.given_up = unheard.then_some((now, Silence::Quiet(quiet)));
+                state.given_up = unheard.then_some(given_up(Silence::Quiet(quiet)));
             } else if all_look {
-                state.given_up = Some((now, Silence::Apart(quiet)));
+                state.given_up = Some(given_up(Silence::Apart(quiet)));
             } else if bound[rank] && quiet >= silence {
-                state.given_up = Some((now, Silence::Quiet(quiet)));
+                state.given_up = Some(given_up(Silence::Quiet(quiet)));
             }
         }
         let reason = if some_are_frozen {
