@@ -178,7 +178,8 @@ impl Recorder {
         let StepTimes { total, data, phases, skew } = window.times;
         let (grad_norm, loss_scaling) = gradients();
         // The host does not see when a GPU begins and ends something.
-        let split = (!self.device.is_cuda()).then(|| StepSplit {
+        let is_seen = !self.device.is_cuda();
+        let split = is_seen.then(|| StepSplit {
             skew_ms: mean(skew),
             forward_ms: mean(phases.forward),
             backward_ms: mean(phases.backward),
@@ -192,8 +193,8 @@ impl Recorder {
             lr,
             images_per_s: window.throughput.images_per_s(),
             step_ms: mean(total),
-            data_ms: mean(data),
-            comm_exposed_ms: mean(phases.comm_exposed),
+            data_ms: is_seen.then(|| mean(data)),
+            comm_exposed_ms: is_seen.then(|| mean(phases.comm_exposed)),
             split,
             grad_norm,
             loss_scaling,

@@ -155,11 +155,9 @@ enum Line {
 struct StepLine {
     step: u64,
     step_ms: f64,
-    #[serde(default)]
-    data_ms: f64,
-    #[serde(default)]
-    comm_exposed_ms: f64,
-    /// This and what follows is only there on the CPU.
+    /// This and what follows is only known on the CPU.
+    data_ms: Option<f64>,
+    comm_exposed_ms: Option<f64>,
     skew_ms: Option<f64>,
     forward_ms: Option<f64>,
     backward_ms: Option<f64>,
@@ -178,11 +176,11 @@ impl StepLine {
 
     fn split(&self) -> Option<Split> {
         let mut split = Split {
-            data_ms: self.data_ms,
+            data_ms: self.data_ms?,
             forward_ms: self.forward_ms?,
             backward_ms: self.backward_ms?,
             skew_ms: self.skew_ms?,
-            comm_exposed_ms: self.comm_exposed_ms - self.skew_ms?,
+            comm_exposed_ms: self.comm_exposed_ms? - self.skew_ms?,
             optimizer_ms: self.optimizer_ms?,
             other_ms: 0.0,
         };

@@ -42,12 +42,10 @@ pub struct StepRecord {
     /// Milliseconds a step.
     #[serde(deserialize_with = "null_is_nan")]
     pub step_ms: f64,
-    /// Of these: making the batch.
-    #[serde(deserialize_with = "null_is_nan")]
-    pub data_ms: f64,
-    /// Of these: waiting for gradients of other ranks.
-    #[serde(deserialize_with = "null_is_nan")]
-    pub comm_exposed_ms: f64,
+    /// Of these: making the batch. `None` on a GPU, where the host does not see when that begins and ends.
+    pub data_ms: Option<f64>,
+    /// Of these: waiting for gradients of other ranks; likewise.
+    pub comm_exposed_ms: Option<f64>,
     /// On the CPU, more of where the time went.
     #[serde(flatten)]
     pub split: Option<StepSplit>,
@@ -175,12 +173,17 @@ pub(super) mod tests {
             lr: 0.001,
             images_per_s: None,
             step_ms: 12.5,
-            data_ms: 0.5,
-            comm_exposed_ms: 1.25,
+            data_ms: Some(0.5),
+            comm_exposed_ms: Some(1.25),
             split: None,
             grad_norm: 3.0,
             loss_scaling: None,
         })
+    }
+
+    fn step_on_a_gpu() -> Record {
+        let Record::Step(record) = step(10, 1) else { unreachable!() };
+        Record::Step(StepRecord { data_ms: None, comm_exposed_ms: None, ..record })
     }
 
     fn step_in_fp16() -> Record {
@@ -241,6 +244,12 @@ pub(super) mod tests {
                 r#"{"kind":"step","step":10,"epoch":1,"loss":2.3,"lr":0.001,"images_per_s":null,"#
                     .to_string()
                     + r#""step_ms":12.5,"data_ms":0.5,"comm_exposed_ms":1.25,"grad_norm":3.0}"#,
+            ),
+            (
+                step_on_a_gpu(),
+                r#"{"kind":"step","step":10,"epoch":1,"loss":2.3,"lr":0.001,"images_per_s":null,"#
+                    .to_string()
+                    + r#""step_ms":12.5,"data_ms":null,"comm_exposed_ms":null,"grad_norm":3.0}"#,
             ),
             (
                 step_with_split(),
