@@ -16,6 +16,9 @@ use crate::plan::Device;
 /// Between two readings: counters advance a thousand times a second.
 const READ_EVERY: Duration = Duration::from_millis(100);
 
+/// What is shorter says nothing: the driver brings a GPU's counter up to date only now and then.
+const LEAST_SECONDS: f64 = 1.0;
+
 /// Where Linux shows the processors' counters.
 const POWERCAP: &str = "/sys/class/powercap";
 
@@ -66,7 +69,8 @@ impl Meter {
         Some(Self { counter, stop, reader })
     }
 
-    /// Stops reading, and says what was used between two times in seconds since 1970.
+    /// Stops reading, and says what was used between two times in seconds since 1970; `None` where less than
+    /// a second is between them.
     pub fn stop(self, from: f64, to: f64) -> Option<Energy> {
         self.stop.store(true, Ordering::Relaxed);
         let samples = self.reader.join().ok()?;
@@ -84,8 +88,11 @@ pub fn seconds(time: OffsetDateTime) -> f64 {
 struct Samples(Vec<(f64, f64)>);
 
 impl Samples {
-    /// `None` where the samples do not cover both times.
+    /// `None` where the samples do not cover both times, or these are too close.
     fn between(&self, from: f64, to: f64) -> Option<f64> {
+        if to - from < LEAST_SECONDS {
+            return None;
+        }
         Some(self.at(to)? - self.at(from)?)
     }
 
@@ -203,5 +210,6 @@ mod tests {
         let samples = Samples(vec![(10.0, 0.0), (20.0, 100.0), (30.0, 300.0)]);
         assert_eq!(samples.between(15.0, 25.0), Some(150.0));
         assert_eq!(samples.between(5.0, 25.0), None);
+        assert_eq!(samples.between(15.0, 15.9), None, "too short to say anything");
     }
 }
