@@ -51,6 +51,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--batch-per-rank", type=int, default=64)
     parser.add_argument("--steps", type=int, default=60, help="timed steps")
+    parser.add_argument("--most-seconds", type=float, default=float("inf"), help="time no more steps after "
+                        "so long; one rank only")
     parser.add_argument("--warmup-steps", type=int, default=10, help="steps before those")
     parser.add_argument("--to-accuracy", type=float, help="instead of timing steps: train until the "
                         "test accuracy is this, evaluating after every epoch")
@@ -58,6 +60,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of weights and the order of samples")
     parser.add_argument("--data", type=pathlib.Path, help="folder with CIFAR-10's .bin files, or its "
                         "parent; without it images are random")
+    parser.add_argument("--train-images", type=int, help="only the first so many")
     parser.add_argument("--no-pin", action="store_true", help="leave ranks where the system puts them")
     parser.add_argument("--json", type=pathlib.Path, help="where rank 0 writes what was measured")
     return parser.parse_args()
@@ -261,8 +264,10 @@ def measure(torch, trainer, place, args) -> dict:
     wait()
     torch.distributed.barrier()
     timed_from = time.time()
-    started, marks, images = time.perf_counter(), [], 0
-    for _ in range(args.steps):
+    started, marks, images, steps = time.perf_counter(), [], 0, 0
+    # At least two steps: a GPU's times lie between them.
+    while steps < args.steps and (steps < 2 or time.perf_counter() - started < args.most_seconds):
+        steps += 1
         before = time.perf_counter()
         batch = next(batches)
         data_seconds += time.perf_counter() - before
@@ -285,7 +290,8 @@ def measure(torch, trainer, place, args) -> dict:
         "images": images,
         "seconds": seconds,
         "step_ms": [round(value, 4) for value in step_ms],
-        "data_ms": data_seconds / args.steps * 1e3,
+        "steps": steps,
+        "data_ms": data_seconds / steps * 1e3,
         "first_step_at": first_step_at,
         "first_step_done_at": first_step_done_at,
         "timed_from": timed_from,
@@ -382,6 +388,8 @@ def main() -> None:
         sys.exit("torch_ddp: --to-accuracy needs real images: --data")
     if args.mode in ONE_GPU_ONLY and (args.device != "cuda" or os.environ["WORLD_SIZE"] != "1"):
         sys.exit(f"torch_ddp: --mode {args.mode} is for one GPU")
+    if args.most_seconds < float("inf") and os.environ["WORLD_SIZE"] != "1":
+        sys.exit("torch_ddp: --most-seconds is for one rank: several would not stop at the same step")
     threads = take_cores(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]),
                          not args.no_pin, args.mode != "plain")
     if os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]:  # all are on this machine
@@ -394,7 +402,7 @@ def main() -> None:
     place = Place(torch, args)
     backend = "nccl" if args.device == "cuda" else "gloo"
     torch.distributed.init_process_group(backend)
-    images, labels = read_images(torch, args.data)
+    images, labels = (part[: args.train_images] for part in read_images(torch, args.data))
     model = ResNet(args.model, args.stem)
     if args.mode == "plain":
         trainer = Plain(torch, model, images, labels, place)
@@ -429,7 +437,7 @@ def report(args, ranks: list[dict], threads: int, version: str, backend: str) ->
         "batch_size_per_rank": args.batch_per_rank,
         "threads_per_rank": threads,
         "warmup_steps": args.warmup_steps,
-        "steps": args.steps,
+        "steps": ranks[0]["steps"],
         "images_per_s": sum(rank["images"] for rank in ranks)
         / max(rank["seconds"] for rank in ranks),
         "step_ms_p50": percentile(ranks[0]["step_ms"], 0.5),

@@ -110,6 +110,15 @@ pub struct Args {
     #[arg(long, default_value_t = 60, value_parser = whole_records)]
     pub steps: u64,
 
+    /// Only the first so many training images, for all; a multiple of the batch leaves no smaller last batch in
+    /// an epoch
+    #[arg(long, value_name = "N")]
+    pub train_images: Option<usize>,
+
+    /// A peer of one rank times no more steps once it has timed them for so long: slow ones need not take all
+    #[arg(long, value_name = "SECONDS")]
+    pub peer_seconds: Option<f64>,
+
     /// Rounds; everything runs once a round
     #[arg(long, default_value_t = 5)]
     pub repeats: usize,

@@ -29,6 +29,7 @@ pub struct Ours {
     device: Device,
     steps: u64,
     data: Option<PathBuf>,
+    train_images: Option<usize>,
     overrides: Vec<String>,
     timeout_seconds: u64,
 }
@@ -53,6 +54,7 @@ impl Ours {
             device: args.device(),
             steps: args.steps,
             data: args.data.clone(),
+            train_images: args.train_images,
             overrides: args.overrides.clone(),
             timeout_seconds: args.timeout_seconds,
         })
@@ -115,6 +117,7 @@ impl Ours {
         let made_up = self.data.is_none().then_some(MADE_UP).into_iter().flatten();
         let own = ["train.global_batch_size=null".to_owned(), batch].into_iter();
         let own = own.chain(made_up.map(str::to_owned));
+        let own = own.chain(self.train_images.map(|images| format!("data.train_images={images}")));
         for set in own.chain(self.overrides.iter().chain(overrides).cloned()) {
             command.arg("--set").arg(set);
         }
@@ -154,6 +157,7 @@ enum Line {
 #[derive(Deserialize)]
 struct StepLine {
     step: u64,
+    epoch: usize,
     step_ms: f64,
     /// This and what follows is only known on the CPU.
     data_ms: Option<f64>,
@@ -246,7 +250,8 @@ fn images_until(step: u64, global_batch: usize, train_images: usize) -> usize {
 /// Reads the metrics of a run of `steps` steps over `train_images` that was started at `command_at`.
 ///
 /// Images/s come from the times of records, not from the summary: so they count all that happens
-/// between steps too, as the peers' do.
+/// between steps too, as the peers' do. Records that an epoch's end lies between are left out: curves are
+/// drawn there, and peers draw none.
 fn from_metrics(
     text: &str,
     command_at: OffsetDateTime,
@@ -287,9 +292,19 @@ fn from_metrics(
     let global_batch = world_size * batch_size_per_rank * grad_accum_steps;
     let until = |line: &StepLine| images_until(line.step, global_batch, train_images);
     let images = (until(last) - until(from)) as f64;
+    let span = |before: &StepLine, after: &StepLine| {
+        let images = (until(after) - until(before)) as f64;
+        (images, (after.time - before.time).as_seconds_f64())
+    };
+    let pairs = lines[warm..].windows(2).map(|pair| (&pair[0], &pair[1]));
+    let within = pairs.filter(|(before, after)| before.epoch == after.epoch);
+    let spans: Vec<_> = within.map(|(before, after)| span(before, after)).collect();
+    // Where epochs are that short there is nothing else.
+    let spans = if spans.is_empty() { vec![span(from, last)] } else { spans };
+    let sum = |part: fn(&(f64, f64)) -> f64| spans.iter().map(part).sum::<f64>();
     let splits: Option<Vec<Split>> = timed.iter().map(StepLine::split).collect();
     Ok(Measured {
-        images_per_s: images / (last.time - from.time).as_seconds_f64(),
+        images_per_s: sum(|span| span.0) / sum(|span| span.1),
         step_ms_p50,
         step_ms_p95,
         seconds_to_training: (first.first_step_began() - command_at).as_seconds_f64(),
@@ -297,6 +312,7 @@ fn from_metrics(
         step_ms: timed.iter().flat_map(|line| line.each_step_ms.iter().copied()).collect(),
         split: mean(&splits.unwrap_or_default()),
         timed: (seconds(from.time), seconds(last.time)),
+        images: Some(images),
         energy: None,
         raw: Value::Array(raw),
     })
@@ -326,6 +342,22 @@ mod tests {
         assert_eq!(measured.images_per_s, 20.0 * 128.0 / 2.0);
         assert_eq!(measured.step_ms_p50, 99.0);
         assert_eq!(measured.raw.as_array().unwrap().len(), 5);
+    }
+
+    #[test]
+    fn what_happens_between_epochs_is_not_timed() {
+        let line = |step: u64, epoch: usize, second: f64| {
+            format!(
+                r#"{{"kind":"step","step":{step},"epoch":{epoch},"step_ms":100.0,"time":"2026-01-01T00:00:{second:06.3}Z"}}"#
+            )
+        };
+        // Two records of each epoch of twenty steps, a second each, and five seconds between epochs.
+        let lines = [line(10, 1, 1.0), line(20, 1, 2.0), line(30, 2, 8.0), line(40, 2, 9.0)];
+        let summary =
+            METRICS.trim().lines().last().unwrap().replace(r#""steps":30"#, r#""steps":40"#);
+        let text = lines.join("\n") + "\n" + &summary;
+        let measured = from_metrics(&text, datetime!(2026-01-01 00:00:00 UTC), 40, 2560).unwrap();
+        assert_eq!((measured.images_per_s, measured.images), (1280.0, Some(3840.0)));
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub struct Peer {
     device: Device,
     steps: u64,
     data: Option<PathBuf>,
+    train_images: Option<usize>,
+    most_seconds: Option<f64>,
     timeout_seconds: u64,
 }
 
@@ -40,6 +42,8 @@ impl Peer {
             device: args.device(),
             steps: args.steps,
             data: args.data.clone(),
+            train_images: args.train_images,
+            most_seconds: args.peer_seconds,
             timeout_seconds: args.timeout_seconds,
         };
         if wanted {
@@ -78,6 +82,10 @@ impl Peer {
         let json = folder.join("peer.json");
         let mut command = self.command(case, cell, mode, &json)?;
         command.args(["--steps", &self.steps.to_string()]);
+        // Several would have to agree on when to stop, which takes time of its own.
+        if let (Some(seconds), 1) = (self.most_seconds, cell.ranks) {
+            command.args(["--most-seconds", &seconds.to_string()]);
+        }
         let started = process::run(&mut command, folder, self.timeout_seconds)?;
         from_json(&read(json)?, started)
     }
@@ -132,6 +140,9 @@ impl Peer {
             .arg(json);
         if let Some(data) = &self.data {
             command.arg("--data").arg(data);
+        }
+        if let Some(images) = self.train_images {
+            command.args(["--train-images", &images.to_string()]);
         }
         Ok(command)
     }
@@ -192,6 +203,7 @@ fn from_json(text: &[u8], command_at: OffsetDateTime) -> Result<Measured> {
         step_ms: step_ms.unwrap_or_default(),
         split: None,
         timed: (report.timed_from, report.timed_to),
+        images: None,
         energy: None,
         raw,
     })

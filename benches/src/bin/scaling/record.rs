@@ -24,6 +24,9 @@ pub struct Report {
     pub versions: Versions,
     /// Steps that were timed, of each run.
     pub steps: u64,
+    /// After which peers of one rank timed no more, if they were still at it.
+    #[serde(default)]
+    pub most_seconds: Option<f64>,
     /// In the order in which they ran.
     pub records: Vec<Record>,
     /// Runs to an accuracy.
@@ -71,7 +74,8 @@ pub enum Outcome {
 /// What a run said of itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
-    /// Over all ranks, by the clock, from the end of the 10th step to the end of the last.
+    /// Over all ranks, by the clock, from the end of the 10th step to the end of the last; of ours without what
+    /// happens between epochs.
     pub images_per_s: f64,
     /// The median step.
     pub step_ms_p50: f64,
@@ -90,6 +94,9 @@ pub struct Measured {
     /// The beginning and the end of what was timed, in seconds since 1970.
     #[serde(default)]
     pub timed: (f64, f64),
+    /// Images in that time, where it is not all that `images_per_s` is over.
+    #[serde(default)]
+    pub images: Option<f64>,
     /// Used meanwhile, where it is counted.
     #[serde(default)]
     pub energy: Option<Energy>,
@@ -101,7 +108,8 @@ impl Measured {
     /// Energy an image, where it is counted.
     pub fn joules_per_image(&self) -> Option<f64> {
         let (from, to) = self.timed;
-        Some(self.energy.as_ref()?.joules / (self.images_per_s * (to - from)))
+        let images = self.images.unwrap_or(self.images_per_s * (to - from));
+        Some(self.energy.as_ref()?.joules / images)
     }
 }
 
@@ -149,6 +157,7 @@ impl Report {
             machine: Machine::look(args.device()),
             versions: Versions::look(peer.cloned()),
             steps: args.steps,
+            most_seconds: args.peer_seconds,
             records: Vec::new(),
             to_accuracy: Vec::new(),
         }
@@ -275,6 +284,7 @@ pub mod tests {
             step_ms: Vec::new(),
             split: None,
             timed: (0.0, 1.0),
+            images: None,
             energy: None,
             raw: Value::Null,
         };

@@ -55,7 +55,9 @@ fn head(report: &Report) -> impl Iterator<Item = String> {
             version("python")
         ));
     }
-    let when = format!("; {}; {} timed steps a run, after 10 others", report.date, report.steps);
+    let most = if report.most_seconds.is_some() { "at most " } else { "" };
+    let when =
+        format!("; {}; {most}{} timed steps a run, after 10 others", report.date, report.steps);
     [hardware, software + &when].into_iter()
 }
 
@@ -92,6 +94,7 @@ fn rates(case: &str, report: &Report) -> Table {
             let number = |value: Option<f64>, digits: usize| {
                 value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
             };
+            let step_ms = median(&|run| Some(run.step_ms_p50));
             let mut row = vec![ranks.to_string()];
             row.extend(has_nodes.then(|| report.nodes(case, ranks).to_string()));
             row.extend([
@@ -102,7 +105,7 @@ fn rates(case: &str, report: &Report) -> Table {
                 runs.len().to_string(),
                 percent(of_one_rank(report, case, ranks, name)),
                 percent(of_isolated(report, case, ranks, name)),
-                number(median(&|run| Some(run.step_ms_p50)), 1),
+                number(step_ms, if step_ms.is_some_and(|ms| ms < 10.0) { 3 } else { 1 }),
                 number(median(&|run| Some(run.seconds_to_training)), 2),
                 number(median(&|run| Some(run.peak_memory_bytes as f64 / MIB)), 0),
             ]);
