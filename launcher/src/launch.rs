@@ -174,7 +174,7 @@ impl Survey {
 }
 
 /// With the place of the value, where it is one of the configuration that keeps a job from being planned.
-fn located(error: PlanError, cli: &Cli) -> LaunchError {
+fn located(error: PlanError, cli: &LaunchArgs) -> LaunchError {
     match (error, cli.config()) {
         (PlanError::Invalid(invalid), Some(path)) => {
             config::refused(path, &cli.overrides, invalid).into()

@@ -83,7 +83,7 @@ impl Job {
 
     /// Whether a rank waited for others and cannot say for which, or which of them is gone.
     pub(super) fn somebody_is_at_a_loss(&self) -> bool {
-        let has_lost_a_peer = |(_, _, message): &(_, _, String)| blame::has_lost_a_peer(message);
+        let has_lost_a_peer = |said: &Said| blame::has_lost_a_peer(&said.message);
         let ranks = &self.ranks;
         ranks
             .iter()
@@ -146,15 +146,10 @@ fn origin(state: &Rank) -> Origin {
     }
     let peers_code = |code: i32| matches!(code, 4 | 5);
     match (&state.said, state.exited) {
-<<<<<<< HEAD
-        (Some((_, code, message)), _) if peers_code((*code).into()) => {
+        (Some(Said { exit_code, message, .. }), _) if peers_code((*exit_code).into()) => {
             let blames = !blame::blamed(message).is_empty()
                 || blame::is_at_a_loss(message)
                 || blame::has_lost_a_peer(message);
-=======
-        (Some(Said { exit_code, message, .. }), _) if peers_code((*exit_code).into()) => {
-            let blames = !blame::blamed(message).is_empty() || blame::is_at_a_loss(message);
->>>>>>> 4e9f280 ([launcher] what is known of a rank has named fields)
             if blames { Origin::Peer } else { Origin::Own }
         }
         (Some(said), _) if said.message.contains("cannot connect ranks over ") => Origin::Unclear,
