@@ -69,7 +69,8 @@ fn documented(reference: &str) -> BTreeMap<String, Documented> {
         // What goes on about a key stands further in.
         let text = line.trim_start_matches("  # ").trim_start_matches("  ");
         let Some((name, rest)) = text.split_once(':') else { continue };
-        if line.starts_with("   ") || !name.chars().all(|it| it.is_ascii_lowercase() || it == '_') {
+        let is_key = name.chars().all(|it| it.is_ascii_alphanumeric() || it == '_');
+        if line.starts_with("   ") || !is_key {
             continue;
         }
         let (value, remark) = rest.split_once('#').unwrap_or((rest, ""));
