@@ -1,7 +1,6 @@
 //! From a command line to a run that is ready for its first step.
 
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -27,7 +26,7 @@ use crate::ema::Ema;
 use crate::flat::Flat;
 use crate::grad_sync::{GradSync, Options, Timing};
 use crate::link::Link;
-use crate::model::{Mode, Module};
+use crate::model::Module;
 use crate::optim::Optimizer;
 use crate::patience::on_rank_0;
 use crate::recorder::Recorder;
@@ -161,15 +160,7 @@ fn replica(
             Err(error) => info!("batch norm is libtorch's, in several kernels: {error}"),
         }
     }
-    Replica {
-        flat,
-        model,
-        device: *device,
-        arithmetic,
-        convolutions: Rc::default(),
-        norm_mode: Mode::Train,
-        sync_batch_norm,
-    }
+    Replica { sync_batch_norm, ..Replica::new(flat, model, arithmetic) }
 }
 
 /// On the CPU, decides how convolutions are computed, or takes that over from `state`.

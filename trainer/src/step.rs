@@ -51,6 +51,20 @@ impl Microbatch {
 }
 
 impl Replica {
+    /// The layers over `flat`, computed in `arithmetic`: for training, each rank with statistics of its own
+    /// images, and libtorch's convolutions.
+    pub fn new(flat: Flat, model: Module, arithmetic: Arithmetic) -> Self {
+        Self {
+            device: flat.parameters.device(),
+            flat,
+            model,
+            arithmetic,
+            convolutions: Rc::default(),
+            norm_mode: Mode::Train,
+            sync_batch_norm: false,
+        }
+    }
+
     /// Runs `body`, which calls the layers, in its arithmetic.
     ///
     /// # Errors

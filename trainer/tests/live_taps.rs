@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::rc::Rc;
 use std::time::Duration;
 
 use comm::bootstrap::{Backend, connect};
@@ -19,7 +18,7 @@ use trainer::flat::Flat;
 use trainer::grad_sync::{GradSync, Options, Timing};
 use trainer::init::initialize;
 use trainer::loss_scaler::LossScalerState;
-use trainer::model::{Mode, Module};
+use trainer::model::Module;
 use trainer::optim::Optimizer;
 use trainer::step::{Counter, Microbatch, Replica, StepParts, train_step};
 
@@ -56,16 +55,7 @@ fn untrained(live_taps: bool, optimizer: &config::Optimizer) -> (Replica, Optimi
     let mut optimizer = Optimizer::new(optimizer, &flat);
     optimizer.compute_in(Arithmetic::Fp32); // bf16 is slow on CPUs without it
     let model = Module::new(&network, &flat);
-    let replica = Replica {
-        flat,
-        model,
-        device: Device::Cpu,
-        arithmetic: Arithmetic::Fp32,
-        convolutions: Rc::default(),
-        norm_mode: Mode::Train,
-        sync_batch_norm: false,
-    };
-    (replica, optimizer)
+    (Replica::new(flat, model, Arithmetic::Fp32), optimizer)
 }
 
 fn data() -> DataSet {

@@ -1,7 +1,6 @@
 //! What several benches share: ranks that are threads of this process.
 #![allow(dead_code, clippy::unwrap_used)]
 
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use trainer::arithmetic::Arithmetic;
 use trainer::flat::Flat;
 use trainer::grad_sync::{Options, Timing};
 use trainer::init::initialize;
-use trainer::model::{Mode, Module};
+use trainer::model::Module;
 use trainer::step::Replica;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -63,13 +62,5 @@ pub fn replica(communicator: &dyn Communicator, arithmetic: Arithmetic) -> Repli
     let mut flat = Flat::new(network.tensors(true), Device::Cpu, communicator).unwrap();
     initialize(&mut flat, 0);
     let model = Module::new(&network, &flat);
-    Replica {
-        flat,
-        model,
-        device: Device::Cpu,
-        arithmetic,
-        convolutions: Rc::default(),
-        norm_mode: Mode::Train,
-        sync_batch_norm: false,
-    }
+    Replica::new(flat, model, arithmetic)
 }

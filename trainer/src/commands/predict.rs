@@ -161,8 +161,6 @@ fn to_json(trained: &Trained, predictions: &[Prediction], description: &Descript
 
 #[cfg(test)]
 mod tests {
-    use std::rc::Rc;
-
     use comm::single::Single;
     use job::config::{Model, Normalization};
     use job::network::Network;
@@ -179,15 +177,8 @@ mod tests {
         let network = Network::new(&Model::default(), shape, 10);
         let mut flat = Flat::new(network.tensors(true), Device::Cpu, &Single::default()).unwrap();
         let _ = flat.parameters.fill_(f64::NAN);
-        let replica = Replica {
-            model: Module::new(&network, &flat),
-            flat,
-            device: Device::Cpu,
-            arithmetic: Arithmetic::Fp32,
-            convolutions: Rc::default(),
-            norm_mode: Mode::Eval,
-            sync_batch_norm: false,
-        };
+        let model = Module::new(&network, &flat);
+        let replica = Replica::new(flat, model, Arithmetic::Fp32);
         let pixels = vec![0; shape.iter().product()].into();
         let images = dataset::Images { pixels, labels: vec![0], shape };
         let normalization = Normalization { mean: vec![0.5; 3], std: vec![0.5; 3] };

@@ -99,14 +99,8 @@ impl Trained {
         }
         let model = Module::new(&network, &flat);
         let arithmetic = Arithmetic::choose(self.config.precision, device, communicator)?;
-        Ok(Replica {
-            flat,
-            model,
-            device,
-            arithmetic,
-            convolutions: convolutions::table(&self.state.convolutions),
-            norm_mode: Mode::Eval,
-            sync_batch_norm: false,
-        })
+        let convolutions = convolutions::table(&self.state.convolutions);
+        let replica = Replica::new(flat, model, arithmetic);
+        Ok(Replica { convolutions, norm_mode: Mode::Eval, ..replica })
     }
 }

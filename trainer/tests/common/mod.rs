@@ -4,7 +4,6 @@
 
 pub mod deviation;
 
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -118,15 +117,7 @@ pub fn replica(communicator: &dyn Communicator, norm_mode: Mode) -> Replica {
     let mut flat = Flat::new(network.tensors(true), Device::Cpu, communicator).unwrap();
     initialize(&mut flat, 0);
     let model = Module::new(&network, &flat);
-    Replica {
-        flat,
-        model,
-        device: Device::Cpu,
-        arithmetic: Arithmetic::Fp32,
-        convolutions: Rc::default(),
-        norm_mode,
-        sync_batch_norm: false,
-    }
+    Replica { norm_mode, ..Replica::new(flat, model, Arithmetic::Fp32) }
 }
 
 /// Gradients are sent as they are.
