@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use job::run_dir::Resume;
+use serde_json::Value;
 
 use crate::commands;
 use crate::device::DeviceKind;
@@ -68,8 +69,28 @@ impl TrainArgs {
     /// All overrides, in the order in which they apply.
     pub fn overrides(&self) -> Vec<String> {
         let file = self.from_torchvision.iter();
-        let from_torchvision =
-            file.map(|file| format!("model.from_torchvision={}", file.display()));
+        // In JSON's quotes, which are YAML's.
+        let quoted = file.map(|file| Value::from(file.to_string_lossy()));
+        let from_torchvision = quoted.map(|file| format!("model.from_torchvision={file}"));
         self.set.iter().cloned().chain(from_torchvision).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_of_weights_is_the_one_that_was_given() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("c.yaml");
+        std::fs::write(&config, "model: {name: resnet18, stem: imagenet}\n").unwrap();
+        for file in ["a.safetensors", "/tmp/w #1/x", "w: 1/x", "~", "it's \"x\"", "1", " a\\\n"] {
+            let config = config.as_os_str();
+            let args = ["trainer".as_ref(), config, "--from-torchvision".as_ref(), file.as_ref()];
+            let train = Cli::try_parse_from(args).unwrap().train.unwrap();
+            let loaded = job::config::load(&train.config, &train.overrides()).unwrap();
+            assert_eq!(loaded.model.from_torchvision.as_deref(), Some(file.as_ref()));
+        }
     }
 }
