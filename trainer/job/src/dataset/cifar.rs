@@ -10,7 +10,7 @@ use std::path::Path;
 use std::thread;
 
 use super::published::{PublishedFile, Size};
-use super::{DataSet, Images, Limits, Normalization, Problem};
+use super::{DataSet, Dataset, Images, Limits, Normalization, Problem};
 
 const SHAPE: [usize; 3] = [3, 32, 32];
 const PLANE_BYTES: usize = 32 * 32;
@@ -63,7 +63,7 @@ pub(super) fn load_cifar10(folder: &Path, limits: Limits) -> Result<DataSet, Pro
     let layout = Layout { label_bytes: 1, classes: 10, records_per_file: 10_000 };
     let [train @ .., test] = &CIFAR10_FILES;
     Ok(DataSet {
-        name: "cifar10",
+        name: Dataset::Cifar10,
         classes: CIFAR10_CLASSES.map(String::from).to_vec(),
         train: read_files(folder, layout, train, limits.train)?,
         test: read_files(folder, layout, std::slice::from_ref(test), limits.test)?,
@@ -77,7 +77,7 @@ pub(super) fn load_cifar100(folder: &Path, limits: Limits) -> Result<DataSet, Pr
         |records_per_file| Layout { label_bytes: 2, classes: CIFAR100_CLASSES, records_per_file };
     let [train, test, names] = &CIFAR100_FILES;
     Ok(DataSet {
-        name: "cifar100",
+        name: Dataset::Cifar100,
         classes: read_names(&names.path_in(folder))?,
         train: read_files(folder, layout(50_000), std::slice::from_ref(train), limits.train)?,
         test: read_files(folder, layout(10_000), std::slice::from_ref(test), limits.test)?,
@@ -175,7 +175,6 @@ fn interleave(planes: &[u8], image: &mut [u8]) {
 pub(super) mod tests {
     use super::super::published::{Found, published};
     use super::*;
-    use crate::config::Dataset;
 
     const RECORD_BYTES: usize = 1 + IMAGE_BYTES;
 

@@ -13,7 +13,7 @@ use std::path::Path;
 use flate2::read::MultiGzDecoder;
 
 use super::published::{PublishedFile, Size};
-use super::{DataSet, Images, Limits, Normalization, Problem};
+use super::{DataSet, Dataset, Images, Limits, Normalization, Problem};
 
 const SIDE: usize = 28;
 const CLASSES: [&str; 10] = [
@@ -46,7 +46,7 @@ pub(super) fn load(folder: &Path, limits: Limits) -> Result<DataSet, Problem> {
     let [train_images, train_labels, test_images, test_labels] =
         FILES.map(|file| file.path_in(folder));
     Ok(DataSet {
-        name: "fashion_mnist",
+        name: Dataset::FashionMnist,
         classes: CLASSES.map(String::from).to_vec(),
         train: read_split(&train_images, &train_labels, limits.train)?,
         test: read_split(&test_images, &test_labels, limits.test)?,
@@ -128,7 +128,7 @@ mod tests {
     use flate2::write::GzEncoder;
 
     use super::*;
-    use crate::config::{Data, Dataset};
+    use crate::config::Data;
     use crate::dataset::{self, prepare};
 
     fn idx(dimensions: &[u32], elements: &[u8]) -> Vec<u8> {

@@ -59,7 +59,7 @@ impl Images {
 #[derive(Debug, Clone, PartialEq)]
 pub struct DataSet {
     /// Its name in a configuration.
-    pub name: &'static str,
+    pub name: Dataset,
     /// The classes' names, by label.
     pub classes: Vec<String>,
     /// What is trained on.
@@ -75,7 +75,7 @@ pub struct DataSet {
 #[serde(deny_unknown_fields)]
 pub struct Description {
     /// Its name in a configuration.
-    pub name: String,
+    pub name: Dataset,
     /// The classes' names, by label.
     pub classes: Vec<String>,
     /// C, H, W.
@@ -84,11 +84,17 @@ pub struct Description {
     pub normalization: Normalization,
 }
 
+impl fmt::Display for Dataset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
+
 impl DataSet {
     /// What a network that is trained on it must know of it.
     pub fn describe(&self) -> Description {
         Description {
-            name: self.name.to_owned(),
+            name: self.name,
             classes: self.classes.clone(),
             shape: self.train.shape,
             normalization: self.normalization.clone(),
@@ -98,7 +104,7 @@ impl DataSet {
     /// A hash of all pixels and labels: the same on ranks that train on the same images.
     pub fn hash(&self) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new();
-        hasher.update(self.name.as_bytes());
+        hasher.update(self.name.to_string().as_bytes());
         for images in [&self.train, &self.test] {
             hasher.update(&(images.labels.len() as u64).to_le_bytes());
             for size in images.shape {

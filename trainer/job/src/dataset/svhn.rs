@@ -9,7 +9,7 @@ use std::path::Path;
 
 use super::matlab::{self, Array};
 use super::published::{PublishedFile, Size};
-use super::{DataSet, Images, Limits, Normalization, Problem};
+use super::{DataSet, Dataset, Images, Limits, Normalization, Problem};
 
 const SIDE: usize = 32;
 const PLANE_BYTES: usize = SIDE * SIDE;
@@ -24,7 +24,7 @@ pub(super) const FILES: [PublishedFile; 2] = [
 pub(super) fn load(folder: &Path, limits: Limits) -> Result<DataSet, Problem> {
     let [train, test] = FILES.map(|file| file.path_in(folder));
     Ok(DataSet {
-        name: "svhn",
+        name: Dataset::Svhn,
         classes: (0..10).map(|digit| digit.to_string()).collect(),
         train: read_split(&train, limits.train)?,
         test: read_split(&test, limits.test)?,
@@ -73,7 +73,7 @@ fn read_split(path: &Path, limit: Option<usize>) -> Result<Images, Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Data, Dataset};
+    use crate::config::Data;
     use crate::dataset::{self, prepare};
 
     /// `X` of `count` images in which the pixel of row r, column c and channel k of image n is

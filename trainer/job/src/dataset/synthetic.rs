@@ -9,7 +9,7 @@ use std::f32::consts::PI;
 use std::sync::LazyLock;
 use std::thread;
 
-use super::{DataSet, Images, Limits, Normalization};
+use super::{DataSet, Dataset, Images, Limits, Normalization};
 use crate::rng::{Draws, Purpose, Stream};
 
 const SIDE: usize = 32;
@@ -27,7 +27,7 @@ const NOISE: f32 = 28.0;
 /// The first images of `seed`; without a limit, 10,000 and 2,000.
 pub(super) fn make(seed: u64, Limits { train, test }: Limits) -> DataSet {
     DataSet {
-        name: "synthetic",
+        name: Dataset::Synthetic,
         classes: (0..CLASSES).map(class_name).collect(),
         train: images(seed, Purpose::SyntheticTrain, train.unwrap_or(IMAGES[0])),
         test: images(seed, Purpose::SyntheticTest, test.unwrap_or(IMAGES[1])),

@@ -11,7 +11,7 @@ use comm::Communicator;
 use comm::bootstrap::Store;
 use comm::control::{ControlClient, StopFlag};
 use comm::env::{CONTROL_SOCKET, World};
-use job::config::{CommBackend, Config, Fallback};
+use job::config::{CommBackend, Config, Dataset, Fallback};
 use job::dataset::{DataSet, Description};
 use job::files::write_atomically;
 use tracing::{info, warn};
@@ -163,7 +163,7 @@ fn measure(
         Split::Test => &data_set.test,
     };
     if communicator.rank() == 0 {
-        let (name, ranks) = (&data_set.name, communicator.world_size());
+        let (name, ranks) = (data_set.name, communicator.world_size());
         info!("{} of {name}: {} images, over {ranks} rank(s)", args.split.as_str(), split.len());
     }
     // Whatever the images are now, the network expects them as it was trained.
@@ -187,7 +187,7 @@ fn measure(
 /// Reads the data set of a configuration, and of the split that is not asked for as little as there is.
 fn load(config: &Config, trained: &Description, split: Split) -> Result<DataSet> {
     let mut config = config.clone();
-    if trained.name != "synthetic" {
+    if trained.name != Dataset::Synthetic {
         // What a network makes of images of another kind is no measure of it.
         config.data.fallback = Fallback::None;
     }
@@ -200,12 +200,12 @@ fn load(config: &Config, trained: &Description, split: Split) -> Result<DataSet>
 
 /// Makes sure that a network that was trained on `trained` can be measured on `data_set`.
 fn check_fit(data_set: &DataSet, trained: &Description) -> Result<()> {
-    let (name, theirs) = (data_set.name, &trained.name);
+    let (name, theirs) = (data_set.name, trained.name);
     let shape = data_set.train.shape;
     if shape != trained.shape {
         let [size, trained_size] = [shape, trained.shape]
             .map(|[channels, height, width]| format!("{channels}x{height}x{width}"));
-        let hint = match shape[0] == trained.shape[0] && name == "image_folder" {
+        let hint = match shape[0] == trained.shape[0] && name == Dataset::ImageFolder {
             true => format!("; set data.image_size={}", trained.shape[1]),
             false => String::new(),
         };

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::path::PathBuf;
 
+use job::config::Dataset;
 use job::thousands;
 use serde_json::{Value, json};
 
@@ -20,7 +21,7 @@ pub(super) struct Report {
     pub checkpoint: PathBuf,
     /// Optimizer steps that the network was trained for.
     pub step: u64,
-    pub data_set: &'static str,
+    pub data_set: Dataset,
     pub split: &'static str,
     /// Names by label.
     pub classes: Vec<String>,

@@ -16,7 +16,7 @@ fn report(classes: usize) -> Report {
     Report {
         checkpoint: PathBuf::from("run/checkpoints/epoch-0002"),
         step: 78,
-        data_set: "cifar10",
+        data_set: Dataset::Cifar10,
         split: "test",
         classes: (0..classes).map(|class| format!("class-{class}")).collect(),
         ranks: 2,
@@ -85,7 +85,7 @@ fn the_picture_has_a_cell_for_each_pair_and_nothing_outside_of_it() {
 fn a_network_is_only_measured_on_images_that_it_can_take() {
     let synthetic = || {
         let data = job::config::Data {
-            dataset: job::config::Dataset::Synthetic,
+            dataset: Dataset::Synthetic,
             train_images: Some(1),
             test_images: Some(1),
             ..job::config::Data::default()
@@ -95,7 +95,7 @@ fn a_network_is_only_measured_on_images_that_it_can_take() {
     let trained = synthetic().describe();
     check_fit(&synthetic(), &trained).unwrap();
 
-    let mut folder = DataSet { name: "image_folder", ..synthetic() };
+    let mut folder = DataSet { name: Dataset::ImageFolder, ..synthetic() };
     folder.train.shape = [3, 64, 64];
     let error = check_fit(&folder, &trained).unwrap_err();
     assert_eq!(error.exit_code(), job::ExitCode::Usage);

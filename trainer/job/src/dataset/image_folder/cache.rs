@@ -12,7 +12,7 @@ use memmap2::Mmap;
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use serde::{Deserialize, Serialize};
 
-use super::super::{DataSet, Images, Limits, Normalization, Pixels, Problem};
+use super::super::{DataSet, Dataset, Images, Limits, Normalization, Pixels, Problem};
 use super::read_image;
 use super::scan::{ImageFile, Listing};
 use crate::files;
@@ -57,7 +57,7 @@ pub(super) fn load(cache: &Path, limits: Limits) -> Result<DataSet, Problem> {
     let split =
         |range, labels| Images { pixels: Pixels::mapped(Arc::clone(&file), range), labels, shape };
     Ok(DataSet {
-        name: "image_folder",
+        name: Dataset::ImageFolder,
         classes,
         train: spread(split(0..test_start, train_labels), limits.train),
         test: spread(split(test_start..test_end, test_labels), limits.test),
