@@ -13,7 +13,7 @@ pub use frame::{MAX_FRAME_BYTES, body_len, decode, encode, read_frame, write_fra
 use serde::{Deserialize, Serialize};
 
 /// Changes when a message, also one between launchers, changes its meaning; both ends must have the same.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// What a rank is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
