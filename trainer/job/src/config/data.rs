@@ -1,5 +1,6 @@
 //! The images.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -115,6 +116,13 @@ pub enum Dataset {
     ImageFolder,
     /// Learnable images of 10 classes, 32x32, made from `train.seed` in memory.
     Synthetic,
+}
+
+impl fmt::Display for Dataset {
+    /// As in a configuration: `image_folder`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
 }
 
 impl Dataset {

@@ -20,7 +20,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::Data;
+use crate::config::{Data, Dataset};
 
 pub use crate::config::Normalization;
 pub use error::{DataError, Problem};
@@ -82,12 +82,6 @@ pub struct Description {
     pub shape: [usize; 3],
     /// What it was trained with.
     pub normalization: Normalization,
-}
-
-impl fmt::Display for Dataset {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.serialize(f)
-    }
 }
 
 impl DataSet {
