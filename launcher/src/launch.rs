@@ -337,11 +337,9 @@ impl<'a> Launch<'a> {
             let took = clock(started.elapsed());
             tracing::info!("done in {took}; run directory {}", root.display());
         }
-        // Those of now: a node that was lost may have become another machine.
-        let hosts = others.map_or_else(Vec::new, |host| host.hosts());
-        let ranks_per_node = &plan.layout.ranks_per_node;
-        let hosts: Vec<_> =
-            ranks_per_node.iter().zip(hosts).flat_map(|(n, it)| vec![it; *n]).collect();
+        let ranks_per_node = plan.layout.ranks_per_node.iter();
+        let hosts = ranks_per_node.zip(&report.hosts);
+        let hosts: Vec<_> = hosts.flat_map(|(n, it)| vec![it.clone(); *n]).collect();
         let has_checkpoint = has_checkpoint(&root).await;
         Ok(conclude(self.console, events, &report, &hosts, &root, has_checkpoint))
     }

@@ -90,22 +90,39 @@ pub struct LocalRanks<'a> {
     oom_kills: OomKills,
 }
 
-/// Those of the kernel that no rank's end has been put down to yet.
+/// How many processes the kernel has killed for want of memory: a rank that SIGKILL ended shortly after one more is
+/// taken for it.
 struct OomKills {
-    /// Those before; `None` where nothing tells, or a kill may be the launcher's own.
-    before: Option<u64>,
+    /// [`SHORTLY`] ago or longer, and at the last look; `None` where nothing tells, or a kill may be the
+    /// launcher's own.
+    counts: Option<[u64; 2]>,
+    looked: Instant,
 }
+
+const SHORTLY: Duration = Duration::from_secs(5);
 
 impl OomKills {
     fn new() -> Self {
-        Self { before: memory::oom_kills() }
+        Self { counts: memory::oom_kills().map(|count| [count; 2]), looked: Instant::now() }
     }
 
-    /// Whether there has been one more.
+    /// Forgets those of long ago.
+    fn look(&mut self) {
+        if self.looked.elapsed() < SHORTLY {
+            return;
+        }
+        self.looked = Instant::now();
+        if let (Some(counts), Some(now)) = (&mut self.counts, memory::oom_kills()) {
+            *counts = [counts[1], now.max(counts[1])];
+        }
+    }
+
+    /// Whether there has been one more, that no rank's end has been put down to yet.
     fn another(&mut self) -> bool {
-        let Some(before) = &mut self.before else { return false };
+        let Some([before, last]) = &mut self.counts else { return false };
         let is_more = memory::oom_kills().is_some_and(|now| now > *before);
         *before += u64::from(is_more);
+        *last = (*before).max(*last);
         is_more
     }
 }
@@ -217,7 +234,10 @@ impl<'a> LocalRanks<'a> {
             tokio::select! {
                 biased;
                 // Before exits: a rank's last words explain its end.
-                Some(message) = self.messages.recv() => return Local::News(message.into()),
+                Some(message) = self.messages.recv() => {
+                    self.oom_kills.look();
+                    return Local::News(message.into());
+                }
                 Some(exited) = self.exits.recv() => return Local::News(self.exited(&exited)),
                 progress = slots => match progress {
                     Progress::Daemon { host, command } => return Local::Daemon { host, command },
@@ -267,7 +287,7 @@ impl<'a> LocalRanks<'a> {
         if self.slots.is_some() && self.logs.is_empty() {
             return self.never_spawned("killed before it was started");
         }
-        self.oom_kills.before = None;
+        self.oom_kills.counts = None;
         self.groups.kill();
     }
 

@@ -58,6 +58,8 @@ pub struct Report {
     pub logs: Vec<LogTail>,
     /// How often the job was started again.
     pub restarts: u32,
+    /// Each node's name in the last attempt; empty when there is one node.
+    pub hosts: Vec<String>,
 }
 
 struct Attempt<'a> {
@@ -90,6 +92,8 @@ impl Supervisor<'_> {
         let mut mpi = self.mpi.clone();
         loop {
             let started = Instant::now();
+            // A node that is lost may come back as another machine.
+            let hosts = others.as_deref().map_or_else(Vec::new, Host::hosts);
             let host = others.as_deref_mut();
             let (outcome, job, logs) =
                 self.attempt(signals, events, host, &mpi, restarts, walltime).await?;
@@ -97,16 +101,16 @@ impl Supervisor<'_> {
             let (again, why) = policy::restart(&outcome, stopping, restarts, self.max_restarts);
             if !again {
                 tracing::debug!("no restart: {why}");
-                return Ok(Report { outcome, job, logs, restarts });
+                return Ok(Report { outcome, job, logs, restarts, hosts });
             }
             // One that came while the last ranks were ending.
             if let Some(signal) = signals.try_next().await {
                 tracing::warn!("{}: no restart", signal.name());
-                return Ok(Report { outcome, job, logs, restarts });
+                return Ok(Report { outcome, job, logs, restarts, hosts });
             }
             if let Some(reason) = others.as_deref().and_then(Host::stop_asked) {
                 tracing::warn!("{reason}: no restart");
-                return Ok(Report { outcome, job, logs, restarts });
+                return Ok(Report { outcome, job, logs, restarts, hosts });
             }
             restarts += 1;
             tracing::warn!("{why}; all ranks start again from the newest checkpoint");
@@ -116,7 +120,7 @@ impl Supervisor<'_> {
                     gathered = self.gather_again(host) => mpi = gathered?,
                     signal = signals.next() => {
                         tracing::warn!("{}: no restart", signal.name());
-                        return Ok(Report { outcome, job, logs, restarts });
+                        return Ok(Report { outcome, job, logs, restarts, hosts });
                     }
                 }
             }

@@ -40,9 +40,13 @@ fn of(evidence: &Evidence<'_>, outcome: &Outcome) -> String {
     match outcome {
         Outcome::Done => String::new(),
         Outcome::Stopped => format!("stopped by {asked} after saving a checkpoint\n{to_go_on}"),
-        Outcome::Interrupted => format!(
-            "stopped at once by a second Ctrl-C: steps since the newest checkpoint are lost\n{to_go_on}"
-        ),
+        Outcome::Interrupted => {
+            let lost =
+                "stopped at once by a second Ctrl-C: steps since the newest checkpoint are lost";
+            let lost =
+                if evidence.has_checkpoint { lost } else { "stopped at once by a second Ctrl-C" };
+            format!("{lost}\n{}", go_on(evidence))
+        }
         Outcome::Overdue(ranks) => overdue(evidence, ranks, asked),
         Outcome::Failed(failure) => failed(evidence, failure),
         Outcome::Unkillable { ranks, after } => {

@@ -105,6 +105,8 @@ pub fn resume(
             // The run may have ended before it could say so.
             checkpoint::point(checkpoint::Link::Best, &found.path)?;
         }
+        // Not one that was refused.
+        checkpoint::point(checkpoint::Link::Latest, &found.path)?;
         // Fewer may be kept than before, since the disk was full.
         checkpoint::prune(&run_dir.checkpoints_dir(), config.checkpoint.keep);
     }

@@ -97,7 +97,11 @@ impl Run<'_> {
         let ended = caught(|| self.epochs());
         self.step_graph.release();
         match &ended {
-            Ok(_) => self.communicator.finalize()?,
+            Ok(_) => {
+                // What is left takes no longer than a step, and the launcher holds ranks to that.
+                self.link.state(Phase::Training, self.state.epoch(), self.state.step);
+                self.communicator.finalize()?;
+            }
             Err(error) => {
                 // Before the others say so: they have little time to be heard once one has spoken.
                 self.link.failed(error);
@@ -115,6 +119,7 @@ impl Run<'_> {
             );
             if self.recorder.lacks_summary(&self.state)? {
                 self.recorder.finish(&self.state, self.peak_memory_bytes()?)?;
+                self.recorder.draw();
             }
             return Ok(Outcome::Done);
         }

@@ -19,6 +19,7 @@ use crate::coordinator::Values;
 use crate::error::LaunchError;
 use crate::local::{Local, LocalRanks, OverMpi};
 use crate::plan::{Layout, Plan};
+use crate::policy::{ECHO, StopSignal};
 use crate::signals::Signals;
 use crate::spawn::{Spec, Work};
 
@@ -109,6 +110,7 @@ impl Member<'_> {
             let message = tokio::select! {
                 message = timeout_at(deadline, receive(&mut link.incoming)) => message,
                 signal = signals.next() => {
+                    link.connection.send(ToCoordinator::Signal(signal.name().to_owned()));
                     let (exit_code, text) = stopped_early(signal.name());
                     return Ok(End::Finished(exit_code, text));
                 }
@@ -151,16 +153,17 @@ impl Member<'_> {
             work: self.work,
             env: link.interface.as_ref().map(super::network_variables).unwrap_or_default(),
         };
-        let mut asked_to_stop = false;
+        let mut asked_to_stop = None;
         loop {
             let message = tokio::select! {
                 message = receive(&mut link.incoming) => message,
                 signal = signals.next() => {
-                    if asked_to_stop {
-                        let text = format!("stopped by {} while it waited for node 0", signal.name());
+                    // Slurm and srun send theirs more than once, and Ctrl-C may come by two ways.
+                    let asked = *asked_to_stop.get_or_insert_with(Instant::now);
+                    if signal == StopSignal::Interrupt && asked.elapsed() > ECHO {
+                        let text = "stopped by a second Ctrl-C while it waited for node 0".to_owned();
                         return Ok(End::Finished(ExitCode::Stopped, text));
                     }
-                    asked_to_stop = true;
                     link.connection.send(ToCoordinator::Signal(signal.name().to_owned()));
                     continue;
                 }

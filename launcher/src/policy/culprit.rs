@@ -9,6 +9,9 @@ use super::{Cause, Ended, Exit, Failure, GivenUp, Job, Rank, Said, Told, blame};
 /// Processes give signs of life more often.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
 
+/// How soon after `mpirun` was killed a rank's failure follows from that.
+const AFTER_MPIRUN: Duration = Duration::from_secs(10);
+
 /// How sure it is that a rank failed by itself; the lower, the surer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Origin {
@@ -30,7 +33,13 @@ impl Job {
     pub(super) fn first_failure(&self) -> Option<Failure> {
         let first = self.first_of_ranks()?;
         let Some(Told { at, reason }) = &self.mpirun_killed else { return Some(first) };
-        if first.at < *at {
+        // Ranks may outlive it, and then fail for another reason.
+        let follows = (*at..*at + AFTER_MPIRUN).contains(&first.at)
+            && !matches!(
+                first.exit_code,
+                ExitCode::Data | ExitCode::NotFinite | ExitCode::OutOfMemory
+            );
+        if !follows {
             return Some(first);
         }
         let cause = Cause::MpirunKilled(reason.clone());
@@ -79,6 +88,14 @@ impl Job {
         let (rank, _) = mute.min_by_key(|(_, state)| (runs(state), state.heard_at()))?;
         let cause = Cause::Mute { heard: witness.rank };
         Some(Failure { rank, cause, exit_code: ExitCode::Hang, ..witness.clone() })
+    }
+
+    /// Whether there is a failure that does not follow from another's.
+    pub(super) fn somebody_failed_by_itself(&self) -> bool {
+        let by_itself = |(rank, state): (usize, &Rank)| {
+            origin(state) == Origin::Own && own_failure(rank, state).is_some()
+        };
+        self.ranks.iter().enumerate().any(by_itself)
     }
 
     /// Whether a rank waited for others and cannot say for which, or which of them is gone.

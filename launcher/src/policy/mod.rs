@@ -35,7 +35,7 @@ pub const SETTLE: Duration = Duration::from_millis(300);
 const SETTLE_UNNAMED: Duration = Duration::from_secs(3);
 
 /// How long after another one a signal may be its echo.
-const ECHO: Duration = Duration::from_secs(1);
+pub const ECHO: Duration = Duration::from_secs(1);
 
 /// How long killed processes have to be gone. One that waits for a device or a file system that does not
 /// answer cannot be killed.
@@ -154,6 +154,7 @@ impl Job {
     pub fn on(&mut self, event: &Event, now: Duration) -> (Decision, String) {
         self.extend_stop(now);
         self.record(event, now);
+        self.settle_soon(now);
         if self.alive().next().is_none() {
             let outcome = self.outcome();
             let reason = outcome.to_string();
@@ -244,6 +245,15 @@ impl Job {
     fn extend_stop(&mut self, now: Duration) {
         if matches!(self.stage, Stage::Stopping { .. }) && self.somebody_takes_its_time() {
             self.stage = Stage::Stopping { until: now + self.limits.stop };
+        }
+    }
+
+    /// Once a rank has failed by itself, there is no need to wait for who hangs.
+    fn settle_soon(&mut self, now: Duration) {
+        if let Stage::Failing { kill_at } = self.stage
+            && self.somebody_failed_by_itself()
+        {
+            self.stage = Stage::Failing { kill_at: kill_at.min(now + SETTLE) };
         }
     }
 

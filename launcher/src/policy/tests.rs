@@ -388,6 +388,21 @@ fn an_mpirun_that_was_killed_is_named_and_not_the_rank_that_then_fails() {
 }
 
 #[test]
+fn a_rank_that_outlives_mpirun_may_fail_for_another_reason() {
+    let reason = "mpirun ended with signal: 9 (SIGKILL)".to_owned();
+    let killed = (Event::MpirunKilled { reason, at: ms(900) }, ms(900));
+    let outcome = |code: u8, at| {
+        let exit = exited(1, Exit::Code(code.into()), at + 1);
+        let end = [tick(at + 500), exited(0, Exit::Signal(9), at + 501)];
+        finish(2, &[&[killed.clone(), said(1, code, "why", at), exit], &end[..]].concat())
+    };
+    let named = |code, at| (outcome(code, at).failed_rank(), outcome(code, at).exit_code());
+    assert_eq!(named(6, 1000), (Some(1), ExitCode::NotFinite));
+    assert_eq!(named(4, 60_000), (Some(1), ExitCode::RankFailed));
+    assert_eq!(named(4, 1000), (None, ExitCode::RankFailed));
+}
+
+#[test]
 fn a_job_whose_time_runs_out_is_asked_to_stop_before() {
     let mut job = Job::new(1, LIMITS, Walltime::new(Some(ms(100_000))));
     assert_eq!(job.deadline(), Some(ms(45_000)));

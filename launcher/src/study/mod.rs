@@ -123,7 +123,9 @@ async fn prepare_data(runs: &mut [Planned], place: Place<'_>) -> Result<(), Laun
     }
     for wanted in wanted {
         let mut taken = wanted.clone();
-        data::prepare(&mut taken, None).await?;
+        let same = runs.iter().filter(|run| run.config.data == wanted);
+        let before = same.map(Planned::images_before).find_map(Result::transpose).transpose()?;
+        data::prepare(&mut taken, before.as_ref()).await?;
         for run in runs.iter_mut().filter(|run| run.config.data == wanted) {
             run.take_images(&taken, place)?;
         }

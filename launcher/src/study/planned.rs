@@ -180,6 +180,14 @@ impl Planned {
         Ok(())
     }
 
+    /// The images of the run that is there already, if one is.
+    ///
+    /// # Errors
+    /// [`LaunchError`] when its configuration cannot be read.
+    pub fn images_before(&self) -> Result<Option<Data>, LaunchError> {
+        Ok(config_before(&self.root)?.map(|before| before.data))
+    }
+
     /// The step at the end of an epoch, from 1.
     pub fn step_after(&self, epoch: usize) -> u64 {
         ((epoch * self.steps_per_epoch) as u64).min(self.steps)

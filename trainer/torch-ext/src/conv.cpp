@@ -164,7 +164,7 @@ Tensor forward_pass(const Tensor& input, const Tensor& weight, const Conv& conv)
     if (method == kMatmul) {
         const Windows w(input.sizes(), weight.sizes(), conv);
         const Tensor output = at::mm(unfold(input, w), kernel_matrix(weight).t());
-        return output.view({w.images, w.out_height, w.out_width, -1}).permute({0, 3, 1, 2});
+        return output.view({w.images, w.out_height, w.out_width, weight.size(0)}).permute({0, 3, 1, 2});
     }
     const auto* algorithm = method == kWinograd ? winograd_algorithm(input, weight, conv) : nullptr;
     if (algorithm == nullptr) return at::conv2d(input, weight, {}, conv.stride, conv.padding);

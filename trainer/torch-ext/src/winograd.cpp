@@ -220,6 +220,8 @@ Tensor grad_of_weight(const Algorithm& algorithm, const Tensor& grad, const Tens
         const Tensor inputs = grid.input_to_points(input.narrow(0, first, count));
         sums = sums.defined() ? sums.baddbmm_(grads, inputs) : at::bmm(grads, inputs);
     });
+    // A rank may have no images.
+    if (!sums.defined()) sums = at::zeros({grid.points(), grad.size(1), input.size(1)}, grad.options());
     return grid.points_to_kernels(sums);
 }
 

@@ -71,6 +71,16 @@ fn a_rank_that_lost_a_peer_over_nccl_is_not_the_one_that_failed() {
 }
 
 #[test]
+fn once_the_rank_that_failed_is_known_the_others_are_not_waited_for() {
+    let lost = "all_reduce #5: rank 0 lost a peer that it cannot name; background operation: -";
+    let mut job = Job::new(2, LIMITS, Walltime::default());
+    replay(&mut job, &[said(0, 4, lost, 1000)]);
+    assert_eq!(job.deadline(), Some(ms(4000)));
+    replay(&mut job, &[exited(1, Exit::Signal(9), 1005)]);
+    assert_eq!(job.deadline(), Some(ms(1305)));
+}
+
+#[test]
 fn when_all_ranks_blame_each_other_the_first_is_named() {
     let events = [
         said(0, 5, "barrier #1: rank 0 waited 2.0s for rank 1; -", 1000),

@@ -77,7 +77,7 @@ pub enum Convolution {
     Library,
     /// All as matrix products over unfolded input.
     Matmul,
-    /// By Winograd's minimal filtering what can be: fp32, 3x3 kernels, stride 1. The rest by libtorch's.
+    /// By Winograd's minimal filtering what can be (docs/convolutions.md). The rest by libtorch's.
     Winograd,
 }
 
