@@ -282,7 +282,7 @@ impl<'a> Launch<'a> {
     async fn supervise(
         &self,
         run_dir: RunDir,
-        mut others: Option<&mut Host>,
+        others: Option<&mut Host>,
         events: &mut EventLog,
         signals: &mut Signals,
     ) -> Result<(ExitCode, String), LaunchError> {
@@ -332,7 +332,7 @@ impl<'a> Launch<'a> {
             supervisor.welcome(host)?;
         }
         let started = Instant::now();
-        let report = supervisor.run(others.as_deref_mut(), events, signals).await?;
+        let report = supervisor.run(others, events, signals).await?;
         if report.outcome == Outcome::Done {
             let took = clock(started.elapsed());
             tracing::info!("done in {took}; run directory {}", root.display());
