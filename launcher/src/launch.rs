@@ -396,7 +396,7 @@ fn conclude(
         Style::Json => tracing::error!(rank, exit_code = exit_code as u8, "{text}"),
         Style::Pretty | Style::Quiet => console.line(&format!("\n{text}")),
     }
-    let reason = report.outcome.to_string();
+    let reason = report.job.in_a_line(&report.outcome);
     events.record(&Event::Verdict { exit_code: exit_code as u8, rank, reason: &reason });
     (exit_code, text)
 }

@@ -98,9 +98,9 @@ impl Supervisor<'_> {
             let (outcome, job, logs) =
                 self.attempt(signals, events, host, &mpi, restarts, walltime).await?;
             let stopping = job.stop_reason().is_some();
-            let (again, why) = policy::restart(&outcome, stopping, restarts, self.max_restarts);
-            if !again {
-                tracing::debug!("no restart: {why}");
+            let again = policy::restart(&outcome, stopping, restarts, self.max_restarts);
+            if let Err(why_not) = again {
+                tracing::debug!("no restart: {why_not}");
                 return Ok(Report { outcome, job, logs, restarts, hosts });
             }
             // One that came while the last ranks were ending.
@@ -113,6 +113,8 @@ impl Supervisor<'_> {
                 return Ok(Report { outcome, job, logs, restarts, hosts });
             }
             restarts += 1;
+            let failure = job.in_a_line(&outcome);
+            let why = format!("restart {restarts} of {}: {failure}", self.max_restarts);
             tracing::warn!("{why}; all ranks start again from the newest checkpoint");
             events.record(&Record::Restarted { restarts, reason: &why });
             if let Some(host) = others.as_deref_mut().filter(|host| host.has_lost()) {

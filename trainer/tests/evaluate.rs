@@ -17,6 +17,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 const CONFIG: &str = "
+model: {name: resnet20, stem: cifar}
 data: {dataset: synthetic, train_images: 320, test_images: 77}
 train: {epochs: 4, batch_size_per_rank: 16, ema_decay: 0.9, ema_every: 2}
 precision: fp32

@@ -45,15 +45,13 @@ fn main() {
         "LIBTORCH={} holds libtorch {found}, wanted is {WANTED}; unset LIBTORCH and run `make setup`",
         libtorch.display()
     );
-    cc::Build::new()
-        .cpp(true)
-        .std("c++17")
+    compiler()
         .flag("-isystem")
         .flag(libtorch.join("include"))
         .files(SOURCES)
         .compile("torch_ext");
-    let mut vector = cc::Build::new();
-    vector.cpp(true).std("c++17").opt_level(3).file(VECTOR_SOURCE);
+    let mut vector = compiler();
+    vector.opt_level(3).file(VECTOR_SOURCE);
     if std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64") {
         vector.flag("-mavx2").flag("-mfma");
     }
@@ -66,6 +64,14 @@ fn main() {
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     println!("cargo:rustc-env=TORCH_EXT_LIBTORCH={}", lib.display());
     println!("cargo:lib={}", lib.display());
+}
+
+/// For C++17, with as much for a debugger as Rust's `line-tables-only`: all that `cc` would ask for is twenty
+/// times the code.
+fn compiler() -> cc::Build {
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").debug(false).flag_if_supported("-g1");
+    build
 }
 
 /// Builds `libtorch_ext_cuda.so` where CUDA's headers and libtorch's GPU libraries are, and says where it
@@ -89,7 +95,7 @@ fn build_cuda_library(libtorch: &Path) {
     };
     let library =
         PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default()).join("libtorch_ext_cuda.so");
-    let compiler = cc::Build::new().cpp(true).std("c++17").pic(true).get_compiler();
+    let compiler = compiler().pic(true).get_compiler();
     // CUDA's runtime comes with libc10_cuda, whose symbols are resolved when it is opened.
     let status = compiler
         .to_command()

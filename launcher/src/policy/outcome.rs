@@ -6,7 +6,7 @@ use std::time::Duration;
 use job::ExitCode;
 
 use super::rank::Silence;
-use super::{Exit, Job, Rank};
+use super::{Exit, Job, Rank, Said};
 
 /// How a job ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -202,6 +202,15 @@ impl Job {
             Outcome::Stopped
         } else {
             Outcome::Done
+        }
+    }
+
+    /// `outcome` in a line, with what the rank that failed has said itself.
+    pub fn in_a_line(&self, outcome: &Outcome) -> String {
+        let said = outcome.failed_rank().and_then(|rank| self.ranks[rank].said.as_ref());
+        match said {
+            Some(Said { message, .. }) => format!("{outcome}; it said: {message}"),
+            None => outcome.to_string(),
         }
     }
 }

@@ -4,26 +4,34 @@ use job::ExitCode;
 
 use super::Outcome;
 
-/// Whether to start the job again after `outcome`, and why. `used`: restarts so far.
+/// Whether to start the job again after `outcome`. `used`: restarts so far.
 ///
 /// Only where it can help: a rank that crashed, was killed or hung may get further next time. A bad
 /// configuration, bad data, a loss that is not finite, too little memory or a machine that does not
 /// fit would end the same way.
-pub fn restart(outcome: &Outcome, stop_requested: bool, used: u32, max: u32) -> (bool, String) {
+///
+/// # Errors
+/// Why not.
+pub fn restart(
+    outcome: &Outcome,
+    stop_requested: bool,
+    used: u32,
+    max: u32,
+) -> Result<(), String> {
     let failure = match outcome {
         Outcome::Failed(failure) => failure,
         // They hold the device and the run directory.
-        Outcome::Unkillable { .. } => return (false, outcome.to_string()),
-        _ => return (false, "nothing failed".to_owned()),
+        Outcome::Unkillable { .. } => return Err(outcome.to_string()),
+        _ => return Err("nothing failed".to_owned()),
     };
     if !matches!(failure.exit_code, ExitCode::RankFailed | ExitCode::Hang) {
-        return (false, format!("exit code {} would come again", failure.exit_code as u8));
+        return Err(format!("exit code {} would come again", failure.exit_code as u8));
     }
     if stop_requested {
-        return (false, "the job was asked to stop".to_owned());
+        return Err("the job was asked to stop".to_owned());
     }
     if used >= max {
-        return (false, format!("{used} of {max} restarts are used"));
+        return Err(format!("{used} of {max} restarts are used"));
     }
-    (true, format!("restart {} of {max}: {failure}", used + 1))
+    Ok(())
 }

@@ -292,7 +292,7 @@ fn a_signal_while_ranks_are_being_killed_is_remembered() {
     let (decision, _) = replay(&mut job, &[exited(0, Exit::Signal(9), 500)]);
     let Decision::Finish(outcome) = decision else { panic!("{decision:?}") };
     let decision = restart(&outcome, job.stop_reason().is_some(), 0, 3);
-    assert_eq!(decision, (false, "the job was asked to stop".to_owned()));
+    assert_eq!(decision, Err("the job was asked to stop".to_owned()));
 }
 
 #[test]
@@ -305,7 +305,7 @@ fn ranks_that_cannot_be_killed_are_named_and_not_waited_for() {
     assert_eq!(reason, "rank 1 failed: killed by SIGKILL; killed, these ranks are still there: 2");
     let Decision::Finish(outcome) = decision else { panic!("{decision:?}") };
     assert_eq!((outcome.exit_code(), outcome.failed_rank()), (ExitCode::RankFailed, Some(1)));
-    assert!(!restart(&outcome, false, 0, 3).0, "rank 2 has the run directory");
+    assert!(restart(&outcome, false, 0, 3).is_err(), "rank 2 has the run directory");
     let of_a_healthy_job = Outcome::Unkillable { ranks: vec![0], after: Box::new(Outcome::Done) };
     assert_eq!(of_a_healthy_job.exit_code(), ExitCode::Hang);
 }
@@ -336,22 +336,37 @@ fn a_trainer_of_another_version_cannot_work_here() {
 }
 
 #[test]
+fn how_a_job_ended_is_told_in_a_line_with_what_the_rank_that_failed_said() {
+    let mut job = Job::new(2, LIMITS, Walltime::default());
+    let full = "checkpoints/latest: No space left on device";
+    let events = [
+        said(1, 4, full, 5),
+        said(0, 4, GONE, 6),
+        exited(1, Exit::Code(4), 7),
+        exited(0, Exit::Code(4), 8),
+    ];
+    let (Decision::Finish(outcome), _) = replay(&mut job, &events) else { panic!("not finished") };
+    let line = format!("rank 1 failed: exit status 4; it said: {full}");
+    assert_eq!(job.in_a_line(&outcome), line);
+    assert_eq!(job.in_a_line(&Outcome::Done), "all ranks are done");
+}
+
+#[test]
 fn restarts_are_for_failures_that_may_not_come_again() {
     let outcome = |code| finish(1, &[exited(0, Exit::Code(code), 5)]);
     let decide = |code, stop, used| restart(&outcome(code), stop, used, 2);
-    let first = (true, "restart 1 of 2: rank 0 failed: exit status 101".to_owned());
-    assert_eq!(decide(101, false, 0), first);
-    assert!(decide(5, false, 1).0);
-    assert_eq!(decide(4, false, 2), (false, "2 of 2 restarts are used".to_owned()));
-    assert_eq!(decide(4, true, 0), (false, "the job was asked to stop".to_owned()));
+    assert_eq!(decide(101, false, 0), Ok(()));
+    assert_eq!(decide(5, false, 1), Ok(()));
+    assert_eq!(decide(4, false, 2), Err("2 of 2 restarts are used".to_owned()));
+    assert_eq!(decide(4, true, 0), Err("the job was asked to stop".to_owned()));
     for code in [2, 3, 6, 7, 9] {
-        let expected = (false, format!("exit code {code} would come again"));
+        let expected = Err(format!("exit code {code} would come again"));
         assert_eq!(decide(code, false, 0), expected);
     }
     let killed = finish(1, &[exited(0, Exit::OutOfMemory, 5)]);
     assert_eq!(killed.to_string(), "rank 0 failed: killed by the kernel, since memory ran out");
-    assert!(!restart(&killed, false, 0, 2).0);
-    assert_eq!(restart(&Outcome::Stopped, true, 0, 2), (false, "nothing failed".to_owned()));
+    assert!(restart(&killed, false, 0, 2).is_err());
+    assert_eq!(restart(&Outcome::Stopped, true, 0, 2), Err("nothing failed".to_owned()));
 }
 
 #[test]
