@@ -12,7 +12,8 @@ use trainer::convolutions;
 use trainer::data::Images;
 use trainer::grad_sync::GradSync;
 use trainer::optim::Optimizer;
-use trainer::step::{Counter, Microbatch, StepParts, train_step};
+use trainer::step::{Microbatch, StepParts, train_step};
+use trainer::tally::Counter;
 
 const BATCH: usize = 64;
 

@@ -15,7 +15,7 @@ use tracing::{debug, info};
 use crate::Result;
 use crate::arithmetic::Arithmetic;
 use crate::model::Mode;
-use crate::step::Replica;
+use crate::replica::Replica;
 
 /// In half precision nothing is measured: libtorch's gradient of the weight takes hundreds of times as
 /// long as the product, where the other passes differ little.

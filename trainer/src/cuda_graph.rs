@@ -14,7 +14,8 @@ use torch_ext::CudaGraph;
 use torch_ext::collective::all_reduce;
 use tracing::{info, warn};
 
-use crate::step::{Microbatch, Phases, Replica, StepParts, queue_step, train_step};
+use crate::replica::Replica;
+use crate::step::{Microbatch, Phases, StepParts, queue_step, train_step};
 use crate::{Result, TrainError, caught};
 
 /// Whole batches before the capture: cuDNN has then measured its kernels, and libtorch and NCCL have made
@@ -271,7 +272,7 @@ mod tests {
     use crate::loss::Targets;
     use crate::model::{Mode, Module};
     use crate::optim::Optimizer;
-    use crate::step::Counter;
+    use crate::tally::Counter;
 
     fn on_a_gpu(cuda_graph: Choice) -> Circumstances {
         let device = Device::Cuda(0);

@@ -13,7 +13,7 @@ use tch::Tensor;
 use crate::Result;
 use crate::flat::{Flat, Storage};
 use crate::optim::Optimizer;
-use crate::step::Replica;
+use crate::replica::Replica;
 
 /// An average of weights.
 pub struct Ema {

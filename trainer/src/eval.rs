@@ -9,7 +9,8 @@ use crate::Result;
 use crate::confusion::Confusion;
 use crate::data::Images;
 use crate::loss::cross_entropy_sum;
-use crate::step::{Counter, Replica, Tally};
+use crate::replica::Replica;
+use crate::tally::{Counter, Tally};
 use crate::tta;
 
 /// Most images that go through the network together; the result does not depend on it.

@@ -34,12 +34,14 @@ pub mod optim;
 pub mod patience;
 pub mod pretrained;
 pub mod recorder;
+pub mod replica;
 mod resume;
 pub mod run;
 pub mod schedule;
 pub mod setup;
 pub mod step;
 pub mod step_times;
+pub mod tally;
 pub mod tta;
 
 pub use error::{Result, TrainError, caught, keep_panics_short};

@@ -6,6 +6,7 @@ use job::network::names;
 use tch::Tensor;
 use tracing::warn;
 
+use crate::checkpoint::tensors;
 use crate::flat::Flat;
 use crate::{Result, TrainError};
 
@@ -16,12 +17,9 @@ use crate::{Result, TrainError};
 /// [`TrainError::Usage`] when the file cannot be read, or names every tensor that does not fit.
 pub fn load_torchvision(file: &Path, flat: &mut Flat) -> Result<()> {
     let refuse = |reason: String| TrainError::Usage(format!("{}: {reason}", file.display()));
-    let tensors = Tensor::read_safetensors(file)
-        .map_err(|error| refuse(format!("no state dict in safetensors: {error}")))?;
-    let mut tensors: Vec<_> = tensors
-        .into_iter()
-        .map(|(name, tensor)| (names::from_torchvision(&name), tensor))
-        .collect();
+    let read = tensors::read(file).map_err(|error| TrainError::Usage(error.to_string()))?;
+    let mut tensors: Vec<_> =
+        read.into_iter().map(|(name, tensor)| (names::from_torchvision(&name), tensor)).collect();
     keep_head_of_other_classes(file, &mut tensors, flat);
     flat.load_state_dict(tensors).map_err(refuse)
 }

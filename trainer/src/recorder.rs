@@ -15,8 +15,8 @@ use tracing::{info, warn};
 use crate::Result;
 use crate::checkpoint::State;
 use crate::metrics::{EventFile, Writer, draw_curves};
-use crate::step::Tally;
 use crate::step_times::StepTimes;
+use crate::tally::Tally;
 
 /// Steps of a process that its speed leaves out: caches and clocks are still cold.
 const WARMUP_STEPS: u64 = 10;

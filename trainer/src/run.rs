@@ -23,9 +23,11 @@ use crate::model::Draw;
 use crate::optim::Optimizer;
 use crate::patience::on_rank_0;
 use crate::recorder::{Evaluation, Recorder};
+use crate::replica::Replica;
 use crate::schedule::{LearningRate, Place};
-use crate::step::{Counter, Microbatch, Phases, Replica, StepParts, Tally};
+use crate::step::{Microbatch, Phases, StepParts};
 use crate::step_times::StepTimes;
+use crate::tally::{Counter, Tally};
 use crate::{Result, TrainError, caught, eval};
 
 /// Steps on a GPU after which ranks ask each other whether to stop, at the latest.

@@ -30,10 +30,11 @@ use crate::model::Module;
 use crate::optim::Optimizer;
 use crate::patience::on_rank_0;
 use crate::recorder::Recorder;
+use crate::replica::Replica;
 use crate::resume::{Progress, broadcast_from_rank_0, find_checkpoint, resume};
 use crate::run::Run;
 use crate::schedule::LearningRate;
-use crate::step::{Counter, Replica};
+use crate::tally::Counter;
 use crate::{Result, TrainError, caught, convolutions, device, init, pretrained};
 
 /// Connects to the other ranks, reads the data, builds the network, and finds where to go on.

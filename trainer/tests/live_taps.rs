@@ -20,7 +20,9 @@ use trainer::init::initialize;
 use trainer::loss_scaler::LossScalerState;
 use trainer::model::Module;
 use trainer::optim::Optimizer;
-use trainer::step::{Counter, Microbatch, Replica, StepParts, train_step};
+use trainer::replica::Replica;
+use trainer::step::{Microbatch, StepParts, train_step};
+use trainer::tally::Counter;
 
 const STEPS: usize = 20;
 const BATCH: usize = 16;

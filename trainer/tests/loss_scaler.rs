@@ -16,7 +16,7 @@ use trainer::checkpoint::{self, State};
 use trainer::loss_scaler::{LossScaler, LossScalerState};
 use trainer::model::Mode;
 use trainer::optim::Optimizer;
-use trainer::step::Replica;
+use trainer::replica::Replica;
 
 #[derive(Deserialize)]
 struct Reference {

@@ -16,7 +16,7 @@ use trainer::flat::Flat;
 use trainer::grad_sync::{GradSync, Timing};
 use trainer::init::initialize;
 use trainer::model::{Mode, Module};
-use trainer::step::Replica;
+use trainer::replica::Replica;
 
 /// Positions in the flat order, in the order in which backward makes their gradients.
 fn order_of_gradients(network: &Network) -> Vec<usize> {

@@ -45,11 +45,7 @@ fn main() {
         "LIBTORCH={} holds libtorch {found}, wanted is {WANTED}; unset LIBTORCH and run `make setup`",
         libtorch.display()
     );
-    compiler()
-        .flag("-isystem")
-        .flag(libtorch.join("include"))
-        .files(SOURCES)
-        .compile("torch_ext");
+    compiler().flag("-isystem").flag(libtorch.join("include")).files(SOURCES).compile("torch_ext");
     let mut vector = compiler();
     vector.opt_level(3).file(VECTOR_SOURCE);
     if std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64") {

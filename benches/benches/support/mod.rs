@@ -16,7 +16,7 @@ use trainer::flat::Flat;
 use trainer::grad_sync::{Options, Timing};
 use trainer::init::initialize;
 use trainer::model::Module;
-use trainer::step::Replica;
+use trainer::replica::Replica;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 

@@ -12,12 +12,7 @@ use super::Outcome;
 ///
 /// # Errors
 /// Why not.
-pub fn restart(
-    outcome: &Outcome,
-    stop_requested: bool,
-    used: u32,
-    max: u32,
-) -> Result<(), String> {
+pub fn restart(outcome: &Outcome, stop_requested: bool, used: u32, max: u32) -> Result<(), String> {
     let failure = match outcome {
         Outcome::Failed(failure) => failure,
         // They hold the device and the run directory.

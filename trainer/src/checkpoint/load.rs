@@ -9,6 +9,7 @@ use tch::{Kind, Tensor};
 use super::manifest::Manifest;
 use super::{
     CheckpointError, EMA, MANIFEST, MODEL, OPTIMIZER, Result, STATE, State, Weights, io_error,
+    tensors,
 };
 use crate::ema::Ema;
 use crate::flat::Flat;
@@ -83,10 +84,6 @@ fn read_state(path: &Path) -> Result<State> {
         .map_err(|error| CheckpointError::Damaged { path: file, reason: error.to_string() })
 }
 
-fn read_tensors(path: &Path) -> Result<Vec<(String, Tensor)>> {
-    Tensor::read_safetensors(path).map_err(io_error("read", path))
-}
-
 /// Whether the checkpoint has averaged weights.
 pub fn has_ema(checkpoint: &Path) -> bool {
     checkpoint.join(EMA).exists()
@@ -97,7 +94,7 @@ pub fn has_ema(checkpoint: &Path) -> bool {
 /// # Errors
 /// [`CheckpointError::Io`].
 pub fn read_weights(checkpoint: &Path, weights: Weights) -> Result<Vec<(String, Tensor)>> {
-    read_tensors(&checkpoint.join(match weights {
+    tensors::read(&checkpoint.join(match weights {
         Weights::Model => MODEL,
         Weights::Ema => EMA,
     }))
@@ -136,7 +133,7 @@ pub fn load_ema(checkpoint: &Path, flat: &Flat, ema: &mut Ema) -> Result<()> {
 /// [`CheckpointError::DoesNotFit`] when it is another optimizer's.
 pub fn load_optimizer(checkpoint: &Path, flat: &Flat, optimizer: &mut Optimizer) -> Result<()> {
     let mut tensors: HashMap<_, _> =
-        read_tensors(&checkpoint.join(OPTIMIZER))?.into_iter().collect();
+        tensors::read(&checkpoint.join(OPTIMIZER))?.into_iter().collect();
     let does_not_fit = |reason| CheckpointError::DoesNotFit { path: checkpoint.to_owned(), reason };
     for StateBuffer { name: kind, live, dead } in optimizer.state() {
         flat.scatter(live, dead, |name| tensors.remove(&format!("{kind}.{name}")))

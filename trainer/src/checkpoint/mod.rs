@@ -11,6 +11,7 @@ mod manifest;
 mod prune;
 mod save;
 mod state;
+pub mod tensors;
 
 use std::path::{Path, PathBuf};
 

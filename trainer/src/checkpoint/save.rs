@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use tch::Tensor;
 
 use super::manifest::Manifest;
-use super::{EMA, MANIFEST, MODEL, OPTIMIZER, Result, STATE, State, TEMPORARY, io_error};
+use super::{EMA, MANIFEST, MODEL, OPTIMIZER, Result, STATE, State, TEMPORARY, io_error, tensors};
 use crate::ema::Ema;
 use crate::flat::Flat;
 use crate::optim::{Optimizer, StateBuffer};
@@ -80,8 +80,8 @@ fn put_in_place(temporary: &Path, complete: &Path) -> Result<()> {
     Ok(())
 }
 
-fn write_tensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
-    Tensor::write_safetensors(tensors, path).map_err(io_error("write", path))?;
+fn write_tensors(path: &Path, named: &[(String, Tensor)]) -> Result<()> {
+    tensors::write(path, named)?;
     sync(path)
 }
 

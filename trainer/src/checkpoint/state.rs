@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::convolutions::ConvChoice;
 use crate::loss_scaler::LossScalerState;
-use crate::step::Tally;
+use crate::tally::Tally;
 
 /// Where a run is: all that the loop knows besides tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -8,7 +8,7 @@ use job::network::names;
 use tracing::warn;
 
 use super::trained::Trained;
-use crate::checkpoint::{self, CheckpointError};
+use crate::checkpoint::{self, tensors};
 use crate::{Result, TrainError};
 
 /// `trainer export`.
@@ -52,7 +52,7 @@ impl Format {
 /// file cannot be written.
 pub fn export(args: &ExportArgs) -> Result<PathBuf> {
     let trained = Trained::find(&args.checkpoint, &[])?;
-    let mut tensors = checkpoint::read_weights(&trained.path, trained.weights(args.ema)?)?;
+    let mut named = checkpoint::read_weights(&trained.path, trained.weights(args.ema)?)?;
     let model = trained.config.model;
     if args.format == Format::Torchvision {
         if !model.name.entry().in_torchvision {
@@ -66,15 +66,11 @@ pub fn export(args: &ExportArgs) -> Result<PathBuf> {
                 model.stem.as_str()
             );
         }
-        tensors.iter_mut().for_each(|(name, _)| *name = names::to_torchvision(name));
+        named.iter_mut().for_each(|(name, _)| *name = names::to_torchvision(name));
     }
     let output = args.output.clone().unwrap_or_else(|| {
         PathBuf::from(format!("{}-{}.safetensors", model.name, args.format.as_str()))
     });
-    tch::Tensor::write_safetensors(&tensors, &output).map_err(|error| CheckpointError::Io {
-        action: "write",
-        path: output.clone(),
-        reason: error.to_string(),
-    })?;
+    tensors::write(&output, &named)?;
     Ok(output)
 }

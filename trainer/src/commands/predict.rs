@@ -16,7 +16,7 @@ use crate::data::Images;
 use crate::device::{self, DeviceKind};
 use crate::eval::batch_size;
 use crate::model::Mode;
-use crate::step::Replica;
+use crate::replica::Replica;
 use crate::{Result, TrainError};
 
 /// Classes that are named of each image.

@@ -14,7 +14,7 @@ use crate::arithmetic::Arithmetic;
 use crate::checkpoint::{self, CheckpointError, State, Weights};
 use crate::flat::Flat;
 use crate::model::{Mode, Module};
-use crate::step::Replica;
+use crate::replica::Replica;
 use crate::{Result, TrainError, convolutions, device};
 
 /// A checkpoint, and how its network was trained.

@@ -26,7 +26,9 @@ use trainer::grad_sync::{GradSync, Options, Timing};
 use trainer::init::initialize;
 use trainer::model::{Mode, Module};
 use trainer::optim::Optimizer;
-use trainer::step::{Counter, Microbatch, Replica, StepParts, Tally, train_step};
+use trainer::replica::Replica;
+use trainer::step::{Microbatch, StepParts, train_step};
+use trainer::tally::{Counter, Tally};
 
 pub const TEST_IMAGES: usize = 37;
 const TIMEOUT: Duration = Duration::from_secs(60);

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::super::table::{Align, table};
 use crate::confusion::{Confusion, Mistake};
-use crate::step::Tally;
+use crate::tally::Tally;
 
 /// With more classes a matrix is wider than a terminal.
 const MOST_CLASSES_IN_TEXT: usize = 12;

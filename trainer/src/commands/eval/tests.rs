@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::confusion::Confusion;
-use crate::step::Tally;
+use crate::tally::Tally;
 use figure::Shape;
 
 /// Of class n, 9 of 10 images are right, and one is taken for the next class.
