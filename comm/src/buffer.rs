@@ -49,9 +49,9 @@ impl Element for i64 {
     const DTYPE: DType = DType::I64;
 }
 
-/// Where a buffer lies.
+/// What memory a buffer lies in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum Memory {
     /// In this process's memory.
     Host,
     /// In the memory of a CUDA device.
@@ -72,8 +72,8 @@ pub struct RawBuffer {
     pub len: usize,
     /// Their type.
     pub dtype: DType,
-    /// Where they lie.
-    pub place: Place,
+    /// What memory they lie in.
+    pub memory: Memory,
 }
 
 // SAFETY: a RawBuffer is an address; whoever dereferences it has promised that it is valid.
@@ -109,7 +109,7 @@ impl<'a> BufferMut<'a> {
             ptr: NonNull::from(&mut *slice).cast(),
             len: slice.len(),
             dtype: T::DTYPE,
-            place: Place::Host,
+            memory: Memory::Host,
         };
         Self { raw, borrow: PhantomData }
     }
@@ -117,9 +117,9 @@ impl<'a> BufferMut<'a> {
     /// Any memory.
     ///
     /// # Safety
-    /// `raw` points to `raw.len` elements of `raw.dtype` in the memory that `raw.place` names,
+    /// `raw` points to `raw.len` elements of `raw.dtype` in `raw.memory`,
     /// which nothing else reads or writes during `'a`. On a device, work on it that was queued
-    /// earlier was queued on `raw.place`'s stream.
+    /// earlier was queued on `raw.memory`'s stream.
     pub unsafe fn from_raw(raw: RawBuffer) -> Self {
         Self { raw, borrow: PhantomData }
     }

@@ -24,6 +24,6 @@ mod reduce;
 pub mod shm;
 pub mod single;
 
-pub use buffer::{BufferMut, DType, Element, Place, RawBuffer};
+pub use buffer::{BufferMut, DType, Element, Memory, RawBuffer};
 pub use communicator::{Collective, Communicator, ReduceOp, SharedMemory, Work};
 pub use error::{CommError, Result};

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use comm::bootstrap::{Backend, connect};
 use comm::env::{StartedBy, World};
-use comm::{Collective, Communicator, DType, Place, RawBuffer, ReduceOp, nccl};
+use comm::{Collective, Communicator, DType, Memory, RawBuffer, ReduceOp, nccl};
 use common::MemoryStore;
 use common::table::check_all;
 use nccl_rs::cuda::Cuda;
@@ -77,8 +77,8 @@ fn a_device_buffer_is_ordered_with_its_stream() {
         let values = unsafe { std::slice::from_raw_parts_mut(host.start().cast::<f32>(), LEN) };
         values.fill(comm.rank() as f32 + 1.0);
         let ptr = NonNull::new(data.start().cast()).unwrap();
-        let place = Place::Cuda { device, stream: stream.handle() };
-        let buffer = RawBuffer { ptr, len: LEN, dtype: DType::F32, place };
+        let memory = Memory::Cuda { device, stream: stream.handle() };
+        let buffer = RawBuffer { ptr, len: LEN, dtype: DType::F32, memory };
         // SAFETY: all memory lives until the last event has been reached, below.
         let done = unsafe {
             cuda.copy(data.start(), host.start(), LEN * 4, &stream).unwrap();

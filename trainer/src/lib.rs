@@ -5,43 +5,53 @@
 //! [`grad_sync`] adds gradients up over ranks, [`optim`] takes the step, [`checkpoint`] and [`metrics`]
 //! write what is left of a run.
 
+// A rank's start.
+pub mod cli;
+pub mod connect;
+pub mod device;
+pub mod link;
+pub mod log;
+mod resume;
+pub mod setup;
+
+// The network, and its numbers.
+pub mod describe;
+pub mod flat;
+pub mod init;
+pub mod model;
+pub mod pretrained;
+pub mod replica;
+
+// A step.
 pub mod arithmetic;
 mod bucket_cap;
-pub mod checkpoint;
-pub mod cli;
-pub mod commands;
-pub mod confusion;
-pub mod connect;
 pub mod convolutions;
 pub mod cuda_graph;
 pub mod data;
-pub mod describe;
-pub mod device;
-pub mod ema;
-mod error;
-pub mod eval;
-pub mod flat;
 pub mod grad_sync;
-pub mod init;
-pub mod link;
-pub mod log;
 pub mod loss;
 pub mod loss_scaler;
-pub mod measure;
-pub mod metrics;
-pub mod model;
 pub mod optim;
-pub mod patience;
-pub mod pretrained;
-pub mod recorder;
-pub mod replica;
-mod resume;
-pub mod run;
 pub mod schedule;
-pub mod setup;
 pub mod step;
+
+// A run, and what is left of it.
+pub mod checkpoint;
+pub mod ema;
+pub mod eval;
+pub mod metrics;
+pub mod patience;
+pub mod recorder;
+pub mod run;
 pub mod step_times;
 pub mod tally;
+
+// What is asked of a run besides: `trainer eval` and the like.
+pub mod commands;
+pub mod confusion;
+pub mod measure;
 pub mod tta;
+
+mod error;
 
 pub use error::{Result, TrainError, caught, keep_panics_short};

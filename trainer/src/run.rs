@@ -24,7 +24,7 @@ use crate::optim::Optimizer;
 use crate::patience::on_rank_0;
 use crate::recorder::{Evaluation, Recorder};
 use crate::replica::Replica;
-use crate::schedule::{LearningRate, Place};
+use crate::schedule::{LearningRate, Position};
 use crate::step::{Microbatch, Phases, StepParts};
 use crate::step_times::StepTimes;
 use crate::tally::{Counter, Tally};
@@ -185,7 +185,7 @@ impl Run<'_> {
         let started = Instant::now();
         self.link.state(Phase::Training, self.state.epoch(), self.state.step);
         let lr = self.learning_rate();
-        let after = self.place(self.state.step + 1, batch.global.end);
+        let after = self.position(self.state.step + 1, batch.global.end);
         self.optimizer.set_progress(self.learning_rate.progress(after));
         self.replica.model.set_draw(Draw {
             seed: self.config.train.seed,
@@ -285,13 +285,13 @@ impl Run<'_> {
 
     /// Of the next step.
     fn learning_rate(&self) -> f64 {
-        self.learning_rate.at(self.place(self.state.step, self.state.samples_into_epoch))
+        self.learning_rate.at(self.position(self.state.step, self.state.samples_into_epoch))
     }
 
     /// Where the run is in the epoch in progress.
-    fn place(&self, step: u64, samples_into_epoch: usize) -> Place {
+    fn position(&self, step: u64, samples_into_epoch: usize) -> Position {
         let within_epoch = samples_into_epoch as f64 / self.train.len() as f64;
-        Place { step: step as f64, epochs: self.state.epochs_completed as f64 + within_epoch }
+        Position { step: step as f64, epochs: self.state.epochs_completed as f64 + within_epoch }
     }
 
     fn steps_per_epoch(&self) -> usize {

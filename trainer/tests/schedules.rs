@@ -6,7 +6,7 @@ mod common;
 
 use common::deviation::larger;
 use serde_json::Value;
-use trainer::schedule::{LearningRate, Place};
+use trainer::schedule::{LearningRate, Position};
 
 fn furthest(case: &Value, steps_per_epoch: usize) -> f64 {
     let folder = tempfile::tempdir().unwrap();
@@ -17,9 +17,9 @@ fn furthest(case: &Value, steps_per_epoch: usize) -> f64 {
     let learning_rate = LearningRate::new(&config, 1, steps_per_epoch);
     let rates = case["rates"].as_array().unwrap().iter().enumerate();
     let differences = rates.map(|(step, expected)| {
-        let place = Place { step: step as f64, epochs: step as f64 / steps_per_epoch as f64 };
+        let position = Position { step: step as f64, epochs: step as f64 / steps_per_epoch as f64 };
         let expected = expected.as_f64().unwrap();
-        (learning_rate.at(place) - expected).abs() / config.optimizer.lr
+        (learning_rate.at(position) - expected).abs() / config.optimizer.lr
     });
     differences.fold(0.0, larger)
 }

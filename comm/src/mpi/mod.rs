@@ -26,7 +26,7 @@ use std::time::Duration;
 use crate::communicator::check_request;
 use crate::env::World;
 use crate::executor::Executor;
-use crate::{Collective, CommError, Communicator, Place, RawBuffer, Result, SharedMemory, Work};
+use crate::{Collective, CommError, Communicator, Memory, RawBuffer, Result, SharedMemory, Work};
 use engine::MpiEngine;
 pub use session::{BroadcastStore, Session};
 
@@ -67,7 +67,7 @@ pub fn connect(
 
 impl Mpi {
     fn check(&self, collective: Collective, buffer: &RawBuffer) -> Result<()> {
-        if buffer.place != Place::Host {
+        if buffer.memory != Memory::Host {
             let what = "reach memory of a GPU".to_owned();
             return Err(CommError::Unsupported { backend: BACKEND, what });
         }

@@ -51,7 +51,7 @@ fn staged(
     let ptr = NonNull::new(on_device.start().cast()).unwrap_or(buffer.ptr);
     match collective {
         Collective::Barrier => {
-            let one = RawBuffer { ptr, len: 1, dtype: DType::F32, place: buffer.place };
+            let one = RawBuffer { ptr, len: 1, dtype: DType::F32, memory: buffer.memory };
             (Collective::AllReduce(ReduceOp::Sum), one)
         }
         _ => (collective, RawBuffer { ptr, ..*buffer }),

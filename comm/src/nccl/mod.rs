@@ -33,7 +33,7 @@ use nccl_rs::{Comm, Nccl as Library, UniqueId};
 use crate::bootstrap::{Store, published};
 use crate::communicator::{Pending, check_request};
 use crate::env::World;
-use crate::{Collective, CommError, Communicator, Place, RawBuffer, Result, Work};
+use crate::{Collective, CommError, Communicator, Memory, RawBuffer, Result, Work};
 use host::HostWork;
 use watchdog::{Flight, Watched};
 
@@ -203,8 +203,8 @@ impl Communicator for Nccl {
         check_request(BACKEND, collective, &buffer, shared.world_size)?;
         let _launching = self.launching();
         let sequence = shared.watched.next_sequence()?;
-        match buffer.place {
-            Place::Cuda { device, stream } if device == shared.device => {
+        match buffer.memory {
+            Memory::Cuda { device, stream } if device == shared.device => {
                 // SAFETY: the caller gives a stream of this device.
                 let is_capturing = unsafe { shared.cuda.is_capturing(stream) };
                 let queued = shared.queue_after(stream, collective, &buffer);
@@ -216,11 +216,11 @@ impl Communicator for Nccl {
                 };
                 Ok(Work::new(DeviceWork { shared: Arc::clone(shared), done, stream, sequence }))
             }
-            Place::Cuda { device, .. } => {
+            Memory::Cuda { device, .. } => {
                 let what = format!("reach device {device}: it works on device {}", shared.device);
                 Err(CommError::Unsupported { backend: BACKEND, what })
             }
-            Place::Host => HostWork::start(shared, collective, buffer, sequence).map(Work::new),
+            Memory::Host => HostWork::start(shared, collective, buffer, sequence).map(Work::new),
         }
     }
 

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use crate::bootstrap::{Store, published};
 use crate::communicator::check_request;
 use crate::executor::Executor;
-use crate::{Collective, CommError, Communicator, Place, RawBuffer, Result, SharedMemory, Work};
+use crate::{Collective, CommError, Communicator, Memory, RawBuffer, Result, SharedMemory, Work};
 use engine::ShmEngine;
 use memory::Locator;
 use rounds::{FailureKind, Rounds};
@@ -139,7 +139,7 @@ impl Shm {
     }
 
     fn check(&self, collective: Collective, buffer: &RawBuffer) -> Result<()> {
-        if buffer.place != Place::Host {
+        if buffer.memory != Memory::Host {
             let what = "reach memory of a GPU".to_owned();
             return Err(CommError::Unsupported { backend: BACKEND, what });
         }

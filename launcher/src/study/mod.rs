@@ -33,7 +33,7 @@ use crate::{data, gpus, plan, slurm, spawn};
 use figures::X;
 use file::StudyFile;
 use images::StudyImages;
-use planned::{Place, Planned, State};
+use planned::{Planned, RunResources, State};
 use report::Report;
 use run::{Ended, Failure, Runner};
 use slots::{Resources, Slot, slots};
@@ -56,9 +56,9 @@ pub async fn study(cli: &StudyCli) -> Result<ExitCode, LaunchError> {
     // Without runs, it does not matter on what.
     let request = if cli.draw_only { Request::Cpu { ranks } } else { cli.request() };
     let (device, available) = plan::devices(request, visible_gpus, false, &topology)?;
-    let place = Place { device, ranks, topology: &topology };
+    let resources = RunResources { device, ranks, topology: &topology };
     let mut images = if cli.draw_only { StudyImages::read(&out) } else { StudyImages::default() };
-    let mut runs = planned::plan(expanded, &document, place, &out, &mut images)?;
+    let mut runs = planned::plan(expanded, &document, resources, &out, &mut images)?;
     let axes = figures::check(&study, &runs, cli.reduced).map_err(wrong)?;
     let visible_devices = std::env::var("CUDA_VISIBLE_DEVICES").ok();
     let slots = slots(
@@ -85,7 +85,7 @@ pub async fn study(cli: &StudyCli) -> Result<ExitCode, LaunchError> {
         }
         let launcher =
             std::env::current_exe().map_err(LaunchError::system("find this executable"))?;
-        let runner = Runner { launcher, place, slots: &slots, logs };
+        let runner = Runner { launcher, resources, slots: &slots, logs };
         ended = run_all(&runner, &mut runs).await?;
     }
     let report =
@@ -102,7 +102,7 @@ async fn run_all(runner: &Runner<'_>, runs: &mut [Planned]) -> Result<Ended, Lau
     }
     spawn::find_trainer(&runner.launcher, std::env::var_os("PATH"))?;
     let mut signals = Signals::catch()?;
-    signals.unless_stopped(prepare_data(runs, runner.place)).await?;
+    signals.unless_stopped(prepare_data(runs, runner.resources)).await?;
     let done = runs.iter().filter(|run| run.state == State::Done).count();
     tracing::info!(
         "{} runs, {done} of them done, {} at a time; what they say is in {}",
@@ -114,7 +114,10 @@ async fn run_all(runner: &Runner<'_>, runs: &mut [Planned]) -> Result<Ended, Lau
 }
 
 /// Gets the images that runs want: where synthetic ones take their place, for all of these runs.
-async fn prepare_data(runs: &mut [Planned], place: Place<'_>) -> Result<(), LaunchError> {
+async fn prepare_data(
+    runs: &mut [Planned],
+    resources: RunResources<'_>,
+) -> Result<(), LaunchError> {
     let mut wanted: Vec<job::config::Data> = Vec::new();
     for run in runs.iter().filter(|run| run.state != State::Done) {
         if !wanted.contains(&run.config.data) {
@@ -127,7 +130,7 @@ async fn prepare_data(runs: &mut [Planned], place: Place<'_>) -> Result<(), Laun
         let before = same.map(Planned::images_before).find_map(Result::transpose).transpose()?;
         data::prepare(&mut taken, before.as_ref()).await?;
         for run in runs.iter_mut().filter(|run| run.config.data == wanted) {
-            run.take_images(&taken, place)?;
+            run.take_images(&taken, resources)?;
         }
     }
     Ok(())

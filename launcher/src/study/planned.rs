@@ -81,7 +81,7 @@ impl State {
 
 /// What runs compute on.
 #[derive(Debug, Clone, Copy)]
-pub struct Place<'a> {
+pub struct RunResources<'a> {
     /// Which kind.
     pub device: Device,
     /// Ranks of a run.
@@ -96,10 +96,10 @@ impl Planned {
         config: Config,
         outline: &Outline,
         root: PathBuf,
-        place: Place<'_>,
+        resources: RunResources<'_>,
     ) -> Result<Self, LaunchError> {
-        let layout = Layout::single(place.ranks);
-        let plan = Plan::new(&config, outline, place.device, layout, place.topology)?;
+        let layout = Layout::single(resources.ranks);
+        let plan = Plan::new(&config, outline, resources.device, layout, resources.topology)?;
         let network = Network::new(&config.model, outline.shape, outline.classes).summary();
         let epochs = plan.total_steps.div_ceil(plan.steps_per_epoch.max(1) as u64);
         let mut planned = Self {
@@ -117,7 +117,7 @@ impl Planned {
             point,
         };
         planned.refresh();
-        planned.can_go_on(place.ranks)?;
+        planned.can_go_on(resources.ranks)?;
         Ok(planned)
     }
 
@@ -168,14 +168,19 @@ impl Planned {
     /// # Errors
     /// [`LaunchError`] when what was run of it before had others: real ones and synthetic ones are not
     /// compared in one table.
-    pub fn take_images(&mut self, taken: &Data, place: Place<'_>) -> Result<(), LaunchError> {
+    pub fn take_images(
+        &mut self,
+        taken: &Data,
+        resources: RunResources<'_>,
+    ) -> Result<(), LaunchError> {
         let falls_back = self.config.data.dataset != taken.dataset;
         let config = Config { data: taken.clone(), ..self.config.clone() };
         if let Some(before) = config_before(&self.root)? {
             same_training(&self.root, &before, &config)?;
         }
         let outline = dataset::outline(taken)?;
-        let planned = Self::new(self.point.clone(), config, &outline, self.root.clone(), place)?;
+        let planned =
+            Self::new(self.point.clone(), config, &outline, self.root.clone(), resources)?;
         *self = Self { falls_back, ..planned };
         Ok(())
     }
@@ -203,7 +208,7 @@ impl Planned {
 pub fn plan(
     expanded: Expanded,
     document: &Document,
-    place: Place<'_>,
+    resources: RunResources<'_>,
     out: &Path,
     images: &mut StudyImages,
 ) -> Result<Vec<Planned>, LaunchError> {
@@ -215,7 +220,7 @@ pub fn plan(
         let taken = data_before(&root, &config)?;
         let outline = images.outline(&taken)?;
         let of_taken = Config { data: taken, ..config.clone() };
-        let planned = Planned::new(point, of_taken, &outline, root, place)?;
+        let planned = Planned::new(point, of_taken, &outline, root, resources)?;
         Ok(Planned { config, ..planned })
     };
     expanded.points.into_iter().map(&mut one).collect()
@@ -228,9 +233,9 @@ fn in_study(
     arguments: &[String],
     document: &Document,
 ) -> ConfigError {
-    use config::Place::Override;
-    let (ConfigError::Key { place: Override { text }, problem, .. }
-    | ConfigError::Syntax { place: Override { text }, problem }) = &error
+    use config::Location::Override;
+    let (ConfigError::Key { location: Override { text }, problem, .. }
+    | ConfigError::Syntax { location: Override { text }, problem }) = &error
     else {
         return error;
     };

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, interval_at};
 
 use super::expand::Override;
-use super::planned::{Place, Planned, State};
+use super::planned::{Planned, RunResources, State};
 use super::slots::Slot;
 use crate::descriptors;
 use crate::plan::Device;
@@ -35,7 +35,7 @@ pub struct Runner<'a> {
     /// This program.
     pub launcher: PathBuf,
     /// What runs compute on.
-    pub place: Place<'a>,
+    pub resources: RunResources<'a>,
     /// Where runs go.
     pub slots: &'a [Slot],
     /// Of what runs write to their terminal, a file a run.
@@ -121,11 +121,11 @@ impl Runner<'_> {
     fn start(&self, planned: &Planned, slot: &Slot) -> io::Result<Child> {
         let log = File::options().append(true).create(true).open(self.log(planned))?;
         let mut command = Command::new(&self.launcher);
-        let flag = match self.place.device {
+        let flag = match self.resources.device {
             Device::Cpu => "--cpu",
             Device::Cuda => "--gpus",
         };
-        command.args([flag, &self.place.ranks.to_string(), "--nodes", "1", "--run-dir"]);
+        command.args([flag, &self.resources.ranks.to_string(), "--nodes", "1", "--run-dir"]);
         command.arg(&planned.root);
         for argument in planned.point.overrides.iter().map(Override::argument) {
             command.args(["--set", &argument]);

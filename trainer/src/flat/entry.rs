@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 const ALIGNED_LEN: usize = 16;
 
 /// Where a parameter lies.
-pub struct Place<'a> {
+pub struct Extent<'a> {
     /// What it is.
     pub spec: &'a TensorSpec,
     /// In `parameters` and whatever is laid out like it.
@@ -18,7 +18,7 @@ pub struct Place<'a> {
     pub dead: Range<usize>,
 }
 
-/// A tensor and its places.
+/// A tensor and its extents.
 pub(super) struct Entry {
     pub spec: TensorSpec,
     /// In `parameters` or `buffers`, by the role.

@@ -22,7 +22,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::Result;
 
-pub use entry::Place;
+pub use entry::Extent;
 use entry::{Entry, lay_out, view};
 pub(crate) use memory::{shared_bf16, shared_f32};
 
@@ -187,14 +187,14 @@ impl Flat {
     }
 
     /// Where the parameters lie, in the order of the flat buffer.
-    pub fn places(&self) -> Vec<Place<'_>> {
-        let places = self.in_flat_order().into_iter();
-        let places = places.map(|Entry { spec, range, dead, .. }| Place {
+    pub fn extents(&self) -> Vec<Extent<'_>> {
+        let extents = self.in_flat_order().into_iter();
+        let extents = extents.map(|Entry { spec, range, dead, .. }| Extent {
             spec,
             live: range.clone(),
             dead: dead.clone(),
         });
-        places.collect()
+        extents.collect()
     }
 
     fn in_flat_order(&self) -> Vec<&Entry> {

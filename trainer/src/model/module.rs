@@ -105,7 +105,7 @@ fn for_each_norm(layers: &mut [Layer], body: &mut impl FnMut(&mut BatchNorm)) {
         match layer {
             Layer::BatchNorm(norm) => body(norm),
             Layer::Residual(residual) => {
-                for part in [&mut residual.before, &mut residual.body, &mut residual.past] {
+                for part in [&mut residual.before, &mut residual.body, &mut residual.shortcut] {
                     for_each_norm(part, body);
                 }
                 residual.join.iter_mut().for_each(&mut *body);
@@ -176,7 +176,7 @@ fn build_one(layer: &network::Layer, flat: &Flat, blocks: &mut usize) -> Layer {
             let place = *blocks;
             let before = build(&residual.before, flat, blocks);
             let mut body = build(&residual.body, flat, blocks);
-            let past = build(&residual.past, flat, blocks);
+            let shortcut = build(&residual.shortcut, flat, blocks);
             let ends_in_norm = residual.survival >= 1.0
                 && matches!(body.last(), Some(Layer::BatchNorm(norm)) if !norm.has_relu);
             let join = match ends_in_norm.then(|| body.pop()).flatten() {
@@ -188,7 +188,7 @@ fn build_one(layer: &network::Layer, flat: &Flat, blocks: &mut usize) -> Layer {
                 before,
                 body,
                 join,
-                past,
+                shortcut,
                 survival: residual.survival,
             })
         }
@@ -225,7 +225,7 @@ impl Layer {
     }
 }
 
-/// A branch and the way past it, added.
+/// A branch and its shortcut, added.
 struct Residual {
     /// From 1, among all blocks.
     place: usize,
@@ -233,7 +233,7 @@ struct Residual {
     body: Vec<Layer>,
     /// The norm at the end of the branch, where the two are always added: it does that.
     join: Option<BatchNorm>,
-    past: Vec<Layer>,
+    shortcut: Vec<Layer>,
     survival: f64,
 }
 
@@ -242,21 +242,23 @@ impl Residual {
     /// branch times its probability.
     fn forward(&self, input: &Tensor, pass: Pass) -> Tensor {
         let input = forward(&self.before, input, pass);
-        let past = || forward(&self.past, &input, pass);
+        let shortcut = || forward(&self.shortcut, &input, pass);
         if let Some(norm) = &self.join {
-            return norm.forward(&forward(&self.body, &input, pass), Some(&past), pass.mode);
+            return norm.forward(&forward(&self.body, &input, pass), Some(&shortcut), pass.mode);
         }
         if self.survival < 1.0 {
             match pass.mode {
                 // A copy, since a ReLU in place may follow.
                 Mode::Train if !pass.draw.survives(self.place, self.survival) => {
-                    return past().copy();
+                    return shortcut().copy();
                 }
                 Mode::Train => {}
-                Mode::Eval => return forward(&self.body, &input, pass) * self.survival + past(),
+                Mode::Eval => {
+                    return forward(&self.body, &input, pass) * self.survival + shortcut();
+                }
             }
         }
-        forward(&self.body, &input, pass) + past()
+        forward(&self.body, &input, pass) + shortcut()
     }
 }
 

@@ -57,15 +57,15 @@ impl Group {
         wanted: impl Fn(&TensorSpec) -> bool,
     ) -> Vec<Self> {
         let mut groups: Vec<Self> = Vec::new();
-        for place in flat.places().into_iter().filter(|place| wanted(place.spec)) {
-            let Some(factors) = Factors::of(config, weight_decay, place.spec) else { continue };
+        for extent in flat.extents().into_iter().filter(|extent| wanted(extent.spec)) {
+            let Some(factors) = Factors::of(config, weight_decay, extent.spec) else { continue };
             let known = groups.iter().position(|group| group.factors == factors);
             let index = known.unwrap_or_else(|| {
                 groups.push(Self { factors, live: Vec::new(), dead: Vec::new() });
                 groups.len() - 1
             });
-            extend(&mut groups[index].live, place.live);
-            extend(&mut groups[index].dead, place.dead);
+            extend(&mut groups[index].live, extent.live);
+            extend(&mut groups[index].dead, extent.dead);
         }
         groups
     }

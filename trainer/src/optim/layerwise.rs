@@ -25,17 +25,17 @@ pub(super) struct Tensors {
 
 impl Tensors {
     pub fn of(config: &job::config::Optimizer, flat: &Flat) -> Self {
-        let places = flat.places();
-        let factors = places.iter().map(|place| {
+        let extents = flat.extents();
+        let factors = extents.iter().map(|extent| {
             let frozen = Factors { lr: 0.0, weight_decay: 0.0 };
-            Factors::of(config, config.weight_decay, place.spec).unwrap_or(frozen)
+            Factors::of(config, config.weight_decay, extent.spec).unwrap_or(frozen)
         });
         let factors: Vec<_> = factors.collect();
-        let adapts: Vec<_> = places.iter().map(|place| decays(config, place.spec)).collect();
-        let tensor_of = places
+        let adapts: Vec<_> = extents.iter().map(|extent| decays(config, extent.spec)).collect();
+        let tensor_of = extents
             .iter()
             .enumerate()
-            .flat_map(|(index, place)| place.live.clone().map(move |_| index as i32));
+            .flat_map(|(index, extent)| extent.live.clone().map(move |_| index as i32));
         let tensor_of: Vec<_> = tensor_of.collect();
         let device = flat.parameters.device();
         let numbers = |number: fn(&Factors) -> f64| {
@@ -47,7 +47,7 @@ impl Tensors {
             weight_decay: numbers(|factors| factors.weight_decay),
             tensor_of: Tensor::from_slice(&tensor_of).to_device(device),
             adapts: Tensor::from_slice(&adapts).to_device(device),
-            ranges: places.into_iter().map(|place| place.live).collect(),
+            ranges: extents.into_iter().map(|extent| extent.live).collect(),
         }
     }
 

@@ -79,11 +79,11 @@ impl Optimizer {
             OptimizerName::Muon => Box::new(muon::Muon::new(config, flat)),
         };
         let number = || Tensor::zeros([0i64; 0], (Kind::Float, flat.parameters.device()));
-        let frozen = flat.places().into_iter().filter(|place| config.freezes(place.spec));
+        let frozen = flat.extents().into_iter().filter(|extent| config.freezes(extent.spec));
         Self {
             rule,
             lookahead: Lookahead::new(config, flat),
-            frozen: frozen.map(|place| place.live).collect(),
+            frozen: frozen.map(|extent| extent.live).collect(),
             clip_grad_norm: config.clip_grad_norm,
             loss_scaler: None,
             lr: config.lr,

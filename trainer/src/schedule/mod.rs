@@ -9,7 +9,7 @@ use job::config::{Config, LrScaling, Schedule, Update};
 
 /// Where a run is.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Place {
+pub struct Position {
     /// Optimizer steps taken.
     pub step: f64,
     /// Passes over the training set done, with the part of the one in progress.
@@ -29,17 +29,17 @@ pub struct Length {
 
 impl Length {
     /// Where a run is after `step` steps of the present size.
-    fn after_steps(&self, step: f64) -> Place {
-        Place { step, epochs: step / self.steps_per_epoch }
+    fn after_steps(&self, step: f64) -> Position {
+        Position { step, epochs: step / self.steps_per_epoch }
     }
 
     /// Where a run is after `epochs` passes with steps of the present size.
-    fn after_epochs(&self, epochs: f64) -> Place {
-        Place { step: epochs * self.steps_per_epoch, epochs }
+    fn after_epochs(&self, epochs: f64) -> Position {
+        Position { step: epochs * self.steps_per_epoch, epochs }
     }
 
     /// How much of a run is done, a fraction.
-    fn progress(&self, Place { step, epochs }: Place) -> f64 {
+    fn progress(&self, Position { step, epochs }: Position) -> f64 {
         let by_epochs = epochs / self.epochs;
         self.max_steps
             .map_or(by_epochs, |max_steps| by_epochs.max(step / max_steps as f64))
@@ -74,32 +74,33 @@ impl LearningRate {
         Self { base: optimizer.lr * scale, schedule: config.schedule.clone(), length }
     }
 
-    /// Of the step that starts at `place`.
-    pub fn at(&self, place: Place) -> f64 {
-        self.warmup(place) * shape::rate(&self.schedule, self.base, self.seen_by_the_shape(place))
+    /// Of the step that starts at `position`.
+    pub fn at(&self, position: Position) -> f64 {
+        self.warmup(position)
+            * shape::rate(&self.schedule, self.base, self.seen_by_the_shape(position))
     }
 
-    /// How much of the run is done at `place`, a fraction.
-    pub fn progress(&self, place: Place) -> f64 {
-        self.length.progress(place)
+    /// How much of the run is done at `position`, a fraction.
+    pub fn progress(&self, position: Position) -> f64 {
+        self.length.progress(position)
     }
 
     /// The factor of the warm-up: `(n + 1) / (warm-up + 1)` in the step after `n`.
     ///
     /// Source: Goyal et al., Accurate, Large Minibatch SGD, 2017; the numbers are those of PyTorch's
     /// `LinearLR` with a start factor of `1 / (warm-up + 1)`.
-    fn warmup(&self, place: Place) -> f64 {
+    fn warmup(&self, position: Position) -> f64 {
         let Schedule { warmup_steps, warmup_epochs, .. } = self.schedule;
         let (done, whole) = match warmup_epochs > 0.0 {
             true => {
-                (self.length.after_epochs(place.epochs), self.length.after_epochs(warmup_epochs))
+                (self.length.after_epochs(position.epochs), self.length.after_epochs(warmup_epochs))
             }
-            false => (place, self.length.after_steps(warmup_steps as f64)),
+            false => (position, self.length.after_steps(warmup_steps as f64)),
         };
         ((done.step + 1.0) / (whole.step + 1.0)).min(1.0)
     }
 
-    fn seen_by_the_shape(&self, place: Place) -> shape::Place {
+    fn seen_by_the_shape(&self, position: Position) -> shape::Input {
         let Schedule { warmup_steps, warmup_epochs, update, .. } = self.schedule;
         let length = &self.length;
         let warm_at = match warmup_epochs > 0.0 {
@@ -108,15 +109,18 @@ impl LearningRate {
         };
         let followed = match update {
             Some(Update::Epoch) => {
-                let since = length.after_epochs(place.epochs.fract());
-                Place { step: place.step - since.step.round(), epochs: place.epochs.floor() }
+                let since = length.after_epochs(position.epochs.fract());
+                Position {
+                    step: position.step - since.step.round(),
+                    epochs: position.epochs.floor(),
+                }
             }
-            _ => place,
+            _ => position,
         };
         let warm = length.progress(warm_at);
         let rest = (length.progress(followed) - warm) / (1.0 - warm);
         let progress = if warm < 1.0 { rest.max(0.0) } else { 0.0 };
-        shape::Place { steps: place.step as u64, epochs: place.epochs as u64, progress }
+        shape::Input { steps: position.step as u64, epochs: position.epochs as u64, progress }
     }
 }
 
@@ -136,7 +140,7 @@ mod tests {
         let lr = |scaling: &str, global_batch_size| {
             let config = config(&format!("optimizer: {{lr: 0.1, {scaling}}}"));
             let rate = LearningRate::new(&config, global_batch_size, 10);
-            rate.at(Place { step: 0.0, epochs: 0.0 })
+            rate.at(Position { step: 0.0, epochs: 0.0 })
         };
         assert_eq!(lr("lr_scaling: none", 4096), 0.1);
         assert!((lr("lr_scaling: linear", 1024) - 0.4).abs() < 1e-12);
@@ -151,8 +155,8 @@ mod tests {
         );
         let [small, large] = [100, 25].map(|steps| LearningRate::new(&config, 1, steps));
         for epochs in [0.0, 0.5, 1.99, 2.0, 3.25, 7.0, 9.99] {
-            let place = Place { step: epochs * 100.0, epochs };
-            let (before, after) = (small.at(place), large.at(place));
+            let position = Position { step: epochs * 100.0, epochs };
+            let (before, after) = (small.at(position), large.at(position));
             // A step of a warm-up is one of so many.
             assert!((before - after).abs() <= 1.0 / 50.0, "{before} and {after} at {epochs}");
         }
@@ -165,9 +169,9 @@ mod tests {
         );
         let rate = LearningRate::new(&config, 1, 40);
         for step in 0..10u32 {
-            let place = Place { step: step.into(), epochs: f64::from(step) / 40.0 };
+            let position = Position { step: step.into(), epochs: f64::from(step) / 40.0 };
             let expected = 1.0 - f64::from(step) / 10.0;
-            assert!((rate.at(place) - expected).abs() < 1e-12, "step {step}");
+            assert!((rate.at(position) - expected).abs() < 1e-12, "step {step}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use job::config::{Schedule, ScheduleName, Unit};
 
 /// What shapes depend on.
-pub(super) struct Place {
+pub(super) struct Input {
     /// Steps taken.
     pub steps: u64,
     /// Whole passes done.
@@ -12,12 +12,12 @@ pub(super) struct Place {
     pub progress: f64,
 }
 
-/// The rate at `place` where the schedule starts from `base`, or, in one cycle, rises to it.
+/// The rate at `input` where the schedule starts from `base`, or, in one cycle, rises to it.
 ///
 /// Source: PyTorch's `StepLR`, `MultiStepLR`, `CosineAnnealingLR`, `PolynomialLR`, and `OneCycleLR` with
 /// linear annealing.
-pub(super) fn rate(schedule: &Schedule, base: f64, place: Place) -> f64 {
-    let Place { steps, epochs, progress } = place;
+pub(super) fn rate(schedule: &Schedule, base: f64, input: Input) -> f64 {
+    let Input { steps, epochs, progress } = input;
     let count = if schedule.unit() == Unit::Steps { steps } else { epochs };
     let decayed = |times: u64| base * schedule.gamma().powi(times as i32);
     let min_lr = schedule.min_lr();

@@ -121,7 +121,7 @@ class SmallVgg(nn.Module):
 
 
 class AirbenchGroup(nn.Module):
-    """Two convolutions; `residual`: three, and a way past the last two."""
+    """Two convolutions; `residual`: three, and a shortcut past the last two."""
 
     def __init__(self, inputs: int, outputs: int, residual: bool, momentum: float):
         super().__init__()

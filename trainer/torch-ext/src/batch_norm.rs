@@ -148,7 +148,7 @@ mod tests {
         };
         let leaf = |tensor: Tensor| tensor.to(Device::Cuda(0)).set_requires_grad(true);
         let input = channels_last(noise(&size) * 0.5 + noise(&[1, size[1], 1, 1]) * 8.0);
-        let past = channels_last(noise(&size));
+        let shortcut = channels_last(noise(&size));
         let (weight, bias) = (leaf(noise(&[size[1]]) + 1.0), leaf(noise(&[size[1]])));
         let running_mean = noise(&[size[1]]).to(Device::Cuda(0));
         let running_var = noise(&[size[1]]).abs().to(Device::Cuda(0));
@@ -162,22 +162,22 @@ mod tests {
             eps: 1e-5,
         };
         let output = if fused {
-            fused_batch_norm(&input, residual.then_some(&past), relu, &parts).unwrap().unwrap()
+            fused_batch_norm(&input, residual.then_some(&shortcut), relu, &parts).unwrap().unwrap()
         } else {
             // What libtorch computes in f32.
             let running = (Some(&running_mean), Some(&running_var));
             let wide = input.to_kind(Kind::Float);
             let (weight, bias) = (Some(&weight), Some(&bias));
             let norm = wide.batch_norm(weight, bias, running.0, running.1, true, 0.1, 1e-5, true);
-            let sum = if residual { norm + past.to_kind(Kind::Float) } else { norm };
+            let sum = if residual { norm + shortcut.to_kind(Kind::Float) } else { norm };
             if relu { sum.relu() } else { sum }
         };
         (&output * slope).sum(Kind::Float).backward();
         let grads = [input.grad(), weight.grad(), bias.grad()];
-        let past = residual.then(|| past.grad());
+        let shortcut = residual.then(|| shortcut.grad());
         std::iter::once(output)
             .chain(grads)
-            .chain(past)
+            .chain(shortcut)
             .chain([running_mean, running_var])
             .map(|tensor| tensor.to_kind(Kind::Float))
             .collect()

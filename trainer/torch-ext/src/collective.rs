@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::ptr::NonNull;
 
-use comm::{BufferMut, CommError, Communicator, DType, Place, RawBuffer, ReduceOp};
+use comm::{BufferMut, CommError, Communicator, DType, Memory, RawBuffer, ReduceOp};
 use tch::{Device, Kind, Tensor};
 
 use crate::cuda_stream;
@@ -113,13 +113,13 @@ fn buffer(tensor: &mut Tensor) -> comm::Result<BufferMut<'_>> {
         Kind::Int64 => DType::I64,
         other => panic!("{other:?} is not communicated"),
     };
-    let place = match tensor.device() {
-        Device::Cuda(device) => Place::Cuda { device, stream: stream_of(device)? },
-        _ => Place::Host,
+    let memory = match tensor.device() {
+        Device::Cuda(device) => Memory::Cuda { device, stream: stream_of(device)? },
+        _ => Memory::Host,
     };
     let ptr = NonNull::new(tensor.data_ptr().cast()).unwrap_or(NonNull::dangling());
-    let raw = RawBuffer { ptr, len: tensor.numel(), dtype, place };
+    let raw = RawBuffer { ptr, len: tensor.numel(), dtype, memory };
     // SAFETY: the tensor is contiguous and borrowed mutably as long as the buffer lives; libtorch
-    // queues its work on the stream that `place` names.
+    // queues its work on the stream that `memory` names.
     Ok(unsafe { BufferMut::from_raw(raw) })
 }

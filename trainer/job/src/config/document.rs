@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_path_to_error::Segment;
 use serde_yaml::{Mapping, Value};
 
-use super::error::{ConfigError, Place};
+use super::error::{ConfigError, Location};
 use super::keys::{locate_parts, nearest};
 use super::marks::marks;
 
@@ -57,7 +57,7 @@ impl Document {
             }
         }
         let at = locate_parts(self.marks.as_ref(), names(), true);
-        ConfigError::Key { place: Place::in_file(&self.path, at), key, problem }
+        ConfigError::Key { location: Location::in_file(&self.path, at), key, problem }
     }
 }
 
@@ -76,13 +76,16 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Mapping, ConfigError> {
         let suffix = at.map(|(line, column)| format!(" at line {line} column {column}"));
         let message = error.to_string();
         let problem = suffix.and_then(|s| message.strip_suffix(&s).map(str::to_string));
-        ConfigError::Syntax { place: Place::in_file(path, at), problem: problem.unwrap_or(message) }
+        ConfigError::Syntax {
+            location: Location::in_file(path, at),
+            problem: problem.unwrap_or(message),
+        }
     })?;
     match value {
         Value::Null => Ok(Mapping::new()),
         Value::Mapping(mapping) => Ok(mapping),
         _ => Err(ConfigError::Syntax {
-            place: Place::in_file(path, Some((1, 1))),
+            location: Location::in_file(path, Some((1, 1))),
             problem: "expected sections and keys, as in `train: {epochs: 2}`".to_string(),
         }),
     }

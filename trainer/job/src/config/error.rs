@@ -7,7 +7,7 @@ use crate::ExitCode;
 
 /// Where a value was given.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum Location {
     /// In the file.
     File {
         /// The configuration file.
@@ -22,14 +22,14 @@ pub enum Place {
     },
 }
 
-impl Place {
-    /// A place in a file.
+impl Location {
+    /// One in a file.
     pub(super) fn in_file(path: &Path, at: Option<(usize, usize)>) -> Self {
         Self::File { path: path.to_path_buf(), at }
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File { path, at: Some((line, column)) } => {
@@ -53,18 +53,18 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// The file, or the value of an override, is not YAML.
-    #[error("{place}: not valid YAML: {problem}")]
+    #[error("{location}: not valid YAML: {problem}")]
     Syntax {
         /// Where.
-        place: Place,
+        location: Location,
         /// What the parser says.
         problem: String,
     },
     /// A key or its value is wrong.
-    #[error("{place}: {key}: {problem}")]
+    #[error("{location}: {key}: {problem}")]
     Key {
         /// Where it was given.
-        place: Place,
+        location: Location,
         /// Its dotted path.
         key: String,
         /// What is wrong, and what would be right.

@@ -8,7 +8,7 @@ use serde_yaml::{Mapping, Value};
 
 use super::Config;
 use super::document::{in_plain_words, parse};
-use super::error::{ConfigError, Place};
+use super::error::{ConfigError, Location};
 use super::keys::{as_mapping, leaves, locate, schema, unknown};
 use super::marks::marks;
 use super::validate::{Invalid, validate};
@@ -40,7 +40,7 @@ pub fn load(path: &Path, overrides: &[String]) -> Result<Config, ConfigError> {
 }
 
 /// Why the configuration that [`load`] has read from the same arguments does not go with the ranks, with the
-/// place of the value.
+/// location of the value.
 pub fn refused(path: &Path, overrides: &[String], invalid: Invalid) -> ConfigError {
     let overrides = overrides.iter().filter_map(|text| parse_override(text).ok()).collect();
     let text = fs::read_to_string(path).unwrap_or_default();
@@ -74,7 +74,7 @@ fn parse_override(text: &str) -> Result<Override<'_>, ConfigError> {
     };
     let (key, raw) = (key.trim(), raw.trim());
     let value = serde_yaml::from_str(raw).map_err(|error| ConfigError::Syntax {
-        place: Place::Override { text: text.to_string() },
+        location: Location::Override { text: text.to_string() },
         problem: error.to_string(),
     })?;
     Ok(Override { text, key, raw, value })
@@ -93,11 +93,11 @@ impl Given<'_> {
             key.strip_prefix(change.key)
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('['))
         };
-        let place = match self.overrides.iter().rev().find(covers) {
-            Some(change) => Place::Override { text: change.text.to_string() },
-            None => Place::in_file(self.path, locate(self.marks.as_ref(), key, false)),
+        let location = match self.overrides.iter().rev().find(covers) {
+            Some(change) => Location::Override { text: change.text.to_string() },
+            None => Location::in_file(self.path, locate(self.marks.as_ref(), key, false)),
         };
-        ConfigError::Key { place, key: key.to_string(), problem }
+        ConfigError::Key { location, key: key.to_string(), problem }
     }
 
     /// Checks that all keys of the file are known.
@@ -114,7 +114,7 @@ impl Given<'_> {
             };
             let path = if section.is_empty() { name } else { format!("{section}.{name}") };
             let expected = known.get(key).ok_or_else(|| ConfigError::Key {
-                place: Place::in_file(self.path, locate(self.marks.as_ref(), &path, true)),
+                location: Location::in_file(self.path, locate(self.marks.as_ref(), &path, true)),
                 key: path.clone(),
                 problem: unknown(&schema(), &path),
             })?;
@@ -147,7 +147,7 @@ impl Given<'_> {
 /// Sets one key of `root`, which has only known ones.
 fn apply(root: &mut Mapping, schema: &Mapping, change: &Override<'_>) -> Result<(), ConfigError> {
     let wrong = |problem: String| ConfigError::Key {
-        place: Place::Override { text: change.text.to_string() },
+        location: Location::Override { text: change.text.to_string() },
         key: change.key.to_string(),
         problem,
     };

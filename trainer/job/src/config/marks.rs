@@ -5,7 +5,7 @@ use std::path::Path;
 use marked_yaml::types::MarkedScalarNode;
 use marked_yaml::{LoadError, LoaderOptions, Node};
 
-use super::error::{ConfigError, Place};
+use super::error::{ConfigError, Location};
 
 /// Where the keys of the file stand; `None` where it cannot be told.
 pub(super) fn marks(path: &Path, text: &str) -> Result<Option<Node>, ConfigError> {
@@ -27,7 +27,7 @@ pub(super) fn marks(path: &Path, text: &str) -> Result<Option<Node>, ConfigError
             let at = twice.key.span().start().map(|mark| (mark.line(), mark.column()));
             let first = twice.prev_key.span().start().map_or(0, |mark| mark.line());
             Err(ConfigError::Key {
-                place: Place::in_file(path, at),
+                location: Location::in_file(path, at),
                 key: path_of(text, &twice.prev_key).unwrap_or(twice.key.as_str().to_string()),
                 problem: format!("given twice, first in line {first}; keep one"),
             })

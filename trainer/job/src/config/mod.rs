@@ -35,7 +35,7 @@ pub use comm::{Comm, CommBackend, Overlap, Transport, Whereabouts, WireDtype};
 pub use data::{Data, Dataset, Fallback};
 pub use diff::{Difference, differences_in_training, in_one_line};
 pub use document::Document;
-pub use error::{ConfigError, Place};
+pub use error::{ConfigError, Location};
 pub use eval::{Eval, Tta};
 pub use keys::nearest;
 pub use load::{load, refused, to_yaml};

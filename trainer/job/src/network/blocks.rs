@@ -19,7 +19,7 @@ pub(super) struct Stages {
     pub out: usize,
     /// Of a bottleneck's 3x3 convolution.
     pub groups: usize,
-    pub past: Past,
+    pub shortcut: Shortcut,
     /// Whether its paper has dropout.
     pub has_dropout: bool,
 }
@@ -43,16 +43,16 @@ pub(super) enum Block {
     Bottleneck,
 }
 
-/// The way past a block. Where neither stride nor channels change it is the identity.
+/// The shortcut of a block. Where neither stride nor channels change it is the identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Past {
+pub(super) enum Shortcut {
     /// Else a 1x1 convolution. Of ResNet-18 and -34 the notes' rule, "where the stride is not 1",
     /// names the same blocks.
     Projection,
     /// Else every second pixel, and zeros in the new channels: option A of the ResNet paper.
     Padding,
     /// There is none: a plain network.
-    Nothing,
+    Absent,
 }
 
 /// Makes layers with a source's initial weights.
@@ -86,8 +86,8 @@ pub(super) fn batch_norm(name: String, channels: usize) -> Layer {
     Layer::BatchNorm(BatchNorm::new(name, channels))
 }
 
-/// A block's place in its network.
-struct Place {
+/// What a block is made of.
+struct BlockShape {
     name: String,
     inputs: usize,
     width: usize,
@@ -96,7 +96,7 @@ struct Place {
     survival: f64,
 }
 
-impl Place {
+impl BlockShape {
     fn changes_shape(&self) -> bool {
         self.stride != 1 || self.inputs != self.outputs
     }
@@ -107,9 +107,9 @@ impl Stages {
     pub(super) fn layers(&self, maker: &Maker<'_>, channels: usize, classes: usize) -> Vec<Layer> {
         let mut layers = self.stem_layers(maker, channels);
         let mut features = self.stem;
-        for place in self.places(maker.model.stochastic_depth) {
-            features = place.outputs;
-            layers.extend(self.block_layers(maker, &place));
+        for block in self.block_shapes(maker.model.stochastic_depth) {
+            features = block.outputs;
+            layers.extend(self.block_layers(maker, &block));
         }
         if self.order == Order::PreActivation {
             layers.extend([batch_norm("bn".to_owned(), features), Layer::Relu]);
@@ -136,17 +136,17 @@ impl Stages {
         layers
     }
 
-    /// Every block's place. The probability of skipping one in training rises linearly to
+    /// Every block's. The probability of skipping one in training rises linearly to
     /// `stochastic_depth` at the last: Huang et al., Deep Networks with Stochastic Depth, ECCV 2016.
-    fn places(&self, stochastic_depth: f64) -> Vec<Place> {
+    fn block_shapes(&self, stochastic_depth: f64) -> Vec<BlockShape> {
         let total: usize = self.blocks.iter().sum();
-        let mut places: Vec<Place> = Vec::with_capacity(total);
+        let mut shapes: Vec<BlockShape> = Vec::with_capacity(total);
         for (stage, count) in self.blocks.iter().enumerate() {
             for index in 0..*count {
-                let share = (places.len() + 1) as f64 / total as f64;
-                places.push(Place {
+                let share = (shapes.len() + 1) as f64 / total as f64;
+                shapes.push(BlockShape {
                     name: format!("layer{}.{index}", stage + 1),
-                    inputs: places.last().map_or(self.stem, |place| place.outputs),
+                    inputs: shapes.last().map_or(self.stem, |block| block.outputs),
                     width: self.width << stage,
                     outputs: self.out << stage,
                     stride: if index == 0 && stage > 0 { 2 } else { 1 },
@@ -154,24 +154,25 @@ impl Stages {
                 });
             }
         }
-        places
+        shapes
     }
 
-    fn block_layers(&self, maker: &Maker<'_>, place: &Place) -> Vec<Layer> {
-        let (before, body) = self.branch(maker, place);
-        if self.past == Past::Nothing {
+    fn block_layers(&self, maker: &Maker<'_>, block: &BlockShape) -> Vec<Layer> {
+        let (before, body) = self.branch(maker, block);
+        if self.shortcut == Shortcut::Absent {
             return body.into_iter().chain([Layer::Relu]).collect();
         }
-        let past = self.past_layers(maker, place);
-        let block = Layer::Residual(Residual { before, body, past, survival: place.survival });
+        let shortcut = self.shortcut_layers(maker, block);
+        let residual =
+            Layer::Residual(Residual { before, body, shortcut, survival: block.survival });
         match self.order {
-            Order::PostActivation => vec![block, Layer::Relu],
-            Order::PreActivation => vec![block],
+            Order::PostActivation => vec![residual, Layer::Relu],
+            Order::PreActivation => vec![residual],
         }
     }
 
-    fn convs(&self, maker: &Maker<'_>, place: &Place) -> Vec<Conv> {
-        let Place { name, inputs, width, outputs, stride, .. } = place;
+    fn convs(&self, maker: &Maker<'_>, block: &BlockShape) -> Vec<Conv> {
+        let BlockShape { name, inputs, width, outputs, stride, .. } = block;
         let conv = |number, channels, kernel, stride, groups| {
             maker.conv(format!("{name}.conv{number}"), channels, kernel, stride, groups)
         };
@@ -192,13 +193,13 @@ impl Stages {
         }
     }
 
-    /// What branch and way past share, and the branch.
-    fn branch(&self, maker: &Maker<'_>, place: &Place) -> (Vec<Layer>, Vec<Layer>) {
-        let convs = self.convs(maker, place);
+    /// What branch and shortcut share, and the branch.
+    fn branch(&self, maker: &Maker<'_>, block: &BlockShape) -> (Vec<Layer>, Vec<Layer>) {
+        let convs = self.convs(maker, block);
         let last = convs.len();
         let (mut before, mut body) = (Vec::new(), Vec::new());
         for (number, conv) in (1..).zip(convs) {
-            let norm = |channels| batch_norm(format!("{}.bn{number}", place.name), channels);
+            let norm = |channels| batch_norm(format!("{}.bn{number}", block.name), channels);
             match self.order {
                 Order::PostActivation => {
                     let norm = norm(conv.outputs);
@@ -206,7 +207,7 @@ impl Stages {
                     body.extend((number < last).then_some(Layer::Relu));
                 }
                 Order::PreActivation => {
-                    let shared = number == 1 && place.changes_shape();
+                    let shared = number == 1 && block.changes_shape();
                     let into = if shared { &mut before } else { &mut body };
                     into.extend([norm(conv.inputs), Layer::Relu]);
                     let dropout = maker.model.dropout.filter(|p| *p > 0.0 && number == last);
@@ -223,12 +224,12 @@ impl Stages {
         (before, body)
     }
 
-    fn past_layers(&self, maker: &Maker<'_>, place: &Place) -> Vec<Layer> {
-        let Place { name, inputs, outputs, stride, .. } = place;
-        if !place.changes_shape() {
+    fn shortcut_layers(&self, maker: &Maker<'_>, block: &BlockShape) -> Vec<Layer> {
+        let BlockShape { name, inputs, outputs, stride, .. } = block;
+        if !block.changes_shape() {
             return Vec::new();
         }
-        if self.past == Past::Padding {
+        if self.shortcut == Shortcut::Padding {
             return vec![Layer::PadChannels { stride: *stride, channels: *outputs }];
         }
         let conv = maker.conv(format!("{name}.shortcut.0"), [*inputs, *outputs], 1, *stride, 1);

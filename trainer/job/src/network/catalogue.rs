@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::blocks::{Maker, Order, Past, Stages};
+use super::blocks::{Maker, Order, Shortcut, Stages};
 use super::families::{self, airbench, vgg};
 use super::init::Scheme;
 use super::layer::Layer;
@@ -84,9 +84,9 @@ impl Entry {
         }
     }
 
-    /// Whether it has ways past its blocks, and so can skip blocks.
+    /// Whether it has shortcuts, and so can skip blocks.
     pub fn is_residual(&self) -> bool {
-        matches!(&self.architecture, Architecture::Stages(stages) if stages.past != Past::Nothing)
+        matches!(&self.architecture, Architecture::Stages(stages) if stages.shortcut != Shortcut::Absent)
     }
 
     /// Whether its blocks end with a batch norm whose scale can start at 0.

@@ -46,7 +46,7 @@ pub enum Layer {
         /// From 0 to below 1.
         probability: f64,
     },
-    /// A branch and the way past it, added.
+    /// A branch and its shortcut, added.
     Residual(Residual),
 }
 
@@ -119,15 +119,15 @@ pub struct Linear {
     pub bias: Option<Init>,
 }
 
-/// `body(x) + past(x)`, where `x` is what `before` gives.
+/// `body(x) + shortcut(x)`, where `x` is what `before` gives.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Residual {
     /// What both ways share.
     pub before: Vec<Layer>,
     /// The branch that is learnt.
     pub body: Vec<Layer>,
-    /// The way past it; empty for the identity.
-    pub past: Vec<Layer>,
+    /// The shortcut; empty for the identity.
+    pub shortcut: Vec<Layer>,
     /// The probability that a training step goes through the branch; in evaluation the branch is
     /// scaled by it. 1 without stochastic depth.
     pub survival: f64,

@@ -73,7 +73,7 @@ fn other_counts_round_to_those_of_the_papers() {
 fn multiply_adds_are_those_of_the_notes() {
     let billions = |name| at_home(name).summary().multiply_adds as f64 / 1e9;
     for (name, notes) in [("vgg19", 19.6), ("plain34", 3.6), ("resnet34", 3.6)] {
-        // The ways past the blocks take 0.02 billion: ResNet-34 has 3.66, plain-34 3.64.
+        // The shortcuts take 0.02 billion: ResNet-34 has 3.66, plain-34 3.64.
         assert!((billions(name) - notes).abs() < 0.07, "{name}: {}", billions(name));
     }
     let pixels = 56 * 56;

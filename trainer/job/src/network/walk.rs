@@ -11,11 +11,11 @@ pub(super) fn walk<'a>(
     visit: &mut dyn FnMut(&'a Layer, Shape, Shape),
 ) -> Shape {
     layers.iter().fold(input, |input, layer| match layer {
-        Layer::Residual(Residual { before, body, past, .. }) => {
+        Layer::Residual(Residual { before, body, shortcut, .. }) => {
             let input = walk(before, input, visit);
             let output = walk(body, input, visit);
-            let beside = walk(past, input, visit);
-            assert_eq!(beside, output, "a branch and the way past it have one shape");
+            let beside = walk(shortcut, input, visit);
+            assert_eq!(beside, output, "a branch and its shortcut have one shape");
             output
         }
         leaf => {

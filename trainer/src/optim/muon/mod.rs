@@ -55,12 +55,13 @@ impl Muon {
         let classifier = classifier.map_or("", |spec| spec.name.as_str());
         let is_matrix = |spec: &TensorSpec| spec.role == Role::Weight && spec.name != classifier;
         let adjust = config.adjust_lr();
-        let places = flat.places().into_iter();
-        let matrices = places.filter(|place| is_matrix(place.spec) && !config.freezes(place.spec));
-        let matrices = matrices.map(|place| Matrix {
-            range: place.live,
-            rows: place.spec.shape[0],
-            lr: rate_of_shape(adjust, place.spec),
+        let extents = flat.extents().into_iter();
+        let matrices =
+            extents.filter(|extent| is_matrix(extent.spec) && !config.freezes(extent.spec));
+        let matrices = matrices.map(|extent| Matrix {
+            range: extent.live,
+            rows: extent.spec.shape[0],
+            lr: rate_of_shape(adjust, extent.spec),
         });
         let matrices: Vec<_> = matrices.collect();
         let plan = Plan::new(&matrices.iter().map(Matrix::shape).collect::<Vec<_>>(), 1);

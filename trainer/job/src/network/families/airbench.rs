@@ -16,7 +16,7 @@ use super::super::walk::walk;
 pub(in super::super) struct Airbench {
     /// Channels of each group.
     widths: &'static [usize],
-    /// Whether a group has three convolutions, and a way past the last two; else it has two.
+    /// Whether a group has three convolutions, and a shortcut past the last two; else it has two.
     residual: bool,
     /// Of the running statistics, the part that a batch replaces.
     norm_momentum: f64,
@@ -69,7 +69,7 @@ impl Airbench {
                 rest = vec![Layer::Residual(Residual {
                     before: Vec::new(),
                     body: rest,
-                    past: Vec::new(),
+                    shortcut: Vec::new(),
                     survival: 1.0,
                 })];
             }

@@ -1,6 +1,6 @@
-//! Plain networks: those of the ResNet paper without the ways past the blocks.
+//! Plain networks: those of the ResNet paper without the shortcuts.
 
-use super::super::blocks::{Past, Stages};
+use super::super::blocks::{Shortcut, Stages};
 use super::super::catalogue::{Architecture, Entry, Home};
 use super::super::init::Scheme;
 use super::resnet;
@@ -16,7 +16,7 @@ const fn plain(name: &'static str, home: Home, blocks: &'static [usize]) -> Entr
         home,
         in_torchvision: false,
         scheme,
-        architecture: Architecture::Stages(Stages { blocks, past: Past::Nothing, ..stages }),
+        architecture: Architecture::Stages(Stages { blocks, shortcut: Shortcut::Absent, ..stages }),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Pre-activation ResNets: He et al., Identity Mappings in Deep Residual Networks, ECCV 2016.
 
-use super::super::blocks::{Block, Order, Past, Stages};
+use super::super::blocks::{Block, Order, Shortcut, Stages};
 use super::super::catalogue::{Architecture, Entry, Home};
 use super::super::init::Scheme;
 
@@ -13,7 +13,7 @@ const BASIC: Stages = Stages {
     width: 16,
     out: 16,
     groups: 1,
-    past: Past::Projection,
+    shortcut: Shortcut::Projection,
     has_dropout: false,
 };
 

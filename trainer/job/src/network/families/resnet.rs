@@ -1,6 +1,6 @@
 //! ResNet: He et al., Deep Residual Learning for Image Recognition, CVPR 2016.
 
-use super::super::blocks::{Block, Order, Past, Stages};
+use super::super::blocks::{Block, Order, Shortcut, Stages};
 use super::super::catalogue::{Architecture, Entry, Home};
 use super::super::init::Scheme;
 
@@ -15,7 +15,7 @@ pub(super) const BASIC: Stages = Stages {
     width: 64,
     out: 64,
     groups: 1,
-    past: Past::Projection,
+    shortcut: Shortcut::Projection,
     has_dropout: false,
 };
 
@@ -24,7 +24,7 @@ pub(super) const BOTTLENECK: Stages = Stages { block: Block::Bottleneck, out: 25
 
 /// The paper's networks for CIFAR-10.
 pub(super) const CIFAR: Stages =
-    Stages { stem: 16, width: 16, out: 16, past: Past::Padding, ..BASIC };
+    Stages { stem: 16, width: 16, out: 16, shortcut: Shortcut::Padding, ..BASIC };
 
 const fn imagenet(name: &'static str, stages: Stages) -> Entry {
     Entry {

@@ -1,6 +1,6 @@
 //! Wide residual networks: Zagoruyko and Komodakis, BMVC 2016; and torchvision's wide ResNets.
 
-use super::super::blocks::{Block, Order, Past, Stages};
+use super::super::blocks::{Block, Order, Shortcut, Stages};
 use super::super::catalogue::{Architecture, Entry, Home};
 use super::super::init::Scheme;
 use super::resnet::BOTTLENECK;
@@ -17,7 +17,7 @@ const fn cifar(name: &'static str, blocks: &'static [usize], factor: usize) -> E
         width: 16 * factor,
         out: 16 * factor,
         groups: 1,
-        past: Past::Projection,
+        shortcut: Shortcut::Projection,
         has_dropout: true,
     };
     Entry {
