@@ -11,7 +11,7 @@ use crate::predict::Rate;
 /// Measures training at several rank counts, beside PyTorch DDP in the same rounds; compares two such
 /// measurements; predicts what more GPUs would do.
 #[derive(Debug, Parser)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Cli {
     /// Instead of measuring or predicting.
     #[command(subcommand)]
@@ -67,13 +67,13 @@ pub enum Command {
 
 /// What to measure or to predict.
 #[derive(Debug, clap::Args)]
-#[command(group = ArgGroup::new("ranks").required(true).args(["cpu", "gpus", "predict"]))]
+#[command(group = ArgGroup::new("ranks").args(["cpu", "gpus", "predict"]))]
 pub struct Args {
-    /// Rank counts on the CPU
+    /// Rank counts on the CPU [default where there is no GPU: 1,2]
     #[arg(long, value_name = "N,N", value_delimiter = ',')]
     pub cpu: Vec<usize>,
 
-    /// Rank counts on GPUs, one rank each
+    /// Rank counts on GPUs, one rank each [default: powers of two, and all there are]
     #[arg(long, value_name = "N,N", value_delimiter = ',')]
     pub gpus: Vec<usize>,
 
@@ -89,13 +89,8 @@ pub struct Args {
           conflicts_with = "predict")]
     pub nodes: Vec<usize>,
 
-    /// Configurations
-    #[arg(
-        long,
-        value_name = "FILE,FILE",
-        value_delimiter = ',',
-        required_unless_present = "network"
-    )]
+    /// Configurations [default: configs/resnet18.yaml of this project]
+    #[arg(long, value_name = "FILE,FILE", value_delimiter = ',')]
     pub configs: Vec<PathBuf>,
 
     /// Weak scaling: images a rank takes a step [default: the configuration's]
@@ -185,7 +180,24 @@ pub struct Args {
     pub out: Option<PathBuf>,
 }
 
+/// Where the project's networks begin.
+const DEFAULT_CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/resnet18.yaml");
+
 impl Args {
+    /// With the configuration and the rank counts that are measured when none are given.
+    pub fn with_defaults(mut self, visible_gpus: impl FnOnce() -> usize) -> Self {
+        if self.configs.is_empty() && self.prediction.network.is_none() {
+            self.configs = vec![DEFAULT_CONFIG.into()];
+        }
+        if [&self.cpu, &self.gpus, &self.predict].iter().all(|counts| counts.is_empty()) {
+            match visible_gpus() {
+                0 => self.cpu = vec![1, 2],
+                all => self.gpus = up_to(all),
+            }
+        }
+        self
+    }
+
     /// Nodes and ranks to measure, one after the other.
     pub fn sizes(&self) -> Vec<(usize, usize)> {
         let counts = if self.gpus.is_empty() { &self.cpu } else { &self.gpus };
@@ -201,6 +213,12 @@ impl Args {
     pub const fn device(&self) -> Device {
         if self.gpus.is_empty() { Device::Cpu } else { Device::Gpu }
     }
+}
+
+/// Powers of two below `all`, and `all`.
+fn up_to(all: usize) -> Vec<usize> {
+    let powers = std::iter::successors(Some(1), |count: &usize| count.checked_mul(2));
+    powers.take_while(|count| *count < all).chain([all]).collect()
 }
 
 /// What a prediction rests on.
@@ -351,8 +369,7 @@ mod tests {
         let predicted = parse(&["--predict", "8,64", "--cluster", "c"]).unwrap();
         assert_eq!(predicted.predict, [8, 64]);
         for bad in [
-            &[][..],
-            &["--cpu", "1", "--steps", "5"],
+            &["--cpu", "1", "--steps", "5"][..],
             &["--cpu", "1", "--gpus", "1"],
             &["--predict", "8"],
             &["--cpu", "1", "--to-accuracy", "0.7"],
@@ -360,6 +377,23 @@ mod tests {
         ] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn all_gpus_are_measured_or_two_ranks_where_nothing_is_said() {
+        let parsed = |extra: &[&str]| {
+            Cli::try_parse_from([&["scaling"], extra].concat()).unwrap().run
+        };
+        let on_cpu = parsed(&[]).with_defaults(|| 0);
+        assert_eq!((on_cpu.sizes(), on_cpu.device()), (vec![(1, 1), (1, 2)], Device::Cpu));
+        assert!(on_cpu.configs[0].exists());
+        for (visible, measured) in [(1, &[1][..]), (4, &[1, 2, 4]), (6, &[1, 2, 4, 6])] {
+            assert_eq!(parsed(&[]).with_defaults(|| visible).gpus, measured);
+        }
+        let given = parsed(&["--cpu", "2", "--configs", "c"]).with_defaults(|| 8);
+        assert_eq!((given.cpu, given.gpus, given.configs), (vec![2], vec![], vec!["c".into()]));
+        let network = ["--predict", "8", "--cluster", "c", "--network", "resnet50"];
+        assert!(parsed(&network).with_defaults(|| 8).configs.is_empty());
     }
 
     #[test]
@@ -374,6 +408,5 @@ mod tests {
     fn two_results_are_compared_without_the_rest() {
         let cli = Cli::try_parse_from(["scaling", "compare", "a.json", "b.json"]).unwrap();
         assert!(matches!(cli.command, Some(Command::Compare { .. })));
-        assert!(Cli::try_parse_from(["scaling"]).is_err());
     }
 }

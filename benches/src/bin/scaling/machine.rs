@@ -73,6 +73,14 @@ pub fn now() -> String {
     OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default()
 }
 
+/// GPUs that a program started from here sees.
+pub fn visible_gpus() -> usize {
+    let installed = gpus().len();
+    let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
+    let listed = |list: String| list.split(',').filter(|entry| !entry.trim().is_empty()).count();
+    visible.map_or(installed, |list| listed(list).min(installed))
+}
+
 fn gpus() -> Vec<String> {
     let query = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"];
     output(Command::new("nvidia-smi").args(query)).lines().map(str::to_owned).collect()

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! cargo build --release -p launcher -p trainer
+//! cargo run --release -p benches --bin scaling
 //! cargo run --release -p benches --bin scaling -- --cpu 1,2 --configs configs/resnet18.yaml \
 //!     --batch-per-rank 64 --repeats 5 --python /path/to/python --out benches/results/NAME
 //! ```
@@ -52,8 +53,10 @@ fn main() -> Result<()> {
         }
         Some(Command::Curves { runs, out }) => write_picture(&out, &curves::draw(&runs)?),
         Some(Command::Check { results, all_reduce }) => check(&results, &all_reduce),
-        None if cli.run.predict.is_empty() => measure(&cli.run),
-        None => predict(&cli.run),
+        None => {
+            let args = cli.run.with_defaults(machine::visible_gpus);
+            if args.predict.is_empty() { measure(&args) } else { predict(&args) }
+        }
     }
 }
 

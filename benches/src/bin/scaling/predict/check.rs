@@ -108,7 +108,9 @@ fn rows(report: &Report, tables: &[AllReduce]) -> Result<Vec<Row>> {
     let problem = |problem: String| BenchError::Unexpected { what: "the measurement", problem };
     let args = Cli::try_parse_from(&report.command)
         .map_err(|error| problem(format!("its command line: {error}")))?
-        .run;
+        .run
+        // Only its configurations matter.
+        .with_defaults(|| 0);
     let mut rows = Vec::new();
     for case in report.cases() {
         for (ranks, batch) in report.sizes(case).into_iter().filter(|(ranks, _)| *ranks > 1) {
