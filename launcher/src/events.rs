@@ -98,8 +98,8 @@ struct Line<'a> {
 }
 
 /// The file, written to by a thread of its own: a file system that does not answer must not keep the launcher
-/// from supervising. One that cannot be written to is warned about once. When this is dropped, what was
-/// recorded is waited for, for a while.
+/// from supervising. What a full disk does not take is kept, and written with the next event. When this is dropped,
+/// what was recorded is waited for, for a while.
 pub struct EventLog {
     path: PathBuf,
     /// `None` when no more events are recorded.
@@ -115,9 +115,7 @@ impl EventLog {
         let (writing, written) = sync_channel(0);
         let of_writer = path.to_owned();
         let write = move || {
-            if let Err(error) = write_all(&of_writer, &lines) {
-                warn_of(&of_writer, &error.to_string());
-            }
+            write_all(of_writer, &lines);
             drop(writing);
         };
         let thread = std::thread::Builder::new().name("events".to_owned()).spawn(write);
@@ -140,7 +138,7 @@ impl EventLog {
                 warn_of(&self.path, STALLED);
                 self.queue = None;
             }
-            // The writer has said why.
+            // There is no writer, as was said.
             Err(TrySendError::Disconnected(_)) => self.queue = None,
         }
     }
@@ -159,10 +157,53 @@ fn warn_of(path: &Path, reason: &str) {
     tracing::warn!("cannot write {}: {reason}; no more events are recorded", path.display());
 }
 
-fn write_all(path: &Path, lines: &Receiver<Vec<u8>>) -> io::Result<()> {
-    let file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
-    let mut file = after_a_line(file);
-    lines.iter().try_for_each(|line| file.write_all(&line))
+fn write_all(path: PathBuf, lines: &Receiver<Vec<u8>>) {
+    let name = path.display().to_string();
+    let mut appender = Appender { path, file: None, waiting: Vec::new() };
+    let mut ended = appender.append(&[]);
+    let mut warned = false;
+    for line in lines {
+        ended = appender.append(&line);
+        if let Err(error) = &ended
+            && !warned
+        {
+            tracing::warn!("cannot write {name}: {error}; events are kept until it can be written");
+        }
+        warned = ended.is_err();
+    }
+    if ended.is_err()
+        && let Err(error) = appender.append(&[])
+    {
+        tracing::warn!("cannot write {name}: {error}; the last events are lost");
+    }
+}
+
+/// A file, and what it has not taken.
+struct Appender {
+    path: PathBuf,
+    file: Option<File>,
+    waiting: Vec<u8>,
+}
+
+impl Appender {
+    fn append(&mut self, line: &[u8]) -> io::Result<()> {
+        self.waiting.extend_from_slice(line);
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => {
+                let mut options = OpenOptions::new();
+                let file = options.read(true).append(true).create(true).open(&self.path)?;
+                none.insert(after_a_line(file))
+            }
+        };
+        let length = file.metadata()?.len();
+        if let Err(error) = file.write_all(&self.waiting) {
+            let _ = file.set_len(length); // it may have taken half a line
+            return Err(error);
+        }
+        self.waiting.clear();
+        Ok(())
+    }
 }
 
 /// A power cut or a full disk may have left half a line, which the next must not be part of.
@@ -206,6 +247,20 @@ mod tests {
         assert_eq!((after.lines().count(), &last["event"]), (6, &"exited".into()));
         let time = lines[0]["time"].as_str().unwrap();
         assert!(OffsetDateTime::parse(time, &Rfc3339).is_ok(), "{time}");
+    }
+
+    #[test]
+    fn what_a_full_disk_does_not_take_is_written_with_the_next_event() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events.jsonl");
+        let mut appender = Appender { path: path.clone(), file: None, waiting: Vec::new() };
+        appender.append(b"1\n").unwrap();
+        let file = appender.file.replace(File::create("/dev/full").unwrap());
+        appender.append(b"2\n").unwrap_err();
+        appender.append(b"3\n").unwrap_err();
+        appender.file = file;
+        appender.append(b"4\n").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "1\n2\n3\n4\n");
     }
 
     #[test]

@@ -29,7 +29,7 @@ impl RankLog {
     /// Reads `output` to its end on a thread of its own: appends it to the file at `path` and, where
     /// `console` is given, shows it there.
     ///
-    /// A file that cannot be written to is warned about once.
+    /// What the file does not take, as on a full disk, is missing from it: that is warned about, and noted there.
     ///
     /// # Errors
     /// When there can be no thread.
@@ -41,7 +41,8 @@ impl RankLog {
     ) -> io::Result<Self> {
         let tail = Arc::<Mutex<VecDeque<String>>>::default();
         let (end, done) = oneshot::channel();
-        let mut file = LogFile::open(&path);
+        let mut file = LogFile { path: path.clone(), file: None, has_gap: false };
+        file.write(b"");
         let thread_tail = Arc::clone(&tail);
         let take = move |line: String| {
             if let Some(console) = &console {
@@ -96,28 +97,37 @@ fn pump(mut output: impl Read, file: &mut LogFile, mut take: impl FnMut(String))
 
 struct LogFile {
     path: PathBuf,
+    /// Opened by the first write that can.
     file: Option<File>,
+    has_gap: bool,
 }
 
+/// What stands for lines that are missing.
+const GAP: &[u8] = b"\n[lines are missing here: this file could not be written]\n";
+
 impl LogFile {
-    fn open(path: &Path) -> Self {
-        let mut log = Self { path: path.to_owned(), file: None };
-        match OpenOptions::new().append(true).create(true).open(path) {
-            Ok(file) => log.file = Some(file),
-            Err(error) => log.give_up(&error),
-        }
-        log
-    }
-
     fn write(&mut self, bytes: &[u8]) {
-        if let Some(Err(error)) = self.file.as_mut().map(|file| file.write_all(bytes)) {
-            self.give_up(&error);
+        let ended = self.append(bytes);
+        if let Err(error) = &ended
+            && !self.has_gap
+        {
+            let path = self.path.display();
+            tracing::warn!(
+                "cannot write {path}: {error}; what cannot be written is missing from it"
+            );
         }
+        self.has_gap = ended.is_err();
     }
 
-    fn give_up(&mut self, error: &io::Error) {
-        tracing::warn!("cannot write {}: {error}; this log ends here", self.path.display());
-        self.file = None;
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => none.insert(OpenOptions::new().append(true).create(true).open(&self.path)?),
+        };
+        if self.has_gap {
+            file.write_all(GAP)?;
+        }
+        file.write_all(bytes)
     }
 }
 
@@ -195,6 +205,22 @@ mod tests {
             );
         }
         assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 60);
+    }
+
+    #[test]
+    fn a_log_goes_on_when_there_is_room_again_and_says_what_is_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rank-0.log");
+        let mut log = LogFile { path: path.clone(), file: None, has_gap: false };
+        log.write(b"one\n");
+        let file = log.file.replace(File::create("/dev/full").unwrap());
+        log.write(b"two\n");
+        log.write(b"three\n");
+        log.file = file;
+        log.write(b"four\n");
+        log.write(b"five\n");
+        let text = std::fs::read(&path).unwrap();
+        assert_eq!(text, [b"one\n", GAP, b"four\nfive\n"].concat());
     }
 
     #[tokio::test]

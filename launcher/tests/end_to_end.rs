@@ -215,21 +215,61 @@ fn write_records(path: &Path, count: usize) {
     fs::write(path, vec![1u8; count * 3073]).unwrap();
 }
 
+/// A run directory with room for one checkpoint of 134 MB, not for two.
+fn on_a_small_disk(run: &Path) -> Option<Tmpfs<'_>> {
+    fs::create_dir(run).unwrap();
+    let mounted = Tmpfs::mount(run, "220m");
+    if mounted.is_none() {
+        println!("skipped: mounting a small disk needs root");
+    }
+    mounted
+}
+
+const GOES_ON: &str = "No space left on device (os error 28); training goes on";
+const WAITS: &str = "No space left on device (os error 28); it is tried again for";
+
 #[test]
-fn a_full_disk_ends_the_run_and_it_can_be_resumed() {
+fn a_full_disk_is_waited_for_and_nothing_is_lost() {
     let sandbox = sandbox();
     let disk = sandbox.path("run");
-    fs::create_dir(&disk).unwrap();
-    // Room for one checkpoint of 134 MB, not for two.
-    let Some(mounted) = Tmpfs::mount(&disk, "220m") else {
-        println!("skipped: mounting a small disk needs root");
-        return;
-    };
-    let ended = run(sandbox.launcher(&RUN));
+    let Some(mounted) = on_a_small_disk(&disk) else { return };
+    let three = [&RUN[..], &["--set", "train.epochs=3"]].concat();
+    let mut running = Running::start(sandbox.launcher(&three));
+    running.wait_for(GOES_ON);
+    running.wait_for(WAITS);
+    let latest = || fs::read_link(sandbox.path("run/checkpoints/latest")).unwrap();
+    assert_eq!(latest(), Path::new("epoch-0001"));
+    mounted.grow("1g");
+    let ended = running.end();
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stderr.contains("a checkpoint is written again"), "{}", ended.stderr);
+    assert_eq!(latest(), Path::new("epoch-0003"));
+    assert!(!sandbox.path("run/checkpoints/epoch-0002").exists());
+    let epochs = of_kind(&sandbox, "epoch");
+    assert_eq!(epochs.iter().map(|it| &it["epoch"]).collect::<Vec<_>>(), [1, 2, 3]);
+    let accuracy = |epoch: usize| epochs[epoch - 1]["test_accuracy"].as_f64().unwrap();
+    let best = if accuracy(3) > accuracy(1) { "epoch-0003" } else { "epoch-0001" };
+    let link = fs::read_link(sandbox.path("run/checkpoints/best")).unwrap();
+    assert_eq!(link, Path::new(best), "of those that there are");
+}
+
+#[test]
+fn a_disk_that_stays_full_ends_the_run_at_its_end_and_it_can_be_resumed() {
+    let sandbox = sandbox();
+    let disk = sandbox.path("run");
+    let Some(mounted) = on_a_small_disk(&disk) else { return };
+    let at_once = [&RUN[..], &["--set", "checkpoint.retry_minutes=0"]].concat();
+    let ended = run(sandbox.launcher(&at_once));
     assert_eq!(ended.code, Some(4), "{}", ended.stderr);
     assert!(ended.stderr.contains("No space left on device"), "{}", ended.stderr);
     assert!(sandbox.path("run/checkpoints/latest/manifest.json").exists());
     assert!(!sandbox.path("run/checkpoints/.saving-epoch-0002").exists());
+
+    let mut running = Running::start(sandbox.launcher(&RUN));
+    running.wait_for(WAITS);
+    running.signal(Signal::TERM);
+    assert_eq!(running.end().code, Some(4), "one that is asked to stop waits no longer");
+
     mounted.grow("1g");
     finish(&sandbox);
 }

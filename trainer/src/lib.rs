@@ -43,6 +43,7 @@ pub mod metrics;
 pub mod patience;
 pub mod recorder;
 pub mod run;
+pub mod saver;
 pub mod step_times;
 pub mod tally;
 

@@ -28,7 +28,7 @@ pub fn on_rank_0<T>(
         return work().map(Some);
     }
     if communicator.rank() != 0 {
-        while is_at_work(communicator, device, false)? {
+        while any_rank(communicator, device, false)? {
             waiting();
         }
         return Ok(None);
@@ -38,7 +38,7 @@ pub fn on_rank_0<T>(
         let (working, ended) = channel::<()>();
         let beats = scope.spawn(move || {
             while ended.recv_timeout(BEAT) == Err(RecvTimeoutError::Timeout) {
-                is_at_work(communicator, device, true)?;
+                any_rank(communicator, device, true)?;
             }
             Result::Ok(())
         });
@@ -47,16 +47,19 @@ pub fn on_rank_0<T>(
         let beats = beats.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         result.and_then(|value| beats.map(|()| value))
     })?;
-    is_at_work(communicator, device, false)?;
+    any_rank(communicator, device, false)?;
     Ok(Some(result))
 }
 
-/// Whether rank 0 is, as it says of itself. Collective.
-fn is_at_work(communicator: &dyn Communicator, device: Device, mine: bool) -> Result<bool> {
-    let mut busy = Tensor::from_slice(&[f64::from(mine)]).to_kind(Kind::Double).to_device(device);
-    torch_ext::collective::all_reduce(communicator, &mut busy, ReduceOp::Sum)?;
-    let busy = busy.double_value(&[0]) > 0.0;
+/// Whether it is so on any rank; `mine`: on this one. Collective.
+///
+/// # Errors
+/// When a peer is gone or late.
+pub fn any_rank(communicator: &dyn Communicator, device: Device, mine: bool) -> Result<bool> {
+    let mut ranks = Tensor::from_slice(&[f64::from(mine)]).to_kind(Kind::Double).to_device(device);
+    torch_ext::collective::all_reduce(communicator, &mut ranks, ReduceOp::Sum)?;
+    let any = ranks.double_value(&[0]) > 0.0;
     // On a device, an aborted collective ends too, and leaves what was there.
     communicator.check()?;
-    Ok(busy)
+    Ok(any)
 }

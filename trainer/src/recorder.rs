@@ -52,6 +52,8 @@ pub struct Recorder {
     /// Of steps since the host last waited for the device; on the CPU, of one.
     queued_ms: Vec<f64>,
     has_waited: bool,
+    /// Whether records are kept that the disk did not take.
+    is_behind: bool,
 }
 
 /// Steps since the last record.
@@ -120,6 +122,7 @@ impl Recorder {
             step_ms: Vec::new(),
             queued_ms: Vec::new(),
             has_waited: false,
+            is_behind: false,
         })
     }
 
@@ -130,9 +133,6 @@ impl Recorder {
 
     /// Counts a step of `images` images over all ranks, and writes a record where one is due, with the
     /// norm of its gradients and how its loss was scaled.
-    ///
-    /// # Errors
-    /// When the record cannot be written.
     pub fn step(
         &mut self,
         state: &mut State,
@@ -140,7 +140,7 @@ impl Recorder {
         times: StepTimes,
         images: usize,
         gradients: impl FnOnce() -> (f64, Option<LossScaling>),
-    ) -> Result<()> {
+    ) {
         self.seconds_to_first_step.get_or_insert_with(|| self.started.elapsed().as_secs_f64());
         self.steps_taken += 1;
         self.window.times.add(times);
@@ -158,10 +158,9 @@ impl Recorder {
         }
         if state.step.is_multiple_of(self.log_every) {
             let window = std::mem::take(&mut self.window);
-            self.write_step(state, lr, &window, gradients)?;
+            self.write_step(state, lr, &window, gradients);
             state.record_tally = Tally::default();
         }
-        Ok(())
     }
 
     fn write_step(
@@ -170,9 +169,9 @@ impl Recorder {
         lr: f64,
         window: &Window,
         gradients: impl FnOnce() -> (f64, Option<LossScaling>),
-    ) -> Result<()> {
+    ) {
         if self.writer.is_none() {
-            return Ok(());
+            return;
         }
         let mean = |sum: Duration| milliseconds(sum) / window.step_ms.len() as f64;
         let StepTimes { total, data, phases, skew } = window.times;
@@ -199,15 +198,33 @@ impl Recorder {
             grad_norm,
             loss_scaling,
         };
-        self.write(&Record::Step(record), state.step)
+        self.write(&Record::Step(record), state.step);
     }
 
-    /// On rank 0, writes a record. A run goes on without its events for TensorBoard.
-    fn write(&mut self, record: &Record, step: u64) -> Result<()> {
-        let Some(writer) = &mut self.writer else { return Ok(()) };
-        writer.write(record)?;
+    /// On rank 0, writes a record, or keeps it where the disk does not take it. A run goes on without its events for
+    /// TensorBoard.
+    fn write(&mut self, record: &Record, step: u64) {
+        let Some(writer) = &mut self.writer else { return };
+        let ended = writer.write(record);
+        if let Err(error) = &ended
+            && !self.is_behind
+        {
+            warn!("{error}; training goes on, and records are kept until they can be written");
+        }
+        self.is_behind = ended.is_err();
         let events = self.events.take();
         self.events = events.and_then(|mut it| heard(it.write(record, step).map(|()| it)));
+    }
+
+    /// On rank 0, writes the records that are kept.
+    ///
+    /// # Errors
+    /// When the disk still does not take them.
+    pub fn flush(&mut self) -> Result<()> {
+        if let Some(writer) = &mut self.writer {
+            writer.flush()?;
+            self.is_behind = false;
+        }
         Ok(())
     }
 
@@ -217,13 +234,10 @@ impl Recorder {
     }
 
     /// Writes an epoch's record, with the evaluation after it where there was one.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub fn epoch(&mut self, state: &State, evaluation: Option<Evaluation>) -> Result<()> {
+    pub fn epoch(&mut self, state: &State, evaluation: Option<Evaluation>) {
         let images_per_s = std::mem::take(&mut self.epoch).images_per_s();
         if self.writer.is_none() {
-            return Ok(());
+            return;
         }
         let train = state.epoch_tally;
         let record = EpochRecord {
@@ -258,7 +272,7 @@ impl Recorder {
             record.seconds,
             train.images / state.epoch_seconds,
         );
-        self.write(&Record::Epoch(record), state.step)
+        self.write(&Record::Epoch(record), state.step);
     }
 
     /// Redraws the curves. A run goes on without them.
@@ -304,7 +318,8 @@ impl Recorder {
         if let Some((accuracy, epoch)) = state.best_test_accuracy {
             info!("best test accuracy {accuracy:.4}, after epoch {epoch}");
         }
-        self.write(&Record::Summary(record), state.step)
+        self.write(&Record::Summary(record), state.step);
+        self.flush()
     }
 }
 

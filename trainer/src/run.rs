@@ -21,9 +21,9 @@ use crate::link::Link;
 use crate::loss_scaler::MIN_SCALE;
 use crate::model::Draw;
 use crate::optim::Optimizer;
-use crate::patience::on_rank_0;
 use crate::recorder::{Evaluation, Recorder};
 use crate::replica::Replica;
+use crate::saver::{IfRefused, Saver, Waiting};
 use crate::schedule::{LearningRate, Position};
 use crate::step::{Microbatch, Phases, StepParts};
 use crate::step_times::StepTimes;
@@ -88,6 +88,8 @@ pub struct Run<'a> {
     pub state: State,
     /// Writes metrics.
     pub recorder: Recorder,
+    /// Has checkpoints written.
+    pub saver: Saver,
 }
 
 impl Run<'_> {
@@ -132,7 +134,7 @@ impl Run<'_> {
                 EpochEnd::Complete => self.finish_epoch(true)?,
             };
             if !is_finished {
-                self.save(false)?;
+                self.save(false, IfRefused::End)?;
                 let (step, run_dir) = (self.state.step, self.run_dir.root().display());
                 info!(
                     "stopped at step {step}; to go on: the same command, with --run-dir {run_dir}"
@@ -230,7 +232,7 @@ impl Run<'_> {
         let Self { recorder, state, optimizer, replica, .. } = self;
         let step = state.step;
         let gradients = || (optimizer.grad_norm(&replica.flat), loss_scaling(optimizer, step));
-        recorder.step(state, lr, times, batch.global.len(), gradients)?;
+        recorder.step(state, lr, times, batch.global.len(), gradients);
         self.report();
         Ok(stop)
     }
@@ -335,7 +337,8 @@ impl Run<'_> {
             },
             false => None,
         };
-        self.recorder.epoch(&self.state, evaluation)?;
+        self.recorder.epoch(&self.state, evaluation);
+        let best_before = self.state.best_test_accuracy;
         let is_best = self.note_best(evaluation);
         if complete {
             self.state.epochs_completed += 1;
@@ -344,8 +347,15 @@ impl Run<'_> {
             self.state.epoch_seconds = 0.0;
         }
         let every = self.config.checkpoint.every_epochs;
-        if is_best || self.is_complete() || self.state.epochs_completed.is_multiple_of(every) {
-            self.save(is_best)?;
+        let is_due = self.saver.is_behind() || self.state.epochs_completed.is_multiple_of(every);
+        if self.is_complete() {
+            self.save(is_best, IfRefused::Wait)?;
+        } else if is_best || is_due {
+            self.save(is_best, IfRefused::GoOn)?;
+        }
+        if self.saver.is_behind() {
+            // The best is one that there is.
+            self.state.best_test_accuracy = best_before;
         }
         self.recorder.draw();
         Ok(true)
@@ -387,18 +397,22 @@ impl Run<'_> {
         is_best
     }
 
-    /// Rank 0 writes a checkpoint, and removes those that are not needed any more.
-    fn save(&mut self, is_best: bool) -> Result<()> {
+    /// Rank 0 writes a checkpoint and the records before it, and removes checkpoints that are not needed any more.
+    fn save(&mut self, is_best: bool, if_refused: IfRefused) -> Result<()> {
         self.link.state(Phase::Saving, self.state.epoch(), self.state.step);
         // The weights are the same on every rank, so all of them stop here, or none.
         let norm = self.replica.flat.parameters.norm().double_value(&[]);
         self.check_finite("norm of the weights", norm, self.learning_rate())?;
         self.optimizer.settle(&mut self.replica.flat)?;
         self.state.loss_scaler = self.optimizer.loss_scaler_state();
-        let Self { replica, optimizer, ema, state, communicator, link, run_dir, config, .. } = self;
-        let folder = run_dir.checkpoints_dir();
-        let waiting = || link.state(Phase::Saving, state.epoch(), state.step);
-        on_rank_0(&**communicator, replica.device, waiting, || {
+        let Self { replica, optimizer, ema, state, communicator, link, config, .. } = self;
+        let (recorder, folder) = (&mut self.recorder, self.run_dir.checkpoints_dir());
+        let waiting = Waiting {
+            beat: &|| link.state(Phase::Saving, state.epoch(), state.step),
+            asked_to_stop: &|| link.stop_reason().is_some(),
+        };
+        self.saver.save(&**communicator, replica.device, if_refused, &waiting, || {
+            recorder.flush()?;
             let path = checkpoint::save(&folder, &replica.flat, optimizer, ema.as_ref(), state)?;
             checkpoint::point(CheckpointLink::Latest, &path)?;
             if is_best {
@@ -406,8 +420,7 @@ impl Run<'_> {
             }
             checkpoint::prune(&folder, config.checkpoint.keep);
             Ok(())
-        })?;
-        Ok(())
+        })
     }
 
     fn peak_memory_bytes(&self) -> Result<u64> {

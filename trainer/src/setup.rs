@@ -33,6 +33,7 @@ use crate::recorder::Recorder;
 use crate::replica::Replica;
 use crate::resume::{Progress, broadcast_from_rank_0, find_checkpoint, resume};
 use crate::run::Run;
+use crate::saver::Saver;
 use crate::schedule::LearningRate;
 use crate::tally::Counter;
 use crate::{Result, TrainError, caught, convolutions, device, init, pretrained};
@@ -121,6 +122,7 @@ fn assemble<'a>(
         ema,
         state,
         recorder,
+        saver: Saver::new(&config.checkpoint),
     })
 }
 

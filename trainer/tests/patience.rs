@@ -11,7 +11,7 @@ use std::time::Duration;
 use common::on_ranks_that_wait;
 use tch::Device;
 use trainer::TrainError;
-use trainer::patience::on_rank_0;
+use trainer::patience::{any_rank, on_rank_0};
 
 const TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -40,6 +40,20 @@ fn what_rank_0_fails_with_is_its_own_and_ends_the_others() {
     });
     assert_eq!(failed[0], full_disk().to_string());
     assert!(failed[1].contains("the disk is full"), "{}", failed[1]);
+}
+
+#[test]
+fn what_one_rank_says_all_of_them_know() {
+    for who in 0..2 {
+        let said = on_ranks_that_wait(TIMEOUT, 2, |comm| {
+            let mine = comm.rank() == who;
+            let any = any_rank(&*comm, Device::Cpu, mine).unwrap();
+            let none = any_rank(&*comm, Device::Cpu, false).unwrap();
+            comm.finalize().unwrap();
+            (any, none)
+        });
+        assert_eq!(said, [(true, false); 2]);
+    }
 }
 
 fn full_disk() -> TrainError {

@@ -12,11 +12,14 @@ use time::format_description::well_known::Rfc3339;
 
 use super::MetricsError;
 
-/// Appends records. A line is written with one call, so a reader sees all of it or none.
+/// Appends records. Lines are written with one call, so a reader sees all of one or none. Those that the disk does
+/// not take are kept, and written before the next.
 #[derive(Debug)]
 pub struct Writer {
     path: PathBuf,
     file: File,
+    /// Not written yet.
+    waiting: Vec<u8>,
 }
 
 /// A record as it is written.
@@ -45,16 +48,27 @@ impl Writer {
             write_atomically(path, &kept).map_err(wrong)?;
         }
         let file = File::options().append(true).create(true).open(path).map_err(wrong)?;
-        Ok(Self { path: path.to_path_buf(), file })
+        Ok(Self { path: path.to_path_buf(), file, waiting: Vec::new() })
     }
 
     /// Appends a record. Epochs and summaries are on the disk when this returns.
     ///
     /// # Errors
-    /// When it cannot be written; then nothing of it is in the file.
+    /// When it cannot be written; then nothing of it is in the file, and it is kept.
     pub fn write(&mut self, record: &Record) -> Result<(), MetricsError> {
-        self.append(record)
-            .map_err(|source| MetricsError::Write { path: self.path.clone(), source })
+        self.append(record).map_err(|source| self.wrong(source))
+    }
+
+    /// Writes what is kept.
+    ///
+    /// # Errors
+    /// When it cannot be written; it is kept on.
+    pub fn flush(&mut self) -> Result<(), MetricsError> {
+        self.write_waiting().map_err(|source| self.wrong(source))
+    }
+
+    fn wrong(&self, source: io::Error) -> MetricsError {
+        MetricsError::Write { path: self.path.clone(), source }
     }
 
     /// Whether the file has a summary of a run of `steps` optimizer steps.
@@ -70,17 +84,26 @@ impl Writer {
     fn append(&mut self, record: &Record) -> io::Result<()> {
         let time = OffsetDateTime::now_utc().truncate_to_millisecond();
         let time = time.format(&Rfc3339).map_err(io::Error::other)?;
-        let mut line = serde_json::to_vec(&Line { record, time })?;
-        line.push(b'\n');
-        let length = self.file.metadata()?.len();
-        if let Err(error) = self.file.write_all(&line) {
-            let _ = self.file.set_len(length); // a full disk may have taken half a line
-            return Err(error);
-        }
+        self.waiting.extend(serde_json::to_vec(&Line { record, time })?);
+        self.waiting.push(b'\n');
+        self.write_waiting()?;
         match record {
             Record::Step(_) => Ok(()),
             Record::Epoch(_) | Record::Summary(_) => self.file.sync_data(),
         }
+    }
+
+    fn write_waiting(&mut self) -> io::Result<()> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let length = self.file.metadata()?.len();
+        if let Err(error) = self.file.write_all(&self.waiting) {
+            let _ = self.file.set_len(length); // a full disk may have taken half a line
+            return Err(error);
+        }
+        self.waiting.clear();
+        Ok(())
     }
 }
 
@@ -162,6 +185,23 @@ mod tests {
         fs::write(&path, bytes).unwrap();
         Writer::resume(&path, 10, 0).unwrap().write(&step(20, 1)).unwrap();
         assert_eq!(read(&path).unwrap(), [step(10, 1), step(20, 1)]);
+    }
+
+    #[test]
+    fn what_a_full_disk_does_not_take_is_written_once_there_is_room() {
+        let (_folder, path) = written(&[step(10, 1)]);
+        let mut writer = Writer::resume(&path, 10, 0).unwrap();
+        let file = std::mem::replace(&mut writer.file, File::create("/dev/full").unwrap());
+        let error = writer.write(&step(20, 2)).unwrap_err().to_string();
+        assert!(error.ends_with("metrics.jsonl: No space left on device (os error 28)"), "{error}");
+        writer.write(&Record::Epoch(epoch(1, 0.5))).unwrap_err();
+        writer.flush().unwrap_err();
+        assert_eq!(read(&path).unwrap(), [step(10, 1)]);
+        writer.file = file;
+        writer.flush().unwrap();
+        writer.write(&step(30, 2)).unwrap();
+        let all = [step(10, 1), step(20, 2), Record::Epoch(epoch(1, 0.5)), step(30, 2)];
+        assert_eq!(read(&path).unwrap(), all);
     }
 
     #[test]

@@ -381,9 +381,8 @@ mod tests {
 
     #[test]
     fn all_gpus_are_measured_or_two_ranks_where_nothing_is_said() {
-        let parsed = |extra: &[&str]| {
-            Cli::try_parse_from([&["scaling"], extra].concat()).unwrap().run
-        };
+        let parsed =
+            |extra: &[&str]| Cli::try_parse_from([&["scaling"], extra].concat()).unwrap().run;
         let on_cpu = parsed(&[]).with_defaults(|| 0);
         assert_eq!((on_cpu.sizes(), on_cpu.device()), (vec![(1, 1), (1, 2)], Device::Cpu));
         assert!(on_cpu.configs[0].exists());

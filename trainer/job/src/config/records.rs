@@ -10,11 +10,13 @@ pub struct Checkpoint {
     pub every_epochs: usize,
     /// How many of the newest to keep; the best is kept besides.
     pub keep: usize,
+    /// How long a run that is done waits for a disk that does not take its last checkpoint.
+    pub retry_minutes: u64,
 }
 
 impl Default for Checkpoint {
     fn default() -> Self {
-        Self { every_epochs: 1, keep: 3 }
+        Self { every_epochs: 1, keep: 3, retry_minutes: 60 }
     }
 }
 

@@ -39,6 +39,7 @@ pub fn validate(config: &Config) -> Result<(), Invalid> {
     }
     at_least_one("checkpoint.every_epochs", checkpoint.every_epochs as u64)?;
     at_least_one("checkpoint.keep", checkpoint.keep as u64)?;
+    within("checkpoint.retry_minutes", checkpoint.retry_minutes, 0..=10_080)?;
     at_least_one("metrics.log_every", metrics.log_every)?;
     if let BucketCap::Mib(mib) = comm.bucket_cap_mib {
         within("comm.bucket_cap_mib", mib, 1..=4096)?;
