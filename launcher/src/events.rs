@@ -193,29 +193,28 @@ impl Appender {
             none => {
                 let mut options = OpenOptions::new();
                 let file = options.read(true).append(true).create(true).open(&self.path)?;
-                none.insert(after_a_line(file))
+                none.insert(after_a_line(file)?)
             }
         };
-        let length = file.metadata()?.len();
-        if let Err(error) = file.write_all(&self.waiting) {
-            let _ = file.set_len(length); // it may have taken half a line
-            return Err(error);
+        let ended = file.write_all(&self.waiting);
+        match ended {
+            Ok(()) => self.waiting.clear(),
+            // Opened again, it is looked at for half a line.
+            Err(_) => self.file = None,
         }
-        self.waiting.clear();
-        Ok(())
+        ended
     }
 }
 
 /// A power cut or a full disk may have left half a line, which the next must not be part of.
-fn after_a_line(mut file: File) -> File {
+fn after_a_line(mut file: File) -> io::Result<File> {
     let mut last = [b'\n'];
     // An empty file has no last byte.
     let read = file.seek(SeekFrom::End(-1)).and_then(|_| file.read_exact(&mut last));
     if read.is_ok() && last != [b'\n'] {
-        // What cannot be written now cannot be written later either, and is warned about then.
-        let _ = file.write_all(b"\n");
+        file.write_all(b"\n")?;
     }
-    file
+    Ok(file)
 }
 
 #[cfg(test)]
@@ -255,12 +254,13 @@ mod tests {
         let path = folder.path().join("events.jsonl");
         let mut appender = Appender { path: path.clone(), file: None, waiting: Vec::new() };
         appender.append(b"1\n").unwrap();
-        let file = appender.file.replace(File::create("/dev/full").unwrap());
-        appender.append(b"2\n").unwrap_err();
-        appender.append(b"3\n").unwrap_err();
-        appender.file = file;
+        for line in [b"2\n", b"3\n"] {
+            appender.file = Some(File::create("/dev/full").unwrap());
+            appender.append(line).unwrap_err();
+        }
+        std::fs::write(&path, "1\n2").unwrap(); // half of a line
         appender.append(b"4\n").unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "1\n2\n3\n4\n");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "1\n2\n2\n3\n4\n");
     }
 
     #[test]

@@ -116,6 +116,9 @@ impl LogFile {
                 "cannot write {path}: {error}; what cannot be written is missing from it"
             );
         }
+        if ended.is_err() {
+            self.file = None; // what it knows may be void
+        }
         self.has_gap = ended.is_err();
     }
 
@@ -213,10 +216,10 @@ mod tests {
         let path = folder.path().join("rank-0.log");
         let mut log = LogFile { path: path.clone(), file: None, has_gap: false };
         log.write(b"one\n");
-        let file = log.file.replace(File::create("/dev/full").unwrap());
-        log.write(b"two\n");
-        log.write(b"three\n");
-        log.file = file;
+        for line in [&b"two\n"[..], b"three\n"] {
+            log.file = Some(File::create("/dev/full").unwrap());
+            log.write(line);
+        }
         log.write(b"four\n");
         log.write(b"five\n");
         let text = std::fs::read(&path).unwrap();

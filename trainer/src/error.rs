@@ -129,7 +129,9 @@ fn text_of(payload: &(dyn Any + Send)) -> Cow<'_, str> {
 
 /// A panic's message without what `tch` writes around libtorch's, and without the C++ backtrace behind that.
 fn short(text: &str) -> String {
-    let backtrace = ["\\nException raised from", "\\nframe #"];
+    // With line ends as they are, or as `Debug` shows them.
+    let backtrace =
+        ["\\nException raised from", "\\nframe #", "\nException raised from", "\nframe #"];
     let end = backtrace.iter().filter_map(|begin| text.find(begin)).min();
     let text = &text[..end.unwrap_or(text.len())];
     let torch = text.split_once("Torch(\"").map(|(_, message)| message.trim_end_matches("\")"));
@@ -158,7 +160,7 @@ pub fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
 
 impl From<tch::TchError> for TrainError {
     fn from(error: tch::TchError) -> Self {
-        Self::Torch(error.to_string())
+        Self::Torch(short(&error.to_string()))
     }
 }
 

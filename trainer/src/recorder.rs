@@ -54,6 +54,8 @@ pub struct Recorder {
     has_waited: bool,
     /// Whether records are kept that the disk did not take.
     is_behind: bool,
+    /// The best test accuracy so far and its epoch, also where the disk took no checkpoint of it.
+    best: Option<(f64, usize)>,
 }
 
 /// Steps since the last record.
@@ -123,6 +125,7 @@ impl Recorder {
             queued_ms: Vec::new(),
             has_waited: false,
             is_behind: false,
+            best: state.best_test_accuracy,
         })
     }
 
@@ -206,8 +209,10 @@ impl Recorder {
     fn write(&mut self, record: &Record, step: u64) {
         let Some(writer) = &mut self.writer else { return };
         let ended = writer.write(record);
+        // Of a summary it is said by who waits for it to be written.
         if let Err(error) = &ended
             && !self.is_behind
+            && !matches!(record, Record::Summary(_))
         {
             warn!("{error}; training goes on, and records are kept until they can be written");
         }
@@ -236,6 +241,11 @@ impl Recorder {
     /// Writes an epoch's record, with the evaluation after it where there was one.
     pub fn epoch(&mut self, state: &State, evaluation: Option<Evaluation>) {
         let images_per_s = std::mem::take(&mut self.epoch).images_per_s();
+        if let Some(Evaluation { test, .. }) = evaluation
+            && self.best.is_none_or(|(best, _)| test.accuracy() > best)
+        {
+            self.best = Some((test.accuracy(), state.epoch()));
+        }
         if self.writer.is_none() {
             return;
         }
@@ -294,13 +304,10 @@ impl Recorder {
         self.writer.as_ref().map_or(Ok(false), lacks)
     }
 
-    /// Writes the summary.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub fn finish(&mut self, state: &State, peak_memory_bytes: u64) -> Result<()> {
+    /// Writes the summary, or keeps it for [`Self::flush`].
+    pub fn finish(&mut self, state: &State, peak_memory_bytes: u64) {
         if self.writer.is_none() {
-            return Ok(());
+            return;
         }
         self.step_ms.sort_by(f64::total_cmp);
         let record = SummaryRecord {
@@ -313,13 +320,12 @@ impl Recorder {
             step_ms_p95: percentile(&self.step_ms, 0.95),
             seconds_to_first_step: self.seconds_to_first_step,
             peak_memory_bytes,
-            best_test_accuracy: state.best_test_accuracy.map(|(accuracy, _)| accuracy),
+            best_test_accuracy: self.best.map(|(accuracy, _)| accuracy),
         };
-        if let Some((accuracy, epoch)) = state.best_test_accuracy {
+        if let Some((accuracy, epoch)) = self.best {
             info!("best test accuracy {accuracy:.4}, after epoch {epoch}");
         }
         self.write(&Record::Summary(record), state.step);
-        self.flush()
     }
 }
 

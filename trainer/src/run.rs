@@ -122,9 +122,10 @@ impl Run<'_> {
                 self.state.epochs_completed, self.state.step
             );
             if self.recorder.lacks_summary(&self.state)? {
-                self.recorder.finish(&self.state, self.peak_memory_bytes()?)?;
+                self.recorder.finish(&self.state, self.peak_memory_bytes()?);
                 self.recorder.draw();
             }
+            self.write_records()?;
             return Ok(Outcome::Done);
         }
         while !self.is_complete() {
@@ -142,7 +143,8 @@ impl Run<'_> {
                 return Ok(Outcome::Stopped);
             }
         }
-        self.recorder.finish(&self.state, self.peak_memory_bytes()?)?;
+        self.recorder.finish(&self.state, self.peak_memory_bytes()?);
+        self.write_records()?;
         Ok(Outcome::Done)
     }
 
@@ -354,7 +356,7 @@ impl Run<'_> {
             self.save(is_best, IfRefused::GoOn)?;
         }
         if self.saver.is_behind() {
-            // The best is one that there is.
+            // `best` points to a checkpoint that there is.
             self.state.best_test_accuracy = best_before;
         }
         self.recorder.draw();
@@ -412,15 +414,30 @@ impl Run<'_> {
             asked_to_stop: &|| link.stop_reason().is_some(),
         };
         self.saver.save(&**communicator, replica.device, if_refused, &waiting, || {
-            recorder.flush()?;
+            let records = match recorder.flush() {
+                // A checkpoint whose records are missing is better than none, but only then.
+                Err(error) if if_refused == IfRefused::GoOn => return Err(error),
+                ended => ended,
+            };
             let path = checkpoint::save(&folder, &replica.flat, optimizer, ema.as_ref(), state)?;
             checkpoint::point(CheckpointLink::Latest, &path)?;
             if is_best {
                 checkpoint::point(CheckpointLink::Best, &path)?;
             }
             checkpoint::prune(&folder, config.checkpoint.keep);
-            Ok(())
+            records
         })
+    }
+
+    /// Has the records that are kept on disk.
+    fn write_records(&mut self) -> Result<()> {
+        let Self { recorder, saver, replica, state, communicator, link, .. } = self;
+        let waiting = Waiting {
+            beat: &|| link.state(Phase::Saving, state.epoch(), state.step),
+            asked_to_stop: &|| link.stop_reason().is_some(),
+        };
+        let device = replica.device;
+        saver.save(&**communicator, device, IfRefused::Wait, &waiting, || recorder.flush())
     }
 
     fn peak_memory_bytes(&self) -> Result<u64> {

@@ -31,11 +31,11 @@ pub enum IfRefused {
     End,
 }
 
-/// Who waits meanwhile, and for how long.
+/// What is done while rank 0 waits for its disk.
 pub struct Waiting<'a> {
     /// Called now and then, on all ranks.
     pub beat: &'a dyn Fn(),
-    /// Whether this rank was asked to stop.
+    /// Whether rank 0 was asked to stop: the launcher asks all.
     pub asked_to_stop: &'a dyn Fn() -> bool,
 }
 
@@ -75,42 +75,47 @@ impl Saver {
         };
         let written = on_rank_0(communicator, device, waiting.beat, || {
             let error = match patiently(retry_for, waiting, &mut write) {
+                Ok(has_waited) => {
+                    if has_waited || was_behind {
+                        info!("the disk takes what is saved again");
+                    }
+                    return Ok(true);
+                }
                 Err(error) if is_the_disks(&error) && if_refused == IfRefused::GoOn => error,
-                ended => return ended.map(|()| true),
+                Err(error) => return Err(error),
             };
             warn!(
-                "no checkpoint: {error}; training goes on, and the end of the next epoch tries again"
+                "not saved: {error}; training goes on, and the end of the next epoch tries again"
             );
             Ok(false)
         })?;
-        if written == Some(true) && was_behind {
-            info!("a checkpoint is written again");
-        }
         self.is_behind = !any_rank(communicator, device, written == Some(true))?;
         Ok(())
     }
 }
 
-/// Tries `write` for so long, and at least once.
+/// Tries `write` for so long, and at least once. Whether it has waited.
 fn patiently(
     retry_for: Duration,
     waiting: &Waiting<'_>,
     write: &mut dyn FnMut() -> Result<()>,
-) -> Result<()> {
+) -> Result<bool> {
     let started = Instant::now();
     let [mut pause, longest] = PAUSES;
+    let mut tries = 0;
     loop {
         let ended = write();
         let left = retry_for.saturating_sub(started.elapsed());
         let error = match ended {
+            Ok(()) => return Ok(tries > 0),
             Err(error) if is_the_disks(&error) && !left.is_zero() => error,
-            ended => return ended,
+            Err(error) => return Err(error),
         };
         if (waiting.asked_to_stop)() {
             return Err(error);
         }
         warn!(
-            "no checkpoint yet: {error}; it is tried again for {:.0} minutes, or until the run is asked to stop",
+            "not saved yet: {error}; it is tried again for {:.0} minutes, or until the run is asked to stop",
             left.as_secs_f64() / 60.0
         );
         let next = Instant::now() + pause.min(left);
@@ -119,10 +124,11 @@ fn patiently(
             thread::sleep(LOOK);
         }
         pause = (2 * pause).min(longest);
+        tries += 1;
     }
 }
 
-/// Whether it is no fault of the run's.
+/// Whether a file could not be written, and not, for example, a tensor that cannot be.
 fn is_the_disks(error: &TrainError) -> bool {
     matches!(
         error,

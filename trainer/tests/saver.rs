@@ -45,19 +45,29 @@ fn training_goes_on_without_a_checkpoint_and_every_rank_knows_that_it_is_overdue
 
 #[test]
 fn the_end_of_a_run_waits_for_room_as_long_as_nobody_asks_to_stop() {
-    for (minutes, asked, tries) in [(60, false, 3), (60, true, 1), (0, false, 1)] {
-        let tried = on_ranks_that_wait(TIMEOUT, 1, |comm| {
+    let cases = [
+        (IfRefused::Wait, 60, false, 3),
+        (IfRefused::Wait, 60, true, 1),
+        (IfRefused::Wait, 0, false, 1),
+        (IfRefused::End, 60, false, 1),
+    ];
+    for (if_refused, minutes, asked, tries) in cases {
+        // Two tries take longer than the ranks wait for each other.
+        let tried = on_ranks_that_wait(TIMEOUT, 2, |comm| {
             let tried = Cell::new(0);
             let waiting = Waiting { asked_to_stop: &|| asked, ..WAITING };
             let write = || {
                 tried.set(tried.get() + 1);
                 if tried.get() == 3 { Ok(()) } else { Err(full_disk()) }
             };
-            let ended = saver(minutes).save(&*comm, Device::Cpu, IfRefused::Wait, &waiting, write);
-            assert_eq!(ended.is_ok(), tries == 3);
-            tried.get()
+            let ended = saver(minutes).save(&*comm, Device::Cpu, if_refused, &waiting, write);
+            match &ended {
+                Ok(()) => comm.finalize().unwrap(),
+                Err(error) => comm.abort(&error.to_string()),
+            }
+            (ended.is_ok(), tried.get())
         });
-        assert_eq!(tried, [tries]);
+        assert_eq!(tried, [(tries == 3, tries), (tries == 3, 0)], "{if_refused:?}, {minutes} min");
     }
 }
 

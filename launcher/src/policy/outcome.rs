@@ -207,9 +207,12 @@ impl Job {
 
     /// `outcome` in a line, with what the rank that failed has said itself.
     pub fn in_a_line(&self, outcome: &Outcome) -> String {
-        let said = outcome.failed_rank().and_then(|rank| self.ranks[rank].said.as_ref());
-        match said {
-            Some(Said { message, .. }) => format!("{outcome}; it said: {message}"),
+        let rank = outcome.failed_rank();
+        match rank.and_then(|rank| Some((rank, self.ranks[rank].said.as_ref()?))) {
+            Some((rank, Said { message, .. })) => {
+                let first = message.lines().next().unwrap_or_default();
+                format!("{outcome}; rank {rank} said: {first}")
+            }
             None => outcome.to_string(),
         }
     }

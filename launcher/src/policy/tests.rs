@@ -340,13 +340,13 @@ fn how_a_job_ended_is_told_in_a_line_with_what_the_rank_that_failed_said() {
     let mut job = Job::new(2, LIMITS, Walltime::default());
     let full = "checkpoints/latest: No space left on device";
     let events = [
-        said(1, 4, full, 5),
+        said(1, 4, &format!("{full}\nframe #0: somewhere in C++"), 5),
         said(0, 4, GONE, 6),
         exited(1, Exit::Code(4), 7),
         exited(0, Exit::Code(4), 8),
     ];
     let (Decision::Finish(outcome), _) = replay(&mut job, &events) else { panic!("not finished") };
-    let line = format!("rank 1 failed: exit status 4; it said: {full}");
+    let line = format!("rank 1 failed: exit status 4; rank 1 said: {full}");
     assert_eq!(job.in_a_line(&outcome), line);
     assert_eq!(job.in_a_line(&Outcome::Done), "all ranks are done");
 }

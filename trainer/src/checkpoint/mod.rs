@@ -53,6 +53,14 @@ pub enum CheckpointError {
         /// Why.
         reason: String,
     },
+    /// A tensor is not one that can be written, which is a bug.
+    #[error("{} cannot hold this tensor: {reason}", path.display())]
+    Tensor {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// A checkpoint is not what was written.
     #[error("{} is damaged: {reason}", path.display())]
     Damaged {

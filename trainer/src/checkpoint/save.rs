@@ -46,7 +46,8 @@ fn write_files(
     if folder.exists() {
         fs::remove_dir_all(folder).map_err(io_error("remove", folder))?;
     }
-    fs::create_dir(folder).map_err(io_error("write", folder))?;
+    // All of it: somebody may have cleared the disk, and that folder with it.
+    fs::create_dir_all(folder).map_err(io_error("write", folder))?;
     write_tensors(&folder.join(MODEL), &flat.state_dict())?;
     if let Some(ema) = ema {
         write_tensors(&folder.join(EMA), &flat.state_dict_of(ema.storage()))?;

@@ -5,12 +5,12 @@ use std::path::Path;
 use safetensors::SafeTensorError;
 use tch::{TchError, Tensor};
 
-use super::{Result, io_error};
+use super::{CheckpointError, Result, io_error};
 
 /// The tensors of the file at `path`.
 ///
 /// # Errors
-/// [`super::CheckpointError::Io`] when there is no such file, or it is of another kind or cut short.
+/// [`CheckpointError::Io`] when there is no such file, or it is of another kind or cut short.
 pub fn read(path: &Path) -> Result<Vec<(String, Tensor)>> {
     Tensor::read_safetensors(path).map_err(|error| io_error("read", path)(reason(error)))
 }
@@ -18,9 +18,14 @@ pub fn read(path: &Path) -> Result<Vec<(String, Tensor)>> {
 /// Writes `tensors` to the file at `path`.
 ///
 /// # Errors
-/// [`super::CheckpointError::Io`], for example when the disk is full.
+/// [`CheckpointError::Io`], for example when the disk is full.
 pub fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
-    Tensor::write_safetensors(tensors, path).map_err(|error| io_error("write", path)(reason(error)))
+    Tensor::write_safetensors(tensors, path).map_err(|error| match error {
+        TchError::SafeTensorError { err: SafeTensorError::IoError(error), .. } => {
+            io_error("write", path)(error)
+        }
+        other => CheckpointError::Tensor { path: path.to_owned(), reason: other.to_string() },
+    })
 }
 
 /// Without the path and the names of types that the libraries put around it.

@@ -17,9 +17,14 @@ use super::MetricsError;
 #[derive(Debug)]
 pub struct Writer {
     path: PathBuf,
-    file: File,
-    /// Not written yet.
-    waiting: Vec<u8>,
+    /// Opened again after an error: what a file system that was gone knew of it may be void.
+    file: Option<File>,
+    /// Bytes of whole lines that are known to be on the disk.
+    synced: u64,
+    /// What comes behind them.
+    recent: Vec<u8>,
+    /// How much of that the file has taken.
+    written: usize,
 }
 
 /// A record as it is written.
@@ -44,11 +49,19 @@ impl Writer {
         let wrong = |source| MetricsError::Write { path: path.to_path_buf(), source };
         let before = read_bytes(path)?;
         let kept = truncate_after(&before, step, epochs_completed);
-        if kept != before {
+        let mut writer = Self {
+            path: path.to_path_buf(),
+            file: None,
+            synced: kept.len() as u64,
+            recent: Vec::new(),
+            written: 0,
+        };
+        // Where it is only cut, no room is needed for a copy.
+        if !before.starts_with(&kept) {
             write_atomically(path, &kept).map_err(wrong)?;
         }
-        let file = File::options().append(true).create(true).open(path).map_err(wrong)?;
-        Ok(Self { path: path.to_path_buf(), file, waiting: Vec::new() })
+        writer.file = Some(writer.open().map_err(wrong)?);
+        Ok(writer)
     }
 
     /// Appends a record. Epochs and summaries are on the disk when this returns.
@@ -59,12 +72,12 @@ impl Writer {
         self.append(record).map_err(|source| self.wrong(source))
     }
 
-    /// Writes what is kept.
+    /// Writes what is kept; all records are on the disk then.
     ///
     /// # Errors
     /// When it cannot be written; it is kept on.
     pub fn flush(&mut self) -> Result<(), MetricsError> {
-        self.write_waiting().map_err(|source| self.wrong(source))
+        self.put(true).map_err(|source| self.wrong(source))
     }
 
     fn wrong(&self, source: io::Error) -> MetricsError {
@@ -84,26 +97,46 @@ impl Writer {
     fn append(&mut self, record: &Record) -> io::Result<()> {
         let time = OffsetDateTime::now_utc().truncate_to_millisecond();
         let time = time.format(&Rfc3339).map_err(io::Error::other)?;
-        self.waiting.extend(serde_json::to_vec(&Line { record, time })?);
-        self.waiting.push(b'\n');
-        self.write_waiting()?;
-        match record {
-            Record::Step(_) => Ok(()),
-            Record::Epoch(_) | Record::Summary(_) => self.file.sync_data(),
-        }
+        self.recent.extend(serde_json::to_vec(&Line { record, time })?);
+        self.recent.push(b'\n');
+        self.put(!matches!(record, Record::Step(_)))
     }
 
-    fn write_waiting(&mut self) -> io::Result<()> {
-        if self.waiting.is_empty() {
-            return Ok(());
+    /// Writes recent records, and has them on the disk with `sync`.
+    fn put(&mut self, sync: bool) -> io::Result<()> {
+        let ended = self.try_to_put(sync);
+        if ended.is_err() {
+            if let Some(file) = self.file.take() {
+                let _ = file.set_len(self.synced); // it may have taken half a line
+            }
+            self.written = 0;
         }
-        let length = self.file.metadata()?.len();
-        if let Err(error) = self.file.write_all(&self.waiting) {
-            let _ = self.file.set_len(length); // a full disk may have taken half a line
-            return Err(error);
+        ended
+    }
+
+    fn try_to_put(&mut self, sync: bool) -> io::Result<()> {
+        let file = match self.file.take() {
+            Some(file) => file,
+            None => self.open()?,
+        };
+        let file = self.file.insert(file);
+        file.write_all(&self.recent[self.written..])?;
+        self.written = self.recent.len();
+        if sync {
+            file.sync_data()?;
+            self.synced += self.written as u64;
+            self.recent.clear();
+            self.written = 0;
         }
-        self.waiting.clear();
         Ok(())
+    }
+
+    /// With what is known to be on the disk, and no more.
+    fn open(&mut self) -> io::Result<File> {
+        let file = File::options().append(true).create(true).open(&self.path)?;
+        self.synced = self.synced.min(file.metadata()?.len());
+        file.set_len(self.synced)?;
+        Ok(file)
     }
 }
 
@@ -191,16 +224,34 @@ mod tests {
     fn what_a_full_disk_does_not_take_is_written_once_there_is_room() {
         let (_folder, path) = written(&[step(10, 1)]);
         let mut writer = Writer::resume(&path, 10, 0).unwrap();
-        let file = std::mem::replace(&mut writer.file, File::create("/dev/full").unwrap());
+        let full = || Some(File::create("/dev/full").unwrap());
+        writer.file = full();
         let error = writer.write(&step(20, 2)).unwrap_err().to_string();
         assert!(error.ends_with("metrics.jsonl: No space left on device (os error 28)"), "{error}");
+        writer.file = full();
         writer.write(&Record::Epoch(epoch(1, 0.5))).unwrap_err();
+        writer.file = full();
         writer.flush().unwrap_err();
         assert_eq!(read(&path).unwrap(), [step(10, 1)]);
-        writer.file = file;
         writer.flush().unwrap();
         writer.write(&step(30, 2)).unwrap();
         let all = [step(10, 1), step(20, 2), Record::Epoch(epoch(1, 0.5)), step(30, 2)];
+        assert_eq!(read(&path).unwrap(), all);
+    }
+
+    #[test]
+    fn half_of_what_was_written_since_the_last_sync_is_written_again_whole() {
+        let (_folder, path) = written(&[Record::Epoch(epoch(1, 0.5))]);
+        let mut writer = Writer::resume(&path, 10, 1).unwrap();
+        writer.write(&step(20, 2)).unwrap();
+        writer.write(&step(30, 2)).unwrap();
+        // As a disk does that is full within a line, or that loses what it has not synced.
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, &bytes[..bytes.len() - 10]).unwrap();
+        writer.file = Some(File::create("/dev/full").unwrap());
+        writer.write(&step(40, 2)).unwrap_err();
+        writer.flush().unwrap();
+        let all = [Record::Epoch(epoch(1, 0.5)), step(20, 2), step(30, 2), step(40, 2)];
         assert_eq!(read(&path).unwrap(), all);
     }
 

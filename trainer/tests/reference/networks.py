@@ -16,9 +16,9 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 
 
 
 class PostActivation(nn.Module):
-    """A basic block or bottleneck: a convolution, then its norm. `past`: projection, padding, nothing."""
+    """A basic block or bottleneck: a convolution, then its norm. `shortcut`: projection, padding, absent."""
 
-    def __init__(self, inputs, width, outputs, stride, groups, past, bottleneck):
+    def __init__(self, inputs, width, outputs, stride, groups, shortcut, bottleneck):
         super().__init__()
         kernels = [(inputs, width, 3, stride, 1), (width, outputs, 3, 1, 1)]
         if bottleneck:
@@ -27,12 +27,12 @@ class PostActivation(nn.Module):
         for number, kernel in enumerate(kernels, 1):
             self.add_module(f"conv{number}", conv(*kernel))
             self.add_module(f"bn{number}", nn.BatchNorm2d(kernel[1]))
-        self.count, self.past, self.added = len(kernels), past, outputs - inputs
+        self.count, self.kind, self.added = len(kernels), shortcut, outputs - inputs
         self.stride = stride
-        if past == "projection" and (stride != 1 or inputs != outputs):
+        if shortcut == "projection" and (stride != 1 or inputs != outputs):
             self.shortcut = nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
-    def way_past(self, x):
+    def beside(self, x):
         if hasattr(self, "shortcut"):
             return self.shortcut(x)
         if self.stride == 1 and self.added == 0:
@@ -46,13 +46,13 @@ class PostActivation(nn.Module):
             out = getattr(self, f"bn{number}")(getattr(self, f"conv{number}")(out))
             if number < self.count:
                 out = F.relu(out)
-        return F.relu(out if self.past == "nothing" else out + self.way_past(x))
+        return F.relu(out if self.kind == "absent" else out + self.beside(x))
 
 
 class PreActivation(nn.Module):
     """A norm, then its convolution. Where the shape changes, the projection shares the first norm."""
 
-    def __init__(self, inputs, width, outputs, stride, groups, past, bottleneck):
+    def __init__(self, inputs, width, outputs, stride, groups, shortcut, bottleneck):
         super().__init__()
         kernels = [(inputs, width, 3, stride), (width, outputs, 3)]
         if bottleneck:
@@ -66,16 +66,16 @@ class PreActivation(nn.Module):
 
     def forward(self, x):
         out = F.relu(self.bn1(x))
-        past = self.shortcut(out) if hasattr(self, "shortcut") else x
+        beside = self.shortcut(out) if hasattr(self, "shortcut") else x
         out = self.conv1(out)
         for number in range(2, self.count + 1):
             out = getattr(self, f"conv{number}")(F.relu(getattr(self, f"bn{number}")(out)))
-        return out + past
+        return out + beside
 
 
 class Stages(nn.Module):
     def __init__(self, block, blocks, channels, width, outputs, stem, classes, *, groups=1,
-                 past="projection", bottleneck=False):
+                 shortcut="projection", bottleneck=False):
         super().__init__()
         kernel, stride = {"notes": (3, 2), "cifar": (3, 1), "imagenet": (7, 2)}[stem]
         self.conv1 = conv(3, channels, kernel, stride)
@@ -87,7 +87,7 @@ class Stages(nn.Module):
             for index in range(count):
                 stride = 2 if index == 0 and stage > 0 else 1
                 layers.append(block(channels, width << stage, outputs << stage, stride, groups,
-                                    past, bottleneck))
+                                    shortcut, bottleneck))
                 channels = outputs << stage
             setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
         self.count = len(blocks)
@@ -135,10 +135,10 @@ class AirbenchGroup(nn.Module):
             inputs = outputs
 
     def forward(self, x):
-        x = past = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
+        x = shortcut = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
         x = self.norm2(self.conv2(x))
         if self.count == 3:
-            x = past + self.norm3(self.conv3(F.gelu(x)))
+            x = shortcut + self.norm3(self.conv3(F.gelu(x)))
         return F.gelu(x)
 
 
@@ -186,8 +186,8 @@ STAGES = {
     "resnet101_wider": (PostActivation, DEEP, 64, 100, 256, {"bottleneck": True}),
     "resnext29_8x64d": (PostActivation, [3] * 3, 64, 512, 256, {"bottleneck": True, "groups": 8}),
     "resnext29_16x64d": (PostActivation, [3] * 3, 64, 1024, 256, {"bottleneck": True, "groups": 16}),
-    "plain18": (PostActivation, [2, 2, 2, 2], 64, 64, 64, {"past": "nothing"}),
-    "plain34": (PostActivation, SHALLOW, 64, 64, 64, {"past": "nothing"}),
+    "plain18": (PostActivation, [2, 2, 2, 2], 64, 64, 64, {"shortcut": "absent"}),
+    "plain34": (PostActivation, SHALLOW, 64, 64, 64, {"shortcut": "absent"}),
     "wrn16_8": (PreActivation, [2] * 3, 16, 128, 128, {}),
     "wrn28_10": (PreActivation, [4] * 3, 16, 160, 160, {}),
     "preact_resnet18": (PreActivation, [2, 2, 2, 2], 64, 64, 64, {}),
@@ -197,8 +197,8 @@ STAGES = {
 }
 for depth in [20, 32, 44, 56, 110]:
     blocks = [(depth - 2) // 6] * 3
-    STAGES[f"resnet{depth}"] = (PostActivation, blocks, 16, 16, 16, {"past": "padding"})
-    STAGES[f"plain{depth}"] = (PostActivation, blocks, 16, 16, 16, {"past": "nothing"})
+    STAGES[f"resnet{depth}"] = (PostActivation, blocks, 16, 16, 16, {"shortcut": "padding"})
+    STAGES[f"plain{depth}"] = (PostActivation, blocks, 16, 16, 16, {"shortcut": "absent"})
 IN_TORCHVISION = [
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "vgg19", "vgg19_bn",
     "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2",

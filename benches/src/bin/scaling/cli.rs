@@ -180,7 +180,7 @@ pub struct Args {
     pub out: Option<PathBuf>,
 }
 
-/// Where the project's networks begin.
+/// What is measured where `--configs` is left out.
 const DEFAULT_CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/resnet18.yaml");
 
 impl Args {

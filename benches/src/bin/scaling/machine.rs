@@ -75,10 +75,16 @@ pub fn now() -> String {
 
 /// GPUs that a program started from here sees.
 pub fn visible_gpus() -> usize {
-    let installed = gpus().len();
-    let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
-    let listed = |list: String| list.split(',').filter(|entry| !entry.trim().is_empty()).count();
-    visible.map_or(installed, |list| listed(list).min(installed))
+    visible(gpus().len(), std::env::var("CUDA_VISIBLE_DEVICES").ok().as_deref())
+}
+
+/// As CUDA does: the list ends at the first entry that is not valid.
+fn visible(installed: usize, list: Option<&str>) -> usize {
+    let is_valid = |entry: &&str| {
+        let is_index = entry.trim().parse().is_ok_and(|index: usize| index < installed);
+        is_index || ["GPU-", "MIG-"].iter().any(|kind| entry.trim().starts_with(kind))
+    };
+    list.map_or(installed, |list| list.split(',').take_while(is_valid).count())
 }
 
 fn gpus() -> Vec<String> {
@@ -90,10 +96,10 @@ fn first_line(command: &mut Command) -> String {
     output(command).lines().next().unwrap_or_default().to_owned()
 }
 
-/// What `command` prints; nothing where it cannot be run.
+/// What `command` prints; nothing where it cannot be run or fails.
 fn output(command: &mut Command) -> String {
-    let printed = command.output().map(|output| output.stdout).unwrap_or_default();
-    String::from_utf8_lossy(&printed).into_owned()
+    let ended = command.output().ok().filter(|ended| ended.status.success());
+    ended.map_or_else(String::new, |ended| String::from_utf8_lossy(&ended.stdout).into_owned())
 }
 
 /// All values of a key in a file of `key : value` lines.
@@ -107,6 +113,12 @@ fn values(text: &str, key: &str) -> impl Iterator<Item = String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn gpus_that_are_hidden_do_not_count() {
+        let lists = [None, Some("-1"), Some(""), Some("0,7,1"), Some("1, 0"), Some("GPU-aaaa")];
+        assert_eq!(lists.map(|list| visible(2, list)), [2, 0, 0, 1, 2, 1]);
+    }
 
     #[test]
     fn this_machine_has_cpus_and_memory() {

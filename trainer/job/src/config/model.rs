@@ -53,7 +53,7 @@ impl Model {
             return Err(Invalid::new("model.stem", problem));
         }
         if self.stochastic_depth > 0.0 && !entry.is_residual() {
-            let problem = format!("{name} has no shortcuts; remove it");
+            let problem = format!("{name} has no blocks that can be skipped; remove it");
             return Err(Invalid::new("model.stochastic_depth", problem));
         }
         if self.zero_init_residual && !entry.ends_blocks_with_norm() {

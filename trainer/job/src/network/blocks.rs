@@ -87,7 +87,7 @@ pub(super) fn batch_norm(name: String, channels: usize) -> Layer {
 }
 
 /// What a block is made of.
-struct BlockShape {
+struct BlockSpec {
     name: String,
     inputs: usize,
     width: usize,
@@ -96,7 +96,7 @@ struct BlockShape {
     survival: f64,
 }
 
-impl BlockShape {
+impl BlockSpec {
     fn changes_shape(&self) -> bool {
         self.stride != 1 || self.inputs != self.outputs
     }
@@ -107,7 +107,7 @@ impl Stages {
     pub(super) fn layers(&self, maker: &Maker<'_>, channels: usize, classes: usize) -> Vec<Layer> {
         let mut layers = self.stem_layers(maker, channels);
         let mut features = self.stem;
-        for block in self.block_shapes(maker.model.stochastic_depth) {
+        for block in self.block_specs(maker.model.stochastic_depth) {
             features = block.outputs;
             layers.extend(self.block_layers(maker, &block));
         }
@@ -136,17 +136,17 @@ impl Stages {
         layers
     }
 
-    /// Every block's. The probability of skipping one in training rises linearly to
+    /// Every block. The probability of skipping one in training rises linearly to
     /// `stochastic_depth` at the last: Huang et al., Deep Networks with Stochastic Depth, ECCV 2016.
-    fn block_shapes(&self, stochastic_depth: f64) -> Vec<BlockShape> {
+    fn block_specs(&self, stochastic_depth: f64) -> Vec<BlockSpec> {
         let total: usize = self.blocks.iter().sum();
-        let mut shapes: Vec<BlockShape> = Vec::with_capacity(total);
+        let mut specs: Vec<BlockSpec> = Vec::with_capacity(total);
         for (stage, count) in self.blocks.iter().enumerate() {
             for index in 0..*count {
-                let share = (shapes.len() + 1) as f64 / total as f64;
-                shapes.push(BlockShape {
+                let share = (specs.len() + 1) as f64 / total as f64;
+                specs.push(BlockSpec {
                     name: format!("layer{}.{index}", stage + 1),
-                    inputs: shapes.last().map_or(self.stem, |block| block.outputs),
+                    inputs: specs.last().map_or(self.stem, |block| block.outputs),
                     width: self.width << stage,
                     outputs: self.out << stage,
                     stride: if index == 0 && stage > 0 { 2 } else { 1 },
@@ -154,10 +154,10 @@ impl Stages {
                 });
             }
         }
-        shapes
+        specs
     }
 
-    fn block_layers(&self, maker: &Maker<'_>, block: &BlockShape) -> Vec<Layer> {
+    fn block_layers(&self, maker: &Maker<'_>, block: &BlockSpec) -> Vec<Layer> {
         let (before, body) = self.branch(maker, block);
         if self.shortcut == Shortcut::Absent {
             return body.into_iter().chain([Layer::Relu]).collect();
@@ -171,8 +171,8 @@ impl Stages {
         }
     }
 
-    fn convs(&self, maker: &Maker<'_>, block: &BlockShape) -> Vec<Conv> {
-        let BlockShape { name, inputs, width, outputs, stride, .. } = block;
+    fn convs(&self, maker: &Maker<'_>, block: &BlockSpec) -> Vec<Conv> {
+        let BlockSpec { name, inputs, width, outputs, stride, .. } = block;
         let conv = |number, channels, kernel, stride, groups| {
             maker.conv(format!("{name}.conv{number}"), channels, kernel, stride, groups)
         };
@@ -194,7 +194,7 @@ impl Stages {
     }
 
     /// What branch and shortcut share, and the branch.
-    fn branch(&self, maker: &Maker<'_>, block: &BlockShape) -> (Vec<Layer>, Vec<Layer>) {
+    fn branch(&self, maker: &Maker<'_>, block: &BlockSpec) -> (Vec<Layer>, Vec<Layer>) {
         let convs = self.convs(maker, block);
         let last = convs.len();
         let (mut before, mut body) = (Vec::new(), Vec::new());
@@ -224,8 +224,8 @@ impl Stages {
         (before, body)
     }
 
-    fn shortcut_layers(&self, maker: &Maker<'_>, block: &BlockShape) -> Vec<Layer> {
-        let BlockShape { name, inputs, outputs, stride, .. } = block;
+    fn shortcut_layers(&self, maker: &Maker<'_>, block: &BlockSpec) -> Vec<Layer> {
+        let BlockSpec { name, inputs, outputs, stride, .. } = block;
         if !block.changes_shape() {
             return Vec::new();
         }

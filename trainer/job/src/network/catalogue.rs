@@ -84,7 +84,7 @@ impl Entry {
         }
     }
 
-    /// Whether it has shortcuts, and so can skip blocks.
+    /// Whether it has blocks that can be skipped, since a shortcut is beside them.
     pub fn is_residual(&self) -> bool {
         matches!(&self.architecture, Architecture::Stages(stages) if stages.shortcut != Shortcut::Absent)
     }

@@ -189,7 +189,7 @@ fn a_value_out_of_range_says_the_range() {
         ),
         (
             "model: {name: plain34, stochastic_depth: 0.5}",
-            "run.yaml:1:42: model.stochastic_depth: plain34 has no shortcuts; remove it",
+            "run.yaml:1:42: model.stochastic_depth: plain34 has no blocks that can be skipped; remove it",
         ),
         (
             "model: {name: wrn16_8, zero_init_residual: true}",
