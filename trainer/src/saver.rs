@@ -56,7 +56,7 @@ impl Saver {
         self.is_behind
     }
 
-    /// Has rank 0 `write` a checkpoint. Collective.
+    /// Has rank 0 `write` a checkpoint, or the records that are kept. Collective.
     ///
     /// # Errors
     /// Those of `write`, but for a disk's where training goes on; when a peer is gone or late.
