@@ -13,7 +13,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::{Ended, Running, Sandbox, eventually, run};
 
+/// Of a small network: the checkpoints of two studies at once would take 3 GB.
 const CONFIG: &str = "
+model: {name: resnet20, stem: cifar}
 data: {dataset: synthetic, train_images: 200, test_images: 50}
 train: {epochs: 3, batch_size_per_rank: 16}
 metrics: {log_every: 1}
