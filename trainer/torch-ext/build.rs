@@ -45,7 +45,11 @@ fn main() {
         "LIBTORCH={} holds libtorch {found}, wanted is {WANTED}; unset LIBTORCH and run `make setup`",
         libtorch.display()
     );
-    compiler().flag("-isystem").flag(libtorch.join("include")).files(SOURCES).compile("torch_ext");
+    compiler()
+        .flag("-isystem")
+        .flag(libtorch.join("include"))
+        .file(together("shim", &SOURCES))
+        .compile("torch_ext");
     let mut vector = compiler();
     vector.opt_level(3).file(VECTOR_SOURCE);
     if std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64") {
@@ -60,6 +64,18 @@ fn main() {
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     println!("cargo:rustc-env=TORCH_EXT_LIBTORCH={}", lib.display());
     println!("cargo:lib={}", lib.display());
+}
+
+/// A file that includes `sources`: apart, each would take ten seconds for libtorch's headers.
+fn together(name: &str, sources: &[&str]) -> PathBuf {
+    let file = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default())
+        .join(name)
+        .with_extension("cpp");
+    let here = std::env::current_dir().unwrap_or_default();
+    let lines = sources.iter().map(|source| format!("#include {:?}\n", here.join(source)));
+    let written = std::fs::write(&file, lines.collect::<String>());
+    assert!(written.is_ok(), "cannot write {}: {written:?}", file.display());
+    file
 }
 
 /// For C++17, with as much for a debugger as Rust's `line-tables-only`: all that `cc` would ask for is twenty
@@ -96,7 +112,7 @@ fn build_cuda_library(libtorch: &Path) {
     let status = compiler
         .to_command()
         .arg("-shared")
-        .args(CUDA_SOURCES)
+        .arg(together("cuda", &CUDA_SOURCES))
         .args(["-lc10_cuda", "-lc10", "-Wl,--allow-shlib-undefined"])
         .arg(format!("-Wl,-rpath,{}", lib.display()))
         .arg("-L")
