@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::ptr::NonNull;
 
-use crate::{BufferMut, CommError, DType, RawBuffer, Result};
+use crate::{Blame, BufferMut, CommError, DType, RawBuffer, Result};
 
 /// How elements of different ranks become one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,8 +192,9 @@ pub trait Communicator: Send + Sync {
     }
 
     /// Makes every rank's present and future collectives fail with
-    /// [`crate::CommError::Aborted`]. Returns at once; may be called from any thread.
-    fn abort(&self, reason: &str);
+    /// [`crate::CommError::Aborted`], with this rank's `reason` and whom it blames. Returns at once; may be called
+    /// from any thread.
+    fn abort(&self, reason: &str, blame: Blame);
 
     /// Ends the group in good order, after the last collective. Collective.
     ///

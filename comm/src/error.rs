@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::Blame;
+
 /// The result of anything that involves peers.
 pub type Result<T> = std::result::Result<T, CommError>;
 
@@ -44,6 +46,8 @@ pub enum CommError {
         by: usize,
         /// Its reason.
         reason: String,
+        /// Whom that rank held responsible.
+        blame: Blame,
     },
     /// A peer's process is gone.
     #[error("rank {rank} (process {pid}) is gone; {op} #{sequence} cannot complete")]
@@ -119,6 +123,25 @@ pub enum CommError {
 }
 
 impl CommError {
+    /// Whom it follows from.
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::Timeout { missing, .. } if missing.is_empty() => Blame::SomebodyLate,
+            Self::Timeout { missing, .. } => Blame::Late(missing.clone()),
+            Self::Aborted { by, blame, .. } => blame.clone().told_by(*by),
+            Self::PeerGone { rank, .. } => Blame::Failed(*rank),
+            Self::PeerLost { .. } => Blame::SomebodyGone,
+            Self::Connect { .. } => Blame::Unconnected,
+            Self::Collective { .. }
+            | Self::Mismatch { .. }
+            | Self::Unsupported { .. }
+            | Self::Environment(_)
+            | Self::Thread(_)
+            | Self::Panicked { .. }
+            | Self::Control(_) => Blame::Nobody,
+        }
+    }
+
     /// As an error of connecting over `backend`: what peers may be the reason of stays as it is.
     pub(crate) fn while_connecting(self, backend: &'static str) -> Self {
         match self {

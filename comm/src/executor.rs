@@ -248,7 +248,7 @@ impl<E: Engine> Pending for Ticket<E> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{BufferMut, ReduceOp};
+    use crate::{Blame, BufferMut, ReduceOp};
     use std::thread::ThreadId;
 
     /// Records who ran what; fails at one sequence number.
@@ -262,7 +262,8 @@ mod tests {
         fn run(&self, job: &Job) -> Result<()> {
             self.ran.lock().unwrap().push((job.sequence, std::thread::current().id()));
             if self.fail_at == Some(job.sequence) {
-                return Err(CommError::Aborted { by: 3, reason: "test".into() });
+                let (by, reason) = (3, "test".to_owned());
+                return Err(CommError::Aborted { by, reason, blame: Blame::Nobody });
             }
             Ok(())
         }

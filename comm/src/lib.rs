@@ -8,6 +8,7 @@
 //! [`control`] is the other plane: small messages between a trainer and its launcher. It never
 //! carries tensors, and nothing here waits for it once the ranks are connected.
 
+mod blame;
 pub mod bootstrap;
 pub mod bucket;
 pub mod buffer;
@@ -24,6 +25,7 @@ mod reduce;
 pub mod shm;
 pub mod single;
 
+pub use blame::Blame;
 pub use buffer::{BufferMut, DType, Element, Memory, RawBuffer};
 pub use communicator::{Collective, Communicator, ReduceOp, SharedMemory, Work};
 pub use error::{CommError, Result};

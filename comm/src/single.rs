@@ -3,12 +3,12 @@
 use std::sync::OnceLock;
 
 use crate::communicator::check_request;
-use crate::{Collective, CommError, Communicator, RawBuffer, Result, Work};
+use crate::{Blame, Collective, CommError, Communicator, RawBuffer, Result, Work};
 
 /// The communicator of a job with one rank, wherever its buffers lie.
 #[derive(Debug, Default)]
 pub struct Single {
-    aborted: OnceLock<String>,
+    aborted: OnceLock<CommError>,
 }
 
 impl Communicator for Single {
@@ -25,16 +25,16 @@ impl Communicator for Single {
     }
 
     unsafe fn start(&self, collective: Collective, buffer: RawBuffer) -> Result<Work> {
-        if let Some(reason) = self.aborted.get() {
-            return Err(CommError::Aborted { by: 0, reason: reason.clone() });
+        if let Some(error) = self.aborted.get() {
+            return Err(error.clone());
         }
         check_request(self.backend(), collective, &buffer, 1)?;
         Ok(Work::done())
     }
 
-    fn abort(&self, reason: &str) {
+    fn abort(&self, reason: &str, blame: Blame) {
         // The first reason stays.
-        let _ = self.aborted.set(reason.to_owned());
+        let _ = self.aborted.set(CommError::Aborted { by: 0, reason: reason.to_owned(), blame });
     }
 
     fn finalize(&self) -> Result<()> {

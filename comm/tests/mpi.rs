@@ -10,7 +10,7 @@ use std::time::Duration;
 use comm::bootstrap::{Backend, connect};
 use comm::env::{StartedBy, World};
 use comm::mpi::Session;
-use comm::{BufferMut, CommError, Communicator, ReduceOp, shm};
+use comm::{Blame, BufferMut, CommError, Communicator, ReduceOp, shm};
 use common::table::check_all;
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator as _, Destination, Source};
@@ -187,7 +187,8 @@ fn a_late_rank_is_named_on_all_machines() {
                 assert_eq!(missing, &[late]);
                 world.process_at_rank(late as i32).send(&token);
             }
-            CommError::Aborted { by: 2, reason } => {
+            CommError::Aborted { by: 2, reason, blame } => {
+                assert_eq!(*blame, Blame::Late(vec![late]));
                 assert!(
                     reason.contains("rank 2 waited") && reason.contains("for rank 3"),
                     "{reason}"
@@ -230,7 +231,8 @@ fn a_rank_that_freezes_between_machines_is_named_and_none_that_waits_for_it() {
                 // It learns why, and can end.
                 signal(pid[0], libc::SIGCONT);
             }
-            CommError::Aborted { by: 3, reason } => {
+            CommError::Aborted { by: 3, reason, blame } => {
+                assert_eq!(*blame, Blame::Late(vec![frozen]));
                 assert!(reason.contains("rank 3 waited"), "{reason}");
                 assert!(reason.contains("for rank 2"), "{reason}");
             }
@@ -247,7 +249,7 @@ fn different_calls_on_one_machine_are_named_on_all() {
         let error = comm.all_reduce(BufferMut::host(&mut data), ReduceOp::Sum).unwrap_err();
         match &error {
             CommError::Mismatch { rank, peer: 2 | 3, .. } => assert_eq!(*rank, comm.rank()),
-            CommError::Aborted { by: 2 | 3, reason } => {
+            CommError::Aborted { by: 2 | 3, reason, blame: Blame::Nobody } => {
                 assert!(reason.contains("ranks disagree"), "{reason}");
             }
             _ => panic!("rank {}: {error}", comm.rank()),
@@ -259,7 +261,7 @@ fn an_abort_reaches_all(comm: &dyn Communicator, by: usize) {
     if comm.rank() == by {
         // The others wait by then, some of them in shared memory.
         std::thread::sleep(Duration::from_millis(300));
-        comm.abort("loss is not finite");
+        comm.abort("loss is not finite", Blame::Nobody);
     }
     let error = comm.all_reduce(BufferMut::host(&mut [1.0_f32; 9]), ReduceOp::Sum).unwrap_err();
     assert_eq!(error.to_string(), format!("rank {by} aborted the job: loss is not finite"));

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use comm::bootstrap::{Backend, Store, connect};
 use comm::env::{StartedBy, World};
-use comm::{BufferMut, CommError, Communicator, ReduceOp, shm};
+use comm::{Blame, BufferMut, CommError, Communicator, ReduceOp, shm};
 use common::MemoryStore;
 use common::table::check_all;
 
@@ -173,7 +173,7 @@ fn an_abort_reaches_ranks_that_wait_and_ranks_that_come_later() {
     with_ranks(3, |comm| {
         let result = match comm.rank() {
             0 => {
-                comm.abort("loss is not finite");
+                comm.abort("loss is not finite", Blame::Nobody);
                 aborted.wait();
                 comm.barrier()
             }
@@ -192,7 +192,7 @@ fn an_abort_reaches_ranks_that_wait_and_ranks_that_come_later() {
 fn a_started_collective_fails_when_another_thread_aborts() {
     with_ranks(2, |comm| {
         if comm.rank() == 1 {
-            comm.abort("no");
+            comm.abort("no", Blame::Nobody);
             return;
         }
         let mut data = [1.0_f32];

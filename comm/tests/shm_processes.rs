@@ -5,7 +5,7 @@ mod common;
 
 use std::time::Duration;
 
-use comm::{BufferMut, CommError, Communicator, ReduceOp};
+use comm::{Blame, BufferMut, CommError, Communicator, ReduceOp};
 use common::processes::{Ranks, as_rank, connect, report, wait_for_release};
 use common::table::check_all;
 
@@ -73,6 +73,7 @@ fn a_rank_killed_in_the_middle_of_transfers_is_named() {
         report("moving");
     };
     // The one of the two that looks first tells the other, who may not look himself.
+    assert_eq!(error.blame(), Blame::Failed(1));
     match error {
         CommError::PeerGone { rank: 1, .. } => {}
         CommError::Aborted { reason, .. } => {
@@ -99,6 +100,7 @@ fn a_late_rank_is_named() {
         wait_for_release();
         let error = comm.barrier().unwrap_err();
         assert!(matches!(error, CommError::Aborted { by: 0 | 2, .. }), "{error}");
+        assert_eq!(error.blame(), Blame::Late(vec![1]));
         return;
     }
     let error = comm.barrier().unwrap_err();
@@ -114,10 +116,11 @@ fn an_abort_reaches_every_process() {
     };
     let comm = connect(world, TIMEOUT);
     if world.rank == 3 {
-        comm.abort("out of memory");
+        comm.abort("out of memory", Blame::Nobody);
     }
     let error = comm.barrier().unwrap_err();
     assert_eq!(error.to_string(), "rank 3 aborted the job: out of memory");
+    assert_eq!(error.blame(), Blame::Failed(3));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
+use comm::Blame;
 use comm::bootstrap::Store;
 use comm::control::{ControlClient, Phase, StopFlag, ToLauncher};
 use comm::env::{CONTROL_SOCKET, World};
@@ -114,7 +115,8 @@ impl StandIn {
     }
 
     fn fail(&self, exit_code: u8, message: &str) -> Result<ExitCode> {
-        self.client.send(&ToLauncher::Failed { exit_code, message: message.to_owned() })?;
+        let (message, blame) = (message.to_owned(), Blame::Nobody);
+        self.client.send(&ToLauncher::Failed { exit_code, message, blame })?;
         Ok(ExitCode::from(exit_code))
     }
 

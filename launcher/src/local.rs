@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use comm::Blame;
 use comm::control::ToLauncher;
 use job::ExitCode;
 use tokio::process::Child;
@@ -214,7 +215,8 @@ impl<'a> LocalRanks<'a> {
     /// A rank that cannot be started.
     fn give_up(&mut self, rank: usize, reason: &str) {
         let exit_code = ExitCode::Setup as u8;
-        let message = ToLauncher::Failed { exit_code, message: reason.to_owned() };
+        let (message, blame) = (reason.to_owned(), Blame::Nobody);
+        let message = ToLauncher::Failed { exit_code, message, blame };
         self.news.push_back(News::Said { rank, message });
         self.news.push_back(News::Exited { rank, exit: Exit::Code(exit_code.into()), ago_ms: 0 });
     }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use comm::Blame;
 use comm::control::ToLauncher;
 use job::run_dir::Resume;
 use tokio::time::{Instant, sleep_until};
@@ -282,7 +283,8 @@ impl Attempt<'_> {
             None => Err(format!("mpirun wants a daemon on {host}, and there is one node")),
         };
         let message = started.err()?;
-        Some(Event::Failed { rank: 0, exit_code: job::ExitCode::Setup as u8, message })
+        let exit_code = job::ExitCode::Setup as u8;
+        Some(Event::Failed { rank: 0, exit_code, message, blame: Blame::Nobody })
     }
 
     fn interpret(&mut self, news: News, events: &mut EventLog) -> Option<Event> {
@@ -304,8 +306,8 @@ impl Attempt<'_> {
             ToLauncher::State { phase, epoch, step } => {
                 Some(Event::Reported { rank, phase, epoch, step })
             }
-            ToLauncher::Failed { exit_code, message } => {
-                Some(Event::Failed { rank, exit_code, message })
+            ToLauncher::Failed { exit_code, message, blame } => {
+                Some(Event::Failed { rank, exit_code, message, blame })
             }
             ToLauncher::Progress { epoch, epochs, step, steps, loss, accuracy, images_per_s } => {
                 let update = Update { epoch, epochs, step, steps, loss, accuracy, images_per_s };

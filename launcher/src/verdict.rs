@@ -210,6 +210,7 @@ fn meaning(code: ExitCode) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use comm::Blame;
     use comm::control::Phase;
 
     use super::*;
@@ -256,10 +257,11 @@ mod tests {
             cause: Cause::Exited(killed),
             exit_code: ExitCode::RankFailed,
         });
-        let gone = "rank 1 (process 7) is gone; all_reduce #9 cannot complete".to_owned();
+        let message = "rank 1 (process 7) is gone; all_reduce #9 cannot complete".to_owned();
+        let (at, blame) = (10 * SECOND, Blame::Failed(1));
         let ranks = [
             Rank {
-                said: Some(Said { at: 10 * SECOND, exit_code: 4, message: gone }),
+                said: Some(Said { at, exit_code: 4, message, blame }),
                 exited: Some(ended(10 * SECOND + SECOND / 10, Exit::Code(4))),
                 ..Rank::default()
             },

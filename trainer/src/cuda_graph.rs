@@ -7,7 +7,7 @@
 //! Whether a step can be captured is decided by a pure function, [`decide`]. Ranks replay a graph all together
 //! or not at all: NCCL wants all ranks of a collective to have captured it, or none.
 
-use comm::{CommError, Communicator, ReduceOp};
+use comm::{Blame, CommError, Communicator, ReduceOp};
 use job::{ExitCode, config};
 use tch::{Device, Tensor};
 use torch_ext::CudaGraph;
@@ -177,7 +177,8 @@ impl StepGraph {
         let Some(by) = without else { return captured.map(Some) };
         if self.is_required {
             let reason = "it cannot capture a step, as performance.cuda_graph: on wants".to_owned();
-            return captured.and(Err(CommError::Aborted { by, reason }.into()));
+            return captured
+                .and(Err(CommError::Aborted { by, reason, blame: Blame::Nobody }.into()));
         }
         info!("steps run without a CUDA graph: rank {by} cannot capture one");
         parts.grad_sync.forget()?;

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use comm::CommError;
+use comm::{Blame, CommError};
 use job::ExitCode;
 use job::config::{ConfigError, Invalid};
 use job::dataset::DataError;
@@ -104,6 +104,14 @@ impl TrainError {
             | Self::State(_)
             | Self::Torch(_)
             | Self::Panic(_) => ExitCode::RankFailed,
+        }
+    }
+
+    /// Whom it follows from.
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::Comm(error) => error.blame(),
+            _ => Blame::Nobody,
         }
     }
 

@@ -89,8 +89,9 @@ impl Link {
         if let Some(client) = self.client.as_ref().filter(|_| !last.failed) {
             last.failed = true;
             let (exit_code, message) = (error.exit_code() as u8, error.to_string());
+            let failed = ToLauncher::Failed { exit_code, message, blame: error.blame() };
             // Without a launcher there is nobody to tell.
-            let _ = client.send(&ToLauncher::Failed { exit_code, message });
+            let _ = client.send(&failed);
         }
     }
 

@@ -109,7 +109,7 @@ impl Run<'_> {
             Err(error) => {
                 // Before the others say so: they have little time to be heard once one has spoken.
                 self.link.failed(error);
-                self.communicator.abort(&error.to_string());
+                self.communicator.abort(&error.to_string(), error.blame());
             }
         }
         ended

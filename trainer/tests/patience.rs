@@ -35,7 +35,7 @@ fn what_rank_0_fails_with_is_its_own_and_ends_the_others() {
     let failed = on_ranks_that_wait(TIMEOUT, 2, |comm| {
         let error =
             on_rank_0(&*comm, Device::Cpu, || {}, || Err::<(), _>(full_disk())).unwrap_err();
-        comm.abort(&error.to_string());
+        comm.abort(&error.to_string(), error.blame());
         error.to_string()
     });
     assert_eq!(failed[0], full_disk().to_string());

@@ -63,7 +63,7 @@ fn the_end_of_a_run_waits_for_room_as_long_as_nobody_asks_to_stop() {
             let ended = saver(minutes).save(&*comm, Device::Cpu, if_refused, &waiting, write);
             match &ended {
                 Ok(()) => comm.finalize().unwrap(),
-                Err(error) => comm.abort(&error.to_string()),
+                Err(error) => comm.abort(&error.to_string(), error.blame()),
             }
             (ended.is_ok(), tried.get())
         });

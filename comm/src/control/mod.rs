@@ -12,8 +12,10 @@ pub use frame::{MAX_FRAME_BYTES, body_len, decode, encode, read_frame, write_fra
 
 use serde::{Deserialize, Serialize};
 
+use crate::Blame;
+
 /// Changes when a message, also one between launchers, changes its meaning; both ends must have the same.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// What a rank is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,6 +96,8 @@ pub enum ToLauncher {
         exit_code: u8,
         /// A message for a person.
         message: String,
+        /// Whom the rank holds responsible.
+        blame: Blame,
     },
 }
 

@@ -70,7 +70,7 @@ impl Engine for MpiEngine {
         if let Err(error) = &result
             && !matches!(error, CommError::Aborted { .. })
         {
-            self.common.mail.send(&error.to_string());
+            self.common.mail.send(&error.to_string(), error.blame());
         }
         result
     }

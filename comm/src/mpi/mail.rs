@@ -7,6 +7,7 @@ use mpi::ffi;
 
 use super::handle::Comm;
 use super::request::{At, Request, checked};
+use crate::blame::{self, Blame};
 use crate::{CommError, Result};
 
 const TAG: c_int = 1;
@@ -17,7 +18,7 @@ pub(super) struct AbortMail {
     group: Comm,
     rank: usize,
     world_size: usize,
-    /// The receive under way, and where it will write: the sender, then the reason.
+    /// The receive under way, and where it will write: the sender, then why.
     inbox: Mutex<Option<(Request, Box<[u8; MAIL_BYTES]>)>>,
     aborted: OnceLock<CommError>,
 }
@@ -56,23 +57,20 @@ impl AbortMail {
         let (_, mail) = inbox.take()?;
         let by = u32::from_le_bytes([mail[0], mail[1], mail[2], mail[3]]) as usize;
         let end = mail.iter().skip(4).position(|&byte| byte == 0).map_or(MAIL_BYTES, |n| n + 4);
-        let reason = String::from_utf8_lossy(&mail[4..end]).into_owned();
-        Some(self.aborted.get_or_init(|| CommError::Aborted { by, reason }).clone())
+        let (reason, blame) = blame::unpack(&mail[4..end]);
+        Some(self.aborted.get_or_init(|| CommError::Aborted { by, reason, blame }).clone())
     }
 
     /// Tells everybody, without waiting for anybody.
-    pub(super) fn send(&self, reason: &str) {
-        let error = CommError::Aborted { by: self.rank, reason: reason.to_owned() };
+    pub(super) fn send(&self, reason: &str, blame: Blame) {
+        let packed = blame::pack(reason, &blame, MAIL_BYTES - 5);
+        let error = CommError::Aborted { by: self.rank, reason: reason.to_owned(), blame };
         if self.aborted.set(error).is_err() {
             return;
         }
         let mut mail = [0; MAIL_BYTES];
         mail[..4].copy_from_slice(&(self.rank as u32).to_le_bytes());
-        let mut len = reason.len().min(MAIL_BYTES - 5);
-        while !reason.is_char_boundary(len) {
-            len -= 1;
-        }
-        mail[4..4 + len].copy_from_slice(&reason.as_bytes()[..len]);
+        mail[4..4 + packed.len()].copy_from_slice(&packed);
         // Sent from here for as long as the process lives: nobody waits for the request's end.
         let mail: &'static [u8; MAIL_BYTES] = Box::leak(Box::new(mail));
         for peer in (0..self.world_size).filter(|&peer| peer != self.rank) {

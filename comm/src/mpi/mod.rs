@@ -26,7 +26,9 @@ use std::time::Duration;
 use crate::communicator::check_request;
 use crate::env::World;
 use crate::executor::Executor;
-use crate::{Collective, CommError, Communicator, Memory, RawBuffer, Result, SharedMemory, Work};
+use crate::{
+    Blame, Collective, CommError, Communicator, Memory, RawBuffer, Result, SharedMemory, Work,
+};
 use engine::MpiEngine;
 pub use session::{BroadcastStore, Session};
 
@@ -104,9 +106,10 @@ impl Communicator for Mpi {
         })
     }
 
-    fn abort(&self, reason: &str) {
-        self.executor.close(CommError::Aborted { by: self.rank(), reason: reason.to_owned() });
-        self.executor.engine().common.mail.send(reason);
+    fn abort(&self, reason: &str, blame: Blame) {
+        let (by, text) = (self.rank(), reason.to_owned());
+        self.executor.close(CommError::Aborted { by, reason: text, blame: blame.clone() });
+        self.executor.engine().common.mail.send(reason, blame);
     }
 
     fn finalize(&self) -> Result<()> {
@@ -127,7 +130,7 @@ impl Drop for Mpi {
     fn drop(&mut self) {
         if !*self.finalized.get_mut() {
             // No MPI_Finalize: it would wait for peers that may never come. `mpirun` ends them.
-            self.abort(&format!("rank {} left before the end", self.rank()));
+            self.abort(&format!("rank {} left before the end", self.rank()), Blame::Nobody);
         }
     }
 }

@@ -33,7 +33,7 @@ use nccl_rs::{Comm, Nccl as Library, UniqueId};
 use crate::bootstrap::{Store, published};
 use crate::communicator::{Pending, check_request};
 use crate::env::World;
-use crate::{Collective, CommError, Communicator, Memory, RawBuffer, Result, Work};
+use crate::{Blame, Collective, CommError, Communicator, Memory, RawBuffer, Result, Work};
 use host::HostWork;
 use watchdog::{Flight, Watched};
 
@@ -241,8 +241,8 @@ impl Communicator for Nccl {
         Ok(())
     }
 
-    fn abort(&self, reason: &str) {
-        let error = CommError::Aborted { by: self.rank(), reason: reason.to_owned() };
+    fn abort(&self, reason: &str, blame: Blame) {
+        let error = CommError::Aborted { by: self.rank(), reason: reason.to_owned(), blame };
         self.shared.fail(error);
     }
 
@@ -269,7 +269,7 @@ impl Communicator for Nccl {
 impl Drop for Nccl {
     fn drop(&mut self) {
         if !self.shared.watched.is_finalized() {
-            self.abort("the communicator was dropped before its end");
+            self.abort("the communicator was dropped before its end", Blame::Nobody);
         }
         self.shared.watched.leave();
         if let Some(watchdog) = self.watchdog.take() {

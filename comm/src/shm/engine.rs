@@ -69,7 +69,7 @@ impl ShmEngine {
             CommError::Timeout { .. } => FailureKind::Timeout,
             _ => FailureKind::Other,
         };
-        self.rounds.publish_failure(kind, &error.to_string());
+        self.rounds.publish_failure(kind, &error.to_string(), &error.blame());
     }
 
     fn published<R>(&self, result: Result<R>) -> Result<R> {

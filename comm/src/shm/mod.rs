@@ -29,7 +29,9 @@ use std::time::{Duration, Instant};
 use crate::bootstrap::{Store, published};
 use crate::communicator::check_request;
 use crate::executor::Executor;
-use crate::{Collective, CommError, Communicator, Memory, RawBuffer, Result, SharedMemory, Work};
+use crate::{
+    Blame, Collective, CommError, Communicator, Memory, RawBuffer, Result, SharedMemory, Work,
+};
 use engine::ShmEngine;
 use memory::Locator;
 use rounds::{FailureKind, Rounds};
@@ -175,10 +177,10 @@ impl Communicator for Shm {
         self.executor.exclusive(allocate)?.map(Some)
     }
 
-    fn abort(&self, reason: &str) {
-        self.rounds().publish_failure(FailureKind::Abort, reason);
+    fn abort(&self, reason: &str, blame: Blame) {
+        self.rounds().publish_failure(FailureKind::Abort, reason, &blame);
         let by = self.rounds().name(self.rank());
-        self.executor.close(CommError::Aborted { by, reason: reason.to_owned() });
+        self.executor.close(CommError::Aborted { by, reason: reason.to_owned(), blame });
     }
 
     fn finalize(&self) -> Result<()> {
@@ -198,7 +200,7 @@ impl Drop for Shm {
         if !*self.finalized.get_mut() {
             // Peers learn it now rather than at their deadline.
             let reason = format!("rank {} left before the end", self.rounds().name(self.rank()));
-            self.rounds().publish_failure(FailureKind::Abort, &reason);
+            self.rounds().publish_failure(FailureKind::Abort, &reason, &Blame::Nobody);
         }
     }
 }

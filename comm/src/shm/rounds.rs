@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 use std::time::{Duration, Instant};
 
 use super::segment::{Call, Segment};
-use crate::{CommError, Result};
+use crate::{Blame, CommError, Result};
 
 /// Asleep, a rank looks this often whether its peers live and whether its deadline has passed.
 const TICK: Duration = Duration::from_millis(50);
@@ -123,7 +123,7 @@ impl Rounds {
     /// Refuses to begin what peers that have given up would leave undone.
     pub(super) fn check(&self) -> Result<()> {
         match self.segment.header().failure.read() {
-            Some((by, _, reason)) => Err(CommError::Aborted { by, reason }),
+            Some(failure) => Err(failure.into_error()),
             None => Ok(()),
         }
     }
@@ -203,11 +203,10 @@ impl Rounds {
         waited: Duration,
         at: At,
     ) -> Option<CommError> {
-        let recorded = self.segment.header().failure.read();
-        if let Some((by, kind, reason)) = &recorded
-            && *kind == FailureKind::Abort as u32
+        let mut recorded = self.segment.header().failure.read();
+        if let Some(failure) = recorded.take_if(|failure| failure.kind == FailureKind::Abort as u32)
         {
-            return Some(CommError::Aborted { by: *by, reason: reason.clone() });
+            return Some(failure.into_error());
         }
         if let Some(error) = self.interruption.get().and_then(|interruption| interruption()) {
             return Some(error);
@@ -224,12 +223,12 @@ impl Rounds {
         }
         let mut hanging = missing.to_vec();
         hanging.retain(|&rank| self.hangs(rank));
-        if let Some((by, kind, reason)) = recorded {
-            hanging.retain(|&rank| self.name(rank) != by);
-            if kind == FailureKind::Timeout as u32 && !hanging.is_empty() {
+        if let Some(failure) = recorded {
+            hanging.retain(|&rank| self.name(rank) != failure.by);
+            if failure.kind == FailureKind::Timeout as u32 && !hanging.is_empty() {
                 return Some(self.timeout(hanging, waited, at));
             }
-            return Some(CommError::Aborted { by, reason });
+            return Some(failure.into_error());
         }
         (waited >= self.timeout && !hanging.is_empty()).then(|| self.timeout(hanging, waited, at))
     }
@@ -274,8 +273,8 @@ impl Rounds {
     }
 
     /// Makes every rank's waits fail, present and future.
-    pub(super) fn publish_failure(&self, kind: FailureKind, reason: &str) {
-        self.segment.header().failure.publish(self.name(self.rank), kind as u32, reason);
+    pub(super) fn publish_failure(&self, kind: FailureKind, reason: &str, blame: &Blame) {
+        self.segment.header().failure.publish(self.name(self.rank), kind as u32, reason, blame);
         wake_all(&self.segment.header().bell.round);
     }
 }

@@ -8,7 +8,8 @@ use std::io;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::*};
 
 use super::memory::Mapping;
-use crate::{Collective, DType, RawBuffer, ReduceOp};
+use crate::blame::{self, Blame};
+use crate::{Collective, CommError, DType, RawBuffer, ReduceOp};
 
 /// Bytes of one staging piece: several of them fit in a core's level-2 cache.
 pub(super) const PIECE_BYTES: usize = 256 * 1024;
@@ -20,7 +21,7 @@ pub(super) const DEPTH: u64 = 3;
 /// enough for vectors.
 pub(crate) const MAX_RANKS: usize = 256;
 
-const MAGIC: u64 = 0x4c4f_434b_5354_0001;
+const MAGIC: u64 = 0x4c4f_434b_5354_0002;
 const REASON_BYTES: usize = 1024;
 
 /// What all ranks share.
@@ -52,37 +53,52 @@ pub(super) struct FailureRecord {
     pub(super) by: AtomicU32,
     pub(super) kind: AtomicU32,
     len_bytes: AtomicU32,
-    text: [AtomicU8; REASON_BYTES],
+    packed: [AtomicU8; REASON_BYTES],
 }
 
 impl FailureRecord {
     /// Writes the record unless somebody has before.
-    pub(super) fn publish(&self, by: usize, kind: u32, reason: &str) {
+    pub(super) fn publish(&self, by: usize, kind: u32, reason: &str, blame: &Blame) {
+        let packed = blame::pack(reason, blame, REASON_BYTES);
         if self.state.compare_exchange(0, 1, AcqRel, Acquire).is_err() {
             return;
         }
-        let mut len_bytes = reason.len().min(REASON_BYTES);
-        while !reason.is_char_boundary(len_bytes) {
-            len_bytes -= 1;
-        }
-        for (to, from) in self.text.iter().zip(&reason.as_bytes()[..len_bytes]) {
+        for (to, from) in self.packed.iter().zip(&packed) {
             to.store(*from, Relaxed);
         }
-        self.len_bytes.store(u32::try_from(len_bytes).unwrap_or(0), Relaxed);
+        self.len_bytes.store(u32::try_from(packed.len()).unwrap_or(0), Relaxed);
         self.by.store(u32::try_from(by).unwrap_or(u32::MAX), Relaxed);
         self.kind.store(kind, Relaxed);
         self.state.store(2, SeqCst);
     }
 
     /// Who failed, how and why.
-    pub(super) fn read(&self) -> Option<(usize, u32, String)> {
+    pub(super) fn read(&self) -> Option<Failure> {
         if self.state.load(SeqCst) != 2 {
             return None;
         }
         let len_bytes = (self.len_bytes.load(Relaxed) as usize).min(REASON_BYTES);
-        let bytes: Vec<u8> = self.text[..len_bytes].iter().map(|byte| byte.load(Relaxed)).collect();
-        let reason = String::from_utf8_lossy(&bytes).into_owned();
-        Some((self.by.load(Relaxed) as usize, self.kind.load(Relaxed), reason))
+        let packed: Vec<_> =
+            self.packed[..len_bytes].iter().map(|byte| byte.load(Relaxed)).collect();
+        let (reason, blame) = blame::unpack(&packed);
+        let (by, kind) = (self.by.load(Relaxed) as usize, self.kind.load(Relaxed));
+        Some(Failure { by, kind, reason, blame })
+    }
+}
+
+/// A [`FailureRecord`]'s content.
+pub(super) struct Failure {
+    pub(super) by: usize,
+    pub(super) kind: u32,
+    reason: String,
+    blame: Blame,
+}
+
+impl Failure {
+    /// What it is to the other ranks.
+    pub(super) fn into_error(self) -> CommError {
+        let Self { by, reason, blame, .. } = self;
+        CommError::Aborted { by, reason, blame }
     }
 }
 

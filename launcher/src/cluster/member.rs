@@ -272,9 +272,9 @@ const fn json_bytes(c: char) -> usize {
 /// A rank's frame had room for its message; with what is around it here, it may not.
 fn short_enough(news: News) -> News {
     match news {
-        News::Said { rank, message: ToLauncher::Failed { exit_code, message } } => {
+        News::Said { rank, message: ToLauncher::Failed { exit_code, message, blame } } => {
             let message = message.chars().take(MAX_MESSAGE).collect();
-            News::Said { rank, message: ToLauncher::Failed { exit_code, message } }
+            News::Said { rank, message: ToLauncher::Failed { exit_code, message, blame } }
         }
         other => other,
     }

@@ -1,5 +1,6 @@
 use std::os::unix::fs::PermissionsExt;
 
+use comm::Blame;
 use comm::bootstrap::Store;
 use comm::control::{ControlClient, Phase, StopFlag};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -11,6 +12,10 @@ const SOON: Duration = Duration::from_secs(10);
 fn listen(world_size: usize) -> (Coordinator, UnboundedReceiver<Message>) {
     let (sender, receiver) = mpsc::unbounded_channel();
     (Coordinator::listen(0..world_size, Values::Here, sender).unwrap(), receiver)
+}
+
+fn failed(exit_code: u8, message: &str) -> ToLauncher {
+    ToLauncher::Failed { exit_code, message: message.to_owned(), blame: Blame::Nobody }
 }
 
 /// The next message but for signs of life, which come at any time.
@@ -57,7 +62,7 @@ async fn what_a_rank_says_arrives_in_order() {
     blocking(move || {
         let client = ControlClient::connect(&socket, 0, StopFlag::default()).unwrap();
         client.send(&ToLauncher::State { phase: Phase::Training, epoch: 1, step: 3 }).unwrap();
-        client.send(&ToLauncher::Failed { exit_code: 6, message: "NaN".into() }).unwrap();
+        client.send(&failed(6, "NaN")).unwrap();
     })
     .await;
     let Some(Message::Said { rank: 0, message: ToLauncher::State { step: 3, .. } }) =
@@ -81,8 +86,7 @@ async fn a_closed_connection_is_drained() {
         let version = VERSION.to_owned();
         let hello = ToLauncher::Hello { protocol: PROTOCOL, rank: 0, pid: 1, version };
         control::write_frame(&mut stream, &hello).unwrap();
-        let failed = ToLauncher::Failed { exit_code: 7, message: "out of memory".into() };
-        control::write_frame(&mut stream, &failed).unwrap();
+        control::write_frame(&mut stream, &failed(7, "out of memory")).unwrap();
     })
     .await;
     coordinator.drained(0).await;

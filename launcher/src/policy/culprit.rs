@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use comm::Blame;
 use job::ExitCode;
 
-use super::{Cause, Ended, Exit, Failure, GivenUp, Job, Rank, Said, Told, blame};
+use super::{Cause, Ended, Exit, Failure, GivenUp, Job, Rank, Said, Told};
 
 /// Processes give signs of life more often.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
@@ -68,10 +69,10 @@ impl Job {
 
     /// A rank that hangs, as `witness` says.
     fn named_by(&self, witness: &Failure) -> Option<Failure> {
-        let Said { message, .. } = self.ranks[witness.rank].said.as_ref()?;
-        let mut named = blame::blamed(message).into_iter();
+        let Said { blame, .. } = self.ranks[witness.rank].said.as_ref()?;
+        let mut named = blame.ranks().iter().copied();
         let rank = named.find(|rank| self.ranks.get(*rank).is_some_and(may_hang))?;
-        let waited = message.contains(" waited ");
+        let waited = matches!(blame, Blame::Late(_));
         let exit_code = if waited { ExitCode::Hang } else { witness.exit_code };
         let cause = Cause::Blamed { by: witness.rank };
         Some(Failure { rank, cause, exit_code, ..witness.clone() })
@@ -80,7 +81,10 @@ impl Job {
     /// Where a witness waited and cannot say for whom, a rank that has said nothing: one whose process
     /// gives no signs of life, or which was not heard of for longest.
     fn mute<'a>(&self, mut witnesses: impl Iterator<Item = &'a Failure>) -> Option<Failure> {
-        let witness = witnesses.find(|witness| is_at_a_loss(&self.ranks[witness.rank]))?;
+        // One whose peer is gone says nothing of those that are silent: they may not have noticed yet.
+        let is_at_a_loss = |said: &Said| said.blame == Blame::SomebodyLate;
+        let witness = witnesses
+            .find(|witness| self.ranks[witness.rank].said.as_ref().is_some_and(is_at_a_loss))?;
         let newest_sign = self.ranks.iter().filter_map(|state| state.alive_at).max();
         let runs =
             |state: &Rank| state.alive_at.is_some_and(|at| Some(at + SIGN_OF_LIFE) > newest_sign);
@@ -100,16 +104,10 @@ impl Job {
 
     /// Whether a rank waited for others and cannot say for which, or which of them is gone.
     pub(super) fn somebody_is_at_a_loss(&self) -> bool {
-        let has_lost_a_peer = |said: &Said| blame::has_lost_a_peer(&said.message);
-        let ranks = &self.ranks;
-        ranks
-            .iter()
-            .any(|rank| is_at_a_loss(rank) || rank.said.as_ref().is_some_and(has_lost_a_peer))
+        let names_nobody =
+            |said: &Said| matches!(said.blame, Blame::SomebodyLate | Blame::SomebodyGone);
+        self.ranks.iter().any(|state| state.said.as_ref().is_some_and(names_nobody))
     }
-}
-
-fn is_at_a_loss(state: &Rank) -> bool {
-    state.said.as_ref().is_some_and(|said| blame::is_at_a_loss(&said.message))
 }
 
 /// It has not failed, and has not ended by itself.
@@ -163,13 +161,10 @@ fn origin(state: &Rank) -> Origin {
     }
     let peers_code = |code: i32| matches!(code, 4 | 5);
     match (&state.said, state.exited) {
-        (Some(Said { exit_code, message, .. }), _) if peers_code((*exit_code).into()) => {
-            let blames = !blame::blamed(message).is_empty()
-                || blame::is_at_a_loss(message)
-                || blame::has_lost_a_peer(message);
-            if blames { Origin::Peer } else { Origin::Own }
+        (Some(Said { exit_code, blame, .. }), _) if peers_code((*exit_code).into()) => {
+            if *blame == Blame::Nobody { Origin::Own } else { Origin::Peer }
         }
-        (Some(said), _) if said.message.contains("cannot connect ranks over ") => Origin::Unclear,
+        (Some(said), _) if said.blame == Blame::Unconnected => Origin::Unclear,
         (None, Some(Ended { exit: Exit::Code(code), .. })) if peers_code(code) => Origin::Unclear,
         _ => Origin::Own,
     }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use comm::Blame;
 use comm::control::Phase;
 use job::ExitCode;
 use serde::{Deserialize, Serialize};
@@ -84,6 +85,8 @@ pub enum Event {
         exit_code: u8,
         /// What it said.
         message: String,
+        /// Whom it holds responsible.
+        blame: Blame,
     },
     /// A rank said hello in a way that does not fit this launcher.
     Refused {

@@ -7,7 +7,6 @@
 //! ranks complete. So the others get no SIGTERM, which asks for just that: they have [`SETTLE`] to
 //! say what they saw, and are then killed.
 
-mod blame;
 mod culprit;
 mod event;
 mod outcome;
@@ -271,8 +270,9 @@ impl Job {
                 }
             }
             Event::Alive { rank } => self.ranks[*rank].alive_at = Some(now),
-            Event::Failed { rank, exit_code, message } => {
-                let said = Said { at: now, exit_code: *exit_code, message: message.clone() };
+            Event::Failed { rank, exit_code, message, blame } => {
+                let (message, blame) = (message.clone(), blame.clone());
+                let said = Said { at: now, exit_code: *exit_code, message, blame };
                 self.ranks[*rank].said.get_or_insert(said);
             }
             Event::Refused { rank, reason } => {

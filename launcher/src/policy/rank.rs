@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use comm::Blame;
 use comm::control::Phase;
 
 use super::Exit;
@@ -91,6 +92,8 @@ pub struct Said {
     pub exit_code: u8,
     /// The message.
     pub message: String,
+    /// Whom it held responsible.
+    pub blame: Blame,
 }
 
 /// What is told of it by others.

@@ -3,6 +3,7 @@
 mod hangs;
 
 use comm::control::Phase;
+use comm::{Blame, CommError};
 use job::ExitCode;
 
 use super::*;
@@ -21,8 +22,33 @@ fn exited(rank: usize, exit: Exit, at: u64) -> (Event, Duration) {
     (Event::Exited { rank, exit, at: ms(at) }, ms(at))
 }
 
+/// A failure of the rank's own.
 fn said(rank: usize, exit_code: u8, message: &str, at: u64) -> (Event, Duration) {
-    (Event::Failed { rank, exit_code, message: message.to_owned() }, ms(at))
+    let (message, blame) = (message.to_owned(), Blame::Nobody);
+    (Event::Failed { rank, exit_code, message, blame }, ms(at))
+}
+
+/// A failure that peers take part in.
+fn met(rank: usize, exit_code: u8, error: &CommError, at: u64) -> (Event, Duration) {
+    let (message, blame) = (error.to_string(), error.blame());
+    (Event::Failed { rank, exit_code, message, blame }, ms(at))
+}
+
+/// What `rank` meets that waited for `missing`, or for peers that it cannot name.
+fn timeout(rank: usize, missing: &[usize]) -> CommError {
+    CommError::Timeout {
+        op: "all_reduce",
+        sequence: 5,
+        rank,
+        missing: missing.to_vec(),
+        waited: Duration::from_secs(120),
+        detail: "-".to_owned(),
+    }
+}
+
+/// What the others meet when `by` gives up because of `error`.
+fn told(by: usize, error: &CommError) -> CommError {
+    CommError::Aborted { by, reason: error.to_string(), blame: error.blame() }
 }
 
 fn signal(signal: StopSignal, at: u64) -> (Event, Duration) {
@@ -57,7 +83,8 @@ fn failure(outcome: Outcome) -> (usize, Cause, ExitCode) {
     }
 }
 
-const GONE: &str = "rank 1 (process 77) is gone; all_reduce #9 cannot complete";
+/// Rank 1 is gone.
+const GONE: CommError = CommError::PeerGone { rank: 1, pid: 77, op: "all_reduce", sequence: 9 };
 
 #[test]
 fn ranks_that_exit_0_are_done() {
@@ -77,7 +104,7 @@ fn a_killed_rank_is_named_and_the_others_are_killed_after_a_moment() {
     assert_eq!(decision, Decision::Wait);
     assert!(reason.starts_with("rank 1 failed: killed by SIGKILL; the others"), "{reason}");
     assert_eq!(job.deadline(), Some(ms(1300)));
-    let (decision, reason) = replay(&mut job, &[said(0, 4, GONE, 1001), tick(1300)]);
+    let (decision, reason) = replay(&mut job, &[met(0, 4, &GONE, 1001), tick(1300)]);
     assert_eq!(decision, Decision::Kill);
     assert_eq!(reason, "a rank failed, so no step can complete");
     let last = [exited(0, Exit::Signal(9), 1301), exited(2, Exit::Signal(9), 1302)];
@@ -90,7 +117,7 @@ fn a_killed_rank_is_named_and_the_others_are_killed_after_a_moment() {
 #[test]
 fn a_rank_that_only_saw_its_peer_die_is_not_the_culprit_even_if_seen_first() {
     let events =
-        [said(0, 4, GONE, 1000), exited(0, Exit::Code(4), 1001), exited(1, Exit::Signal(11), 1002)];
+        [met(0, 4, &GONE, 1000), exited(0, Exit::Code(4), 1001), exited(1, Exit::Signal(11), 1002)];
     let expected = (1, Cause::Exited(Exit::Signal(11)), ExitCode::RankFailed);
     assert_eq!(failure(finish(2, &events)), expected);
 }
@@ -104,9 +131,11 @@ fn a_peers_code_without_a_word_gives_way_to_a_failure_of_its_own() {
 
 #[test]
 fn a_rank_that_aborted_the_others_is_the_culprit_though_they_spoke_first() {
+    let reason = "cannot write the checkpoint: no space left on device".to_owned();
+    let told = CommError::Aborted { by: 1, reason: reason.clone(), blame: Blame::Nobody };
     let events = [
-        said(0, 4, "rank 1 aborted the job: cannot write the checkpoint", 1000),
-        said(1, 4, "cannot write the checkpoint: no space left on device", 1002),
+        met(0, 4, &told, 1000),
+        said(1, 4, &reason, 1002),
         exited(0, Exit::Code(4), 1003),
         exited(1, Exit::Code(4), 1004),
     ];
@@ -341,7 +370,7 @@ fn how_a_job_ended_is_told_in_a_line_with_what_the_rank_that_failed_said() {
     let full = "checkpoints/latest: No space left on device";
     let events = [
         said(1, 4, &format!("{full}\nframe #0: somewhere in C++"), 5),
-        said(0, 4, GONE, 6),
+        met(0, 4, &GONE, 6),
         exited(1, Exit::Code(4), 7),
         exited(0, Exit::Code(4), 8),
     ];
@@ -377,8 +406,8 @@ fn a_lost_node_is_named_and_its_ranks_are_not_waited_for() {
     let (decision, why) = replay(&mut job, &[lost]);
     assert_eq!(decision, Decision::Wait);
     assert!(why.starts_with(&reason), "{why}");
-    let timed_out = "all_reduce #9: rank 0 waited 2.0s for its peers; nobody knows";
-    let (decision, _) = replay(&mut job, &[said(0, 5, timed_out, 1100), tick(1300)]);
+    let waited = met(0, 5, &timeout(0, &[]), 1100);
+    let (decision, _) = replay(&mut job, &[waited, tick(1300)]);
     assert_eq!(decision, Decision::Kill);
     let (decision, _) = replay(&mut job, &[exited(0, Exit::Signal(9), 1301)]);
     let Decision::Finish(outcome) = decision else { panic!("{decision:?}") };

@@ -10,7 +10,7 @@ use std::time::Duration;
 use comm::bootstrap::{Backend, MemoryStore, connect};
 use comm::communicator::Work;
 use comm::env::{StartedBy, World};
-use comm::{Collective, Communicator, RawBuffer};
+use comm::{Blame, Collective, Communicator, RawBuffer};
 use job::config::{
     self, Augment, BucketCap, Crop, Flip, Mixup, Model, OptimizerName, Tta, WireDtype,
 };
@@ -104,8 +104,8 @@ impl Communicator for WithoutSharedMemory {
         unsafe { self.0.start(collective, buffer) }
     }
 
-    fn abort(&self, reason: &str) {
-        self.0.abort(reason);
+    fn abort(&self, reason: &str, blame: Blame) {
+        self.0.abort(reason, blame);
     }
 
     fn finalize(&self) -> comm::Result<()> {

@@ -4,9 +4,8 @@ use super::*;
 
 #[test]
 fn a_rank_that_hangs_is_named_by_the_one_that_waited_for_it() {
-    let waited = "all_reduce #5: rank 0 waited 2.0s for rank 1; rank 1 last joined #4";
     let events = [
-        said(0, 5, waited, 1000),
+        met(0, 5, &timeout(0, &[1]), 1000),
         exited(0, Exit::Code(5), 1001),
         tick(1300),
         exited(1, Exit::Signal(9), 1301),
@@ -17,20 +16,14 @@ fn a_rank_that_hangs_is_named_by_the_one_that_waited_for_it() {
 
 #[test]
 fn where_nobody_knows_who_hangs_it_is_the_rank_that_says_nothing() {
-    let waited = |rank: usize, at| {
-        let message = format!(
-            "all_reduce #5: rank {rank} waited 120.0s for its peers; NCCL does not say which"
-        );
-        said(rank, 5, &message, at)
-    };
+    let waited = |rank, at| met(rank, 5, &timeout(rank, &[]), at);
     let mut job = Job::new(4, LIMITS, Walltime::default());
     replay(&mut job, &[3, 2, 1, 0].map(|rank| report(rank, Phase::Training, 1000)));
     replay(&mut job, &[waited(0, 121_000), exited(0, Exit::Code(5), 121_001)]);
     assert_eq!(job.deadline(), Some(ms(124_000)), "the deadlines of others pass a little later");
     // Rank 1 learns it from rank 0, as over MPI; rank 3 was suspended.
-    let message = "rank 0 aborted the job: all_reduce #5: rank 0 waited 120.0s for its peers; -";
-    let events =
-        [said(1, 4, message, 121_100), waited(2, 122_000), exited(2, Exit::Code(5), 122_001)];
+    let told = met(1, 4, &told(0, &timeout(0, &[])), 121_100);
+    let events = [told, waited(2, 122_000), exited(2, Exit::Code(5), 122_001)];
     replay(&mut job, &events);
     assert_eq!(replay(&mut job, &[tick(124_000)]).0, Decision::Kill);
     let ends = [exited(1, Exit::Code(4), 124_001), exited(3, Exit::Signal(9), 124_002)];
@@ -41,10 +34,9 @@ fn where_nobody_knows_who_hangs_it_is_the_rank_that_says_nothing() {
 
 #[test]
 fn when_all_ranks_wait_for_somebody_the_first_is_named() {
-    let waited = "all_reduce #5: rank 0 waited 120.0s for its peers; MPI does not say which";
     let events = [
-        said(0, 5, waited, 1000),
-        said(1, 5, waited, 1001),
+        met(0, 5, &timeout(0, &[]), 1000),
+        met(1, 5, &timeout(1, &[]), 1001),
         exited(1, Exit::Code(5), 1002),
         exited(0, Exit::Code(5), 1003),
     ];
@@ -52,11 +44,15 @@ fn when_all_ranks_wait_for_somebody_the_first_is_named() {
     assert_eq!(failure(finish(2, &events)), expected);
 }
 
+fn lost_a_peer() -> CommError {
+    let reason = "remote process exited".to_owned();
+    CommError::PeerLost { op: "all_reduce", sequence: 5, rank: 0, reason }
+}
+
 #[test]
 fn a_rank_that_lost_a_peer_over_nccl_is_not_the_one_that_failed() {
-    let lost = "all_reduce #5: rank 0 lost a peer that it cannot name; background operation: -";
     let events = [
-        said(0, 4, lost, 1000),
+        met(0, 4, &lost_a_peer(), 1000),
         exited(0, Exit::Code(4), 1001),
         // On another machine: its launcher tells of it later.
         exited(1, Exit::Signal(9), 2500),
@@ -72,9 +68,8 @@ fn a_rank_that_lost_a_peer_over_nccl_is_not_the_one_that_failed() {
 
 #[test]
 fn once_the_rank_that_failed_is_known_the_others_are_not_waited_for() {
-    let lost = "all_reduce #5: rank 0 lost a peer that it cannot name; background operation: -";
     let mut job = Job::new(2, LIMITS, Walltime::default());
-    replay(&mut job, &[said(0, 4, lost, 1000)]);
+    replay(&mut job, &[met(0, 4, &lost_a_peer(), 1000)]);
     assert_eq!(job.deadline(), Some(ms(4000)));
     replay(&mut job, &[exited(1, Exit::Signal(9), 1005)]);
     assert_eq!(job.deadline(), Some(ms(1305)));
@@ -83,8 +78,8 @@ fn once_the_rank_that_failed_is_known_the_others_are_not_waited_for() {
 #[test]
 fn when_all_ranks_blame_each_other_the_first_is_named() {
     let events = [
-        said(0, 5, "barrier #1: rank 0 waited 2.0s for rank 1; -", 1000),
-        said(1, 5, "barrier #1: rank 1 waited 2.0s for rank 0; -", 1001),
+        met(0, 5, &timeout(0, &[1]), 1000),
+        met(1, 5, &timeout(1, &[0]), 1001),
         exited(1, Exit::Code(5), 1002),
         exited(0, Exit::Code(5), 1003),
     ];
@@ -184,8 +179,7 @@ fn of_ranks_that_say_nothing_the_one_whose_process_does_not_run_is_named() {
     let mut job = Job::new(3, LIMITS, Walltime::default());
     replay(&mut job, &[report(2, Phase::Training, 1000), report(1, Phase::Training, 1500)]);
     replay(&mut job, &[alive(1, 2000), alive(2, 100_000), alive(0, 100_000)]);
-    let waited = "all_reduce #5: rank 0 waited 120.0s for its peers; NCCL does not say which";
-    replay(&mut job, &[said(0, 5, waited, 100_001), tick(103_001)]);
+    replay(&mut job, &[met(0, 5, &timeout(0, &[]), 100_001), tick(103_001)]);
     let ends = [0, 1, 2].map(|rank| exited(rank, Exit::Signal(9), 103_002));
     let (Decision::Finish(outcome), _) = replay(&mut job, &ends) else { panic!() };
     assert_eq!(failure(outcome), (1, Cause::Mute { heard: 0 }, ExitCode::Hang));
@@ -193,12 +187,11 @@ fn of_ranks_that_say_nothing_the_one_whose_process_does_not_run_is_named() {
 
 #[test]
 fn a_rank_that_was_told_who_hangs_may_speak_before_the_one_that_told_it() {
-    let waited = "all_reduce #5: rank 3 waited 3.0s for rank 2; rank 2 joined it";
-    let told = format!("rank 3 aborted the job: {waited}");
+    let waited = timeout(3, &[2]);
     let events = |witness_speaks| {
-        let mut events = vec![said(0, 4, &told, 1000), exited(0, Exit::Code(4), 1001)];
+        let mut events = vec![met(0, 4, &told(3, &waited), 1000), exited(0, Exit::Code(4), 1001)];
         if witness_speaks {
-            events.push(said(3, 5, waited, 1100));
+            events.push(met(3, 5, &waited, 1100));
         }
         events.push(tick(1301));
         events.extend([1, 2, 3].map(|rank| exited(rank, Exit::Signal(9), 1302)));
@@ -212,8 +205,9 @@ fn a_rank_that_was_told_who_hangs_may_speak_before_the_one_that_told_it() {
 
 #[test]
 fn a_rank_that_cannot_connect_gives_way_to_one_that_died() {
-    const CANNOT: &str = "cannot connect ranks over shm: cannot open rank 0's shared memory";
-    let cannot = [said(1, 9, CANNOT, 1000), exited(1, Exit::Code(9), 1001)];
+    let reason = "cannot open rank 0's shared memory".to_owned();
+    let cannot = CommError::Connect { backend: "shm", reason };
+    let cannot = [met(1, 9, &cannot, 1000), exited(1, Exit::Code(9), 1001)];
     let died = [&cannot[..], &[exited(0, Exit::Signal(6), 1002)]].concat();
     let expected = (0, Cause::Exited(Exit::Signal(6)), ExitCode::RankFailed);
     assert_eq!(failure(finish(2, &died)), expected);

@@ -143,7 +143,7 @@ fn measure_on(
     let measured = caught(|| measure(args, trained, weights, device, &*communicator));
     match &measured {
         Ok(_) => communicator.finalize()?,
-        Err(error) => communicator.abort(&error.to_string()),
+        Err(error) => communicator.abort(&error.to_string(), error.blame()),
     }
     measured
 }

@@ -1,0 +1,109 @@
+//! Whom a failure follows from, for whoever looks for the first of them.
+
+use serde::{Deserialize, Serialize};
+
+/// So many ranks are named at most: of hundreds that are late a few show where to look.
+const MOST: usize = 32;
+
+/// Whom a rank that fails holds responsible, besides what it says for a person to read.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Blame {
+    /// Nobody else.
+    #[default]
+    Nobody,
+    /// A rank that is gone, or gave up.
+    Failed(usize),
+    /// Ranks that were waited for and did not come.
+    Late(Vec<usize>),
+    /// Of those that were waited for, it cannot tell who did not come.
+    SomebodyLate,
+    /// A peer is gone, and it cannot tell which.
+    SomebodyGone,
+    /// It found no connection, maybe for want of a peer.
+    Unconnected,
+}
+
+impl Blame {
+    /// What those hear who are told by a rank that failed: it is that rank's own failure, unless it blames others.
+    pub(crate) fn told_by(self, rank: usize) -> Self {
+        match self {
+            Self::Nobody | Self::Unconnected => Self::Failed(rank),
+            others => others,
+        }
+    }
+
+    /// The ranks that it names.
+    pub fn ranks(&self) -> &[usize] {
+        match self {
+            Self::Failed(rank) => std::slice::from_ref(rank),
+            Self::Late(ranks) => ranks,
+            Self::Nobody | Self::SomebodyLate | Self::SomebodyGone | Self::Unconnected => &[],
+        }
+    }
+}
+
+/// Why a rank gives up, in `capacity` bytes at most: a line with whom it blames, and then the reason, which is cut
+/// where it is too long.
+pub(crate) fn pack(reason: &str, blame: &Blame, capacity: usize) -> Vec<u8> {
+    let cut = match blame {
+        Blame::Late(ranks) => Blame::Late(ranks.iter().copied().take(MOST).collect()),
+        other => other.clone(),
+    };
+    let mut packed = serde_json::to_vec(&cut).unwrap_or_default();
+    packed.push(b'\n');
+    let mut len_bytes = reason.len().min(capacity.saturating_sub(packed.len()));
+    while !reason.is_char_boundary(len_bytes) {
+        len_bytes -= 1;
+    }
+    packed.extend_from_slice(&reason.as_bytes()[..len_bytes]);
+    packed
+}
+
+/// What was [`pack`]ed.
+pub(crate) fn unpack(packed: &[u8]) -> (String, Blame) {
+    let end = packed.iter().position(|&byte| byte == b'\n').unwrap_or(0);
+    let blame = serde_json::from_slice(&packed[..end]).unwrap_or_default();
+    (String::from_utf8_lossy(packed.get(end + 1..).unwrap_or_default()).into_owned(), blame)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_packed_comes_out_as_it_was_and_long_reasons_are_cut() {
+        for blame in [
+            Blame::Nobody,
+            Blame::Failed(3),
+            Blame::Late(vec![1, 12]),
+            Blame::SomebodyLate,
+            Blame::SomebodyGone,
+            Blame::Unconnected,
+        ] {
+            let packed = pack("two\nlines", &blame, 64);
+            assert_eq!(unpack(&packed), ("two\nlines".to_owned(), blame));
+        }
+        let packed = pack(&"é".repeat(100), &Blame::Failed(3), 64);
+        assert!((63..=64).contains(&packed.len()), "{}", packed.len());
+        let (reason, blame) = unpack(&packed);
+        assert_eq!((reason.trim_end_matches('é'), blame), ("", Blame::Failed(3)));
+        let many = pack("late", &Blame::Late((0..100_000).collect()), 1024);
+        let named = Blame::Late((0..MOST).collect());
+        assert_eq!(unpack(&many), ("late".to_owned(), named));
+    }
+
+    #[test]
+    fn what_cannot_be_unpacked_blames_nobody() {
+        assert_eq!(unpack(b""), (String::new(), Blame::Nobody));
+        assert_eq!(unpack(b"\xff\xfe\nwhy").1, Blame::Nobody);
+    }
+
+    #[test]
+    fn who_is_told_blames_the_teller_unless_that_blames_others() {
+        assert_eq!(Blame::Nobody.told_by(2), Blame::Failed(2));
+        assert_eq!(Blame::Unconnected.told_by(2), Blame::Failed(2));
+        assert_eq!(Blame::SomebodyLate.told_by(2), Blame::SomebodyLate);
+        assert_eq!(Blame::Late(vec![3]).told_by(2).ranks(), [3]);
+    }
+}
