@@ -33,6 +33,20 @@ fn where_nobody_knows_who_hangs_it_is_the_rank_that_says_nothing() {
 }
 
 #[test]
+fn one_that_was_told_of_a_wait_does_not_take_the_teller_for_the_one_that_hangs() {
+    let mut job = Job::new(3, LIMITS, Walltime::default());
+    replay(&mut job, &[0, 1, 2].map(|rank| report(rank, Phase::Training, 1000)));
+    // Rank 2 is frozen; what rank 0 said itself did not come through.
+    replay(&mut job, &[alive(2, 2000), alive(0, 121_000), alive(1, 121_000)]);
+    replay(&mut job, &[met(1, 4, &told(0, &timeout(0, &[])), 121_100)]);
+    assert_eq!(job.deadline(), Some(ms(124_100)), "it names nobody");
+    assert_eq!(replay(&mut job, &[tick(124_100)]).0, Decision::Kill);
+    let ends = [0, 1, 2].map(|rank| exited(rank, Exit::Signal(9), 124_101));
+    let (Decision::Finish(outcome), _) = replay(&mut job, &ends) else { panic!("not finished") };
+    assert_eq!(failure(outcome), (2, Cause::Mute { heard: 1 }, ExitCode::Hang));
+}
+
+#[test]
 fn when_all_ranks_wait_for_somebody_the_first_is_named() {
     let events = [
         met(0, 5, &timeout(0, &[]), 1000),
