@@ -10,9 +10,12 @@ const WANTED: &str = "2.11.0";
 const SOURCES: [&str; 5] =
     ["src/conv.cpp", "src/optimizers.cpp", "src/shim.cpp", "src/sync_norm.cpp", "src/winograd.cpp"];
 
-/// What is compiled for speed in any profile, and on x86-64 for AVX2: whoever calls it asks first whether that is
+/// What is compiled for speed in any profile, and once for each of [`VECTORS`]: whoever calls it asks first what is
 /// there.
 const VECTOR_SOURCE: &str = "src/winograd_transforms.cpp";
+
+/// How many f32 a vector register has, and what asks the compiler for such registers on x86-64.
+const VECTORS: [(&str, &[&str]); 2] = [("8", &["-mavx2", "-mfma"]), ("16", &["-mavx512f"])];
 
 /// What needs CUDA's headers: a shared library of its own.
 const CUDA_SOURCES: [&str; 4] =
@@ -50,12 +53,15 @@ fn main() {
         .flag(libtorch.join("include"))
         .file(together("shim", &SOURCES))
         .compile("torch_ext");
-    let mut vector = compiler();
-    vector.opt_level(3).file(VECTOR_SOURCE);
-    if std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64") {
-        vector.flag("-mavx2").flag("-mfma");
+    let is_x86_64 = std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
+    for (lanes, flags) in VECTORS {
+        let mut vector = compiler();
+        vector.opt_level(3).file(VECTOR_SOURCE).define("WINOGRAD_LANES", lanes);
+        if is_x86_64 {
+            vector.flags(flags);
+        }
+        vector.compile(&format!("torch_ext_vector_{lanes}"));
     }
-    vector.compile("torch_ext_vector");
     build_cuda_library(&libtorch);
     let lib = libtorch.join("lib");
     println!("cargo:rustc-link-search=native={}", lib.display());

@@ -159,39 +159,48 @@ const winograd::Algorithm* winograd_algorithm(const Tensor& input, const Tensor&
     return winograd::algorithm(input.sizes(), weight.sizes(), conv.stride, conv.padding);
 }
 
-Tensor forward_pass(const Tensor& input, const Tensor& weight, const Conv& conv) {
+struct Forward {
+    Tensor output;
+    Tensor winograd_kernel;  // what backward can use again; or none
+};
+
+Forward forward_pass(const Tensor& input, const Tensor& weight, const Conv& conv) {
     const Method method = conv.methods[kForward];
     if (method == kMatmul) {
         const Windows w(input.sizes(), weight.sizes(), conv);
         const Tensor output = at::mm(unfold(input, w), kernel_matrix(weight).t());
-        return output.view({w.images, w.out_height, w.out_width, weight.size(0)}).permute({0, 3, 1, 2});
+        return {output.view({w.images, w.out_height, w.out_width, weight.size(0)}).permute({0, 3, 1, 2}), {}};
     }
     const auto* algorithm = method == kWinograd ? winograd_algorithm(input, weight, conv) : nullptr;
-    if (algorithm == nullptr) return at::conv2d(input, weight, {}, conv.stride, conv.padding);
-    return winograd::forward(*algorithm, channels_last(input), channels_last(weight), conv.padding);
+    if (algorithm == nullptr) return {at::conv2d(input, weight, {}, conv.stride, conv.padding), {}};
+    const Tensor kernel = winograd::kernel_to_points(*algorithm, channels_last(weight));
+    return {winograd::forward(*algorithm, channels_last(input), kernel, conv.padding), kernel};
 }
 
-// The gradients of input and weight that `wanted` asks for.
-std::array<Tensor, 2> backward_passes(const Tensor& grad, const Tensor& input, const Tensor& weight,
+// The gradients of input and weight that `wanted` asks for. `kernel`: of Forward.
+std::array<Tensor, 2> backward_passes(const Tensor& grad, const Tensor& input, const Tensor& weight, Tensor kernel,
                                       const Conv& conv, std::array<bool, 2> wanted) {
     std::array<Tensor, 2> grads;
-    const auto* algorithm = winograd_algorithm(input, weight, conv);
     const auto is = [&](Pass pass, Method method) {
         return wanted[pass - kGradInput] && conv.methods[pass] == method;
     };
+    const std::array<bool, 2> filtered{is(kGradInput, kWinograd), is(kGradWeight, kWinograd)};
+    const auto* algorithm = winograd_algorithm(input, weight, conv);
+    if ((filtered[0] || filtered[1]) && algorithm != nullptr) {
+        if (filtered[0] && !kernel.defined()) {
+            kernel = winograd::kernel_to_points(*algorithm, channels_last(weight));
+        }
+        grads = winograd::backward(*algorithm, channels_last(grad), channels_last(input), kernel, conv.padding,
+                                   filtered);
+    }
     if (is(kGradInput, kMatmul)) {
         const Windows w(input.sizes(), weight.sizes(), conv);
         grads[0] = fold(at::mm(pixels(grad), kernel_matrix(weight)), w);
-    } else if (is(kGradInput, kWinograd) && algorithm != nullptr) {
-        grads[0] = winograd::grad_of_input(*algorithm, channels_last(grad), input.sizes(),
-                                           channels_last(weight), conv.padding);
     }
     if (is(kGradWeight, kMatmul)) {
         const Windows w(input.sizes(), weight.sizes(), conv);
         const Tensor matrix = at::mm(pixels(grad).t(), unfold(input, w));
         grads[1] = matrix.view({weight.size(0), w.rows, w.columns, w.channels}).permute({0, 3, 1, 2});
-    } else if (is(kGradWeight, kWinograd) && algorithm != nullptr) {
-        grads[1] = winograd::grad_of_weight(*algorithm, channels_last(grad), channels_last(input), conv.padding);
     }
     const std::array<bool, 3> rest{wanted[0] && !grads[0].defined(),
                                    wanted[1] && !grads[1].defined(), false};
@@ -209,12 +218,15 @@ struct ConvFunction : torch::autograd::Function<ConvFunction> {
     static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight,
                           const Conv& conv, at::ScalarType dtype) {
         const Tensor x = input.to(dtype), kernel = weight.to(dtype);
-        ctx->save_for_backward({x, kernel});
+        const Forward forward = forward_pass(x, kernel, conv);
+        // Transformed kernels are four times the size of others.
+        const bool is_used_again = conv.methods[kGradInput] == kWinograd && input.requires_grad();
+        ctx->save_for_backward({x, kernel, is_used_again ? forward.winograd_kernel : Tensor()});
         ctx->saved_data["stride"] = conv.stride;
         ctx->saved_data["padding"] = conv.padding;
         ctx->saved_data["input_method"] = static_cast<int64_t>(conv.methods[kGradInput]);
         ctx->saved_data["weight_method"] = static_cast<int64_t>(conv.methods[kGradWeight]);
-        return forward_pass(x, kernel, conv);
+        return forward.output;
     }
 
     static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -223,7 +235,7 @@ struct ConvFunction : torch::autograd::Function<ConvFunction> {
                         ctx->saved_data["padding"].toInt(),
                         {kLibrary, static_cast<Method>(ctx->saved_data["input_method"].toInt()),
                          static_cast<Method>(ctx->saved_data["weight_method"].toInt())}};
-        auto [input, weight] = backward_passes(grads[0], saved[0], saved[1], conv,
+        auto [input, weight] = backward_passes(grads[0], saved[0], saved[1], saved[2], conv,
                                                {ctx->needs_input_grad(0), ctx->needs_input_grad(1)});
         return {input, weight, Tensor(), Tensor()};
     }
@@ -299,9 +311,9 @@ char* torch_ext_time_conv2d(const int64_t* input_size, const int64_t* weight_siz
         const auto pass = [&](Pass which, Method method) {
             const Conv conv{stride, padding, {method, method, method}};
             if (which == kForward) {
-                grad = forward_pass(input, weight, conv);
+                grad = forward_pass(input, weight, conv).output;
             } else {
-                backward_passes(grad, input, weight, conv, {which == kGradInput, which == kGradWeight});
+                backward_passes(grad, input, weight, {}, conv, {which == kGradInput, which == kGradWeight});
             }
         };
         std::vector<Method> methods{kLibrary, kMatmul};

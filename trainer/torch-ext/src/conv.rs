@@ -245,7 +245,7 @@ mod tests {
     use crate::{AutocastDtype, autocast};
 
     /// `[N, C, H, W]`, `[C', C, K, L]`, stride, padding.
-    const CASES: [([i64; 4], [i64; 4], i64, i64); 13] = [
+    const CASES: [([i64; 4], [i64; 4], i64, i64); 17] = [
         ([3, 8, 4, 4], [16, 8, 3, 3], 1, 1),
         ([3, 8, 5, 7], [4, 8, 3, 3], 2, 1),
         ([2, 3, 9, 9], [5, 3, 7, 7], 2, 3),
@@ -260,6 +260,11 @@ mod tests {
         ([2, 8, 7, 9], [8, 8, 3, 3], 1, 0),
         ([5, 8, 41, 37], [8, 8, 3, 3], 1, 2),
         ([5, 16, 2, 2], [24, 16, 3, 3], 1, 1),
+        // In registers of sixteen, where there are such: likewise, and a tile an image.
+        ([3, 32, 8, 8], [16, 32, 3, 3], 1, 1),
+        ([5, 16, 41, 37], [16, 16, 3, 3], 1, 2),
+        ([5, 16, 2, 2], [32, 16, 3, 3], 1, 1),
+        ([5, 16, 4, 4], [32, 16, 3, 3], 1, 1),
     ];
 
     /// Between -1 and 1, as good as random. Not libtorch's random numbers: tests share their generator.
@@ -367,10 +372,15 @@ mod tests {
 
     #[test]
     fn each_pass_has_its_own_method() {
-        for pass in 0..3 {
+        for passes in 1..8 {
             for (method, tolerance) in [(ConvMethod::Matmul, 5e-6), (ConvMethod::Winograd, 1e-5)] {
-                let mut methods = ConvMethods::default();
-                methods[pass] = method;
+                let has = |pass: usize| passes >> pass & 1 == 1;
+                let methods =
+                    std::array::from_fn(
+                        |pass| {
+                            if has(pass) { method } else { ConvMethod::Library }
+                        },
+                    );
                 let error = largest_error(methods, false);
                 assert!(error < tolerance, "{error}");
             }

@@ -20,12 +20,14 @@ constexpr int64_t kTilesAtOnce = 256;
 
 constexpr int64_t kTaps = kKernel * kKernel;
 
-bool runs_here() {
+// The algorithms for so many channels in the widest registers that this processor has; null where there are none.
+const Algorithms* algorithms(int64_t inputs, int64_t outputs) {
+    const auto fit = [&](const Algorithms& some) { return inputs % some.lanes == 0 && outputs % some.lanes == 0; };
 #if defined(__x86_64__)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#else
-    return true;
+    if (__builtin_cpu_supports("avx512f") && fit(k16Lanes)) return &k16Lanes;
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return nullptr;
 #endif
+    return fit(k8Lanes) ? &k8Lanes : nullptr;
 }
 
 // Images, channels-last, under a grid of tiles.
@@ -89,6 +91,8 @@ struct Grid {
 
     int64_t points() const { return algorithm.points * algorithm.points; }
 
+    bool is_one_tile() const { return rows == 1 && columns == 1; }
+
     // Calls body(first, count) for one part of the images after the other.
     template <typename F>
     void for_each_part(int64_t images, F&& body) const {
@@ -141,88 +145,89 @@ struct Grid {
         const auto tiles = output_tiles(grad.const_data_ptr<float>(), grad.size(1));
         return to_points(algorithm.output_to_points, tiles, grad.size(0), grad.options());
     }
-
-    // [points, C', C]
-    Tensor kernels_to_points(const Tensor& weight) const {
-        const int64_t kernels = weight.size(0), channels = weight.size(1);
-        Tensor result = at::empty({points(), kernels, channels}, weight.options());
-        const auto* from = weight.const_data_ptr<float>();
-        auto* to = result.data_ptr<float>();
-        for_each_kernel(kernels, [&](int64_t kernel) {
-            const auto taps = vectors_at(from + kernel * kTaps * channels, kTaps, channels);
-            const auto at_points = vectors_at(to + kernel * channels, points(), kernels * channels);
-            algorithm.kernel_to_points(taps.data(), at_points.data(), channels);
-        });
-        return result;
-    }
-
-    Tensor points_to_kernels(const Tensor& sums) const {
-        const int64_t kernels = sums.size(1), channels = sums.size(2);
-        Tensor result = at::empty({kernels, channels, kKernel, kKernel},
-                                  sums.options().memory_format(at::MemoryFormat::ChannelsLast));
-        const auto* from = sums.const_data_ptr<float>();
-        auto* to = result.data_ptr<float>();
-        for_each_kernel(kernels, [&](int64_t kernel) {
-            const auto at_points = vectors_at(from + kernel * channels, points(), kernels * channels);
-            const auto taps = vectors_at(to + kernel * kTaps * channels, kTaps, channels);
-            algorithm.points_to_kernel(at_points.data(), taps.data(), channels);
-        });
-        return result;
-    }
 };
 
-}  // namespace
-
-const Algorithm* algorithm(at::IntArrayRef input, at::IntArrayRef weight, int64_t stride, int64_t padding) {
-    const bool fits = weight[2] == kKernel && weight[3] == kKernel && stride == 1 &&
-                      weight[0] % kLanes == 0 && weight[1] % kLanes == 0;
-    if (!fits || !runs_here()) return nullptr;
-    if (input[2] == 2 && input[3] == 2 && padding == 1) return &kSmallMap;
-    const Grid grid(kTiles, input, padding);
-    const int64_t products = grid.rows * grid.columns * grid.points();
-    const int64_t direct = grid.out_height * grid.out_width * kTaps;
-    return grid.out_height > 0 && grid.out_width > 0 && products < direct ? &kTiles : nullptr;
-}
-
-Tensor forward(const Algorithm& algorithm, const Tensor& input, const Tensor& weight, int64_t padding) {
-    const Grid grid(algorithm, input.sizes(), padding);
-    const Tensor kernels = grid.kernels_to_points(weight).transpose(1, 2);
-    Tensor output = at::empty({input.size(0), weight.size(0), grid.out_height, grid.out_width},
-                              input.options().memory_format(at::MemoryFormat::ChannelsLast));
-    grid.for_each_part(input.size(0), [&](int64_t first, int64_t count) {
-        const Tensor products = at::bmm(grid.input_to_points(input.narrow(0, first, count)), kernels);
-        auto* part = output.narrow(0, first, count).data_ptr<float>();
-        const auto tiles = grid.output_tiles(part, weight.size(0));
-        grid.from_points(algorithm.points_to_output, products, tiles, count);
-    });
-    return output;
-}
-
-Tensor grad_of_input(const Algorithm& algorithm, const Tensor& grad, at::IntArrayRef input,
-                     const Tensor& weight, int64_t padding) {
-    const Grid grid(algorithm, input, padding);
-    const Tensor kernels = grid.kernels_to_points(weight);
-    Tensor result =
-        at::empty(input, grad.options().memory_format(at::MemoryFormat::ChannelsLast)).zero_();
-    grid.for_each_part(input[0], [&](int64_t first, int64_t count) {
-        const Tensor products = at::bmm(grid.grad_to_points(grad.narrow(0, first, count)), kernels);
-        auto* part = result.narrow(0, first, count).data_ptr<float>();
-        grid.from_points(algorithm.add_points_to_input, products, grid.input_tiles(part, input[1]), count);
+Tensor points_to_kernel(const Algorithm& algorithm, const Tensor& points) {
+    const int64_t kernels = points.size(1), channels = points.size(2);
+    Tensor result = at::empty({kernels, channels, kKernel, kKernel},
+                              points.options().memory_format(at::MemoryFormat::ChannelsLast));
+    const auto* from = points.const_data_ptr<float>();
+    auto* to = result.data_ptr<float>();
+    for_each_kernel(kernels, [&](int64_t kernel) {
+        const auto at_points = vectors_at(from + kernel * channels, points.size(0), kernels * channels);
+        const auto taps = vectors_at(to + kernel * kTaps * channels, kTaps, channels);
+        algorithm.points_to_kernel(at_points.data(), taps.data(), channels);
     });
     return result;
 }
 
-Tensor grad_of_weight(const Algorithm& algorithm, const Tensor& grad, const Tensor& input, int64_t padding) {
-    const Grid grid(algorithm, input.sizes(), padding);
-    Tensor sums;
-    grid.for_each_part(input.size(0), [&](int64_t first, int64_t count) {
-        const Tensor grads = grid.grad_to_points(grad.narrow(0, first, count)).transpose(1, 2);
-        const Tensor inputs = grid.input_to_points(input.narrow(0, first, count));
-        sums = sums.defined() ? sums.baddbmm_(grads, inputs) : at::bmm(grads, inputs);
+}  // namespace
+
+const Algorithm* algorithm(at::IntArrayRef input, at::IntArrayRef weight, int64_t stride, int64_t padding) {
+    if (weight[2] != kKernel || weight[3] != kKernel || stride != 1) return nullptr;
+    const auto* available = algorithms(weight[1], weight[0]);
+    if (available == nullptr) return nullptr;
+    if (input[2] == 2 && input[3] == 2 && padding == 1) return &available->small_map;
+    const Grid grid(available->tiles, input, padding);
+    const int64_t products = grid.rows * grid.columns * grid.points();
+    const int64_t direct = grid.out_height * grid.out_width * kTaps;
+    return grid.out_height > 0 && grid.out_width > 0 && products < direct ? &available->tiles : nullptr;
+}
+
+Tensor kernel_to_points(const Algorithm& algorithm, const Tensor& weight) {
+    const int64_t kernels = weight.size(0), channels = weight.size(1);
+    const int64_t points = algorithm.points * algorithm.points;
+    Tensor result = at::empty({points, kernels, channels}, weight.options());
+    const auto* from = weight.const_data_ptr<float>();
+    auto* to = result.data_ptr<float>();
+    for_each_kernel(kernels, [&](int64_t kernel) {
+        const auto taps = vectors_at(from + kernel * kTaps * channels, kTaps, channels);
+        const auto at_points = vectors_at(to + kernel * channels, points, kernels * channels);
+        algorithm.kernel_to_points(taps.data(), at_points.data(), channels);
     });
+    return result;
+}
+
+Tensor forward(const Algorithm& algorithm, const Tensor& input, const Tensor& kernel, int64_t padding) {
+    const Grid grid(algorithm, input.sizes(), padding);
+    const int64_t outputs = kernel.size(1);
+    Tensor output = at::empty({input.size(0), outputs, grid.out_height, grid.out_width},
+                              input.options().memory_format(at::MemoryFormat::ChannelsLast));
+    grid.for_each_part(input.size(0), [&](int64_t first, int64_t count) {
+        const Tensor products =
+            at::bmm(grid.input_to_points(input.narrow(0, first, count)), kernel.transpose(1, 2));
+        auto* part = output.narrow(0, first, count).data_ptr<float>();
+        grid.from_points(algorithm.points_to_output, products, grid.output_tiles(part, outputs), count);
+    });
+    return output;
+}
+
+std::array<Tensor, 2> backward(const Algorithm& algorithm, const Tensor& grad, const Tensor& input,
+                               const Tensor& kernel, int64_t padding, std::array<bool, 2> wanted) {
+    const Grid grid(algorithm, input.sizes(), padding);
+    const int64_t channels = input.size(1);
+    Tensor of_input, sums;
+    if (wanted[0]) {
+        of_input = at::empty(input.sizes(), grad.options().memory_format(at::MemoryFormat::ChannelsLast));
+        if (!grid.is_one_tile()) of_input.zero_();
+    }
+    const auto to_input = grid.is_one_tile() ? algorithm.points_to_input : algorithm.add_points_to_input;
+    grid.for_each_part(input.size(0), [&](int64_t first, int64_t count) {
+        const Tensor grads = grid.grad_to_points(grad.narrow(0, first, count));
+        if (wanted[0]) {
+            auto* part = of_input.narrow(0, first, count).data_ptr<float>();
+            grid.from_points(to_input, at::bmm(grads, kernel), grid.input_tiles(part, channels), count);
+        }
+        if (wanted[1]) {
+            const Tensor inputs = grid.input_to_points(input.narrow(0, first, count));
+            const Tensor by_channel = grads.transpose(1, 2);
+            sums = sums.defined() ? sums.baddbmm_(by_channel, inputs) : at::bmm(by_channel, inputs);
+        }
+    });
+    if (!wanted[1]) return {of_input, Tensor()};
     // A rank may have no images.
-    if (!sums.defined()) sums = at::zeros({grid.points(), grad.size(1), input.size(1)}, grad.options());
-    return grid.points_to_kernels(sums);
+    if (!sums.defined()) sums = at::zeros({grid.points(), grad.size(1), channels}, grad.options());
+    return {of_input, points_to_kernel(algorithm, sums)};
 }
 
 }  // namespace winograd

@@ -4,6 +4,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
+
 namespace winograd {
 
 struct Algorithm;
@@ -13,11 +15,15 @@ struct Algorithm;
 const Algorithm* algorithm(at::IntArrayRef input, at::IntArrayRef weight, int64_t stride, int64_t padding);
 
 // All tensors are fp32 and channels-last, and the convolution is one that the algorithm was given for.
-at::Tensor forward(const Algorithm& algorithm, const at::Tensor& input, const at::Tensor& weight,
-                   int64_t padding);
-at::Tensor grad_of_input(const Algorithm& algorithm, const at::Tensor& grad, at::IntArrayRef input,
-                         const at::Tensor& weight, int64_t padding);
-at::Tensor grad_of_weight(const Algorithm& algorithm, const at::Tensor& grad, const at::Tensor& input,
-                          int64_t padding);
+
+// A kernel [C', C, 3, 3] as both passes multiply by it: [points, C', C].
+at::Tensor kernel_to_points(const Algorithm& algorithm, const at::Tensor& weight);
+
+// `kernel`: what kernel_to_points has made.
+at::Tensor forward(const Algorithm& algorithm, const at::Tensor& input, const at::Tensor& kernel, int64_t padding);
+
+// The gradients of input and weight that `wanted` asks for. `kernel` is needed for that of the input.
+std::array<at::Tensor, 2> backward(const Algorithm& algorithm, const at::Tensor& grad, const at::Tensor& input,
+                                   const at::Tensor& kernel, int64_t padding, std::array<bool, 2> wanted);
 
 }  // namespace winograd

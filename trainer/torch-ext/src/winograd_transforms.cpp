@@ -1,9 +1,12 @@
-// Compiled for AVX2 on x86-64, so it includes nothing that other files might share.
+// Compiled for WINOGRAD_LANES numbers a register, on x86-64 for AVX2 and once more for AVX-512, so it includes nothing
+// that other files might share.
 
 #include "winograd_transforms.h"
 
 namespace winograd {
 namespace {
+
+constexpr int64_t kLanes = WINOGRAD_LANES;
 
 using Lanes = float __attribute__((vector_size(kLanes * sizeof(float))));
 using UnalignedLanes =
@@ -97,26 +100,19 @@ constexpr auto kSmallMapA = kSmallMapAt.transposed();
 
 }  // namespace
 
-const Algorithm kTiles{/*input=*/6,
-                       /*output=*/4,
-                       /*points=*/6,
-                       /*padding=*/0,
-                       transform<kTilesBt>,
-                       transform<kTilesG>,
-                       transform<kTilesAt>,
-                       transform<kTilesB, true>,
-                       transform<kTilesGt>,
-                       transform<kTilesA>};
-
-const Algorithm kSmallMap{/*input=*/2,
-                          /*output=*/2,
-                          /*points=*/3,
-                          /*padding=*/1,
-                          transform<kSmallMapBt>,
-                          transform<kSmallMapG>,
-                          transform<kSmallMapAt>,
-                          transform<kSmallMapB, true>,
-                          transform<kSmallMapGt>,
-                          transform<kSmallMapA>};
+#if WINOGRAD_LANES == 16
+const Algorithms k16Lanes{
+#else
+const Algorithms k8Lanes{
+#endif
+    kLanes,
+    /*tiles=*/
+    {/*input=*/6, /*output=*/4, /*points=*/6, /*padding=*/0,
+     transform<kTilesBt>, transform<kTilesG>, transform<kTilesAt>,
+     transform<kTilesB>, transform<kTilesB, true>, transform<kTilesGt>, transform<kTilesA>},
+    /*small_map=*/
+    {/*input=*/2, /*output=*/2, /*points=*/3, /*padding=*/1,
+     transform<kSmallMapBt>, transform<kSmallMapG>, transform<kSmallMapAt>,
+     transform<kSmallMapB>, transform<kSmallMapB, true>, transform<kSmallMapGt>, transform<kSmallMapA>}};
 
 }  // namespace winograd

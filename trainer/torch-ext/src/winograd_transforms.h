@@ -12,10 +12,9 @@
 namespace winograd {
 
 // Multiplies a square of vectors of `channels` numbers, `from`, by a matrix on both sides, into the square `to`.
-// `channels` is a multiple of kLanes. Both list their vectors row by row.
+// `channels` is a multiple of Algorithms::lanes. Both list their vectors row by row.
 using Transform = void (*)(const float* const* from, float* const* to, int64_t channels);
 
-constexpr int64_t kLanes = 8;
 constexpr int64_t kMaxPoints = 36;
 constexpr int64_t kKernel = 3;
 
@@ -26,14 +25,21 @@ struct Algorithm {
     int64_t padding;   // the part of a convolution's padding that a tile of the input holds
 
     Transform input_to_points, kernel_to_points, points_to_output;
-    // Their adjoints. Tiles of the input overlap, so gradients are added to it.
-    Transform add_points_to_input, points_to_kernel, output_to_points;
+    // Their adjoints. Where tiles of the input overlap, gradients are added to it.
+    Transform points_to_input, add_points_to_input, points_to_kernel, output_to_points;
 };
 
-// F(4x4, 3x3): 36 products for 16 pixels instead of 144.
-extern const Algorithm kTiles;
+struct Algorithms {
+    int64_t lanes;  // numbers of a vector register
 
-// A map of 2x2 pixels with padding 1: 9 products instead of the 16 that are not with padding.
-extern const Algorithm kSmallMap;
+    // F(4x4, 3x3): 36 products for 16 pixels instead of 144.
+    Algorithm tiles;
+
+    // A map of 2x2 pixels with padding 1: 9 products instead of the 16 that are not with padding.
+    Algorithm small_map;
+};
+
+// For AVX2 or any other processor, and for AVX-512.
+extern const Algorithms k8Lanes, k16Lanes;
 
 }  // namespace winograd
