@@ -150,8 +150,9 @@ fn replica(
 ) -> Replica {
     let Connected { config, device, communicator, .. } = connected;
     // Several microbatches add up in f32, and so in the flat buffer.
-    if device.is_cuda() && config.train.microbatches(world.world_size) == 1 {
-        flat.defer_gradients(arithmetic.half());
+    if config.train.microbatches(world.world_size) == 1 {
+        // On the CPU gradients of kernels are made in f32, where they belong.
+        flat.defer_gradients(arithmetic.half().filter(|_| device.is_cuda()));
     }
     let mut model = Module::new(network, &flat);
     let sync_batch_norm = config.train.sync_batch_norm && world.world_size > 1;

@@ -90,7 +90,7 @@ pub(crate) fn queue_step(
     let mut started = Instant::now();
     let mut lap = || std::mem::replace(&mut started, Instant::now()).elapsed();
     let StepParts { optimizer, grad_sync, counter } = parts;
-    let _ = replica.flat.grads.zero_();
+    replica.flat.clear_gradients();
     phases.forward = lap();
     let last = microbatches.len().saturating_sub(1);
     for (index, microbatch) in microbatches.enumerate() {

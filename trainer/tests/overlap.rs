@@ -55,26 +55,33 @@ fn backward_makes_gradients_in_the_order_in_which_they_lie() {
 
 #[test]
 fn a_parameter_without_gradient_neither_hangs_nor_spoils_the_sums() {
-    let sums = on_ranks(2, |communicator| {
-        let mut replica = replica(&*communicator, Mode::Eval);
-        let options = options(Timing::Overlapped, 1);
-        let sync = GradSync::new(&replica.flat, communicator.clone(), options).unwrap();
-        let steps = (0..2).map(|_| {
-            let _ = replica.flat.grads.zero_();
-            sync.begin();
-            // Each rank uses another parameter, and nobody uses the rest.
-            let used = ["linear.bias", "conv1.weight"][communicator.rank()];
-            (replica.flat.tensor(used) * 2.0).sum(Kind::Float).backward();
-            sync.finish().unwrap();
-            replica.flat.assemble(&replica.flat.grads, None)
+    for is_deferred in [false, true] {
+        let sums = on_ranks(2, |communicator| {
+            let mut replica = replica(&*communicator, Mode::Eval);
+            if is_deferred {
+                replica.flat.defer_gradients(None);
+            }
+            let options = options(Timing::Overlapped, 1);
+            let sync = GradSync::new(&replica.flat, communicator.clone(), options).unwrap();
+            let steps = (0..2).map(|_| {
+                let _ = replica.flat.grads.fill_(f64::NAN);
+                communicator.barrier().unwrap();
+                replica.flat.clear_gradients();
+                sync.begin();
+                // Each rank uses another parameter, and nobody uses the rest.
+                let used = ["linear.bias", "conv1.weight"][communicator.rank()];
+                (replica.flat.tensor(used) * 2.0).sum(Kind::Float).backward();
+                sync.finish().unwrap();
+                replica.flat.assemble(&replica.flat.grads, None)
+            });
+            steps.collect::<Vec<_>>()
         });
-        steps.collect::<Vec<_>>()
-    });
-    for (name, gradient) in sums.iter().flatten().flatten() {
-        let expected =
-            if ["linear.bias", "conv1.weight"].contains(&name.as_str()) { 2.0 } else { 0.0 };
-        let [least, most] = [gradient.min(), gradient.max()].map(|x| x.double_value(&[]));
-        assert!(least == expected && most == expected, "{name}: {least} to {most}");
+        for (name, gradient) in sums.iter().flatten().flatten() {
+            let is_used = ["linear.bias", "conv1.weight"].contains(&name.as_str());
+            let expected = if is_used { 2.0 } else { 0.0 };
+            let [least, most] = [gradient.min(), gradient.max()].map(|x| x.double_value(&[]));
+            assert!(least == expected && most == expected, "{name}: {least} to {most}");
+        }
     }
 }
 
@@ -96,7 +103,8 @@ fn gradients_that_are_gathered_are_those_that_are_added_in_place() {
             let images = images.view([4, 3, 32, 32]);
             let mut seen = Vec::new();
             for _ in 0..2 {
-                let _ = replica.flat.grads.zero_();
+                let _ = replica.flat.grads.fill_(f64::NAN);
+                replica.flat.clear_gradients();
                 sync.begin();
                 let logits = replica.in_precision(|model| model.forward(&images, Mode::Train));
                 logits.unwrap().logsumexp([1], false).sum(Kind::Float).backward();

@@ -30,7 +30,7 @@ pub(crate) use memory::{shared_bf16, shared_f32};
 pub struct Flat {
     /// `[live]` f32, on the device: the parameters that see pixels.
     pub parameters: Tensor,
-    /// `[live]` f32: where backward adds gradients. In memory that the communicator can
+    /// `[live]` f32: where backward adds gradients, or they are gathered. In memory that the communicator can
     /// reduce without a copy, where it has such memory.
     pub grads: Tensor,
     /// `[buffers]` f32: running means and variances, and weights that stay as they started.
@@ -42,6 +42,8 @@ pub struct Flat {
     pub batches_tracked: i64,
     /// `[live]`, the parameters as layers read them, where that is not `parameters` itself.
     rounded: Option<Tensor>,
+    /// See [`Self::defer_gradients`].
+    is_deferred: bool,
     entries: Vec<Entry>,
     by_name: HashMap<String, usize>,
 }
@@ -97,6 +99,7 @@ impl Flat {
             dead: zeros(dead, Device::Cpu)?,
             batches_tracked: 0,
             rounded: None,
+            is_deferred: false,
             by_name: HashMap::new(),
             entries: Vec::new(),
         };
@@ -108,7 +111,8 @@ impl Flat {
         Ok(flat)
     }
 
-    fn view_of(&self, Entry { spec, range, .. }: &Entry) -> Result<Option<Tensor>> {
+    fn view_of(&self, entry: &Entry) -> Result<Option<Tensor>> {
+        let Entry { spec, range, .. } = entry;
         Ok(match spec.role {
             Role::BatchesTracked => None,
             Role::RunningMean | Role::RunningVar | Role::Fixed => {
@@ -118,7 +122,7 @@ impl Flat {
                 let shape = spec.live_shape();
                 let parameter = view(&self.parameters, range, &shape);
                 let parameter = parameter.detach().set_requires_grad(true);
-                torch_ext::set_grad(&parameter, &view(&self.grads, range, &shape))?;
+                torch_ext::set_grad(&parameter, &self.grad_of(entry))?;
                 Some(parameter)
             }
         })
@@ -129,8 +133,10 @@ impl Flat {
     /// where they compute in that. Batch norm computes in f32 whatever the precision.
     ///
     /// One kernel rounds all weights and one moves all gradients, where each tensor would need two or three:
-    /// on a GPU a step of small kernels takes as long as there are kernels. What is computed is the same.
+    /// on a GPU a step of small kernels takes as long as there are kernels. On the CPU convolutions make gradients
+    /// where they belong, see [`Self::grad_place`]. What is computed is the same.
     pub fn defer_gradients(&mut self, kind: Option<Kind>) {
+        self.is_deferred = true;
         self.rounded = kind.map(|kind| self.parameters.to_kind(kind));
         for entry in self.entries.iter_mut().filter(|entry| entry.spec.role.is_parameter()) {
             let is_norm = matches!(entry.spec.role, Role::NormWeight | Role::NormBias);
@@ -147,14 +153,37 @@ impl Flat {
         }
     }
 
+    /// Prepares for the gradients of a step: where backward adds them up, they begin at zero.
+    pub fn clear_gradients(&self) {
+        if !self.is_deferred {
+            let _ = self.grads.shallow_clone().zero_();
+        }
+    }
+
     /// Of each parameter, in the order of the flat buffer, where backward leaves its gradient and the part
     /// of `grads` that it belongs in; none where it adds to `grads` itself.
     pub fn ungathered(&self) -> Vec<(Tensor, Tensor)> {
-        let pairs = self.in_flat_order().into_iter().filter_map(|entry| {
-            let leaf = entry.view.as_ref().filter(|leaf| !leaf.grad().defined())?;
-            Some((leaf.shallow_clone(), view(&self.grads, &entry.range, &entry.spec.live_shape())))
-        });
+        if !self.is_deferred {
+            return Vec::new();
+        }
+        let pairs = self
+            .in_flat_order()
+            .into_iter()
+            .filter_map(|entry| Some((entry.view.as_ref()?.shallow_clone(), self.grad_of(entry))));
         pairs.collect()
+    }
+
+    fn grad_of(&self, Entry { spec, range, .. }: &Entry) -> Tensor {
+        view(&self.grads, range, &spec.live_shape())
+    }
+
+    /// The part of `grads` in which a convolution on the CPU can make the gradient of this kernel, so that nobody
+    /// has to move it; none where backward adds to it, or makes it in half precision.
+    pub fn grad_place(&self, name: &str) -> Option<Tensor> {
+        let can_be_made_there =
+            self.is_deferred && self.rounded.is_none() && self.grads.device() == Device::Cpu;
+        let entry = self.entry(name);
+        (can_be_made_there && entry.spec.role.is_parameter()).then(|| self.grad_of(entry))
     }
 
     /// The padding with which the live part of a kernel does what the whole one would do with

@@ -14,6 +14,7 @@ use crate::flat::Flat;
 /// A convolution with a square kernel of any size.
 pub struct Conv {
     weight: Tensor,
+    grad_place: Option<Tensor>,
     bias: Option<Tensor>,
     stride: i64,
     padding: i64,
@@ -27,6 +28,7 @@ impl Conv {
         Self {
             padding: flat.padding(&weight, conv.padding) as i64,
             weight: flat.tensor(&weight),
+            grad_place: flat.grad_place(&weight),
             bias: conv.bias.map(|_| flat.tensor(&format!("{}.bias", conv.name))),
             stride: conv.stride as i64,
             groups: conv.groups as i64,
@@ -36,10 +38,12 @@ impl Conv {
     /// `[N, C, H, W]` to `[N, C', H', W']`.
     pub fn forward(&self, input: &Tensor) -> Tensor {
         let (stride, padding, groups) = (self.stride, self.padding, self.groups);
-        let output = match torch_ext::conv2d(input, &self.weight, stride, padding, groups) {
-            Ok(output) => output,
-            Err(error) => panic_any(error),
-        };
+        let Self { weight, grad_place, .. } = self;
+        let output =
+            match torch_ext::conv2d(input, weight, grad_place.as_ref(), stride, padding, groups) {
+                Ok(output) => output,
+                Err(error) => panic_any(error),
+            };
         match &self.bias {
             // A bf16 output stays one.
             Some(bias) => &output + bias.to_kind(output.kind()).view([1, -1, 1, 1]),
@@ -189,7 +193,7 @@ mod tests {
     /// What a convolution with a kernel of one weight makes of `input`.
     fn refused(input: &Tensor) -> TrainError {
         let weight = Tensor::ones([1, 1, 1, 1], (Kind::Float, Device::Cpu));
-        let conv = Conv { weight, bias: None, stride: 1, padding: 0, groups: 1 };
+        let conv = Conv { weight, grad_place: None, bias: None, stride: 1, padding: 0, groups: 1 };
         let forward = || tch::no_grad(|| Ok(conv.forward(input)));
         caught(forward).expect_err("libtorch refuses it")
     }

@@ -32,6 +32,7 @@ struct Conv {
     int64_t stride;
     int64_t padding;
     std::array<Method, kPasses> methods;
+    Tensor grad_place;  // where the gradient of the weight shall lie; or none
 };
 
 Tensor channels_last(const Tensor& tensor) {
@@ -45,7 +46,7 @@ Tensor pixels(const Tensor& tensor) {
 
 // A channels-last kernel [C', C, K, L] as the matrix [C', K L C] that it is in memory.
 Tensor kernel_matrix(const Tensor& weight) {
-    return channels_last(weight).permute({0, 2, 3, 1}).reshape({weight.size(0), -1});
+    return channels_last(weight).permute({0, 2, 3, 1}).view({weight.size(0), -1});
 }
 
 // Where windows of a kernel lie over an image.
@@ -177,7 +178,8 @@ Forward forward_pass(const Tensor& input, const Tensor& weight, const Conv& conv
     return {winograd::forward(*algorithm, channels_last(input), kernel, conv.padding), kernel};
 }
 
-// The gradients of input and weight that `wanted` asks for. `kernel`: of Forward.
+// The gradients of input and weight that `wanted` asks for, the latter in its place where it has one. `kernel`: of
+// Forward.
 std::array<Tensor, 2> backward_passes(const Tensor& grad, const Tensor& input, const Tensor& weight, Tensor kernel,
                                       const Conv& conv, std::array<bool, 2> wanted) {
     std::array<Tensor, 2> grads;
@@ -186,12 +188,19 @@ std::array<Tensor, 2> backward_passes(const Tensor& grad, const Tensor& input, c
     };
     const std::array<bool, 2> filtered{is(kGradInput, kWinograd), is(kGradWeight, kWinograd)};
     const auto* algorithm = winograd_algorithm(input, weight, conv);
+    const Tensor& place = conv.grad_place;
+    const bool fits_place = place.defined() && place.scalar_type() == weight.scalar_type();
+    const auto empty_like = [](const Tensor& model) {
+        return at::empty_like(model, model.options().memory_format(at::MemoryFormat::ChannelsLast));
+    };
     if ((filtered[0] || filtered[1]) && algorithm != nullptr) {
         if (filtered[0] && !kernel.defined()) {
             kernel = winograd::kernel_to_points(*algorithm, channels_last(weight));
         }
-        grads = winograd::backward(*algorithm, channels_last(grad), channels_last(input), kernel, conv.padding,
-                                   filtered);
+        if (filtered[0]) grads[0] = empty_like(input);
+        if (filtered[1]) grads[1] = fits_place ? place : empty_like(weight);
+        winograd::backward(*algorithm, channels_last(grad), channels_last(input), kernel, conv.padding, grads[0],
+                           grads[1]);
     }
     if (is(kGradInput, kMatmul)) {
         const Windows w(input.sizes(), weight.sizes(), conv);
@@ -199,8 +208,9 @@ std::array<Tensor, 2> backward_passes(const Tensor& grad, const Tensor& input, c
     }
     if (is(kGradWeight, kMatmul)) {
         const Windows w(input.sizes(), weight.sizes(), conv);
-        const Tensor matrix = at::mm(pixels(grad).t(), unfold(input, w));
-        grads[1] = matrix.view({weight.size(0), w.rows, w.columns, w.channels}).permute({0, 3, 1, 2});
+        grads[1] = fits_place ? place : empty_like(weight);
+        Tensor matrix = kernel_matrix(grads[1]);
+        at::mm_out(matrix, pixels(grad).t(), unfold(input, w));
     }
     const std::array<bool, 3> rest{wanted[0] && !grads[0].defined(),
                                    wanted[1] && !grads[1].defined(), false};
@@ -210,6 +220,10 @@ std::array<Tensor, 2> backward_passes(const Tensor& grad, const Tensor& input, c
             /*transposed=*/false, {0, 0}, /*groups=*/1, rest);
         if (rest[0]) grads[0] = of_input;
         if (rest[1]) grads[1] = of_weight;
+    }
+    if (wanted[1] && place.defined()) {
+        if (!grads[1].is_same(place)) place.copy_(grads[1]);
+        grads[1] = place.detach();  // nobody else has it, so autograd keeps it as it is
     }
     return grads;
 }
@@ -226,6 +240,7 @@ struct ConvFunction : torch::autograd::Function<ConvFunction> {
         ctx->saved_data["padding"] = conv.padding;
         ctx->saved_data["input_method"] = static_cast<int64_t>(conv.methods[kGradInput]);
         ctx->saved_data["weight_method"] = static_cast<int64_t>(conv.methods[kGradWeight]);
+        ctx->saved_data["grad_place"] = conv.grad_place;
         return forward.output;
     }
 
@@ -234,7 +249,8 @@ struct ConvFunction : torch::autograd::Function<ConvFunction> {
         const Conv conv{ctx->saved_data["stride"].toInt(),
                         ctx->saved_data["padding"].toInt(),
                         {kLibrary, static_cast<Method>(ctx->saved_data["input_method"].toInt()),
-                         static_cast<Method>(ctx->saved_data["weight_method"].toInt())}};
+                         static_cast<Method>(ctx->saved_data["weight_method"].toInt())},
+                        ctx->saved_data["grad_place"].toTensor()};
         auto [input, weight] = backward_passes(grads[0], saved[0], saved[1], saved[2], conv,
                                                {ctx->needs_input_grad(0), ctx->needs_input_grad(1)});
         return {input, weight, Tensor(), Tensor()};
@@ -283,15 +299,21 @@ std::array<double, kMethods> times_of(std::vector<Method> methods, F&& body) {
 extern "C" {
 
 // `input` [N, C, H, W] and `weight` [C', C, K, L] to [N, C', H', W'], in the dtype of autocast where
-// that is on.
-char* torch_ext_conv2d(const Tensor* input, const Tensor* weight, int64_t stride, int64_t padding,
-                       const uint8_t* methods, Tensor** out) {
+// that is on. The gradient of the weight will lie in `grad_place`, unless that is null.
+char* torch_ext_conv2d(const Tensor* input, const Tensor* weight, const Tensor* grad_place, int64_t stride,
+                       int64_t padding, const uint8_t* methods, Tensor** out) {
     return guarded([&] {
         const bool autocast = at::autocast::is_autocast_enabled(at::kCPU);
         const auto dtype =
             autocast ? at::autocast::get_autocast_dtype(at::kCPU) : weight->scalar_type();
         c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-        Conv conv{stride, padding, {}};
+        Conv conv{stride, padding, {}, {}};
+        if (grad_place != nullptr) {
+            TORCH_CHECK(grad_place->sizes() == weight->sizes() && grad_place->scalar_type() == weight->scalar_type() &&
+                            grad_place->is_contiguous(at::MemoryFormat::ChannelsLast),
+                        "no place for a gradient of ", weight->sizes());
+            conv.grad_place = *grad_place;
+        }
         for (int pass = 0; pass < kPasses; pass++) conv.methods[pass] = static_cast<Method>(methods[pass]);
         *out = new Tensor(ConvFunction::apply(*input, *weight, conv, dtype));
     });
@@ -309,7 +331,7 @@ char* torch_ext_time_conv2d(const int64_t* input_size, const int64_t* weight_siz
         const Tensor weight = at::ones({weight_size, 4}, options).contiguous(last);
         Tensor grad;
         const auto pass = [&](Pass which, Method method) {
-            const Conv conv{stride, padding, {method, method, method}};
+            const Conv conv{stride, padding, {method, method, method}, {}};
             if (which == kForward) {
                 grad = forward_pass(input, weight, conv).output;
             } else {
@@ -317,7 +339,7 @@ char* torch_ext_time_conv2d(const int64_t* input_size, const int64_t* weight_siz
             }
         };
         std::vector<Method> methods{kLibrary, kMatmul};
-        if (winograd_algorithm(input, weight, {stride, padding, {}}) != nullptr) methods.push_back(kWinograd);
+        if (winograd_algorithm(input, weight, {stride, padding, {}, {}}) != nullptr) methods.push_back(kWinograd);
         for (const Pass which : {kForward, kGradInput, kGradWeight}) {
             const auto times = times_of(methods, [&](Method method) { pass(which, method); });
             std::copy(times.begin(), times.end(), seconds + which * kMethods);

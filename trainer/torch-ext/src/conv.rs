@@ -21,6 +21,7 @@ unsafe extern "C" {
     fn torch_ext_conv2d(
         input: *const CTensor,
         weight: *const CTensor,
+        grad_place: *const CTensor,
         stride: i64,
         padding: i64,
         methods: *const ConvMethod,
@@ -180,11 +181,15 @@ impl ConvTable {
 /// the CPU. Under autocast in its dtype. A convolution without groups on the CPU follows the
 /// [`ConvTable`] in use.
 ///
+/// Of such a convolution, backward makes the gradient of the weight in `grad_place`, where that is given: it has the
+/// weight's size and dtype, is channels-last, and is the gradient, so the weight may be used once.
+///
 /// # Errors
 /// When the shapes do not fit.
 pub fn conv2d(
     input: &Tensor,
     weight: &Tensor,
+    grad_place: Option<&Tensor>,
     stride: i64,
     padding: i64,
     groups: i64,
@@ -227,6 +232,7 @@ pub fn conv2d(
         check(torch_ext_conv2d(
             ptr(input),
             ptr(weight),
+            grad_place.map_or(std::ptr::null(), |place| ptr(place).cast_const()),
             stride,
             padding,
             methods.as_ptr(),
@@ -323,12 +329,13 @@ mod tests {
             table.set(shape, methods);
             let (input, weight) = (numbers(&input, 0.0), numbers(&weight, 1.0));
             let convolve = |x: &Tensor, w: &Tensor| {
-                let run = || table.in_use(|| conv2d(x, w, stride, padding, 1).unwrap());
+                let run = || table.in_use(|| conv2d(x, w, None, stride, padding, 1).unwrap());
                 if bf16 { autocast(Device::Cpu, AutocastDtype::Bf16, run).unwrap() } else { run() }
             };
             let found = passes(&input, &weight, convolve);
             assert!(table.take_unknown().is_empty(), "{shape:?} is another shape");
-            let wanted = passes(&input, &weight, |x, w| conv2d(x, w, stride, padding, 1).unwrap());
+            let wanted =
+                passes(&input, &weight, |x, w| conv2d(x, w, None, stride, padding, 1).unwrap());
             for (found, wanted) in found.iter().zip(&wanted) {
                 assert_eq!(found.size(), wanted.size());
                 let error = relative_error(found, wanted);
@@ -388,13 +395,60 @@ mod tests {
     }
 
     #[test]
+    fn the_gradient_of_the_weight_is_made_in_its_place() {
+        for (methods, bf16) in ConvMethod::ALL
+            .map(|method| ([method; 3], false))
+            .into_iter()
+            .chain([([ConvMethod::Matmul; 3], true), ([ConvMethod::Library; 3], true)])
+        {
+            for (input, weight, stride, padding) in CASES {
+                let input_size = [input[1], input[2], input[3]];
+                let shape = ConvShape { input: input_size, weight, stride, padding };
+                let table = Rc::new(ConvTable::default());
+                table.set(shape, methods);
+                let last = |tensor: Tensor| tensor.permute([0, 2, 3, 1]).contiguous();
+                let (input, weight) = (numbers(&input, 0.0), numbers(&weight, 1.0));
+                let weight = last(weight).permute([0, 3, 1, 2]);
+                let grad_of_weight = |place: Option<&Tensor>| {
+                    let weight = weight.detach().set_requires_grad(true);
+                    let run = || {
+                        table.in_use(|| conv2d(&input, &weight, place, stride, padding, 1).unwrap())
+                    };
+                    let output = if bf16 {
+                        autocast(Device::Cpu, AutocastDtype::Bf16, run).unwrap()
+                    } else {
+                        run()
+                    };
+                    output.square().sum(Kind::Float).backward();
+                    weight.grad()
+                };
+                let place = weight.full_like(f64::NAN);
+                let grad = grad_of_weight(Some(&place));
+                assert_eq!(grad.data_ptr(), place.data_ptr(), "{shape}: autograd made a copy");
+                assert_eq!(grad, grad_of_weight(None), "{shape}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_place_that_does_not_fit_is_an_error() {
+        let table = Rc::new(ConvTable::default());
+        let (input, weight) = (numbers(&[1, 2, 4, 4], 0.0), numbers(&[3, 2, 3, 3], 1.0));
+        for place in [numbers(&[3, 2, 3, 3], 1.0), numbers(&[2, 3, 3, 3], 1.0)] {
+            let error = table.in_use(|| conv2d(&input, &weight, Some(&place), 1, 1, 1));
+            assert!(error.unwrap_err().to_string().contains("[3, 2, 3, 3]"));
+        }
+    }
+
+    #[test]
     fn a_rank_without_images_has_gradients_of_zero() {
         let shape = ConvShape { input: [8, 8, 8], weight: [16, 8, 3, 3], stride: 1, padding: 1 };
         for method in ConvMethod::ALL {
             let table = Rc::new(ConvTable::default());
             table.set(shape, [method; 3]);
             let (input, weight) = (numbers(&[0, 8, 8, 8], 0.0), numbers(&shape.weight, 1.0));
-            let convolve = |x: &Tensor, w: &Tensor| table.in_use(|| conv2d(x, w, 1, 1, 1).unwrap());
+            let convolve =
+                |x: &Tensor, w: &Tensor| table.in_use(|| conv2d(x, w, None, 1, 1, 1).unwrap());
             let [output, of_input, of_weight] = passes(&input, &weight, convolve);
             assert_eq!((output.size(), of_input.size()), (vec![0, 16, 8, 8], input.size()));
             assert_eq!(of_weight.size(), weight.size());
@@ -408,7 +462,7 @@ mod tests {
         let (input, weight) = (numbers(&[1, 2, 4, 4], 0.0), numbers(&[3, 2, 3, 3], 1.0));
         table.in_use(|| {
             for _ in 0..2 {
-                let _ = conv2d(&input, &weight, 1, 1, 1).unwrap();
+                let _ = conv2d(&input, &weight, None, 1, 1, 1).unwrap();
             }
         });
         let shape = ConvShape { input: [2, 4, 4], weight: [3, 2, 3, 3], stride: 1, padding: 1 };
@@ -420,8 +474,8 @@ mod tests {
     fn shapes_that_do_not_fit_are_an_error() {
         let table = Rc::new(ConvTable::default());
         let (input, weight) = (numbers(&[1, 2, 4, 4], 0.0), numbers(&[3, 5, 3, 3], 1.0));
-        assert!(table.in_use(|| conv2d(&input, &weight, 1, 1, 1)).is_err());
-        assert!(conv2d(&input, &weight, 1, 1, 1).is_err());
+        assert!(table.in_use(|| conv2d(&input, &weight, None, 1, 1, 1)).is_err());
+        assert!(conv2d(&input, &weight, None, 1, 1, 1).is_err());
     }
 
     #[test]

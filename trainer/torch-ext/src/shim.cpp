@@ -44,16 +44,21 @@ char* torch_ext_set_grad(at::Tensor* parameter, const at::Tensor* grad) {
     return guarded([&] { parameter->mutable_grad() = *grad; });
 }
 
-// Moves the gradients that backward has left at `leaves` to `places`, and passes over leaves without one.
+// Moves the gradients that backward has left at `leaves` to `places`, which become zero where there is none.
 char* torch_ext_gather_grads(size_t count, const at::Tensor* const* leaves,
                              const at::Tensor* const* places) {
     return guarded([&] {
         at::NoGradGuard no_grad;
         // A kernel takes all that are of one type.
-        std::vector<at::Tensor> grads[2], targets[2];
+        std::vector<at::Tensor> grads[2], targets[2], zeros;
         for (size_t i = 0; i < count; ++i) {
             auto grad = std::exchange(leaves[i]->mutable_grad(), at::Tensor());
-            if (!grad.defined()) continue;
+            if (!grad.defined()) {
+                zeros.push_back(*places[i]);
+                continue;
+            }
+            const bool is_there = grad.const_data_ptr() == places[i]->const_data_ptr();
+            if (is_there) continue;
             const bool is_float = grad.scalar_type() == at::kFloat;
             grads[is_float].push_back(std::move(grad));
             targets[is_float].push_back(*places[i]);
@@ -61,6 +66,7 @@ char* torch_ext_gather_grads(size_t count, const at::Tensor* const* leaves,
         for (int type = 0; type < 2; ++type) {
             if (!grads[type].empty()) at::_foreach_copy_(targets[type], grads[type]);
         }
+        if (!zeros.empty()) at::_foreach_zero_(zeros);
     });
 }
 

@@ -147,18 +147,15 @@ struct Grid {
     }
 };
 
-Tensor points_to_kernel(const Algorithm& algorithm, const Tensor& points) {
+void points_to_kernel(const Algorithm& algorithm, const Tensor& points, const Tensor& weight) {
     const int64_t kernels = points.size(1), channels = points.size(2);
-    Tensor result = at::empty({kernels, channels, kKernel, kKernel},
-                              points.options().memory_format(at::MemoryFormat::ChannelsLast));
     const auto* from = points.const_data_ptr<float>();
-    auto* to = result.data_ptr<float>();
+    auto* to = weight.data_ptr<float>();
     for_each_kernel(kernels, [&](int64_t kernel) {
         const auto at_points = vectors_at(from + kernel * channels, points.size(0), kernels * channels);
         const auto taps = vectors_at(to + kernel * kTaps * channels, kTaps, channels);
         algorithm.points_to_kernel(at_points.data(), taps.data(), channels);
     });
-    return result;
 }
 
 }  // namespace
@@ -202,32 +199,30 @@ Tensor forward(const Algorithm& algorithm, const Tensor& input, const Tensor& ke
     return output;
 }
 
-std::array<Tensor, 2> backward(const Algorithm& algorithm, const Tensor& grad, const Tensor& input,
-                               const Tensor& kernel, int64_t padding, std::array<bool, 2> wanted) {
+void backward(const Algorithm& algorithm, const Tensor& grad, const Tensor& input, const Tensor& kernel,
+              int64_t padding, const Tensor& of_input, const Tensor& of_weight) {
     const Grid grid(algorithm, input.sizes(), padding);
     const int64_t channels = input.size(1);
-    Tensor of_input, sums;
-    if (wanted[0]) {
-        of_input = at::empty(input.sizes(), grad.options().memory_format(at::MemoryFormat::ChannelsLast));
-        if (!grid.is_one_tile()) of_input.zero_();
-    }
+    if (of_input.defined() && !grid.is_one_tile()) of_input.zero_();
     const auto to_input = grid.is_one_tile() ? algorithm.points_to_input : algorithm.add_points_to_input;
+    Tensor sums;
     grid.for_each_part(input.size(0), [&](int64_t first, int64_t count) {
         const Tensor grads = grid.grad_to_points(grad.narrow(0, first, count));
-        if (wanted[0]) {
+        if (of_input.defined()) {
             auto* part = of_input.narrow(0, first, count).data_ptr<float>();
             grid.from_points(to_input, at::bmm(grads, kernel), grid.input_tiles(part, channels), count);
         }
-        if (wanted[1]) {
+        if (of_weight.defined()) {
             const Tensor inputs = grid.input_to_points(input.narrow(0, first, count));
             const Tensor by_channel = grads.transpose(1, 2);
             sums = sums.defined() ? sums.baddbmm_(by_channel, inputs) : at::bmm(by_channel, inputs);
         }
     });
-    if (!wanted[1]) return {of_input, Tensor()};
-    // A rank may have no images.
-    if (!sums.defined()) sums = at::zeros({grid.points(), grad.size(1), channels}, grad.options());
-    return {of_input, points_to_kernel(algorithm, sums)};
+    if (sums.defined()) {
+        points_to_kernel(algorithm, sums, of_weight);
+    } else if (of_weight.defined()) {
+        of_weight.zero_();  // a rank may have no images
+    }
 }
 
 }  // namespace winograd

@@ -4,8 +4,6 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <array>
-
 namespace winograd {
 
 struct Algorithm;
@@ -22,8 +20,9 @@ at::Tensor kernel_to_points(const Algorithm& algorithm, const at::Tensor& weight
 // `kernel`: what kernel_to_points has made.
 at::Tensor forward(const Algorithm& algorithm, const at::Tensor& input, const at::Tensor& kernel, int64_t padding);
 
-// The gradients of input and weight that `wanted` asks for. `kernel` is needed for that of the input.
-std::array<at::Tensor, 2> backward(const Algorithm& algorithm, const at::Tensor& grad, const at::Tensor& input,
-                                   const at::Tensor& kernel, int64_t padding, std::array<bool, 2> wanted);
+// Fills `of_input` and `of_weight` with their gradients; what is not defined is not wanted. `kernel` is needed for the
+// former.
+void backward(const Algorithm& algorithm, const at::Tensor& grad, const at::Tensor& input, const at::Tensor& kernel,
+              int64_t padding, const at::Tensor& of_input, const at::Tensor& of_weight);
 
 }  // namespace winograd
