@@ -57,7 +57,7 @@ pack() {
         fail "no libtorch_ext_cuda.so: CUDA's headers were missing; make setup, and build again"
     cp "$root"/configs/*.yaml "$1/configs/"
     cp "$root/benches/gpu_check.sh" "$root/benches/gpu_check.py" "$1/benches/"
-    cp "$root/benches/peers/torch_ddp.py" "$1/benches/peers/"
+    cp "$root"/benches/peers/*.py "$1/benches/peers/"
     cp "$root/trainer/tests/reference/notes_resnet.py" "$1/trainer/tests/reference/"
     git -C "$root" describe --always --dirty >"$1/version" 2>/dev/null || true
     du -sh "$1"
