@@ -1,7 +1,7 @@
 //! One CUDA graph for a whole step: captured once, replayed with a single launch.
 //!
 //! At small batches a GPU waits for the host, which launches a thousand kernels a step. A graph holds all
-//! of them: clearing gradients, forward, backward, all-reduce, optimizer. What changes from step to step,
+//! of them: forward, backward, all-reduce, optimizer. What changes from step to step,
 //! images, labels, learning rate and count of steps, lies in memory that stays where it is.
 //!
 //! Whether a step can be captured is decided by a pure function, [`decide`]. Ranks replay a graph all together

@@ -74,7 +74,7 @@ struct Bucket {
     wire: Option<Tensor>,
 }
 
-/// Gradients that are not in the flat buffer yet.
+/// Gradients that backward does not add to the flat buffer.
 struct Scattered {
     leaves: Vec<Tensor>,
     places: Vec<Tensor>,

@@ -151,7 +151,7 @@ fn replica(
     let Connected { config, device, communicator, .. } = connected;
     // Several microbatches add up in f32, and so in the flat buffer.
     if config.train.microbatches(world.world_size) == 1 {
-        // On the CPU gradients of kernels are made in f32, where they belong.
+        // On the CPU autocast rounds weights layer by layer, so that gradients can be made in f32 where they belong.
         flat.defer_gradients(arithmetic.half().filter(|_| device.is_cuda()));
     }
     let mut model = Module::new(network, &flat);

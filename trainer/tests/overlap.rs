@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex};
 
 use comm::single::Single;
 use common::{on_ranks, options, replica};
-use job::config::{Model, Stem};
+use job::config::{Convolution, Model, Stem};
 use job::network::{Network, catalogue};
 use tch::{Device, Kind, Tensor};
 use trainer::arithmetic::Arithmetic;
+use trainer::convolutions::choose;
 use trainer::flat::Flat;
 use trainer::grad_sync::{GradSync, Timing};
 use trainer::init::initialize;
@@ -88,7 +89,14 @@ fn a_parameter_without_gradient_neither_hangs_nor_spoils_the_sums() {
 #[test]
 fn gradients_that_are_gathered_are_those_that_are_added_in_place() {
     tch::set_num_threads(1);
-    for (arithmetic, kind) in [(Arithmetic::Fp32, None), (Arithmetic::Bf16, Some(Kind::BFloat16))] {
+    let cases = [
+        (Arithmetic::Fp32, Convolution::Library, None),
+        (Arithmetic::Fp32, Convolution::Matmul, None),
+        (Arithmetic::Fp32, Convolution::Winograd, None),
+        (Arithmetic::Bf16, Convolution::Matmul, None),
+        (Arithmetic::Bf16, Convolution::Library, Some(Kind::BFloat16)),
+    ];
+    for (arithmetic, convolution, kind) in cases {
         let grads = |is_deferred: bool| {
             let alone = Arc::new(Single::default());
             let mut replica = Replica { arithmetic, ..replica(&*alone, Mode::Train) };
@@ -97,6 +105,7 @@ fn gradients_that_are_gathered_are_those_that_are_added_in_place() {
                 let network = Network::new(&Model::default(), [3, 32, 32], 10);
                 replica.model = Module::new(&network, &replica.flat);
             }
+            choose(&replica, convolution, [4, 3, 32, 32], Vec::new(), &*alone, &|| false).unwrap();
             let sync = GradSync::new(&replica.flat, alone.clone(), options(Timing::Overlapped, 1))
                 .unwrap();
             let images = Tensor::arange(4 * 3 * 32 * 32, (Kind::Float, Device::Cpu)).sin();
@@ -117,6 +126,6 @@ fn gradients_that_are_gathered_are_those_that_are_added_in_place() {
         let (added, gathered) = (grads(false), grads(true));
         assert!(f64::try_from(added[0].norm()).unwrap() > 0.1);
         assert!(added[0] != added[1], "the second pass should see other weights");
-        assert!(added == gathered, "{arithmetic:?}");
+        assert!(added == gathered, "{arithmetic:?}, {convolution:?}, {kind:?}");
     }
 }

@@ -10,8 +10,8 @@ const WANTED: &str = "2.11.0";
 const SOURCES: [&str; 5] =
     ["src/conv.cpp", "src/optimizers.cpp", "src/shim.cpp", "src/sync_norm.cpp", "src/winograd.cpp"];
 
-/// What is compiled for speed in any profile, and once for each of [`VECTORS`]: whoever calls it asks first what is
-/// there.
+/// What is compiled for speed in any profile, and once for each of [`VECTORS`], of which other processors
+/// than x86-64 have the first: whoever calls it asks first what is there.
 const VECTOR_SOURCE: &str = "src/winograd_transforms.cpp";
 
 /// How many f32 a vector register has, and what asks the compiler for such registers on x86-64.
@@ -54,7 +54,7 @@ fn main() {
         .file(together("shim", &SOURCES))
         .compile("torch_ext");
     let is_x86_64 = std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
-    for (lanes, flags) in VECTORS {
+    for (lanes, flags) in VECTORS.into_iter().take(if is_x86_64 { 2 } else { 1 }) {
         let mut vector = compiler();
         vector.opt_level(3).file(VECTOR_SOURCE).define("WINOGRAD_LANES", lanes);
         if is_x86_64 {

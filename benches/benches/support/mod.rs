@@ -61,6 +61,7 @@ pub fn replica(communicator: &dyn Communicator, arithmetic: Arithmetic) -> Repli
     let network = Network::new(&Model::default(), [3, 32, 32], 10);
     let mut flat = Flat::new(network.tensors(true), Device::Cpu, communicator).unwrap();
     initialize(&mut flat, 0);
+    flat.defer_gradients(None);
     let model = Module::new(&network, &flat);
     Replica::new(flat, model, arithmetic)
 }

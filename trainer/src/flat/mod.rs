@@ -30,7 +30,7 @@ pub(crate) use memory::{shared_bf16, shared_f32};
 pub struct Flat {
     /// `[live]` f32, on the device: the parameters that see pixels.
     pub parameters: Tensor,
-    /// `[live]` f32: where backward adds gradients, or they are gathered. In memory that the communicator can
+    /// `[live]` f32: where backward adds gradients, or makes them, or they are gathered. In memory that the communicator can
     /// reduce without a copy, where it has such memory.
     pub grads: Tensor,
     /// `[buffers]` f32: running means and variances, and weights that stay as they started.
@@ -178,7 +178,7 @@ impl Flat {
     }
 
     /// The part of `grads` in which a convolution on the CPU can make the gradient of this kernel, so that nobody
-    /// has to move it; none where backward adds to it, or makes it in half precision.
+    /// has to move it; none where backward adds to it, or layers read rounded weights.
     pub fn grad_place(&self, name: &str) -> Option<Tensor> {
         let can_be_made_there =
             self.is_deferred && self.rounded.is_none() && self.grads.device() == Device::Cpu;

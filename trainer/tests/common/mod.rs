@@ -115,9 +115,21 @@ impl Communicator for WithoutSharedMemory {
 
 /// A network with its first weights.
 pub fn replica(communicator: &dyn Communicator, norm_mode: Mode) -> Replica {
+    replica_for(communicator, norm_mode, 2)
+}
+
+/// Likewise, for steps of so many microbatches.
+pub fn replica_for(
+    communicator: &dyn Communicator,
+    norm_mode: Mode,
+    microbatches: usize,
+) -> Replica {
     let network = Network::new(&Model::default(), [3, 32, 32], 10);
     let mut flat = Flat::new(network.tensors(true), Device::Cpu, communicator).unwrap();
     initialize(&mut flat, 0);
+    if microbatches == 1 {
+        flat.defer_gradients(None);
+    }
     let model = Module::new(&network, &flat);
     Replica { norm_mode, ..Replica::new(flat, model, Arithmetic::Fp32) }
 }
@@ -196,7 +208,7 @@ impl Recipe {
     pub fn train(&self, communicator: &Arc<dyn Communicator>) -> Outcome {
         let (rank, world_size) = (communicator.rank(), communicator.world_size());
         let data_set = self.data();
-        let mut replica = replica(&**communicator, self.norm_mode);
+        let mut replica = replica_for(&**communicator, self.norm_mode, self.grad_accum_steps);
         if self.sync_batch_norm && world_size > 1 {
             replica.sync_batch_norm = true;
             replica.model.synchronize_batch_norm(communicator);

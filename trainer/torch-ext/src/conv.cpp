@@ -160,9 +160,13 @@ const winograd::Algorithm* winograd_algorithm(const Tensor& input, const Tensor&
     return winograd::algorithm(input.sizes(), weight.sizes(), conv.stride, conv.padding);
 }
 
+// Points of larger kernels are not kept from forward to backward: they would take memory, and making them again is
+// a small part of the work.
+constexpr int64_t kMostPointsToKeep = 1 << 20;
+
 struct Forward {
     Tensor output;
-    Tensor winograd_kernel;  // what backward can use again; or none
+    Tensor kernel_points;  // what Winograd's backward can use again; or none
 };
 
 Forward forward_pass(const Tensor& input, const Tensor& weight, const Conv& conv) {
@@ -174,33 +178,37 @@ Forward forward_pass(const Tensor& input, const Tensor& weight, const Conv& conv
     }
     const auto* algorithm = method == kWinograd ? winograd_algorithm(input, weight, conv) : nullptr;
     if (algorithm == nullptr) return {at::conv2d(input, weight, {}, conv.stride, conv.padding), {}};
-    const Tensor kernel = winograd::kernel_to_points(*algorithm, channels_last(weight));
-    return {winograd::forward(*algorithm, channels_last(input), kernel, conv.padding), kernel};
+    const Tensor points = winograd::kernel_to_points(*algorithm, channels_last(weight));
+    return {winograd::forward(*algorithm, channels_last(input), points, conv.padding),
+            points.numel() <= kMostPointsToKeep ? points : Tensor()};
 }
 
-// The gradients of input and weight that `wanted` asks for, the latter in its place where it has one. `kernel`: of
-// Forward.
-std::array<Tensor, 2> backward_passes(const Tensor& grad, const Tensor& input, const Tensor& weight, Tensor kernel,
-                                      const Conv& conv, std::array<bool, 2> wanted) {
+// The gradients of input and weight that `wanted` asks for, the latter in its place where it has one.
+// `kernel_points`: of Forward.
+std::array<Tensor, 2> backward_passes(const Tensor& grad, const Tensor& input, const Tensor& weight,
+                                      Tensor kernel_points, const Conv& conv, std::array<bool, 2> wanted) {
     std::array<Tensor, 2> grads;
     const auto is = [&](Pass pass, Method method) {
         return wanted[pass - kGradInput] && conv.methods[pass] == method;
     };
-    const std::array<bool, 2> filtered{is(kGradInput, kWinograd), is(kGradWeight, kWinograd)};
+    const std::array<bool, 2> by_winograd{is(kGradInput, kWinograd), is(kGradWeight, kWinograd)};
     const auto* algorithm = winograd_algorithm(input, weight, conv);
     const Tensor& place = conv.grad_place;
-    const bool fits_place = place.defined() && place.scalar_type() == weight.scalar_type();
     const auto empty_like = [](const Tensor& model) {
         return at::empty_like(model, model.options().memory_format(at::MemoryFormat::ChannelsLast));
     };
-    if ((filtered[0] || filtered[1]) && algorithm != nullptr) {
-        if (filtered[0] && !kernel.defined()) {
-            kernel = winograd::kernel_to_points(*algorithm, channels_last(weight));
+    const auto place_of_weight = [&] {
+        const bool fits = place.defined() && place.scalar_type() == weight.scalar_type();
+        return fits ? place : empty_like(weight);
+    };
+    if ((by_winograd[0] || by_winograd[1]) && algorithm != nullptr) {
+        if (by_winograd[0] && !kernel_points.defined()) {
+            kernel_points = winograd::kernel_to_points(*algorithm, channels_last(weight));
         }
-        if (filtered[0]) grads[0] = empty_like(input);
-        if (filtered[1]) grads[1] = fits_place ? place : empty_like(weight);
-        winograd::backward(*algorithm, channels_last(grad), channels_last(input), kernel, conv.padding, grads[0],
-                           grads[1]);
+        if (by_winograd[0]) grads[0] = empty_like(input);
+        if (by_winograd[1]) grads[1] = place_of_weight();
+        winograd::backward(*algorithm, channels_last(grad), channels_last(input), kernel_points, conv.padding,
+                           grads[0], grads[1]);
     }
     if (is(kGradInput, kMatmul)) {
         const Windows w(input.sizes(), weight.sizes(), conv);
@@ -208,7 +216,7 @@ std::array<Tensor, 2> backward_passes(const Tensor& grad, const Tensor& input, c
     }
     if (is(kGradWeight, kMatmul)) {
         const Windows w(input.sizes(), weight.sizes(), conv);
-        grads[1] = fits_place ? place : empty_like(weight);
+        grads[1] = place_of_weight();
         Tensor matrix = kernel_matrix(grads[1]);
         at::mm_out(matrix, pixels(grad).t(), unfold(input, w));
     }
@@ -233,9 +241,8 @@ struct ConvFunction : torch::autograd::Function<ConvFunction> {
                           const Conv& conv, at::ScalarType dtype) {
         const Tensor x = input.to(dtype), kernel = weight.to(dtype);
         const Forward forward = forward_pass(x, kernel, conv);
-        // Transformed kernels are four times the size of others.
         const bool is_used_again = conv.methods[kGradInput] == kWinograd && input.requires_grad();
-        ctx->save_for_backward({x, kernel, is_used_again ? forward.winograd_kernel : Tensor()});
+        ctx->save_for_backward({x, kernel, is_used_again ? forward.kernel_points : Tensor()});
         ctx->saved_data["stride"] = conv.stride;
         ctx->saved_data["padding"] = conv.padding;
         ctx->saved_data["input_method"] = static_cast<int64_t>(conv.methods[kGradInput]);
@@ -309,6 +316,7 @@ char* torch_ext_conv2d(const Tensor* input, const Tensor* weight, const Tensor* 
         c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
         Conv conv{stride, padding, {}, {}};
         if (grad_place != nullptr) {
+            TORCH_CHECK(!weight->grad().defined(), "the place for a gradient of ", weight->sizes(), " is taken");
             TORCH_CHECK(grad_place->sizes() == weight->sizes() && grad_place->scalar_type() == weight->scalar_type() &&
                             grad_place->is_contiguous(at::MemoryFormat::ChannelsLast),
                         "no place for a gradient of ", weight->sizes());
@@ -329,13 +337,15 @@ char* torch_ext_time_conv2d(const int64_t* input_size, const int64_t* weight_siz
         const auto last = at::MemoryFormat::ChannelsLast;
         const Tensor input = at::ones({input_size, 4}, options).contiguous(last);
         const Tensor weight = at::ones({weight_size, 4}, options).contiguous(last);
-        Tensor grad;
+        Tensor grad, kernel_points;
         const auto pass = [&](Pass which, Method method) {
             const Conv conv{stride, padding, {method, method, method}, {}};
             if (which == kForward) {
-                grad = forward_pass(input, weight, conv).output;
+                const Forward forward = forward_pass(input, weight, conv);
+                grad = forward.output;
+                if (forward.kernel_points.defined()) kernel_points = forward.kernel_points;
             } else {
-                backward_passes(grad, input, weight, {}, conv, {which == kGradInput, which == kGradWeight});
+                backward_passes(grad, input, weight, kernel_points, conv, {which == kGradInput, which == kGradWeight});
             }
         };
         std::vector<Method> methods{kLibrary, kMatmul};

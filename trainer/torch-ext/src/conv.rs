@@ -181,11 +181,12 @@ impl ConvTable {
 /// the CPU. Under autocast in its dtype. A convolution without groups on the CPU follows the
 /// [`ConvTable`] in use.
 ///
-/// Of such a convolution, backward makes the gradient of the weight in `grad_place`, where that is given: it has the
-/// weight's size and dtype, is channels-last, and is the gradient, so the weight may be used once.
+/// Of such a convolution, backward writes the gradient of the weight to `grad_place`, where that is given, and hands that
+/// to autograd as the gradient: it has the weight's size and dtype and is channels-last, and between two backwards
+/// the weight may be used once.
 ///
 /// # Errors
-/// When the shapes do not fit.
+/// When the shapes do not fit, or the weight has a gradient and a place for one.
 pub fn conv2d(
     input: &Tensor,
     weight: &Tensor,
@@ -379,9 +380,9 @@ mod tests {
 
     #[test]
     fn each_pass_has_its_own_method() {
-        for passes in 1..8 {
+        for chosen in 1..8 {
             for (method, tolerance) in [(ConvMethod::Matmul, 5e-6), (ConvMethod::Winograd, 1e-5)] {
-                let has = |pass: usize| passes >> pass & 1 == 1;
+                let has = |pass: usize| chosen >> pass & 1 == 1;
                 let methods =
                     std::array::from_fn(
                         |pass| {
@@ -396,6 +397,7 @@ mod tests {
 
     #[test]
     fn the_gradient_of_the_weight_is_made_in_its_place() {
+        tch::set_num_threads(1);
         for (methods, bf16) in ConvMethod::ALL
             .map(|method| ([method; 3], false))
             .into_iter()
@@ -409,7 +411,8 @@ mod tests {
                 let last = |tensor: Tensor| tensor.permute([0, 2, 3, 1]).contiguous();
                 let (input, weight) = (numbers(&input, 0.0), numbers(&weight, 1.0));
                 let weight = last(weight).permute([0, 3, 1, 2]);
-                let grad_of_weight = |place: Option<&Tensor>| {
+                let grads = |place: Option<&Tensor>| {
+                    let input = input.detach().set_requires_grad(true);
                     let weight = weight.detach().set_requires_grad(true);
                     let run = || {
                         table.in_use(|| conv2d(&input, &weight, place, stride, padding, 1).unwrap())
@@ -420,12 +423,12 @@ mod tests {
                         run()
                     };
                     output.square().sum(Kind::Float).backward();
-                    weight.grad()
+                    [input.grad(), weight.grad()]
                 };
                 let place = weight.full_like(f64::NAN);
-                let grad = grad_of_weight(Some(&place));
-                assert_eq!(grad.data_ptr(), place.data_ptr(), "{shape}: autograd made a copy");
-                assert_eq!(grad, grad_of_weight(None), "{shape}");
+                let in_place = grads(Some(&place));
+                assert_eq!(in_place[1].data_ptr(), place.data_ptr(), "{shape}: a copy was made");
+                assert_eq!(in_place, grads(None), "{shape}");
             }
         }
     }
@@ -434,10 +437,17 @@ mod tests {
     fn a_place_that_does_not_fit_is_an_error() {
         let table = Rc::new(ConvTable::default());
         let (input, weight) = (numbers(&[1, 2, 4, 4], 0.0), numbers(&[3, 2, 3, 3], 1.0));
+        let error = |place: &Tensor| {
+            let output = table.in_use(|| conv2d(&input, &weight, Some(place), 1, 1, 1));
+            output.unwrap_err().to_string()
+        };
         for place in [numbers(&[3, 2, 3, 3], 1.0), numbers(&[2, 3, 3, 3], 1.0)] {
-            let error = table.in_use(|| conv2d(&input, &weight, Some(&place), 1, 1, 1));
-            assert!(error.unwrap_err().to_string().contains("[3, 2, 3, 3]"));
+            let error = error(&place);
+            assert!(error.contains("no place for a gradient of [3, 2, 3, 3]"), "{error}");
         }
+        crate::set_grad(&weight, &weight.zeros_like()).unwrap();
+        let error = error(&weight.zeros_like());
+        assert!(error.contains("is taken"), "{error}");
     }
 
     #[test]

@@ -48,7 +48,8 @@ pub fn on_gradient(parameter: &Tensor, hook: impl Fn() + Send + Sync + 'static) 
 }
 
 /// Moves the gradient that backward has left at each of `leaves` to the tensor in the same position of
-/// `places`, which has its shape, and has the leaf forget it. The place of a leaf without one becomes zero.
+/// `places`, which has its shape, and has the leaf forget it. A gradient
+/// that lies there already stays; the place of a leaf without one becomes zero.
 ///
 /// # Errors
 /// When a shape does not fit.

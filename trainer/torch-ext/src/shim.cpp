@@ -44,7 +44,8 @@ char* torch_ext_set_grad(at::Tensor* parameter, const at::Tensor* grad) {
     return guarded([&] { parameter->mutable_grad() = *grad; });
 }
 
-// Moves the gradients that backward has left at `leaves` to `places`, which become zero where there is none.
+// Moves the gradients that backward has left at `leaves` to `places`, unless they lie there already. Places become zero
+// where there is none.
 char* torch_ext_gather_grads(size_t count, const at::Tensor* const* leaves,
                              const at::Tensor* const* places) {
     return guarded([&] {

@@ -185,21 +185,21 @@ Tensor kernel_to_points(const Algorithm& algorithm, const Tensor& weight) {
     return result;
 }
 
-Tensor forward(const Algorithm& algorithm, const Tensor& input, const Tensor& kernel, int64_t padding) {
+Tensor forward(const Algorithm& algorithm, const Tensor& input, const Tensor& points, int64_t padding) {
     const Grid grid(algorithm, input.sizes(), padding);
-    const int64_t outputs = kernel.size(1);
+    const int64_t outputs = points.size(1);
     Tensor output = at::empty({input.size(0), outputs, grid.out_height, grid.out_width},
                               input.options().memory_format(at::MemoryFormat::ChannelsLast));
     grid.for_each_part(input.size(0), [&](int64_t first, int64_t count) {
         const Tensor products =
-            at::bmm(grid.input_to_points(input.narrow(0, first, count)), kernel.transpose(1, 2));
+            at::bmm(grid.input_to_points(input.narrow(0, first, count)), points.transpose(1, 2));
         auto* part = output.narrow(0, first, count).data_ptr<float>();
         grid.from_points(algorithm.points_to_output, products, grid.output_tiles(part, outputs), count);
     });
     return output;
 }
 
-void backward(const Algorithm& algorithm, const Tensor& grad, const Tensor& input, const Tensor& kernel,
+void backward(const Algorithm& algorithm, const Tensor& grad, const Tensor& input, const Tensor& points,
               int64_t padding, const Tensor& of_input, const Tensor& of_weight) {
     const Grid grid(algorithm, input.sizes(), padding);
     const int64_t channels = input.size(1);
@@ -210,7 +210,7 @@ void backward(const Algorithm& algorithm, const Tensor& grad, const Tensor& inpu
         const Tensor grads = grid.grad_to_points(grad.narrow(0, first, count));
         if (of_input.defined()) {
             auto* part = of_input.narrow(0, first, count).data_ptr<float>();
-            grid.from_points(to_input, at::bmm(grads, kernel), grid.input_tiles(part, channels), count);
+            grid.from_points(to_input, at::bmm(grads, points), grid.input_tiles(part, channels), count);
         }
         if (of_weight.defined()) {
             const Tensor inputs = grid.input_to_points(input.narrow(0, first, count));

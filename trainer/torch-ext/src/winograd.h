@@ -17,12 +17,12 @@ const Algorithm* algorithm(at::IntArrayRef input, at::IntArrayRef weight, int64_
 // A kernel [C', C, 3, 3] as both passes multiply by it: [points, C', C].
 at::Tensor kernel_to_points(const Algorithm& algorithm, const at::Tensor& weight);
 
-// `kernel`: what kernel_to_points has made.
-at::Tensor forward(const Algorithm& algorithm, const at::Tensor& input, const at::Tensor& kernel, int64_t padding);
+// `points`: what kernel_to_points has made.
+at::Tensor forward(const Algorithm& algorithm, const at::Tensor& input, const at::Tensor& points, int64_t padding);
 
-// Fills `of_input` and `of_weight` with their gradients; what is not defined is not wanted. `kernel` is needed for the
-// former.
-void backward(const Algorithm& algorithm, const at::Tensor& grad, const at::Tensor& input, const at::Tensor& kernel,
+// Fills `of_input` and `of_weight` with their gradients; what is not defined is not wanted. `points` are needed for
+// the former.
+void backward(const Algorithm& algorithm, const at::Tensor& grad, const at::Tensor& input, const at::Tensor& points,
               int64_t padding, const at::Tensor& of_input, const at::Tensor& of_weight);
 
 }  // namespace winograd

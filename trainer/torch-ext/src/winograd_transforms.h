@@ -25,7 +25,7 @@ struct Algorithm {
     int64_t padding;   // the part of a convolution's padding that a tile of the input holds
 
     Transform input_to_points, kernel_to_points, points_to_output;
-    // Their adjoints. Where tiles of the input overlap, gradients are added to it.
+    // Their adjoints; add_points_to_input is for tiles of the input that overlap.
     Transform points_to_input, add_points_to_input, points_to_kernel, output_to_points;
 };
 
@@ -39,7 +39,7 @@ struct Algorithms {
     Algorithm small_map;
 };
 
-// For AVX2 or any other processor, and for AVX-512.
+// For AVX2, or any processor that is not x86-64; and for AVX-512, on x86-64 only.
 extern const Algorithms k8Lanes, k16Lanes;
 
 }  // namespace winograd
