@@ -2,13 +2,15 @@
 
 use comm::{Communicator, ReduceOp};
 use job::config::Precision;
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 use tracing::{info, warn};
 
 use crate::Result;
 
 /// What layers compute in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Arithmetic {
     /// 32 bits.
     Fp32,

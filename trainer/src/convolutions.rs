@@ -39,19 +39,23 @@ pub struct ConvChoice {
     pub shape: ConvShape,
     /// How.
     pub methods: ConvMethods,
+    /// What it was chosen for; `None` in checkpoints from before it was written.
+    #[serde(default)]
+    pub arithmetic: Option<Arithmetic>,
 }
 
 /// What a checkpoint says of it.
 pub fn table(choices: &[ConvChoice]) -> Rc<ConvTable> {
     let table = Rc::<ConvTable>::default();
-    for ConvChoice { shape, methods } in choices {
+    for ConvChoice { shape, methods, .. } in choices {
         table.set(*shape, *methods);
     }
     table
 }
 
-/// Chooses for every convolution of `replica`, with batches of size `[N, C, H, W]`, what `known` does not say
-/// already, and returns all choices. Collective.
+/// Chooses for every convolution of `replica`, with batches of size `[N, C, H, W]`, and returns all choices. Where
+/// they are measured, `known` stays, as far as it was measured in this arithmetic: a run that goes on computes as
+/// before. Collective.
 ///
 /// Measuring is given up where `is_stopped` says so on any rank: what is left has no choice, and the library
 /// computes it.
@@ -74,7 +78,9 @@ pub fn choose(
         Convolution::Auto => None,
     };
     let table = &replica.convolutions;
-    for ConvChoice { shape, methods } in &known {
+    let arithmetic = Some(replica.arithmetic);
+    known.retain(|it| fixed.is_none() && (it.arithmetic.is_none() || it.arithmetic == arithmetic));
+    for ConvChoice { shape, methods, .. } in &known {
         table.set(*shape, *methods);
     }
     let unknown = shapes_without_choice(replica, image)?;
@@ -84,7 +90,7 @@ pub fn choose(
     };
     for (shape, methods) in unknown.into_iter().zip(methods) {
         table.set(shape, methods);
-        known.push(ConvChoice { shape, methods });
+        known.push(ConvChoice { shape, methods, arithmetic });
     }
     let count = |wanted| {
         let passes = known.iter().flat_map(|choice| choice.methods);

@@ -342,7 +342,7 @@ mod tests {
             device: Device::Cpu,
             arithmetic: Arithmetic::Fp32,
             convolutions: Rc::default(),
-            norm_mode: Mode::Train,
+            mode: Mode::Train,
             sync_batch_norm: false,
         };
         let (timing, bucket_cap) = (Timing::Never, BucketCap::Mib(1));

@@ -146,8 +146,14 @@ impl GradSync {
         });
         if timing == Timing::Overlapped {
             for (place, parameter) in parameters.iter().enumerate() {
-                let (shared, bucket) = (Arc::clone(&shared), plan.bucket_of(place).unwrap_or(0));
-                torch_ext::on_gradient(parameter, move || shared.ready(bucket))?;
+                // Buckets hold the parameters, and parameters their hooks.
+                let (shared, bucket) =
+                    (Arc::downgrade(&shared), plan.bucket_of(place).unwrap_or(0));
+                torch_ext::on_gradient(parameter, move || {
+                    if let Some(shared) = shared.upgrade() {
+                        shared.ready(bucket);
+                    }
+                })?;
             }
         }
         let lens = plan.buckets().iter().map(|bucket| bucket.parameters.len()).collect();

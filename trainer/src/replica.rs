@@ -22,8 +22,8 @@ pub struct Replica {
     pub arithmetic: Arithmetic,
     /// How its convolutions are computed.
     pub convolutions: Rc<ConvTable>,
-    /// What batch norm does in training steps: [`Mode::Eval`] freezes its statistics.
-    pub norm_mode: Mode,
+    /// Of training steps: [`Mode::TrainFrozenNorm`] freezes batch norm's statistics.
+    pub mode: Mode,
     /// Whether batch norm's statistics are those of all ranks' images.
     pub sync_batch_norm: bool,
 }
@@ -38,7 +38,7 @@ impl Replica {
             model,
             arithmetic,
             convolutions: Rc::default(),
-            norm_mode: Mode::Train,
+            mode: Mode::Train,
             sync_batch_norm: false,
         }
     }

@@ -47,13 +47,16 @@ pub fn find_checkpoint(resume: &Resume, run_dir: &RunDir) -> Result<Option<Found
 /// # Errors
 /// When it is another network's, or cannot be read.
 pub fn resume(
-    found: Found,
+    mut found: Found,
     config: &Config,
     run_dir: &RunDir,
     progress: &mut Progress<'_>,
     start: &State,
 ) -> Result<State> {
     let is_own = found.path.starts_with(run_dir.checkpoints_dir());
+    if is_own {
+        found.path = checkpoint::put_back(&found.path)?;
+    }
     for refused in &found.refused {
         warn!("{refused}; taking an older one");
     }
@@ -113,7 +116,7 @@ pub fn resume(
     let State { world_size, data_set, .. } = start.clone();
     let mut state = State { world_size, data_set, ..found.state };
     if !is_own {
-        state.best_test_accuracy = None;
+        (state.best_test_accuracy, state.best_step) = (None, None);
         state.convolutions.clear();
     }
     Ok(state)

@@ -65,7 +65,8 @@ fn assemble<'a>(
     let data_set = load_data(config)?;
     let data_hash = data_set.hash().to_hex().to_string();
     check_equal_on_ranks(&**communicator, *device, "data sets", &data_hash)?;
-    check_equal_on_ranks(&**communicator, *device, "configurations", &config::to_yaml(config))?;
+    let common = config::common_to_machines(config);
+    check_equal_on_ranks(&**communicator, *device, "configurations", &common)?;
 
     link.state(Phase::Preparing, 0, 0);
     let arithmetic = Arithmetic::choose(config.precision, *device, &**communicator)?;

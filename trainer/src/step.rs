@@ -119,11 +119,11 @@ pub(crate) fn queue_step(
     Ok(phases)
 }
 
-/// What batch norm does with a microbatch, or `None` where this rank has nothing to do in it. A
-/// single image has no variance over a 1x1 map: it takes the running statistics.
+/// The mode in which a microbatch goes through the network, or `None` where this rank has nothing to do in it. A
+/// single image has no variance over a 1x1 map: batch norm takes the running statistics.
 fn mode_for(replica: &Replica, microbatch: &Microbatch) -> Option<Mode> {
     let images = microbatch.batch.len();
     let together = if replica.sync_batch_norm { microbatch.global_len } else { images };
-    let mode = if together > 1 { replica.norm_mode } else { Mode::Eval };
+    let mode = if together > 1 { replica.mode } else { Mode::TrainFrozenNorm };
     (images > 0 || (replica.sync_batch_norm && mode == Mode::Train)).then_some(mode)
 }

@@ -13,7 +13,7 @@ use trainer::optim::Optimizer;
 
 /// Parameters and norm after two steps on gradients that are `scale` times the same noise.
 fn steps(optimizer: &config::Optimizer, scale: impl Fn(&Tensor) -> f64) -> (Tensor, f64) {
-    let mut replica = replica(&Single::default(), Mode::Eval);
+    let mut replica = replica(&Single::default(), Mode::TrainFrozenNorm);
     let mut optimizer_state = Optimizer::new(optimizer, &replica.flat);
     for step in 0..2 {
         let len = replica.flat.grads.numel() as i64;

@@ -105,7 +105,7 @@ fn overlap_and_bucket_size_change_no_bit() {
 #[test]
 fn a_rank_without_images_does_not_hold_up_the_others() {
     let sums = on_ranks(2, |communicator| {
-        let replica = replica(&*communicator, Mode::Eval);
+        let replica = replica(&*communicator, Mode::TrainFrozenNorm);
         let options = options(Timing::Overlapped, 1);
         let sync = GradSync::new(&replica.flat, communicator.clone(), options).unwrap();
         sync.begin();
@@ -122,7 +122,7 @@ fn a_rank_without_images_does_not_hold_up_the_others() {
 #[test]
 fn gradients_in_bf16_are_rounded_summed_in_fp32_and_rounded_again() {
     let ranks = on_ranks(2, |communicator| {
-        let mut replica = replica(&*communicator, Mode::Eval);
+        let mut replica = replica(&*communicator, Mode::TrainFrozenNorm);
         let mut sums = Vec::new();
         for timing in [Timing::AfterBackward, Timing::Overlapped] {
             let options = Options { wire_dtype: WireDtype::Bf16, ..options(timing, 1) };

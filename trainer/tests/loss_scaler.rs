@@ -71,7 +71,7 @@ fn optimizers() -> [config::Optimizer; 2] {
 }
 
 fn scaled(config: &config::Optimizer, state: LossScalerState) -> (Replica, Optimizer) {
-    let replica = replica(&Single::default(), Mode::Eval);
+    let replica = replica(&Single::default(), Mode::TrainFrozenNorm);
     let mut optimizer = Optimizer::new(config, &replica.flat);
     optimizer.scale_losses(state);
     (replica, optimizer)
@@ -130,7 +130,7 @@ fn a_step_that_overflows_is_as_if_it_had_not_been_but_for_the_scale() {
 fn a_scaled_loss_changes_weights_as_an_unscaled_one() {
     for config in optimizers() {
         let (scaled_replica, mut optimizer) = scaled(&config, LossScalerState::default());
-        let plain_replica = replica(&Single::default(), Mode::Eval);
+        let plain_replica = replica(&Single::default(), Mode::TrainFrozenNorm);
         let mut plain = Optimizer::new(&config, &plain_replica.flat);
         for phase in [1.0, 2.0] {
             step(&scaled_replica, &mut optimizer, phase, None);

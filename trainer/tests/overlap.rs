@@ -7,7 +7,7 @@ mod common;
 use std::sync::{Arc, Mutex};
 
 use comm::single::Single;
-use common::{on_ranks, options, replica};
+use common::{TIMEOUT, on_ranks, on_ranks_that_wait, options, replica};
 use job::config::{Convolution, Model, Stem};
 use job::network::{Network, catalogue};
 use tch::{Device, Kind, Tensor};
@@ -55,10 +55,23 @@ fn backward_makes_gradients_in_the_order_in_which_they_lie() {
 }
 
 #[test]
+fn hooks_keep_no_communicator() {
+    let are_gone = on_ranks_that_wait(TIMEOUT, 2, |communicator| {
+        let watched = Arc::downgrade(&communicator);
+        let mut replica = replica(&*communicator, Mode::Train);
+        replica.flat.defer_gradients(None);
+        let sync = GradSync::new(&replica.flat, communicator, options(Timing::Overlapped, 1));
+        drop((sync.unwrap(), replica));
+        watched.upgrade().is_none()
+    });
+    assert_eq!(are_gone, [true; 2]);
+}
+
+#[test]
 fn a_parameter_without_gradient_neither_hangs_nor_spoils_the_sums() {
     for is_deferred in [false, true] {
         let sums = on_ranks(2, |communicator| {
-            let mut replica = replica(&*communicator, Mode::Eval);
+            let mut replica = replica(&*communicator, Mode::TrainFrozenNorm);
             if is_deferred {
                 replica.flat.defer_gradients(None);
             }

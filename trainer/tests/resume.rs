@@ -298,6 +298,29 @@ fn best_is_put_right_when_a_run_ended_before_it_pointed_there() {
 }
 
 #[test]
+fn a_checkpoint_that_was_being_replaced_is_put_back() {
+    let job = Job::new(&FP32.replace("epochs: 3", "epochs: 1"));
+    job.finish();
+    let weights = job.bytes("model.safetensors");
+    let own = job.run_dir().join("checkpoints/epoch-0001");
+    let replaced = own.with_extension("replaced");
+    let assert_in_place = || {
+        assert!(job.bytes("model.safetensors") == weights && own.exists() && !replaced.exists());
+    };
+    // Before the new one has its name, and after.
+    fs::rename(&own, &replaced).unwrap();
+    job.finish();
+    assert_in_place();
+    fs::create_dir(&replaced).unwrap();
+    for entry in fs::read_dir(&own).unwrap() {
+        let file = entry.unwrap();
+        fs::copy(file.path(), replaced.join(file.file_name())).unwrap();
+    }
+    job.finish();
+    assert_in_place();
+}
+
+#[test]
 fn weights_that_a_run_began_from_need_not_be_there_when_it_goes_on() {
     const IMAGENET: &str = "model: {stem: imagenet}\n";
     let [steps, more] = [1, 2].map(|steps| format!("epochs: 3, max_steps: {steps}"));

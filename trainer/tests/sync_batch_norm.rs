@@ -76,7 +76,7 @@ fn ranks_normalise_as_one_with_all_images_however_these_are_divided() {
 }
 
 fn recipe() -> Recipe {
-    let mut recipe = Recipe { norm_mode: Mode::Train, sync_batch_norm: true, ..Recipe::sgd() };
+    let mut recipe = Recipe { mode: Mode::Train, sync_batch_norm: true, ..Recipe::sgd() };
     recipe.train_images = 4 * recipe.global_batch;
     recipe.optimizer.lr = 1e-4;
     recipe

@@ -3,12 +3,10 @@
 use std::collections::BTreeMap;
 
 use job::ExitCode;
+use job::config::PER_MACHINE;
 use serde_json::Value;
 
 use super::message::Introduction;
-
-/// Where files lie may differ between machines.
-const MAY_DIFFER: [&str; 2] = ["data.root", "data.download"];
 
 /// Differences that are listed; more are counted.
 const LISTED: usize = 5;
@@ -95,7 +93,7 @@ fn differences(mine: &Value, theirs: &Value) -> Vec<(String, String, String)> {
     };
     paths
         .into_iter()
-        .filter(|path| !MAY_DIFFER.contains(&path.as_str()))
+        .filter(|path| !PER_MACHINE.contains(&path.as_str()))
         .map(|path| (path.clone(), shown(&left, path), shown(&right, path)))
         .filter(|(_, mine, theirs)| mine != theirs)
         .collect()

@@ -8,8 +8,8 @@ use tch::{Kind, Tensor};
 
 use super::manifest::Manifest;
 use super::{
-    CheckpointError, EMA, MANIFEST, MODEL, OPTIMIZER, Result, STATE, State, Weights, io_error,
-    tensors,
+    CheckpointError, EMA, MANIFEST, MODEL, OPTIMIZER, REPLACED, Result, STATE, State, Weights,
+    io_error, tensors,
 };
 use crate::ema::Ema;
 use crate::flat::Flat;
@@ -51,7 +51,7 @@ fn verify(path: &Path) -> Result<State> {
     read_state(path)
 }
 
-/// Folders that may be checkpoints, the newest first.
+/// Folders that may be checkpoints, the newest first. One that was replaced comes after what replaced it.
 fn candidates(path: &Path) -> Result<Vec<PathBuf>> {
     if path.join(MANIFEST).exists() {
         return Ok(vec![path.to_owned()]);
@@ -69,8 +69,10 @@ fn candidates(path: &Path) -> Result<Vec<PathBuf>> {
         let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
         if is_folder && (name.starts_with("epoch-") || name.starts_with("step-")) {
             // Without a readable state it cannot be loaded; it comes last, to be reported.
-            let age = read_state(&entry.path()).map_or((0, 0), |state| state.age());
-            found.push((age, name, entry.path()));
+            let path = entry.path();
+            let age = read_state(&path).map_or((0, 0), |state| state.age());
+            let is_in_place = path.extension().is_none_or(|extension| extension != REPLACED);
+            found.push((age, is_in_place, name, path));
         }
     }
     found.sort();

@@ -19,7 +19,7 @@ pub use load::{
     Found, find, has_ema, load_ema, load_model, load_optimizer, load_weights, read_weights,
 };
 pub use prune::prune;
-pub use save::{Link, point, save};
+pub use save::{Link, point, put_back, save};
 pub use state::State;
 
 const MODEL: &str = "model.safetensors";
@@ -29,6 +29,8 @@ const STATE: &str = "state.json";
 const MANIFEST: &str = "manifest.json";
 /// Folders that are not complete begin so.
 const TEMPORARY: &str = ".saving-";
+/// The extension of a checkpoint that another of its name takes the place of.
+const REPLACED: &str = "replaced";
 
 /// Which of a checkpoint's weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

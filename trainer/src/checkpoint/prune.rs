@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use tracing::warn;
 
 use super::save::Link;
-use super::{Result, STATE, State, TEMPORARY, io_error};
+use super::{REPLACED, Result, STATE, State, TEMPORARY, io_error};
 
 /// Removes all but the `keep` newest checkpoints up to the latest, the best one, and what a save that
 /// was cut off has left. One that claims to be newer than the latest is damaged, or it would have
@@ -24,6 +24,10 @@ pub fn prune(checkpoints: &Path, keep: usize) {
     }
 }
 
+fn is_replaced(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == REPLACED)
+}
+
 fn surplus(checkpoints: &Path, keep: usize) -> Result<Vec<PathBuf>> {
     let target = |link: Link| fs::read_link(checkpoints.join(link.name())).unwrap_or_default();
     let (best, latest) = (target(Link::Best), target(Link::Latest));
@@ -36,7 +40,7 @@ fn surplus(checkpoints: &Path, keep: usize) -> Result<Vec<PathBuf>> {
     for entry in fs::read_dir(checkpoints).map_err(io_error("read", checkpoints))? {
         let entry = entry.map_err(io_error("read", checkpoints))?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with(TEMPORARY) || name.ends_with(".replaced") {
+        if name.starts_with(TEMPORARY) || is_replaced(&entry.path()) {
             surplus.push(entry.path());
         } else if name.starts_with("epoch-") || name.starts_with("step-") {
             let age = age_of(&entry.path());

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use tch::Tensor;
 
 use super::manifest::Manifest;
-use super::{EMA, MANIFEST, MODEL, OPTIMIZER, Result, STATE, State, TEMPORARY, io_error, tensors};
+use super::{
+    EMA, MANIFEST, MODEL, OPTIMIZER, REPLACED, Result, STATE, State, TEMPORARY, io_error, tensors,
+};
 use crate::ema::Ema;
 use crate::flat::Flat;
 use crate::optim::{Optimizer, StateBuffer};
@@ -66,7 +68,7 @@ fn write_files(
 
 fn put_in_place(temporary: &Path, complete: &Path) -> Result<()> {
     // A checkpoint of the same name is from before a resume: it stays until the new one is whole.
-    let replaced = complete.with_extension("replaced");
+    let replaced = complete.with_extension(REPLACED);
     if complete.exists() {
         if replaced.exists() {
             fs::remove_dir_all(&replaced).map_err(io_error("remove", &replaced))?;
@@ -79,6 +81,24 @@ fn put_in_place(temporary: &Path, complete: &Path) -> Result<()> {
         fs::remove_dir_all(&replaced).map_err(io_error("remove", &replaced))?;
     }
     Ok(())
+}
+
+/// Gives `checkpoint` its own name again, where a save of that name was cut off before the new one was in its
+/// place, and returns where it is now. For a checkpoint that is good, and better than one of its own name.
+///
+/// # Errors
+/// [`super::CheckpointError::Io`].
+pub fn put_back(checkpoint: &Path) -> Result<PathBuf> {
+    if checkpoint.extension().is_none_or(|extension| extension != REPLACED) {
+        return Ok(checkpoint.to_owned());
+    }
+    let own = checkpoint.with_extension("");
+    if own.exists() {
+        fs::remove_dir_all(&own).map_err(io_error("remove", &own))?;
+    }
+    fs::rename(checkpoint, &own).map_err(io_error("rename", checkpoint))?;
+    sync(own.parent().unwrap_or(&own))?;
+    Ok(own)
 }
 
 fn write_tensors(path: &Path, named: &[(String, Tensor)]) -> Result<()> {

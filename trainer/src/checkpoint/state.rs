@@ -27,6 +27,9 @@ pub struct State {
     pub epoch_seconds: f64,
     /// The best accuracy on the test set so far, and after how many epochs.
     pub best_test_accuracy: Option<(f64, usize)>,
+    /// After how many steps that was; `None` in checkpoints from before it was written.
+    #[serde(default)]
+    pub best_step: Option<u64>,
     /// Ranks that wrote it. Any number may go on.
     pub world_size: usize,
     /// Hash of the data set.
@@ -53,6 +56,7 @@ impl State {
             record_tally: Tally::default(),
             epoch_seconds: 0.0,
             best_test_accuracy: None,
+            best_step: None,
             world_size,
             data_hash,
             convolutions: Vec::new(),
@@ -76,10 +80,9 @@ impl State {
         train.max_steps.is_some_and(|max_steps| self.step >= max_steps)
     }
 
-    /// Whether an epoch has just ended whose evaluation was better than those before.
+    /// Whether these are the weights whose evaluation was the best so far.
     pub fn is_best(&self) -> bool {
-        let best_epoch = self.best_test_accuracy.map(|(_, epoch)| epoch);
-        self.samples_into_epoch == 0 && best_epoch == Some(self.epochs_completed)
+        self.best_step == Some(self.step)
     }
 
     /// Orders checkpoints of one run by age. One that was saved when asked to stop at the end of an epoch has
@@ -119,12 +122,10 @@ mod tests {
 
     #[test]
     fn the_best_is_the_one_right_after_its_evaluation() {
-        let best_test_accuracy = Some((0.5, 2));
-        let is_best = |state| State { best_test_accuracy, ..state }.is_best();
-        assert!(is_best(after(2, 0, 20)));
-        assert!(
-            !is_best(after(2, 16, 21)) && !is_best(after(3, 0, 30)) && !is_best(after(1, 0, 10))
-        );
+        let best = |best_step, state| State { best_step: Some(best_step), ..state }.is_best();
+        assert!(best(20, after(2, 0, 20)) && best(15, after(1, 80, 15)));
+        // The rest of an epoch within which the best was found.
+        assert!(!best(15, after(2, 0, 20)));
         assert!(!after(0, 0, 0).is_best());
     }
 }

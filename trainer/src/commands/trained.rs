@@ -13,7 +13,7 @@ use tracing::warn;
 use crate::arithmetic::Arithmetic;
 use crate::checkpoint::{self, CheckpointError, State, Weights};
 use crate::flat::Flat;
-use crate::model::{Mode, Module};
+use crate::model::Module;
 use crate::replica::Replica;
 use crate::{Result, TrainError, convolutions, device};
 
@@ -101,6 +101,6 @@ impl Trained {
         let arithmetic = Arithmetic::choose(self.config.precision, device, communicator)?;
         let convolutions = convolutions::table(&self.state.convolutions);
         let replica = Replica::new(flat, model, arithmetic);
-        Ok(Replica { convolutions, norm_mode: Mode::Eval, ..replica })
+        Ok(Replica { convolutions, ..replica })
     }
 }

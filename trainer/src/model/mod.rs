@@ -7,12 +7,13 @@ mod module;
 
 pub use module::{Draw, Module};
 
-/// Whether batch norm uses the batch's statistics and updates the running ones, and whether dropout
-/// and stochastic depth are at work.
+/// Which statistics batch norm takes, and whether dropout and stochastic depth are at work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// The batch's own.
+    /// Those of the batch, by which the running ones are updated; both are.
     Train,
-    /// The running ones.
+    /// The running ones, which stay as they are; both are.
+    TrainFrozenNorm,
+    /// The running ones; neither is.
     Eval,
 }

@@ -66,12 +66,12 @@ impl Module {
         for_each_norm(&mut self.layers, &mut BatchNorm::fuse);
     }
 
-    /// Whether passes in [`Mode::Train`] draw random numbers.
+    /// Whether passes in other modes than [`Mode::Eval`] draw random numbers.
     pub fn is_random(&self) -> bool {
         self.has_dropout || skips_blocks(&self.layers)
     }
 
-    /// Sets what the next passes in [`Mode::Train`] draw from. Each of them drops other numbers.
+    /// Sets what the next passes draw from, but for those in [`Mode::Eval`]. Each of them drops other numbers.
     pub fn set_draw(&self, draw: Draw) {
         self.draw.set(draw);
         if self.has_dropout {
@@ -219,7 +219,7 @@ impl Layer {
             Self::AveragePool { size } => x.adaptive_avg_pool2d([*size; 2]).flatten(1, -1),
             Self::PadChannels { stride, channels } => pad_channels(&x, *stride, *channels),
             Self::Linear(linear) => linear.forward(&x),
-            Self::Dropout { probability } => x.dropout(*probability, pass.mode == Mode::Train),
+            Self::Dropout { probability } => x.dropout(*probability, pass.mode != Mode::Eval),
             Self::Residual(residual) => residual.forward(&x, pass),
         }
     }
@@ -248,13 +248,14 @@ impl Residual {
         }
         if self.survival < 1.0 {
             match pass.mode {
-                // A copy, since a ReLU in place may follow.
-                Mode::Train if !pass.draw.survives(self.place, self.survival) => {
-                    return shortcut().copy();
-                }
-                Mode::Train => {}
                 Mode::Eval => {
                     return forward(&self.body, &input, pass) * self.survival + shortcut();
+                }
+                Mode::Train | Mode::TrainFrozenNorm => {
+                    if !pass.draw.survives(self.place, self.survival) {
+                        // A copy, since a ReLU in place may follow.
+                        return shortcut().copy();
+                    }
                 }
             }
         }
@@ -288,5 +289,9 @@ mod tests {
         module.set_draw(Draw::default());
         let [first, second] = tch::no_grad(|| [0, 1].map(|_| module.forward(&images, Mode::Train)));
         assert!(first != second);
+        let statistics = flat.buffers.copy();
+        let frozen = || tch::no_grad(|| module.forward(&images, Mode::TrainFrozenNorm));
+        assert!(frozen() != frozen(), "also where batch norm takes its running statistics");
+        assert_eq!(flat.buffers, statistics);
     }
 }

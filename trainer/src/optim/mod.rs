@@ -196,8 +196,10 @@ impl Optimizer {
     /// The last part: notes down what dead taps owe, and lets slow weights follow.
     pub fn end_step(&mut self, flat: &Flat) {
         self.tried += 1;
-        self.owed.push(self.lr);
-        self.skipped.extend(self.loss_scaler.as_ref().map(LossScaler::found_inf));
+        if flat.dead.numel() > 0 {
+            self.owed.push(self.lr);
+            self.skipped.extend(self.loss_scaler.as_ref().map(LossScaler::found_inf));
+        }
         if let Some(lookahead) = &mut self.lookahead {
             lookahead.after_step(flat, self.tried, self.progress);
         }

@@ -39,7 +39,7 @@ impl Run<'_> {
             false => None,
         };
         self.recorder.epoch(&self.state, evaluation);
-        let best_before = self.state.best_test_accuracy;
+        let best_before = (self.state.best_test_accuracy, self.state.best_step);
         let is_best = self.note_best(evaluation);
         if complete {
             self.state.epochs_completed += 1;
@@ -56,7 +56,7 @@ impl Run<'_> {
         }
         if self.saver.is_behind() {
             // `best` points to a checkpoint that there is.
-            self.state.best_test_accuracy = best_before;
+            (self.state.best_test_accuracy, self.state.best_step) = best_before;
         }
         self.recorder.draw();
         Ok(true)
@@ -94,6 +94,7 @@ impl Run<'_> {
         let is_best = self.state.best_test_accuracy.is_none_or(|(best, _)| test.accuracy() > best);
         if is_best {
             self.state.best_test_accuracy = Some((test.accuracy(), self.state.epoch()));
+            self.state.best_step = Some(self.state.step);
         }
         is_best
     }
@@ -121,13 +122,17 @@ impl Run<'_> {
             beat: &|| link.state(Phase::Saving, state.epoch(), state.step),
             asked_to_stop: &|| link.stop_reason().is_some(),
         };
+        // A try that comes after waiting for the records does not write it again.
+        let mut is_to_save = matches!(what, What::Checkpoint { .. });
         self.saver.save(&**communicator, replica.device, if_refused, &waiting, || {
             let records = match recorder.flush() {
                 // A checkpoint whose records are missing is better than none, but only then.
                 Err(error) if if_refused == IfRefused::GoOn => return Err(error),
                 ended => ended,
             };
-            if let What::Checkpoint { is_best } = what {
+            if let What::Checkpoint { is_best } = what
+                && is_to_save
+            {
                 let path =
                     checkpoint::save(&folder, &replica.flat, optimizer, ema.as_ref(), state)?;
                 checkpoint::point(CheckpointLink::Latest, &path)?;
@@ -135,6 +140,7 @@ impl Run<'_> {
                     checkpoint::point(CheckpointLink::Best, &path)?;
                 }
                 checkpoint::prune(&folder, config.checkpoint.keep);
+                is_to_save = false;
             }
             records
         })

@@ -31,7 +31,7 @@ use trainer::step::{Microbatch, StepParts, train_step};
 use trainer::tally::{Counter, Tally};
 
 pub const TEST_IMAGES: usize = 37;
-const TIMEOUT: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Runs `body` on ranks that are threads.
 pub fn on_ranks<T: Send>(
@@ -114,16 +114,12 @@ impl Communicator for WithoutSharedMemory {
 }
 
 /// A network with its first weights.
-pub fn replica(communicator: &dyn Communicator, norm_mode: Mode) -> Replica {
-    replica_for(communicator, norm_mode, 2)
+pub fn replica(communicator: &dyn Communicator, mode: Mode) -> Replica {
+    replica_for(communicator, mode, 2)
 }
 
 /// Likewise, for steps of so many microbatches.
-pub fn replica_for(
-    communicator: &dyn Communicator,
-    norm_mode: Mode,
-    microbatches: usize,
-) -> Replica {
+pub fn replica_for(communicator: &dyn Communicator, mode: Mode, microbatches: usize) -> Replica {
     let network = Network::new(&Model::default(), [3, 32, 32], 10);
     let mut flat = Flat::new(network.tensors(true), Device::Cpu, communicator).unwrap();
     initialize(&mut flat, 0);
@@ -131,7 +127,7 @@ pub fn replica_for(
         flat.defer_gradients(None);
     }
     let model = Module::new(&network, &flat);
-    Replica { norm_mode, ..Replica::new(flat, model, Arithmetic::Fp32) }
+    Replica { mode, ..Replica::new(flat, model, Arithmetic::Fp32) }
 }
 
 /// Gradients are sent as they are.
@@ -156,7 +152,7 @@ pub struct Recipe {
     pub grad_accum_steps: usize,
     pub optimizer: config::Optimizer,
     pub options: Options,
-    pub norm_mode: Mode,
+    pub mode: Mode,
     pub sync_batch_norm: bool,
     pub memory: Memory,
 }
@@ -178,7 +174,7 @@ impl Recipe {
             },
             options: options(Timing::AfterBackward, 4),
             // Statistics of a batch depend on who holds which part of it; frozen ones do not.
-            norm_mode: Mode::Eval,
+            mode: Mode::TrainFrozenNorm,
             sync_batch_norm: false,
             memory: Memory::Shared,
         }
@@ -208,7 +204,7 @@ impl Recipe {
     pub fn train(&self, communicator: &Arc<dyn Communicator>) -> Outcome {
         let (rank, world_size) = (communicator.rank(), communicator.world_size());
         let data_set = self.data();
-        let mut replica = replica_for(&**communicator, self.norm_mode, self.grad_accum_steps);
+        let mut replica = replica_for(&**communicator, self.mode, self.grad_accum_steps);
         if self.sync_batch_norm && world_size > 1 {
             replica.sync_batch_norm = true;
             replica.model.synchronize_batch_norm(communicator);

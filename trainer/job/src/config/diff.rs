@@ -6,7 +6,17 @@ use std::fmt;
 use serde_yaml::Value;
 
 use super::keys::{as_mapping, leaves};
-use super::{CommBackend, Config};
+use super::{CommBackend, Config, Data, to_yaml};
+
+/// Keys that say where images are: machines of one job may each have their own.
+pub const PER_MACHINE: [&str; 2] = ["data.root", "data.download"];
+
+/// `config` as YAML without what may differ between the machines of a job ([`PER_MACHINE`]).
+pub fn common_to_machines(config: &Config) -> String {
+    let Data { root, download, .. } = Data::default();
+    let data = Data { root, download, ..config.data.clone() };
+    to_yaml(&Config { data, ..config.clone() })
+}
 
 /// A key whose value differs between two configurations.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,13 +38,16 @@ impl fmt::Display for Difference {
 /// What differs and shapes training, so that a run of `old` cannot go on as `new`.
 ///
 /// Where files lie, when the run is saved, what is recorded and how ranks talk may change, but not
-/// whether they do and how they round; under a learning rate that does not depend on it also how long it
-/// trains. Ordered by path.
+/// whether they do and how they round; where neither the learning rate nor look-ahead depends on it also how
+/// long it trains. Ordered by path.
 pub fn differences_in_training(old: &Config, new: &Config) -> Vec<Difference> {
-    let fixed_length = [old, new].iter().any(|config| config.schedule.depends_on_length());
+    let fixed_length = [old, new].iter().any(|config| {
+        config.schedule.depends_on_length() || config.optimizer.lookahead_depends_on_length()
+    });
     let diverges = [old, new].iter().any(|config| config.comm.backend == CommBackend::None);
     let shapes_training = |path: &str| match path {
-        "data.root" | "data.download" | "eval.every_epochs" => false,
+        _ if PER_MACHINE.contains(&path) => false,
+        "eval.every_epochs" => false,
         "train.epochs" | "train.max_steps" => fixed_length,
         "comm.backend" => diverges,
         "comm.wire_dtype" => true,

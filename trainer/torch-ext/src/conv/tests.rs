@@ -51,6 +51,11 @@ fn each_number_of_an_output_is_a_sum_over_the_kernel() {
     }
 }
 
+/// The same numbers, as kernels lie in memory while they are trained.
+fn channels_last(kernel: &Tensor) -> Tensor {
+    kernel.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+}
+
 /// Output, gradient of the input, gradient of the weight.
 fn passes(
     input: &Tensor,
@@ -155,9 +160,7 @@ fn the_gradient_of_the_weight_is_made_in_its_place() {
             let shape = ConvShape { input: input_size, weight, stride, padding };
             let table = Rc::new(ConvTable::default());
             table.set(shape, methods);
-            let last = |tensor: Tensor| tensor.permute([0, 2, 3, 1]).contiguous();
-            let (input, weight) = (numbers(&input, 0.0), numbers(&weight, 1.0));
-            let weight = last(weight).permute([0, 3, 1, 2]);
+            let (input, weight) = (numbers(&input, 0.0), channels_last(&numbers(&weight, 1.0)));
             let grads = |place: Option<&Tensor>| {
                 let input = input.detach().set_requires_grad(true);
                 let weight = weight.detach().set_requires_grad(true);
@@ -203,9 +206,13 @@ fn a_rank_without_images_has_gradients_of_zero() {
         let table = Rc::new(ConvTable::default());
         table.set(shape, [method; 3]);
         let (input, weight) = (numbers(&[0, 8, 8, 8], 0.0), numbers(&shape.weight, 1.0));
+        let weight = channels_last(&weight);
+        // Where the last step has left something.
+        let place = weight.full_like(f64::NAN);
         let convolve =
-            |x: &Tensor, w: &Tensor| table.in_use(|| conv2d(x, w, None, 1, 1, 1).unwrap());
+            |x: &Tensor, w: &Tensor| table.in_use(|| conv2d(x, w, Some(&place), 1, 1, 1).unwrap());
         let [output, of_input, of_weight] = passes(&input, &weight, convolve);
+        assert_eq!(of_weight.data_ptr(), place.data_ptr());
         assert_eq!((output.size(), of_input.size()), (vec![0, 16, 8, 8], input.size()));
         assert_eq!(of_weight.size(), weight.size());
         assert_eq!(of_weight.abs().max().double_value(&[]), 0.0, "{method:?}");

@@ -104,6 +104,11 @@ impl Optimizer {
             || self.lookahead_steps.is_some()
     }
 
+    /// Whether look-ahead's decay follows how much of the run is done.
+    pub fn lookahead_depends_on_length(&self) -> bool {
+        self.lookahead_steps.is_some() && self.lookahead_power() > 0.0
+    }
+
     /// Checks ranges, and that keys go together.
     pub(super) fn validate(&self, model: &Model, precision: Precision) -> Result<(), Invalid> {
         self.only_its_own_keys()?;

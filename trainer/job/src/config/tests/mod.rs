@@ -261,6 +261,10 @@ fn only_what_shapes_training_counts_as_different() {
     ]);
     assert_eq!(differences_in_training(&old, &free), []);
 
+    let elsewhere = common_to_machines(&with(&["data.root=elsewhere", "data.download=false"]));
+    assert_eq!(elsewhere, common_to_machines(&old));
+    assert_ne!(common_to_machines(&with(&["comm.timeout_seconds=9"])), common_to_machines(&old));
+
     let shaped = with(&["train.seed=1", "optimizer.name=sgd", "data.augment=[flip]"]);
     let found = differences_in_training(&old, &shaped);
     let lines: Vec<String> = found.iter().map(ToString::to_string).collect();
@@ -291,6 +295,10 @@ fn only_what_shapes_training_counts_as_different() {
     let found = differences_in_training(&cosine, &longer);
     assert_eq!(found.len(), 1);
     assert_eq!(found[0].path, "train.epochs");
+    let power = &["optimizer.lookahead_steps=5", "optimizer.lookahead_power=3.0"];
+    let longer = with(&[power[0], power[1], "train.max_steps=99"]);
+    let found = differences_in_training(&with(power), &longer);
+    assert_eq!((found.len(), found[0].path.as_str()), (1, "train.max_steps"));
     let stepped = &["schedule.name=multistep", "schedule.milestones=[3]"];
     let longer = with(&[stepped[0], stepped[1], "train.epochs=99"]);
     assert_eq!(differences_in_training(&with(stepped), &longer), []);
