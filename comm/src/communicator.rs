@@ -169,8 +169,8 @@ pub trait Communicator: Send + Sync {
         Ok(None)
     }
 
-    /// Whether all collectives that were started so far are good. For collectives on device memory,
-    /// whose [`Work`] ends before they do: ask after the device was waited for.
+    /// Whether all collectives on device memory that were started so far are good. Their [`Work`] ends before they
+    /// do: ask after the device was waited for. Those on host memory have said it themselves.
     ///
     /// # Errors
     /// Whatever made one of them fail.
@@ -191,9 +191,10 @@ pub trait Communicator: Send + Sync {
         Ok(())
     }
 
-    /// Makes every rank's present and future collectives fail with
-    /// [`crate::CommError::Aborted`], with this rank's `reason` and whom it blames. Returns at once; may be called
-    /// from any thread.
+    /// Makes this rank's present and future collectives fail with [`crate::CommError::Aborted`], and over shared
+    /// memory and MPI those of every other rank, with this rank's `reason` and whom it blames. Over NCCL the others
+    /// see that a peer is gone, or their deadlines pass. Waits for nobody, but up to two seconds for NCCL itself;
+    /// may be called from any thread.
     fn abort(&self, reason: &str, blame: Blame);
 
     /// Ends the group in good order, after the last collective. Collective.

@@ -11,10 +11,11 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 /// Of the stream, its end within a frame included, and when the frame is too long.
 pub async fn read_body(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Vec<u8>>> {
     let mut length = [0; 4];
-    match stream.read_exact(&mut length).await {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        other => other?,
-    };
+    let first = stream.read(&mut length).await?;
+    if first == 0 {
+        return Ok(None);
+    }
+    stream.read_exact(&mut length[first..]).await?;
     let mut body = vec![0; control::body_len(length)?];
     stream.read_exact(&mut body).await?;
     Ok(Some(body))

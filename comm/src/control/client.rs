@@ -1,6 +1,7 @@
 //! The trainer's end of the control connection.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -49,7 +50,8 @@ struct Inbox {
 #[derive(Default)]
 struct InboxState {
     values: HashMap<String, String>,
-    closed: bool,
+    /// Why nothing more comes.
+    closed: Option<String>,
 }
 
 impl ControlClient {
@@ -118,8 +120,8 @@ impl Store for ControlClient {
             if let Some(value) = state.values.remove(key) {
                 return Ok(Some(value));
             }
-            if state.closed {
-                return Err(CommError::Control("the launcher is gone".to_owned()));
+            if let Some(reason) = &state.closed {
+                return Err(CommError::Control(reason.clone()));
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -159,17 +161,22 @@ fn say_alive(stream: &Weak<Mutex<UnixStream>>) {
 }
 
 fn read_messages(mut stream: UnixStream, inbox: &Inbox, stop: &StopFlag) {
-    while let Ok(Some(message)) = read_frame::<ToTrainer>(&mut stream) {
-        match message {
-            ToTrainer::Value { key, value } => {
+    let reason = loop {
+        match read_frame(&mut stream) {
+            Ok(Some(ToTrainer::Value { key, value })) => {
                 lock(&inbox.state).values.insert(key, value);
                 inbox.changed.notify_all();
             }
-            ToTrainer::Stop { reason } => stop.request(&reason),
+            Ok(Some(ToTrainer::Stop { reason })) => stop.request(&reason),
+            Ok(None) => break "the launcher is gone".to_owned(),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => {
+                break "the launcher is gone".to_owned();
+            }
+            Err(error) => break format!("the launcher cannot be heard any more: {error}"),
         }
-    }
-    stop.request("the launcher is gone");
-    lock(&inbox.state).closed = true;
+    };
+    stop.request(&reason);
+    lock(&inbox.state).closed = Some(reason);
     inbox.changed.notify_all();
 }
 

@@ -11,7 +11,7 @@ use super::ops::Extremes;
 use super::request::At;
 use crate::env::World;
 use crate::executor::{Engine, Job};
-use crate::{Collective, CommError, Result};
+use crate::{Collective, Result, SharedMemory};
 
 /// A rank's end of the job.
 pub(super) struct MpiEngine {
@@ -20,7 +20,7 @@ pub(super) struct MpiEngine {
     pub(super) common: Arc<Common>,
     world: Group,
     /// Where machines have several ranks.
-    pub(super) machine: Option<Machine>,
+    machine: Option<Machine>,
 }
 
 impl MpiEngine {
@@ -28,11 +28,15 @@ impl MpiEngine {
     pub(super) fn new(world: World, hierarchical: bool, timeout: Duration) -> Result<Self> {
         let World { rank, world_size, .. } = world;
         let at = At { op: "connect", sequence: 0, rank };
-        let comm = Comm::duplicate_world(at)?;
-        let mail = AbortMail::open(Comm::duplicate_world(at)?, world_size, at)?;
+        let comm = Comm::duplicate_world(at, timeout)?;
+        let mail = AbortMail::open(Comm::duplicate_world(at, timeout)?, world_size, at)?;
         let common = Arc::new(Common { extremes: Extremes::new(at)?, mail });
-        let group = Group::new(comm, rank, world_size, timeout, &common, None);
-        let machine = Machine::connect(world, hierarchical, timeout, &group, &common)?;
+        let mut group = Group::new(comm, rank, world_size, timeout, &common);
+        let machine = Machine::connect(world, hierarchical, timeout, &group, &common);
+        let machine = common.mail.tell_of(machine)?;
+        if let Some(machine) = &machine {
+            group.add_mates(machine.mates());
+        }
         Ok(Self { rank, world_size, common, world: group, machine })
     }
 
@@ -46,10 +50,14 @@ impl MpiEngine {
         if let Some(error) = self.common.mail.received(at) {
             return Err(error);
         }
-        if let Some(machine) = &self.machine {
-            machine.finalize()?;
-        }
-        self.world.barrier(at)
+        let ended = self.machine.as_ref().map_or(Ok(()), Machine::finalize);
+        self.common.mail.tell_of(ended.and_then(|()| self.world.barrier(at)))
+    }
+
+    /// See [`crate::Communicator::alloc_shared`].
+    pub(super) fn alloc_shared(&self, len_bytes: usize) -> Result<Option<SharedMemory>> {
+        let allocate = |machine: &Machine| machine.alloc_shared(len_bytes);
+        self.common.mail.tell_of(self.machine.as_ref().map_or(Ok(None), allocate))
     }
 }
 
@@ -59,19 +67,13 @@ impl Engine for MpiEngine {
         if let Some(error) = self.common.mail.received(at) {
             return Err(error);
         }
-        let result = match (job.collective, &self.machine) {
+        self.common.mail.tell_of(match (job.collective, &self.machine) {
             (Collective::AllReduce(op), Some(machine)) => machine.all_reduce(buffer, op, at),
             (Collective::AllReduce(op), None) => self.world.reduce(buffer, op, false, at),
             (Collective::ReduceScatter(op), _) => self.world.reduce(buffer, op, true, at),
             (Collective::Broadcast { root }, _) => self.world.broadcast(buffer, root, at),
             (Collective::AllGather, _) => self.world.all_gather(buffer, at),
             (Collective::Barrier, _) => self.world.barrier(at),
-        };
-        if let Err(error) = &result
-            && !matches!(error, CommError::Aborted { .. })
-        {
-            self.common.mail.send(&error.to_string(), error.blame());
-        }
-        result
+        })
     }
 }

@@ -16,6 +16,9 @@ use crate::reduce;
 use crate::shm::Shm;
 use crate::{CommError, DType, RawBuffer, ReduceOp, Result};
 
+/// How much longer a rank waits for other machines than for those of its own.
+const NAMING_TIME: Duration = Duration::from_secs(5);
+
 /// Elements of a long buffer that one MPI call reduces.
 const PIECE_ELEMENTS: usize = 64 * 1024;
 
@@ -48,17 +51,23 @@ pub(super) struct Group {
 
 impl Group {
     /// `comm`: of MPI's ranks this one is `rank`; nobody else's messages travel in it. A wait lasts for
-    /// `timeout` at most, in which `mates` hear that this rank is alive.
+    /// `timeout` at most.
     pub(super) fn new(
         comm: Comm,
         rank: usize,
         size: usize,
         timeout: Duration,
         common: &Arc<Common>,
-        mates: Option<Arc<Shm>>,
     ) -> Self {
         let common = Arc::clone(common);
-        Self { comm, rank, size, timeout, common, mates, gathered: Mutex::default() }
+        Self { comm, rank, size, timeout, common, mates: None, gathered: Mutex::default() }
+    }
+
+    /// From now on, those of this machine hear that this rank is alive while it waits here, and it waits longer
+    /// than they do in shared memory: they know the name of who is missing.
+    pub(super) fn add_mates(&mut self, mates: &Arc<Shm>) {
+        self.mates = Some(Arc::clone(mates));
+        self.timeout += NAMING_TIME;
     }
 
     fn wait(&self, request: Request, at: At) -> Result<()> {
@@ -72,34 +81,43 @@ impl Group {
 
     /// Starts an operation through `start`, which gets the place for its request, and waits.
     ///
-    /// A request that fails stays in MPI, which still has the buffer's address. MPI touches it only
-    /// in calls of this process, and after a failure there are none.
-    fn complete(&self, at: At, start: impl FnOnce(*mut ffi::MPI_Request) -> c_int) -> Result<()> {
+    /// A request that fails stays in MPI, which still has the addresses of the buffer and of `arguments`. The latter
+    /// are then never freed; the buffer MPI touches only in calls of this process, of which there is one more
+    /// before the caller has it back, [`AbortMail::send`].
+    fn complete<A>(
+        &self,
+        at: At,
+        arguments: A,
+        start: impl FnOnce(&A, *mut ffi::MPI_Request) -> c_int,
+    ) -> Result<()> {
         let mut request = Request::null();
-        checked(at, start(request.as_mut_ptr()))?;
-        self.wait(request, at)
+        let ended = checked(at, start(&arguments, request.as_mut_ptr()))
+            .and_then(|()| self.wait(request, at));
+        if ended.is_err() {
+            std::mem::forget(arguments);
+        }
+        ended
     }
 
     /// Waits for everybody.
     pub(super) fn barrier(&self, at: At) -> Result<()> {
         // SAFETY: no buffer is involved.
-        self.complete(at, |request| unsafe { ffi::MPI_Ibarrier(self.comm.0, request) })
+        self.complete(at, (), |(), request| unsafe { ffi::MPI_Ibarrier(self.comm.0, request) })
     }
 
     pub(super) fn broadcast(&self, buffer: &RawBuffer, root: usize, at: At) -> Result<()> {
         let (len, root) = (count(buffer.len)?, count(root)?);
         // SAFETY: the caller of `start` keeps the buffer until the collective has ended.
-        self.complete(at, |request| unsafe {
+        self.complete(at, (), |(), request| unsafe {
             let (data, dtype) = (buffer.ptr.as_ptr().cast(), moved_type(buffer.dtype));
             ffi::MPI_Ibcast(data, len, dtype, root, self.comm.0, request)
         })
     }
 
     pub(super) fn all_gather(&self, buffer: &RawBuffer, at: At) -> Result<()> {
-        let (counts, offsets) = self.chunks(buffer.len)?;
         // SAFETY: as for `broadcast`; the counts and offsets outlive the request, and lie in the
         // buffer; the send arguments are ignored in place.
-        self.complete(at, |request| unsafe {
+        self.complete(at, self.chunks(buffer.len)?, |(counts, offsets), request| unsafe {
             ffi::MPI_Iallgatherv(
                 lockstep_mpi_in_place(),
                 0,
@@ -143,12 +161,13 @@ impl Group {
         let arriving = vec![count(chunk.len())?; self.size];
         let places = (0..self.size).map(|rank| count(rank * chunk.len()));
         let places = places.collect::<Result<Vec<_>>>()?;
+        let arguments = (counts, offsets, arriving, places);
         let mut gathered = self.gathered.lock().unwrap_or_else(PoisonError::into_inner);
         gathered.resize(self.size * chunk.len(), 0);
         let (from, to) = (buffer.ptr.as_ptr(), gathered.as_mut_ptr());
         // SAFETY: as for `broadcast`; counts and offsets outlive the request, and lie in the buffer
         // and in `gathered`, which is locked.
-        self.complete(at, |request| unsafe {
+        self.complete(at, arguments, |(counts, offsets, arriving, places), request| unsafe {
             let dtype = moved_type(DType::Bf16);
             ffi::MPI_Ialltoallv(
                 from.cast(),
@@ -178,7 +197,7 @@ impl Group {
         if scatters {
             let (counts, _) = self.chunks(buffer.len)?;
             // SAFETY: as for `broadcast`; the counts outlive the request and add up to the length.
-            self.complete(at, |request| unsafe {
+            self.complete(at, counts, |counts, request| unsafe {
                 let in_place = lockstep_mpi_in_place();
                 let counts = counts.as_ptr();
                 ffi::MPI_Ireduce_scatter(

@@ -1,11 +1,11 @@
 //! MPI's own communicators.
 
-use std::ffi::c_int;
+use std::time::Duration;
 
 use mpi::ffi;
 
 use super::group::count;
-use super::request::{At, checked};
+use super::request::{At, Request, checked};
 use crate::Result;
 
 /// A handle, freed by `MPI_Finalize`.
@@ -24,26 +24,36 @@ impl Comm {
         Self(unsafe { ffi::RSMPI_COMM_WORLD })
     }
 
-    /// The same ranks, whose messages are kept apart. Collective over all.
-    pub(super) fn duplicate_world(at: At) -> Result<Self> {
-        // SAFETY: MPI writes a handle.
-        Self::create(at, |comm| unsafe { ffi::MPI_Comm_dup(Self::world().0, comm) })
+    /// Has MPI return errors of this communicator, and of those that are made of it, instead of ending the job.
+    pub(super) fn return_errors(self, at: At) -> Result<()> {
+        // SAFETY: a constant of the library, and a communicator that is there.
+        checked(at, unsafe { ffi::MPI_Comm_set_errhandler(self.0, ffi::RSMPI_ERRORS_RETURN) })
     }
 
-    /// The ranks that give the same `color`, in their order. Collective over all.
+    /// The same ranks, whose messages are kept apart. Collective over all, which come within `timeout`.
+    pub(super) fn duplicate_world(at: At, timeout: Duration) -> Result<Self> {
+        // On the heap, where MPI may write to it for as long as the request is there.
+        // SAFETY: a constant of the library, overwritten by the call.
+        let comm = Box::leak(Box::new(unsafe { ffi::RSMPI_COMM_NULL }));
+        let mut request = Request::null();
+        // SAFETY: MPI writes the handle to memory that is never freed, 8 bytes.
+        checked(at, unsafe {
+            ffi::MPI_Comm_idup(Self::world().0, &raw mut *comm, request.as_mut_ptr())
+        })?;
+        request.wait(at, timeout, || None)?;
+        Self(*comm).return_errors(at)?;
+        Ok(Self(*comm))
+    }
+
+    /// The ranks that give the same `color`, in their order. Collective over all, which must have come: MPI waits
+    /// for them without a deadline.
     pub(super) fn split_world(color: usize, at: At) -> Result<Self> {
         let (color, key) = (count(color)?, count(at.rank)?);
-        // SAFETY: as above.
-        Self::create(at, |comm| unsafe { ffi::MPI_Comm_split(Self::world().0, color, key, comm) })
-    }
-
-    /// Its errors are returned.
-    fn create(at: At, create: impl FnOnce(*mut ffi::MPI_Comm) -> c_int) -> Result<Self> {
         // SAFETY: a constant of the library, overwritten by the call.
         let mut comm = unsafe { ffi::RSMPI_COMM_NULL };
-        checked(at, create(&raw mut comm))?;
-        // SAFETY: a constant of the library, and the communicator that was just made.
-        checked(at, unsafe { ffi::MPI_Comm_set_errhandler(comm, ffi::RSMPI_ERRORS_RETURN) })?;
+        // SAFETY: MPI writes a handle.
+        checked(at, unsafe { ffi::MPI_Comm_split(Self::world().0, color, key, &raw mut comm) })?;
+        Self(comm).return_errors(at)?;
         Ok(Self(comm))
     }
 }

@@ -13,10 +13,6 @@ use crate::env::World;
 use crate::shm::{self, MAX_RANKS, Shm};
 use crate::{BufferMut, Collective, Communicator, RawBuffer, ReduceOp, Result, SharedMemory};
 
-/// A rank that waits for other machines waits longer than one that waits in shared memory: that one
-/// knows the name of who is missing.
-const NAMING_TIME: Duration = Duration::from_secs(5);
-
 /// This rank's machine, and its part in what machines do together.
 pub(super) struct Machine {
     shm: Arc<Shm>,
@@ -53,10 +49,14 @@ impl Machine {
         let shm = Arc::new(shm);
         let (shared, at) = (Arc::clone(common), At { op: "all_reduce", ..at });
         shm.interrupt_by(move || shared.mail.received(at));
-        let timeout = timeout + NAMING_TIME;
-        let (size, mates) = (world_size / ranks, Some(Arc::clone(&shm)));
-        let column = Group::new(column, machine, size, timeout, common, mates);
+        let mut column = Group::new(column, machine, world_size / ranks, timeout, common);
+        column.add_mates(&shm);
         Ok(Some(Self { shm, column, place, ranks }))
+    }
+
+    /// The ranks of this machine.
+    pub(super) fn mates(&self) -> &Arc<Shm> {
+        &self.shm
     }
 
     /// A mean of the machines' means is the mean of all, since each has as many ranks.

@@ -28,7 +28,7 @@ impl AbortMail {
     pub(super) fn open(group: Comm, world_size: usize, at: At) -> Result<Self> {
         let mut mail = Box::new([0; MAIL_BYTES]);
         let mut request = Request::null();
-        // SAFETY: the box stays where it is until the request has ended or was cancelled.
+        // SAFETY: the box stays where it is until the request has ended or was cancelled, or for ever.
         checked(at, unsafe {
             ffi::MPI_Irecv(
                 mail.as_mut_ptr().cast(),
@@ -90,6 +90,15 @@ impl AbortMail {
         }
     }
 
+    /// Tells everybody of a failure that this rank has seen itself, and passes `result` on.
+    pub(super) fn tell_of<T>(&self, result: Result<T>) -> Result<T> {
+        result.inspect_err(|error| {
+            if !matches!(error, CommError::Aborted { .. }) {
+                self.send(&error.to_string(), error.blame());
+            }
+        })
+    }
+
     /// Expects nothing more.
     pub(super) fn close(&self) {
         if let Some((request, _mail)) = self.lock().take() {
@@ -99,5 +108,15 @@ impl AbortMail {
 
     fn lock(&self) -> MutexGuard<'_, Option<(Request, Box<[u8; MAIL_BYTES]>)>> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for AbortMail {
+    fn drop(&mut self) {
+        // Not closed: nobody knows whether MPI can still be called, and it may write there yet.
+        let inbox = self.inbox.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, mail)) = inbox.take() {
+            Box::leak(mail);
+        }
     }
 }

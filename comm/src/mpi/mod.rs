@@ -44,8 +44,8 @@ pub struct Mpi {
 /// Connects all processes that `mpirun` started. Collective.
 ///
 /// `hierarchical`: an all-reduce goes by way of shared memory where machines have several ranks.
-/// `timeout`: of every wait in the collectives that follow. How long MPI itself takes to start is
-/// `mpirun`'s affair.
+/// `timeout`: of every wait, here and in the collectives that follow. How long MPI itself takes to start and to end
+/// is `mpirun`'s affair.
 ///
 /// # Errors
 /// [`CommError::Connect`] when MPI cannot be initialised or was not started as `world` says; and those of
@@ -101,12 +101,13 @@ impl Communicator for Mpi {
     }
 
     fn alloc_shared(&self, len_bytes: usize) -> Result<Option<SharedMemory>> {
-        self.executor.exclusive(|engine, _| {
-            engine.machine.as_ref().map_or(Ok(None), |machine| machine.alloc_shared(len_bytes))
-        })
+        self.executor.exclusive(|engine, _| engine.alloc_shared(len_bytes))
     }
 
     fn abort(&self, reason: &str, blame: Blame) {
+        if self.finalized.load(Ordering::Acquire) {
+            return; // MPI may have ended, and nobody waits any more
+        }
         let (by, text) = (self.rank(), reason.to_owned());
         self.executor.close(CommError::Aborted { by, reason: text, blame: blame.clone() });
         self.executor.engine().common.mail.send(reason, blame);

@@ -46,6 +46,8 @@ impl Session {
             return Err("this MPI library was built without MPI_THREAD_MULTIPLE".to_owned());
         }
         let world = universe.world();
+        let at = At { op: "connect", sequence: 0, rank: 0 };
+        Comm::world().return_errors(at).map_err(|error| error.to_string())?;
         let rank = usize::try_from(world.rank()).map_err(|error| error.to_string())?;
         let world_size = usize::try_from(world.size()).map_err(|error| error.to_string())?;
         Ok(Self {
@@ -107,14 +109,13 @@ impl BroadcastStore {
         Self { comm, rank, first }
     }
 
-    /// `bytes`: the value on rank 0, as long as the value on the others.
-    fn broadcast(&self, bytes: &mut [u8], timeout: Duration) -> Result<()> {
+    /// `bytes`: the value on rank 0, as long as the value on the others. Returns rank 0's.
+    fn broadcast(&self, mut bytes: Vec<u8>, timeout: Duration) -> Result<Vec<u8>> {
         let at = At { op: "bootstrap", sequence: 0, rank: self.rank };
         let count = i32::try_from(bytes.len())
             .map_err(|_| at.failed(format!("a value of {} bytes is too long", bytes.len())))?;
         let mut request = Request::null();
-        // SAFETY: `bytes` outlives the request, which is waited for below; a request that misses its
-        // deadline makes the job end.
+        // SAFETY: `bytes` outlives the request, which is waited for below; where that fails, it is never freed.
         checked(at, unsafe {
             ffi::MPI_Ibcast(
                 bytes.as_mut_ptr().cast(),
@@ -125,7 +126,13 @@ impl BroadcastStore {
                 request.as_mut_ptr(),
             )
         })?;
-        request.wait(at, timeout, || None)
+        match request.wait(at, timeout, || None) {
+            Ok(()) => Ok(bytes),
+            Err(error) => {
+                bytes.leak();
+                Err(error)
+            }
+        }
     }
 }
 
@@ -140,19 +147,18 @@ impl Store for BroadcastStore {
             return Err(CommError::Control(reason));
         }
         let text = format!("{key}\n{value}");
-        let mut length = (text.len() as u64).to_le_bytes();
-        self.broadcast(&mut length, PUT_TIMEOUT)?;
-        self.broadcast(&mut text.into_bytes(), PUT_TIMEOUT)
+        let length = (text.len() as u64).to_le_bytes();
+        self.broadcast(length.to_vec(), PUT_TIMEOUT)?;
+        self.broadcast(text.into_bytes(), PUT_TIMEOUT).map(drop)
     }
 
     fn get(&self, key: &str, timeout: Duration) -> Result<Option<String>> {
-        let mut length = [0; 8];
-        match self.broadcast(&mut length, timeout) {
+        let length = match self.broadcast(vec![0; size_of::<u64>()], timeout) {
             Err(CommError::Timeout { .. }) => return Ok(None),
             other => other?,
-        }
-        let mut text = vec![0; usize::try_from(u64::from_le_bytes(length)).unwrap_or(0)];
-        self.broadcast(&mut text, timeout)?;
+        };
+        let length = length.try_into().map_or(0, u64::from_le_bytes);
+        let text = self.broadcast(vec![0; usize::try_from(length).unwrap_or(0)], timeout)?;
         let text = String::from_utf8_lossy(&text);
         match text.split_once('\n') {
             Some((found, value)) if found == key => Ok(Some(value.to_owned())),

@@ -86,7 +86,14 @@ fn queue(
 
 impl Pending for HostWork {
     fn wait(&mut self) -> Result<()> {
-        let reached = || self.done.is_reached();
+        let reached = || {
+            let is_reached = self.done.is_reached()?;
+            if is_reached {
+                // The kernel of a communicator that NCCL gave up ends too.
+                self.shared.comm.state()?;
+            }
+            Ok(is_reached)
+        };
         self.shared.watched.wait_for(self.sequence, reached, |error| -> CommError {
             self.shared.error("wait", self.sequence, &error)
         })?;

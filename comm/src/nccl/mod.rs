@@ -225,7 +225,17 @@ impl Communicator for Nccl {
     }
 
     fn check(&self) -> Result<()> {
-        self.shared.watched.outcome(u64::MAX)
+        let shared = &self.shared;
+        shared.watched.outcome(u64::MAX)?;
+        if !shared.watched.is_finalized() {
+            // What the watchdog has not seen yet.
+            let sequence = shared.watched.newest();
+            shared
+                .comm
+                .state()
+                .map_err(|error| shared.fail(shared.error("check", sequence, &error)))?;
+        }
+        Ok(())
     }
 
     unsafe fn replayed(&self, stream: *mut std::ffi::c_void) -> Result<()> {

@@ -57,6 +57,11 @@ impl Watched {
         Ok(state.started - 1)
     }
 
+    /// The number of the collective that was started last; 0 where none was.
+    pub(super) fn newest(&self) -> u64 {
+        self.lock().started.saturating_sub(1)
+    }
+
     pub(super) fn add(&self, flight: Flight) {
         let mut state = self.lock();
         if state.flights.is_empty() {
