@@ -115,7 +115,7 @@ requeue() {
 
 case "$code" in
     # scancel and preemption send TERM: then somebody else decides.
-    8) [ "$asked" = TERM ] && echo "to go on: scontrol requeue $job" >&2 || requeue ;;
+    8) if [ "$asked" = TERM ]; then echo "to go on: scontrol requeue $job" >&2; else requeue; fi ;;
     4 | 5) [ "$asked" = TERM ] || requeue ;;
 esac
 exit "$code"

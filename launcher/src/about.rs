@@ -51,6 +51,8 @@ pub async fn ask(trainer: &Path, with_gpus: bool) -> Result<About, String> {
         .arg("--describe")
         .args(with_gpus.then_some("gpus"))
         .stdin(Stdio::null())
+        // Ctrl-C is the launcher's.
+        .process_group(0)
         .kill_on_drop(true);
     let output = match tokio::time::timeout(TIMEOUT, command.output()).await {
         Ok(output) => {

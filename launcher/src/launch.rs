@@ -365,8 +365,8 @@ fn record_error<T>(ended: &Result<T, LaunchError>, events: &mut EventLog) {
 
 /// Whether the run has one; taken for granted where the file system does not answer.
 async fn has_checkpoint(root: &Path) -> bool {
-    let latest = RunDir::at(root).checkpoints_dir().join("latest");
-    let look = spawn_blocking(move || latest.exists());
+    let run_dir = RunDir::at(root);
+    let look = spawn_blocking(move || run_dir.has_checkpoint());
     timeout(FILES_TIMEOUT, look).await.map_or(true, |found| found.unwrap_or(true))
 }
 

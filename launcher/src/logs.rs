@@ -42,7 +42,6 @@ impl RankLog {
         let tail = Arc::<Mutex<VecDeque<String>>>::default();
         let (end, done) = oneshot::channel();
         let mut file = LogFile { path: path.clone(), file: None, has_gap: false };
-        file.write(b"");
         let thread_tail = Arc::clone(&tail);
         let take = move |line: String| {
             if let Some(console) = &console {
@@ -55,6 +54,7 @@ impl RankLog {
             tail.push_back(line);
         };
         std::thread::Builder::new().name(format!("log-{rank}")).spawn(move || {
+            file.write(b""); // also where the rank says nothing
             pump(output, &mut file, take);
             drop(end);
         })?;

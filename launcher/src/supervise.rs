@@ -267,6 +267,7 @@ impl Attempt<'_> {
         Ok(match from {
             FromNode::News(news) => self.interpret(news, events),
             FromNode::StopAsked(reason) => Some(Event::StopAsked { reason }),
+            FromNode::StopNow(reason) => Some(Event::StopNow { reason }),
             FromNode::Lost { ranks, reason } => {
                 tracing::error!("{reason}");
                 events.record(&Record::NodeLost { reason: &reason });

@@ -80,6 +80,31 @@ fn a_signal_to_any_launcher_saves_on_all_machines() {
 }
 
 #[test]
+fn a_second_interrupt_on_any_machine_ends_the_job_at_once() {
+    if !is_possible() {
+        return;
+    }
+    let job = Job::new(2);
+    let deaf = |node: usize| {
+        let mut command = job.launcher(node, &[]);
+        command.env("STAND_IN_0", "ignore-stop").env("STAND_IN_1", "ignore-stop");
+        Running::start(command)
+    };
+    let (mut first, mut second) = (deaf(0), deaf(1));
+    first.wait_for("all ranks train");
+    second.signal(Signal::INT);
+    second.wait_for("asking node 0 to stop; Ctrl-C (again)");
+    first.wait_for("SIGINT on node 1 (m1): saving a checkpoint");
+    // Sooner, it might be the same one by another way.
+    std::thread::sleep(Duration::from_millis(1100));
+    second.signal(Signal::INT);
+    let ended = end_all(vec![first, second]);
+    assert_eq!(codes(&ended), [Some(8); 2], "{}", said(&ended));
+    let told = "SIGINT again on node 1 (m1) while a checkpoint was being saved";
+    assert!(ended[0].stderr.contains(told), "{}", said(&ended));
+}
+
+#[test]
 fn a_signal_before_the_others_have_come_ends_with_8() {
     if !is_possible() {
         return;

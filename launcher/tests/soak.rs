@@ -79,7 +79,11 @@ impl Setting {
         let ranks = self.ranks.to_string();
         let launcher = |machine| match self.machines {
             1 => job.sandbox.launcher(&["--cpu", &ranks, "--run-dir", "run", "c.yaml"]),
-            _ => job.launcher(machine, &["--cpu", &ranks]),
+            // Each may have its images elsewhere.
+            _ => {
+                let root = format!("data.root=images-{machine}");
+                job.launcher(machine, &["--cpu", &ranks, "--set", &root])
+            }
         };
         (0..self.machines).map(|machine| Running::start(launcher(machine))).collect()
     }

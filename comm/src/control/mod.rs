@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::Blame;
 
 /// Changes when a message, also one between launchers, changes its meaning; both ends must have the same.
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 5;
 
 /// What a rank is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -56,7 +56,7 @@ impl Host {
         match message {
             Err(_) => _ = self.members.remove(&node),
             Ok(ToCoordinator::Decline(unable)) => return Err(unable.into()),
-            Ok(ToCoordinator::Signal(signal)) => {
+            Ok(ToCoordinator::Signal(signal) | ToCoordinator::StopNow(signal)) => {
                 let place = self.members.get(&node).map(|member| name(&member.introduction));
                 let text = format!("stopped by {signal} on {}", place.unwrap_or_default());
                 return Err(LaunchError::Cluster { exit_code: ExitCode::Stopped, text });

@@ -33,6 +33,8 @@ pub enum FromNode {
     News(News),
     /// Its launcher was asked to stop.
     StopAsked(String),
+    /// It was asked again, by somebody who will not wait for a checkpoint.
+    StopNow(String),
     /// It has said all that there is to say of this attempt.
     Reported,
     /// It cannot start its part.
@@ -197,6 +199,9 @@ impl Host {
                 Ok(ToCoordinator::Signal(signal)) => {
                     return FromNode::StopAsked(format!("{signal} on {name}"));
                 }
+                Ok(ToCoordinator::StopNow(signal)) => {
+                    return FromNode::StopNow(format!("{signal} again on {name}"));
+                }
                 Ok(ToCoordinator::Log { rank, path, tail }) => {
                     self.logs.insert(rank, (path, tail));
                 }
@@ -216,7 +221,9 @@ impl Host {
         let deadline = Instant::now() + REPORT_TIMEOUT;
         while self.members.values().any(|member| !member.lost && !member.reported) {
             match timeout_at(deadline, self.next(board)).await {
-                Ok(FromNode::StopAsked(reason)) => self.stop_asked = Some(reason),
+                Ok(FromNode::StopAsked(reason) | FromNode::StopNow(reason)) => {
+                    self.stop_asked = Some(reason)
+                }
                 Ok(_) => {}
                 Err(_) => {
                     let late = self.members.values_mut().filter(|member| !member.reported);

@@ -47,6 +47,30 @@ pub struct Member<'a> {
     pub plan: &'a dyn Fn(Layout) -> Result<Plan, LaunchError>,
 }
 
+/// What a signal at a member means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Request {
+    /// To stop as node 0 says.
+    Stop,
+    /// Not to wait any longer.
+    StopNow,
+}
+
+/// Since when somebody wants this launcher to stop.
+#[derive(Debug, Default)]
+struct Requests(Option<Instant>);
+
+impl Requests {
+    /// Slurm and srun send theirs more than once, and Ctrl-C may come by two ways.
+    fn take(&mut self, signal: StopSignal) -> Request {
+        let first = *self.0.get_or_insert_with(Instant::now);
+        match signal {
+            StopSignal::Interrupt if first.elapsed() > ECHO => Request::StopNow,
+            _ => Request::Stop,
+        }
+    }
+}
+
 /// What ended a stretch of work.
 enum End {
     Finished(ExitCode, String),
@@ -104,16 +128,16 @@ impl Member<'_> {
     }
 
     async fn follow(&self, link: &mut Link, signals: &mut Signals) -> Result<End, LaunchError> {
+        let mut requests = Requests::default();
         // The others may come as late as this one did.
         let deadline = Instant::now() + 2 * self.cluster.join_timeout;
         let (layout, run_dir, config) = loop {
             let message = tokio::select! {
                 message = timeout_at(deadline, receive(&mut link.incoming)) => message,
-                signal = signals.next() => {
-                    link.connection.send(ToCoordinator::Signal(signal.name().to_owned()));
-                    let (exit_code, text) = stopped_early(signal.name());
-                    return Ok(End::Finished(exit_code, text));
-                }
+                signal = signals.next() => match ask_to_stop(&mut requests, signal, link) {
+                    Some(end) => return Ok(end),
+                    None => continue,
+                },
             };
             match message {
                 Ok(Ok(ToMember::Welcome { layout, run_dir, config, .. })) => {
@@ -153,25 +177,20 @@ impl Member<'_> {
             work: self.work,
             env: link.interface.as_ref().map(super::network_variables).unwrap_or_default(),
         };
-        let mut asked_to_stop = None;
         loop {
             let message = tokio::select! {
                 message = receive(&mut link.incoming) => message,
-                signal = signals.next() => {
-                    // Slurm and srun send theirs more than once, and Ctrl-C may come by two ways.
-                    let asked = *asked_to_stop.get_or_insert_with(Instant::now);
-                    if signal == StopSignal::Interrupt && asked.elapsed() > ECHO {
-                        let text = "stopped by a second Ctrl-C while it waited for node 0".to_owned();
-                        return Ok(End::Finished(ExitCode::Stopped, text));
-                    }
-                    link.connection.send(ToCoordinator::Signal(signal.name().to_owned()));
-                    continue;
-                }
+                signal = signals.next() => match ask_to_stop(&mut requests, signal, link) {
+                    Some(end) => return Ok(end),
+                    None => continue,
+                },
             };
             match message {
                 Ok(ToMember::Start { resume }) => {
                     spec.resume = resume;
-                    if let Some(end) = self.attempt(&plan, &spec, link, signals).await? {
+                    if let Some(end) =
+                        self.attempt(&plan, &spec, link, signals, &mut requests).await?
+                    {
                         return Ok(end);
                     }
                 }
@@ -189,6 +208,7 @@ impl Member<'_> {
         spec: &Spec,
         link: &mut Link,
         signals: &mut Signals,
+        requests: &mut Requests,
     ) -> Result<Option<End>, LaunchError> {
         let mpi = if plan.backend == "mpi" { OverMpi::Slots } else { OverMpi::No };
         let mut local =
@@ -198,7 +218,17 @@ impl Member<'_> {
             tokio::select! {
                 biased;
                 signal = signals.next() => {
-                    link.connection.send(ToCoordinator::Signal(signal.name().to_owned()));
+                    let name = signal.name().to_owned();
+                    match requests.take(signal) {
+                        Request::Stop => {
+                            tracing::warn!("{name}: asking node 0 to stop; Ctrl-C (again) stops at once");
+                            link.connection.send(ToCoordinator::Signal(name));
+                        }
+                        Request::StopNow => {
+                            tracing::warn!("{name}: asking node 0 to stop at once");
+                            link.connection.send(ToCoordinator::StopNow(name));
+                        }
+                    }
                 }
                 message = receive(&mut link.incoming) => match message {
                     Ok(ToMember::Stop { reason }) => local.stop(&reason),
@@ -223,6 +253,20 @@ impl Member<'_> {
         }
         link.connection.send(ToCoordinator::AttemptEnded);
         Ok(None)
+    }
+}
+
+/// Hands a signal on to node 0, for which this launcher waits; the end, where somebody will not wait any longer.
+fn ask_to_stop(requests: &mut Requests, signal: StopSignal, link: &Link) -> Option<End> {
+    match requests.take(signal) {
+        Request::Stop => {
+            link.connection.send(ToCoordinator::Signal(signal.name().to_owned()));
+            None
+        }
+        Request::StopNow => {
+            let text = "stopped by a second Ctrl-C while it waited for node 0".to_owned();
+            Some(End::Finished(ExitCode::Stopped, text))
+        }
     }
 }
 

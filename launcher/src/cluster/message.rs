@@ -153,6 +153,8 @@ pub enum ToCoordinator {
     News(News),
     /// Somebody asked this launcher to stop, by this signal.
     Signal(String),
+    /// Somebody asked again, and will not wait for a checkpoint.
+    StopNow(String),
     /// The end of a rank's log, after its process has ended.
     Log {
         /// Which rank.

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 
 use comm::env::shares_gpus;
 use job::ExitCode;
-use job::config::{self, Config, Data};
+use job::config::{self, Config, Data, Fallback};
 use job::dataset::{self, Outline};
 use job::run_dir::RunDir;
 use time::OffsetDateTime;
@@ -37,7 +37,7 @@ use finding::{Finding, Severity};
 /// [`LaunchError`] when nothing can be printed.
 pub async fn examine(cli: &LaunchArgs) -> Result<ExitCode, LaunchError> {
     let mut findings = Findings::default();
-    findings.extend(slurm::examine().await);
+    findings.extend(slurm::examine(cli.deadline).await);
     let cluster = match cli.cluster(|name| std::env::var(name).ok()) {
         Ok(cluster) => cluster,
         // Said by the one before.
@@ -123,7 +123,8 @@ impl Node {
 
     /// Of its images, where they are there already.
     async fn data_hash(&self) -> Result<String, LaunchError> {
-        let mut local = Data { download: false, ..self.config.data.clone() };
+        let mut local =
+            Data { download: false, fallback: Fallback::None, ..self.config.data.clone() };
         match data::prepare(&mut local, None).await {
             Ok(source) => data::hash(&source, &self.config).await,
             Err(_) => Ok(String::new()),

@@ -3,19 +3,25 @@
 use std::time::{Duration, SystemTime};
 
 use super::finding::Finding;
+use crate::deadline::Deadline;
 use crate::progress::clock;
 use crate::slurm;
 
 /// A job that ends sooner hardly gets past its start.
 const SHORT: Duration = Duration::from_secs(300);
 
-/// Looks at the tasks of the step, and at its end. Nothing outside Slurm.
-pub async fn examine() -> Vec<Finding> {
+/// Looks at the tasks of the step, and at its end, which is `deadline` where that was said. Nothing outside Slurm.
+pub async fn examine(deadline: Option<Deadline>) -> Vec<Finding> {
     let lookup = |name: &str| std::env::var(name).ok();
     if lookup("SLURM_JOB_ID").is_none() {
         return Vec::new();
     }
-    vec![tasks(lookup), end(slurm::job_end(lookup).await, SystemTime::now())]
+    let now = SystemTime::now();
+    let ends = match deadline {
+        Some(deadline) => Some(now + deadline.from(now)),
+        None => slurm::job_end(lookup).await,
+    };
+    vec![tasks(lookup), end(ends, now)]
 }
 
 fn tasks(lookup: impl Fn(&str) -> Option<String>) -> Finding {

@@ -125,6 +125,11 @@ pub enum Event {
         /// By which signal, and on which node.
         reason: String,
     },
+    /// Somebody asked another node's launcher again, and will not wait for a checkpoint.
+    StopNow {
+        /// By which signal, and on which node.
+        reason: String,
+    },
     /// Time passed.
     Tick,
 }

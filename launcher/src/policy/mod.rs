@@ -57,6 +57,8 @@ pub struct Limits {
     pub silence: Duration,
     /// A rank whose process gives no sign of life for so long is frozen, whatever it did.
     pub frozen: Duration,
+    /// A rank that has not begun to look for its peers for so long hangs: it loads libraries, or opens its device.
+    pub start: Duration,
 }
 
 impl Limits {
@@ -65,9 +67,11 @@ impl Limits {
     pub fn new(timeout: Duration) -> Self {
         /// For a step and for the disk.
         const PATIENCE: Duration = Duration::from_secs(60);
+        /// For libraries on a slow network.
+        const START: Duration = Duration::from_secs(600);
         let patience = timeout + PATIENCE;
         let frozen = (timeout + Duration::from_secs(5)).max(Duration::from_secs(20));
-        Self { stop: patience, silence: patience, frozen }
+        Self { stop: patience, silence: patience, frozen, start: patience.max(START) }
     }
 }
 
@@ -97,6 +101,8 @@ pub struct Job {
     suspected: Option<Duration>,
     /// When silent ranks were last told of.
     noticed: Duration,
+    /// When ranks were started, or the launcher last woke.
+    started: Duration,
     walltime: Walltime,
 }
 
@@ -115,6 +121,7 @@ impl Job {
             mpirun_killed: None,
             suspected: None,
             noticed: Duration::ZERO,
+            started: Duration::ZERO,
         }
     }
 
@@ -180,6 +187,9 @@ impl Job {
                 Event::Signal(signal) => {
                     self.kill(&format!("{} after a rank had failed", signal.name()), now)
                 }
+                Event::StopNow { reason } => {
+                    self.kill(&format!("{reason} after a rank had failed"), now)
+                }
                 _ => wait("ranks may still say why they fail"),
             },
             Stage::Running | Stage::Stopping { .. } => match self.first_failure() {
@@ -207,10 +217,14 @@ impl Job {
                 self.echo_until = None;
                 wait(&format!("{} while already stopping", signal.name()))
             }
+            (Event::StopNow { reason }, _) if stopping => {
+                self.interrupted = true;
+                self.kill(&format!("{reason} while a checkpoint was being saved"), now)
+            }
             (Event::StopAsked { reason }, _) if stopping => {
                 wait(&format!("{reason} while already stopping"))
             }
-            (Event::StopAsked { reason }, _) => {
+            (Event::StopAsked { reason } | Event::StopNow { reason }, _) => {
                 self.echo_until = Some(Duration::MAX);
                 self.ask_to_stop(reason.clone(), now)
             }
@@ -294,7 +308,7 @@ impl Job {
             Event::Signal(signal) => {
                 self.stop_reason.get_or_insert_with(|| signal.name().to_owned());
             }
-            Event::StopAsked { reason } => {
+            Event::StopAsked { reason } | Event::StopNow { reason } => {
                 self.stop_reason.get_or_insert_with(|| reason.clone());
             }
             Event::Tick => {}

@@ -192,12 +192,13 @@ impl Job {
     /// How the job ended; to be asked when all ranks are gone.
     pub(super) fn outcome(&self) -> Outcome {
         let stopped = |rank: &Rank| rank.exited.is_some_and(|ended| ended.exit.is_stop());
-        if let Some(failure) = self.first_failure() {
-            Outcome::Failed(failure)
-        } else if self.interrupted {
+        // Until ranks were killed for one of these, none had failed; what they said since follows from that.
+        if self.interrupted {
             Outcome::Interrupted
         } else if !self.overdue.is_empty() {
             Outcome::Overdue(self.overdue.clone())
+        } else if let Some(failure) = self.first_failure() {
+            Outcome::Failed(failure)
         } else if self.ranks.iter().any(stopped) {
             Outcome::Stopped
         } else {

@@ -23,7 +23,12 @@ impl Job {
     }
 
     fn first_deadline(&self) -> Option<Duration> {
-        let deadlines = [self.frozen_deadline(), self.unheard_deadline(), self.mute_deadline()];
+        let deadlines = [
+            self.frozen_deadline(),
+            self.unheard_deadline(),
+            self.mute_deadline(),
+            self.start_deadline(),
+        ];
         deadlines.into_iter().flatten().min()
     }
 
@@ -44,6 +49,13 @@ impl Job {
     fn mute_deadline(&self) -> Option<Duration> {
         let bound = self.alive_ranks().filter(|rank| rank.has_a_deadline());
         bound.map(|rank| rank.heard_at() + self.limits.silence).min()
+    }
+
+    /// When a rank must have been heard of at all.
+    fn start_deadline(&self) -> Option<Duration> {
+        self.alive_ranks()
+            .find(|rank| rank.report.is_none())
+            .map(|_| self.started + self.limits.start)
     }
 
     fn notice_deadline(&self) -> Option<Duration> {
@@ -70,6 +82,7 @@ impl Job {
                     report.at = now;
                 }
             }
+            self.started = now;
             return wait(DID_NOT_RUN);
         }
         match self.suspected {
@@ -85,8 +98,11 @@ impl Job {
     fn give_up_silent(&mut self, now: Duration) -> (Decision, String) {
         let over = |deadline: Option<Duration>| deadline.is_some_and(|deadline| now >= deadline);
         let Limits { silence, frozen, .. } = self.limits;
-        let (some_are_frozen, some_are_unheard) =
-            (over(self.frozen_deadline()), over(self.unheard_deadline()));
+        let (some_are_frozen, some_are_unheard, some_do_not_start) = (
+            over(self.frozen_deadline()),
+            over(self.unheard_deadline()),
+            over(self.start_deadline()),
+        );
         let bound: Vec<bool> = self.ranks.iter().map(Rank::has_a_deadline).collect();
         let alive: Vec<usize> = self.alive().collect();
         let all_look = alive.iter().all(|rank| self.ranks[*rank].looks_for_peers());
@@ -102,7 +118,9 @@ impl Job {
                 state.given_up = unheard.then_some(given_up(Silence::Quiet(quiet)));
             } else if all_look {
                 state.given_up = Some(given_up(Silence::Apart(quiet)));
-            } else if bound[rank] && quiet >= silence {
+            } else if (bound[rank] && quiet >= silence)
+                || (state.report.is_none() && some_do_not_start)
+            {
                 state.given_up = Some(given_up(Silence::Quiet(quiet)));
             }
         }
@@ -110,6 +128,8 @@ impl Job {
             format!("a rank gave no sign of life for {frozen:.0?}")
         } else if some_are_unheard {
             "a rank that others look for was never heard of".to_owned()
+        } else if some_do_not_start {
+            format!("a rank did not begin for {:.0?}", self.limits.start)
         } else {
             format!("a rank said nothing for {silence:.0?}")
         };

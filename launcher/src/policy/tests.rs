@@ -13,6 +13,7 @@ const LIMITS: Limits = Limits {
     stop: Duration::from_secs(150),
     silence: Duration::from_secs(180),
     frozen: Duration::from_secs(125),
+    start: Duration::from_secs(600),
 };
 
 fn ms(ms: u64) -> Duration {
@@ -252,6 +253,17 @@ fn ranks_that_do_not_stop_in_time_are_killed_and_named() {
     let (decision, _) = replay(&mut job, &[exited(1, Exit::Signal(9), 150_001)]);
     assert_eq!(decision, Decision::Finish(Outcome::Overdue(vec![1])));
     assert_eq!(Outcome::Overdue(vec![1]).exit_code(), ExitCode::Hang);
+}
+
+#[test]
+fn what_ranks_say_when_they_are_killed_does_not_change_how_the_job_ended() {
+    let gone = met(0, 4, &GONE, 2001);
+    let killed = [exited(0, Exit::Code(4), 2002), exited(1, Exit::Signal(9), 2003)];
+    let twice = [signal(StopSignal::Interrupt, 1), signal(StopSignal::Interrupt, 2000)];
+    let events = [&twice[..], std::slice::from_ref(&gone), &killed].concat();
+    assert_eq!(finish(2, &events), Outcome::Interrupted);
+    let late = [signal(StopSignal::Terminate, 1), tick(150_001), gone];
+    assert_eq!(finish(2, &[&late[..], &killed].concat()), Outcome::Overdue(vec![0, 1]));
 }
 
 #[test]

@@ -76,7 +76,8 @@ pub async fn study(cli: &StudyCli) -> Result<ExitCode, LaunchError> {
     }
     let mut ended = Ended::default();
     fs::create_dir_all(&out).map_err(cannot_write(&out))?;
-    let _lock = run_dir::lock(&out)?;
+    // What is drawn replaces the files whole: that may be done while the study runs.
+    let _lock = if cli.draw_only { None } else { Some(run_dir::lock(&out)?) };
     if !cli.draw_only {
         images.write(&out).map_err(cannot_write(&out))?;
         let logs = out.join("logs");

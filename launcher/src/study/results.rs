@@ -27,7 +27,7 @@ pub struct Reached {
 impl Reached {
     /// At the newest checkpoint; `None` where there is none that can be read.
     pub fn of_newest_checkpoint(run_dir: &RunDir) -> Option<Self> {
-        let state = std::fs::read(run_dir.checkpoints_dir().join("latest/state.json")).ok()?;
+        let state = std::fs::read(run_dir.latest_checkpoint().join("state.json")).ok()?;
         serde_json::from_slice(&state).ok()
     }
 }

@@ -68,7 +68,8 @@ pub fn slots(resources: &Resources<'_>, ranks_per_run: usize) -> Result<Vec<Slot
 /// Runs at the same time have their cores to themselves, as far as there are enough.
 fn cpus(topology: &Topology, job: usize, jobs: usize) -> Vec<usize> {
     let cores = &topology.cores;
-    if jobs == 1 || cores.is_empty() {
+    // With a quota, somebody else may have the same first cores: the kernel spreads the work.
+    if jobs == 1 || cores.is_empty() || topology.quota.is_some() {
         return Vec::new();
     }
     let each = (topology.usable() / jobs).max(1);
@@ -113,6 +114,12 @@ mod tests {
         assert_eq!(of(Device::Cpu, 8, None, 1).unwrap().len(), 4, "no more than cores");
         let five = of(Device::Cpu, 8, Some(5), 1).unwrap();
         assert_eq!((five.len(), &five[4]), (5, &slot(&[0, 4], None)));
+    }
+
+    #[test]
+    fn with_a_quota_the_kernel_places_runs() {
+        let topology = Topology { quota: Some(4), ..topology() };
+        assert_eq!((cpus(&topology, 0, 2), cpus(&topology, 1, 2)), (Vec::new(), Vec::new()));
     }
 
     #[test]

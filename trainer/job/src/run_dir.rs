@@ -125,6 +125,9 @@ impl RunDirError {
     }
 }
 
+/// The symbolic link, beside checkpoints, to the newest of them.
+pub const LATEST: &str = "latest";
+
 /// A run's directory. Locked from [`open`](Self::open) until it is dropped.
 #[derive(Debug)]
 pub struct RunDir {
@@ -149,8 +152,11 @@ impl RunDir {
     /// [`RunDirError`], and then a run that was there is untouched.
     pub fn open(root: &Path, config: &Config, resume: &Resume) -> Result<Self, RunDirError> {
         let wrong = |path: &Path, source| RunDirError::Write { path: path.to_path_buf(), source };
+        let here = Self::at(root);
+        // A run that has begun from there, and has saved since, does not need it any more.
         if let Resume::From(from) = resume
             && !from.is_dir()
+            && !(here.has_checkpoint() && here.origin() == Some(absolute(from)))
         {
             return Err(RunDirError::NoSource { from: from.clone() });
         }
@@ -225,6 +231,16 @@ impl RunDir {
     /// Whether a run was started here.
     pub fn holds_run(&self) -> bool {
         self.config_path().exists()
+    }
+
+    /// Whether there is a checkpoint to go on from.
+    pub fn has_checkpoint(&self) -> bool {
+        self.latest_checkpoint().exists()
+    }
+
+    /// The newest checkpoint: a symbolic link, where there is one.
+    pub fn latest_checkpoint(&self) -> PathBuf {
+        self.checkpoints_dir().join(LATEST)
     }
 
     /// The directory itself.
@@ -424,6 +440,13 @@ mod tests {
         let error = RunDir::open(&b, &config(4), &from).unwrap_err();
         assert!(matches!(error, RunDirError::Different { .. }), "{error}");
         assert_eq!(RunDir::at(&c).origin(), None);
+
+        // Once it has checkpoints of its own, where it began may go.
+        fs::remove_dir_all(&a).unwrap();
+        let error = RunDir::open(&b, &config(3), &from).unwrap_err();
+        assert!(matches!(error, RunDirError::NoSource { .. }), "{error}");
+        fs::create_dir(RunDir::at(&b).latest_checkpoint()).unwrap();
+        drop(RunDir::open(&b, &config(3), &from).unwrap());
     }
 
     #[test]

@@ -129,7 +129,7 @@ impl Link {
     /// Its file name.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Latest => "latest",
+            Self::Latest => job::run_dir::LATEST,
             Self::Best => "best",
         }
     }

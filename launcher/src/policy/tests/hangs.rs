@@ -258,6 +258,23 @@ fn ranks_that_never_said_a_word_are_told_of() {
 }
 
 #[test]
+fn ranks_that_do_not_begin_hang() {
+    let mut job = Job::new(2, LIMITS, Walltime::default());
+    replay(&mut job, &[tick(300_000)]);
+    assert_eq!(job.deadline(), Some(ms(600_000)));
+    replay(&mut job, &[alive(0, 599_000), alive(1, 599_000)]);
+    // Another moment, for what has not been read yet.
+    assert_eq!(replay(&mut job, &[tick(600_000)]).0, Decision::Wait);
+    let (decision, reason) = replay(&mut job, &[tick(602_000)]);
+    assert_eq!((decision, reason.as_str()), (Decision::Kill, "a rank did not begin for 600s"));
+    let last = [exited(0, Exit::Signal(9), 602_001), exited(1, Exit::Signal(9), 602_002)];
+    let (decision, _) = replay(&mut job, &last);
+    let Decision::Finish(outcome) = decision else { panic!("{decision:?}") };
+    let silence = Silence::Quiet(ms(602_000));
+    assert_eq!(failure(outcome), (0, Cause::Silent(silence), ExitCode::Hang));
+}
+
+#[test]
 fn a_launcher_that_was_suspended_does_not_take_its_ranks_for_silent() {
     let mut job = Job::new(1, LIMITS, Walltime::default());
     replay(&mut job, &[report(0, Phase::Training, 1000)]);

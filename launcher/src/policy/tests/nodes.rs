@@ -51,10 +51,16 @@ fn a_rank_that_outlives_mpirun_may_fail_for_another_reason() {
 }
 
 #[test]
-fn a_signal_on_another_node_stops_the_job_once() {
+fn a_signal_on_another_node_stops_the_job_once_and_impatience_there_ends_it() {
     let mut job = Job::new(1, LIMITS, Walltime::default());
     let asked = || (Event::StopAsked { reason: "SIGINT on node 1 (n1)".to_owned() }, ms(10));
     assert_eq!(replay(&mut job, &[asked()]).0, Decision::AskToStop);
     assert_eq!(replay(&mut job, &[asked()]).0, Decision::Wait);
     assert_eq!(job.stop_reason(), Some("SIGINT on node 1 (n1)"));
+    let again = Event::StopNow { reason: "SIGINT again on node 1 (n1)".to_owned() };
+    let (decision, reason) = replay(&mut job, &[(again, ms(1500))]);
+    assert_eq!(decision, Decision::Kill);
+    assert_eq!(reason, "SIGINT again on node 1 (n1) while a checkpoint was being saved");
+    let (decision, _) = replay(&mut job, &[exited(0, Exit::Signal(9), 1501)]);
+    assert_eq!(decision, Decision::Finish(Outcome::Interrupted));
 }
