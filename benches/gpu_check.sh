@@ -6,8 +6,7 @@
 #   DIR/benches/gpu_check.sh           there
 #   benches/gpu_check.sh --cpu         here, without a GPU: the same checks between CPU ranks
 #
-# Where a machine is had for fifteen minutes, and a command for ten, two commands do checks and speed at
-# batches 64, 256 and 1024. By earlier times on an H100 they take about 6 and 7 minutes:
+# Checks, and speed at batches 64, 256 and 1024, in two parts, of about 6 and 7 minutes by earlier times on an H100:
 #
 #   DIR/benches/gpu_check.sh --short --seconds 400 --out first
 #   DIR/benches/gpu_check.sh --short --seconds 440 --out second --speed 64,256,1024 \

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use job::ExitCode;
 use job::run_dir::Resume;
 
 use crate::cluster::address::Rendezvous;
@@ -21,11 +22,11 @@ use crate::study::StudyCli;
 #[command(
     version,
     args_conflicts_with_subcommands = true,
-    after_help = "Exit codes: 0 done; 2 bad command line or configuration; 3 data missing or bad; \
-                  4 a rank failed; 5 hang; 6 loss or gradient not finite; 7 out of memory; \
-                  8 stopped by a signal (the same command with --run-dir goes on); \
-                  9 set-up cannot work here.\n\nCtrl-C, SIGTERM, SIGUSR1 and SIGHUP save a \
-                  checkpoint at the next step and stop; a second Ctrl-C stops at once."
+    after_help = format!(
+        "{}.\n\nCtrl-C, SIGTERM, SIGUSR1 and SIGHUP save a checkpoint at the next step and stop; the \
+         same command with --run-dir goes on. A second Ctrl-C stops at once.",
+        ExitCode::help()
+    )
 )]
 pub struct Cli {
     /// Something else than training.

@@ -106,7 +106,7 @@ fn failed(evidence: &Evidence<'_>, failure: &Failure) -> String {
         push(&mut text, &format!("  restarts before: {}", evidence.restarts));
     }
     let code = failure.exit_code;
-    push(&mut text, &format!("exit code {}: {}", code as u8, meaning(code)));
+    push(&mut text, &format!("exit code {}: {}", code as u8, code.meaning()));
     match code {
         ExitCode::RankFailed | ExitCode::Hang => push(&mut text, &go_on(evidence)),
         // It would come again until somebody does something about it.
@@ -191,20 +191,6 @@ fn hint(cause: &Cause) -> Option<&'static str> {
             Some("a shared library could not be loaded: `make setup` gets libtorch")
         }
         _ => None,
-    }
-}
-
-fn meaning(code: ExitCode) -> &'static str {
-    match code {
-        ExitCode::Done => "done",
-        ExitCode::Usage => "bad command line or configuration",
-        ExitCode::Data => "data missing or bad",
-        ExitCode::RankFailed => "a rank failed",
-        ExitCode::Hang => "a deadline passed",
-        ExitCode::NotFinite => "loss or gradient not finite",
-        ExitCode::OutOfMemory => "out of memory",
-        ExitCode::Stopped => "stopped",
-        ExitCode::Setup => "set-up cannot work here",
     }
 }
 
@@ -343,7 +329,7 @@ mod tests {
             assert!(text(code, true).contains(&told), "{code:?}");
         }
         for code in [ExitCode::Usage, ExitCode::NotFinite, ExitCode::Setup] {
-            let last = format!("exit code {}: {}", code as u8, meaning(code));
+            let last = format!("exit code {}: {}", code as u8, code.meaning());
             assert!(text(code, true).ends_with(&last), "{code:?}");
         }
     }

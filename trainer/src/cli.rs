@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use job::ExitCode;
 use job::run_dir::Resume;
 use serde_json::Value;
 
@@ -12,7 +13,12 @@ use crate::device::DeviceKind;
 /// Trains one rank of a data-parallel job. Usually started by `launcher`; alone it is a job of one
 /// rank, and under `mpirun` or `srun` one of many.
 #[derive(Debug, Parser)]
-#[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = format!("{}.", ExitCode::help())
+)]
 pub struct Cli {
     /// What to do instead of training.
     #[command(subcommand)]

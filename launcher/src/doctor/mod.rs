@@ -142,7 +142,8 @@ fn configuration(cli: &LaunchArgs) -> (Vec<Finding>, Config) {
     match config::load(path, &cli.overrides) {
         Ok(config) => (vec![Finding::fine(subject, path.display().to_string())], config),
         Err(error) => {
-            let remedy = "the README lists every key; what follows is about the defaults";
+            let remedy =
+                "docs/configuration.md lists every key; what follows is about the defaults";
             (vec![Finding::broken(subject, error.to_string(), remedy)], Config::default())
         }
     }

@@ -159,7 +159,10 @@ fn origin(state: &Rank) -> Origin {
     if state.refused.is_some() || state.given_up.is_some() || state.lost.is_some() {
         return Origin::Own;
     }
-    let peers_code = |code: i32| matches!(code, 4 | 5);
+    let peers_code = |code: i32| {
+        let code = u8::try_from(code).ok().and_then(ExitCode::from_code);
+        matches!(code, Some(ExitCode::RankFailed | ExitCode::Hang))
+    };
     match (&state.said, state.exited) {
         (Some(Said { exit_code, blame, .. }), _) if peers_code((*exit_code).into()) => {
             if *blame == Blame::Nobody { Origin::Own } else { Origin::Peer }

@@ -1,44 +1,59 @@
 //! How a launcher or a trainer ends.
 
-/// The documented exit codes. Scripts rely on them.
+/// The documented exit codes. Scripts rely on them. What each means says [`meaning`](Self::meaning).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
+#[allow(missing_docs)]
 pub enum ExitCode {
-    /// Trained to the end.
     Done = 0,
-    /// A bad command line or configuration.
     Usage = 2,
-    /// The data set is missing or bad.
     Data = 3,
-    /// A rank failed.
     RankFailed = 4,
-    /// A deadline passed.
     Hang = 5,
-    /// The loss or a gradient is not finite.
     NotFinite = 6,
-    /// Out of memory.
     OutOfMemory = 7,
-    /// Stopped by a signal after saving a checkpoint; the same command goes on.
     Stopped = 8,
-    /// Set-up cannot work here: no GPU, no NCCL, versions that do not fit.
     Setup = 9,
 }
 
 impl ExitCode {
+    /// Every one of them, by number.
+    pub const ALL: [Self; 9] = [
+        Self::Done,
+        Self::Usage,
+        Self::Data,
+        Self::RankFailed,
+        Self::Hang,
+        Self::NotFinite,
+        Self::OutOfMemory,
+        Self::Stopped,
+        Self::Setup,
+    ];
+
     /// The code with this number.
     pub fn from_code(code: u8) -> Option<Self> {
-        const ALL: [ExitCode; 9] = [
-            ExitCode::Done,
-            ExitCode::Usage,
-            ExitCode::Data,
-            ExitCode::RankFailed,
-            ExitCode::Hang,
-            ExitCode::NotFinite,
-            ExitCode::OutOfMemory,
-            ExitCode::Stopped,
-            ExitCode::Setup,
-        ];
-        ALL.into_iter().find(|known| *known as u8 == code)
+        Self::ALL.into_iter().find(|known| *known as u8 == code)
+    }
+
+    /// What it means, for people.
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Usage => "bad command line or configuration",
+            Self::Data => "data missing or bad",
+            Self::RankFailed => "a rank failed",
+            Self::Hang => "hang: a deadline passed",
+            Self::NotFinite => "loss or gradient not finite",
+            Self::OutOfMemory => "out of memory",
+            Self::Stopped => "stopped by a signal",
+            Self::Setup => "set-up cannot work here",
+        }
+    }
+
+    /// All of them in a line, for `--help`.
+    pub fn help() -> String {
+        let each = Self::ALL.map(|code| format!("{} {}", code as u8, code.meaning()));
+        format!("Exit codes: {}", each.join("; "))
     }
 }
 

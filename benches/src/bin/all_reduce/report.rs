@@ -56,7 +56,7 @@ impl Report {
             cpu: cpuinfo("model name").next().unwrap_or_default(),
             // Not those that mpirun has pinned this rank to.
             cores: cpuinfo("processor").count(),
-            kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
+            kernel: linux_version()?,
             commit: commit(),
             warmup_rounds: args.warmup,
             mpi: group.mpi.is_some().then(mpi_version),
@@ -134,6 +134,12 @@ fn cpuinfo(key: &str) -> impl Iterator<Item = String> {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let value = |line: &str| Some(line.strip_prefix(key)?.split_once(':')?.1.trim().to_owned());
     text.lines().filter_map(value).collect::<Vec<_>>().into_iter()
+}
+
+/// Without what a distribution or a provider adds.
+fn linux_version() -> std::io::Result<String> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    Ok(release.trim().split('-').next().unwrap_or_default().to_owned())
 }
 
 /// Of the sources, where this runs in their repository; empty elsewhere.

@@ -20,7 +20,7 @@ pub struct Machine {
     pub logical_cpus: usize,
     /// Of main memory.
     pub memory_bytes: u64,
-    /// Linux's release.
+    /// Linux's version, without what a distribution or a provider adds.
     pub kernel: String,
     /// Name, memory and driver of each, where they were used.
     pub gpus: Vec<String>,
@@ -29,7 +29,7 @@ pub struct Machine {
 /// The software.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Versions {
-    /// The commit of the sources that this program was built in.
+    /// The commit of the sources, and whether they were changed since.
     pub lockstep: String,
     /// The compiler.
     pub rustc: String,
@@ -48,7 +48,7 @@ impl Machine {
             cpu: values(&cpus, "model name").next().unwrap_or_default(),
             logical_cpus: values(&cpus, "processor").count(),
             memory_bytes: kib * 1024,
-            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            kernel: version_of(&read("/proc/sys/kernel/osrelease")).to_owned(),
             gpus: if device == Device::Gpu { gpus() } else { Vec::new() },
         }
     }
@@ -66,6 +66,11 @@ impl Versions {
         }
         Self { lockstep, rustc: env!("LOCKSTEP_RUSTC").to_owned(), peer }
     }
+}
+
+/// `6.1.44` of `6.1.44-something`.
+fn version_of(release: &str) -> &str {
+    release.trim().split('-').next().unwrap_or_default()
 }
 
 /// The time, in UTC.

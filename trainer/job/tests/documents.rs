@@ -1,10 +1,11 @@
-//! The README's configuration reference is what the program does.
+//! The configuration's reference and the README's exit codes are what the program does.
 
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use job::ExitCode;
 use job::config::{self, Config};
 use serde_yaml::{Mapping, Value};
 
@@ -24,10 +25,14 @@ const CHOICES: [(&str, &[&str]); 12] = [
     ("polynomial", &["schedule.name=polynomial"]),
 ];
 
+fn read(document: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(document);
+    std::fs::read_to_string(path).unwrap()
+}
+
 fn reference() -> String {
-    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md");
-    let readme = std::fs::read_to_string(readme).unwrap();
-    readme.split("```yaml").nth(1).and_then(|text| text.split("```").next()).unwrap().to_owned()
+    let page = read("docs/configuration.md");
+    page.split("```yaml").nth(1).and_then(|text| text.split("```").next()).unwrap().to_owned()
 }
 
 fn load(text: &str, overrides: &[&str]) -> Config {
@@ -107,17 +112,31 @@ fn keys_of(config: &Config) -> BTreeMap<String, Value> {
 }
 
 #[test]
-fn the_reference_in_the_readme_is_the_default_configuration() {
+fn the_readme_has_every_exit_code_with_its_meaning() {
+    let readme = read("README.md");
+    let table = readme.split("| code | meaning |\n|---|---|\n").nth(1).unwrap();
+    let rows: Vec<_> = table.lines().take_while(|line| line.starts_with('|')).collect();
+    assert_eq!(rows.len(), ExitCode::ALL.len());
+    for (row, code) in rows.iter().zip(ExitCode::ALL) {
+        let expected = format!("| {} | {}", code as u8, code.meaning());
+        assert!(row.starts_with(&expected), "{row}: not {expected}");
+    }
+}
+
+#[test]
+fn the_reference_is_the_default_configuration() {
     assert_eq!(load(&reference(), &[]), Config::default());
 }
 
 #[test]
-fn the_reference_in_the_readme_has_every_key_with_its_default() {
+fn the_reference_has_every_key_with_its_default() {
     let documented = documented(&reference());
     let mut seen = BTreeMap::new();
     for (choice, overrides) in CHOICES {
         for (key, default) in keys_of(&load("", overrides)) {
-            let line = documented.get(&key).unwrap_or_else(|| panic!("{key} is not in the README"));
+            let line = documented
+                .get(&key)
+                .unwrap_or_else(|| panic!("{key} is not in docs/configuration.md"));
             seen.insert(key.clone(), ());
             let is_set = overrides.iter().any(|it| it.split('=').next() == Some(key.as_str()));
             if !is_set {
@@ -126,7 +145,7 @@ fn the_reference_in_the_readme_has_every_key_with_its_default() {
         }
     }
     for key in documented.keys() {
-        assert!(seen.contains_key(key), "{key} is in the README, and nothing has it");
+        assert!(seen.contains_key(key), "{key} is in docs/configuration.md, and nothing has it");
     }
 }
 
