@@ -30,6 +30,7 @@ mod supervise;
 mod topology;
 mod verdict;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -101,7 +102,8 @@ fn main() -> ExitCode {
 fn stand_in(ended: std::io::Result<u8>) -> ExitCode {
     ended.map_or_else(
         |error| {
-            eprintln!("launcher: {error}");
+            // It may be a file on a full disk.
+            let _ = writeln!(std::io::stderr(), "launcher: {error}");
             ExitCode::FAILURE
         },
         ExitCode::from,

@@ -12,6 +12,7 @@ use job::run_dir::RunDirError;
 use torch_ext::TorchError;
 
 use crate::checkpoint::CheckpointError;
+use crate::log::complain;
 use crate::metrics::MetricsError;
 
 /// The result of anything a rank does.
@@ -153,7 +154,7 @@ pub fn keep_panics_short() {
     }
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        eprintln!("panic at {place}: {}", short(&text_of(panic.payload())));
+        complain(format_args!("panic at {place}: {}", short(&text_of(panic.payload()))));
     }));
 }
 

@@ -1,11 +1,19 @@
 //! What a rank says about itself, on standard error.
 
+use std::fmt::Display;
+use std::io::Write;
+
 use comm::env::World;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
 /// `pretty` or `json`.
 const FORMAT: &str = "LOCKSTEP_LOG_FORMAT";
+
+/// Says `text` on standard error, whatever becomes of that: where it is a file on a full disk, `eprintln` panics.
+pub fn complain(text: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
 
 /// Starts logging. Where ranks share a terminal, only rank 0 tells what goes well; under the launcher
 /// each has a file of its own. `RUST_LOG` overrides the level.

@@ -1,6 +1,6 @@
 //! Starts one rank and turns how it ended into an exit code.
 
-use std::io::Write;
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{self, ExitCode};
 
@@ -11,6 +11,7 @@ use trainer::cli::{Cli, Command, TrainArgs};
 use trainer::commands::{self, Answer};
 use trainer::describe::describe;
 use trainer::link::Link;
+use trainer::log::complain;
 use trainer::measure::measure_all_reduce;
 use trainer::run::Outcome;
 use trainer::{Result, TrainError, caught, keep_panics_short, log, setup};
@@ -39,16 +40,25 @@ fn run(command: Command) -> ExitCode {
         caught(|| answer(command, world))
     });
     match answer {
-        Ok(Answer { text, exit_code }) => {
+        Ok(Answer { text, exit_code }) => match print(&text) {
             // Whoever reads may have seen enough.
-            let _ = std::io::stdout().write_all(text.as_bytes());
-            exit_code.into()
-        }
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+                complain(format_args!("trainer: cannot print the answer: {error}"));
+                job::ExitCode::Setup.into()
+            }
+            _ => exit_code.into(),
+        },
         Err(failure) => {
-            eprintln!("trainer: {failure}");
+            complain(format_args!("trainer: {failure}"));
             failure.exit_code().into()
         }
     }
+}
+
+fn print(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
 }
 
 fn answer(command: Command, world: World) -> Result<Answer> {
@@ -70,7 +80,7 @@ fn train(args: TrainArgs) -> ExitCode {
     let (world, link) = match connect() {
         Ok(connected) => connected,
         Err(error) => {
-            eprintln!("trainer: {error}");
+            complain(format_args!("trainer: {error}"));
             return error.exit_code().into();
         }
     };

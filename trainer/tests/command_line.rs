@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Output};
 
@@ -36,4 +37,21 @@ fn a_value_that_is_not_for_the_cpu_is_named_with_its_line() {
         assert_eq!(output.status.code(), Some(2), "{stderr}");
         assert!(stderr.contains(&format!("{}{place}", config.display())), "{stderr}");
     }
+}
+
+#[test]
+fn a_full_disk_behind_standard_output_is_told_and_one_behind_standard_error_is_no_panic() {
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    let command = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_trainer"));
+        command.args(args);
+        command
+    };
+    let ended = command(&["models"]).stdout(full()).output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(9), "{said}");
+    assert!(said.contains("cannot print the answer: No space left on device"), "{said}");
+
+    let ended = command(&["eval", "/nowhere"]).stderr(full()).status().unwrap();
+    assert_eq!(ended.code(), Some(2));
 }

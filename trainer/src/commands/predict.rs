@@ -15,6 +15,7 @@ use super::trained::Trained;
 use crate::data::Images;
 use crate::device::{self, DeviceKind};
 use crate::eval::batch_size;
+use crate::log::complain;
 use crate::model::Mode;
 use crate::replica::Replica;
 use crate::{Result, TrainError};
@@ -73,7 +74,7 @@ pub fn predict(args: &PredictArgs) -> Result<Answer> {
     let mut exit_code = ExitCode::Done;
     for prediction in &predictions {
         if let Err(problem) = &prediction.classes {
-            eprintln!("trainer: {problem}");
+            complain(format_args!("trainer: {problem}"));
             exit_code = ExitCode::Data;
         }
     }

@@ -52,7 +52,7 @@ impl Default for Data {
 impl Data {
     /// Checks ranges, and that keys go together.
     pub(super) fn validate(&self) -> Result<(), Invalid> {
-        let [train, test] = self.dataset.published_images().unwrap_or([10_000_000; 2]);
+        let [train, test] = self.dataset.facts().map_or([10_000_000; 2], |facts| facts.images);
         within("data.train_images", self.train_images.unwrap_or(1), 1..=train)?;
         within("data.test_images", self.test_images.unwrap_or(1), 1..=test)?;
         within("data.image_size", self.image_size.unwrap_or(32), 8..=1024)?;
@@ -61,7 +61,8 @@ impl Data {
             return Err(Invalid::new("data.image_size", problem));
         }
         if let Some(normalization) = &self.normalization {
-            normalization.validate("data.normalization", self.channels())?;
+            let channels = self.dataset.facts().map_or(3, |facts| facts.shape[0]);
+            normalization.validate("data.normalization", channels)?;
         }
         for (index, change) in self.augment.iter().enumerate() {
             let path = format!("data.augment[{index}]");
@@ -83,20 +84,10 @@ impl Data {
         self.normalization = None;
     }
 
-    /// Numbers a pixel.
-    const fn channels(&self) -> usize {
-        match self.dataset {
-            Dataset::FashionMnist => 1,
-            _ => 3,
-        }
-    }
-
     /// Height and width of the images.
     fn image_side(&self) -> usize {
-        match self.dataset {
-            Dataset::FashionMnist => 28,
-            _ => self.image_size.unwrap_or(32),
-        }
+        let side = self.dataset.facts().map(|facts| facts.shape[1]);
+        side.or(self.image_size).unwrap_or(32)
     }
 }
 
@@ -104,13 +95,13 @@ impl Data {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Dataset {
-    /// 50,000 and 10,000 photographs of 10 classes, 32x32.
+    /// Photographs.
     Cifar10,
-    /// 50,000 and 10,000 photographs of 100 classes, 32x32.
+    /// Photographs, with their fine labels.
     Cifar100,
-    /// 60,000 and 10,000 pictures of clothes of 10 classes, grey, 28x28.
+    /// Pictures of clothes, grey.
     FashionMnist,
-    /// 73,257 and 26,032 photographs of house numbers' digits, 32x32.
+    /// Photographs of house numbers' digits.
     Svhn,
     /// PNG and JPEG files: `root/train/CLASS/*` and `root/test/CLASS/*`.
     ImageFolder,
@@ -125,13 +116,28 @@ impl fmt::Display for Dataset {
     }
 }
 
+/// What is known of a published data set without its files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
+    /// Training and test images.
+    pub images: [usize; 2],
+    /// Of an image: C, H, W.
+    pub shape: [usize; 3],
+    /// How many there are.
+    pub classes: usize,
+}
+
 impl Dataset {
-    /// Training and test images of a published data set; `None` where the user decides.
-    pub const fn published_images(self) -> Option<[usize; 2]> {
+    /// What is known of it; `None` where the user decides.
+    pub const fn facts(self) -> Option<Facts> {
+        let color = Facts { images: [50_000, 10_000], shape: [3, 32, 32], classes: 10 };
         match self {
-            Self::Cifar10 | Self::Cifar100 => Some([50_000, 10_000]),
-            Self::FashionMnist => Some([60_000, 10_000]),
-            Self::Svhn => Some([73_257, 26_032]),
+            Self::Cifar10 => Some(color),
+            Self::Cifar100 => Some(Facts { classes: 100, ..color }),
+            Self::FashionMnist => {
+                Some(Facts { images: [60_000, 10_000], shape: [1, 28, 28], ..color })
+            }
+            Self::Svhn => Some(Facts { images: [73_257, 26_032], ..color }),
             Self::ImageFolder | Self::Synthetic => None,
         }
     }

@@ -32,7 +32,7 @@ pub use augment::{
 };
 pub use bucket_cap::BucketCap;
 pub use comm::{Comm, CommBackend, Overlap, Transport, Whereabouts, WireDtype};
-pub use data::{Data, Dataset, Fallback};
+pub use data::{Data, Dataset, Facts, Fallback};
 pub use diff::{Difference, PER_MACHINE, common_to_machines, differences_in_training, in_one_line};
 pub use document::Document;
 pub use error::{ConfigError, Location};

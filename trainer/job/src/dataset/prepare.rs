@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::download::{self, Origin};
 use super::published::{Found, Published, published};
 use super::{DataError, Problem, Source, image_folder, synthetic};
-use crate::config::{Data, Dataset, Fallback};
+use crate::config::{Data, Dataset, Facts, Fallback};
 
 /// Makes sure that the data set is there and says what to load. Cheap when it is: sizes only, and of a
 /// folder of images times too.
@@ -165,10 +165,7 @@ pub fn outline(data: &Data) -> Result<Outline, DataError> {
         shape: synthetic::SHAPE,
         classes: synthetic::CLASSES,
     };
-    if let (Some(images), Some(published)) =
-        (data.dataset.published_images(), published(data.dataset))
-    {
-        let Published { shape, classes, .. } = *published;
+    if let Some(Facts { images, shape, classes }) = data.dataset.facts() {
         return Ok(Outline { images: limited(images), shape, classes });
     }
     if data.dataset == Dataset::Synthetic {

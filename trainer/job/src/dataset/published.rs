@@ -15,10 +15,6 @@ pub struct Published {
     pub(super) title: &'static str,
     /// The folder below `data.root` that a download makes.
     pub(super) folder: &'static str,
-    /// Of an image: C, H, W.
-    pub(super) shape: [usize; 3],
-    /// How many there are.
-    pub(super) classes: usize,
     /// What must be there.
     pub(super) files: &'static [PublishedFile],
     /// Where they come from.
@@ -58,8 +54,6 @@ pub(super) enum Size {
 const CIFAR10: Published = Published {
     title: "CIFAR-10",
     folder: "cifar-10-batches-bin",
-    shape: [3, 32, 32],
-    classes: 10,
     files: &cifar::CIFAR10_FILES,
     origin: Origin::Archive(Remote::new(
         "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
@@ -72,8 +66,6 @@ const CIFAR10: Published = Published {
 const CIFAR100: Published = Published {
     title: "CIFAR-100",
     folder: "cifar-100-binary",
-    shape: [3, 32, 32],
-    classes: 100,
     files: &cifar::CIFAR100_FILES,
     origin: Origin::Archive(Remote::new(
         "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
@@ -87,8 +79,6 @@ const CIFAR100: Published = Published {
 const FASHION_MNIST: Published = Published {
     title: "Fashion-MNIST",
     folder: "fashion-mnist",
-    shape: [1, 28, 28],
-    classes: 10,
     files: &fashion_mnist::FILES,
     origin: Origin::Files(&[
         Remote::new(
@@ -119,8 +109,6 @@ const FASHION_MNIST: Published = Published {
 const SVHN: Published = Published {
     title: "SVHN",
     folder: "svhn",
-    shape: [3, 32, 32],
-    classes: 10,
     files: &svhn::FILES,
     origin: Origin::Files(&[
         Remote::new(
