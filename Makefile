@@ -4,7 +4,7 @@ CONFIG ?= configs/quickstart.yaml
 # On a machine without a GPU: two ranks on the CPU.
 RANKS  ?= $(shell [ -e /dev/nvidiactl ] || echo --cpu 2)
 
-.PHONY: train test bench setup lint
+.PHONY: train test bench setup lint deny
 
 train: setup
 	cargo build --release --locked -p launcher -p trainer
@@ -28,6 +28,15 @@ lint: setup
 	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --all-targets --features mpi -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps --features mpi
+
+# Licences and sources of dependencies, and what is known against them; the last needs the network:
+# make deny CHECKS="bans licenses sources" does without.
+CHECKS ?= advisories bans licenses sources
+deny: setup .deps/bin/cargo-deny
+	.deps/bin/cargo-deny --all-features check $(CHECKS)
+
+.deps/bin/cargo-deny:
+	cargo install cargo-deny --locked --version 0.20.2 --root .deps
 
 setup:
 	@scripts/setup.sh
