@@ -31,7 +31,7 @@ const KNOWN_AFTER: Duration = Duration::from_secs(10);
 
 /// What is run.
 pub struct Supervisor<'a> {
-    /// The ranks.
+    /// Which ranks there are, and on what.
     pub plan: &'a Plan,
     /// What those of this node are started with; `resume` is set for each attempt.
     pub spec: Spec,
@@ -39,23 +39,23 @@ pub struct Supervisor<'a> {
     pub mpi: OverMpi,
     /// Where the run starts from.
     pub resume: &'a Resume,
-    /// How long to wait for what.
+    /// How long ranks may be silent, and take to stop.
     pub limits: Limits,
     /// When the job is killed, as a time from now.
     pub ends_in: Option<Duration>,
     /// How often the job may be started again.
     pub max_restarts: u32,
-    /// The terminal.
+    /// What is shown on the terminal.
     pub console: &'a Console,
 }
 
 /// How the job ended.
 pub struct Report {
-    /// In one word.
+    /// How it ended, and whose fault that was.
     pub outcome: Outcome,
     /// The ranks of the last attempt.
     pub job: Job,
-    /// The log of each and its last lines.
+    /// The log file of each rank and its last lines.
     pub logs: Vec<LogTail>,
     /// How often the job was started again.
     pub restarts: u32,

@@ -40,7 +40,7 @@ impl Confusion {
     }
 
     /// Images of `class` that were taken for it.
-    pub fn hits(&self, class: usize) -> u64 {
+    pub fn correct(&self, class: usize) -> u64 {
         self.row(class)[class]
     }
 

@@ -60,28 +60,7 @@ pub fn resume(
     for refused in &found.refused {
         warn!("{refused}; taking an older one");
     }
-    if found.state.data_hash != start.data_hash {
-        let reason = "it was trained on other images".to_owned();
-        return Err(CheckpointError::DoesNotFit { path: found.path, reason }.into());
-    }
-    if let Some(theirs) = config_of(&found.path) {
-        if theirs.comm.backend == CommBackend::None {
-            let reason =
-                "it is from a run with comm.backend: none, whose ranks diverged".to_owned();
-            return Err(CheckpointError::DoesNotFit { path: found.path, reason }.into());
-        }
-        if !is_own {
-            warn_of_differences(&theirs, config);
-        }
-    }
-    if !is_own && found.state.is_complete(&config.train) {
-        let State { epochs_completed, step, .. } = found.state;
-        let reason = format!(
-            "nothing is left to train: it has {epochs_completed} epochs and {step} steps; raise train.epochs \
-             or train.max_steps"
-        );
-        return Err(CheckpointError::DoesNotFit { path: found.path, reason }.into());
-    }
+    check_fits(&found, config, start, is_own)?;
     let Progress { flat, optimizer, ema } = progress;
     checkpoint::load_model(&found.path, flat)?;
     checkpoint::load_optimizer(&found.path, flat, optimizer)?;
@@ -104,14 +83,7 @@ pub fn resume(
         );
     }
     if is_own {
-        if found.state.is_best() {
-            // The run may have ended before it could say so.
-            checkpoint::point(checkpoint::Link::Best, &found.path)?;
-        }
-        // Not one that was refused.
-        checkpoint::point(checkpoint::Link::Latest, &found.path)?;
-        // Fewer may be kept than before, since the disk was full.
-        checkpoint::prune(&run_dir.checkpoints_dir(), config.checkpoint.keep);
+        put_right(&found, config, run_dir)?;
     }
     let State { world_size, data_set, .. } = start.clone();
     let mut state = State { world_size, data_set, ..found.state };
@@ -120,6 +92,46 @@ pub fn resume(
         state.convolutions.clear();
     }
     Ok(state)
+}
+
+/// Whether the checkpoint can be gone on with as `config`.
+fn check_fits(found: &Found, config: &Config, start: &State, is_own: bool) -> Result<()> {
+    let Found { path, state, .. } = found;
+    let does_not_fit =
+        |reason: String| Err(CheckpointError::DoesNotFit { path: path.clone(), reason }.into());
+    if state.data_hash != start.data_hash {
+        return does_not_fit("it was trained on other images".to_owned());
+    }
+    if let Some(theirs) = config_of(path) {
+        if theirs.comm.backend == CommBackend::None {
+            return does_not_fit(
+                "it is from a run with comm.backend: none, whose ranks diverged".to_owned(),
+            );
+        }
+        if !is_own {
+            warn_of_differences(&theirs, config);
+        }
+    }
+    if !is_own && state.is_complete(&config.train) {
+        let State { epochs_completed, step, .. } = state;
+        return does_not_fit(format!(
+            "nothing is left to train: it has {epochs_completed} epochs and {step} steps; raise train.epochs \
+             or train.max_steps"
+        ));
+    }
+    Ok(())
+}
+
+/// Brings links and old checkpoints of the run to where they would be, had it not been cut off after this one.
+fn put_right(found: &Found, config: &Config, run_dir: &RunDir) -> Result<()> {
+    if found.state.is_best() {
+        checkpoint::point(checkpoint::Link::Best, &found.path)?;
+    }
+    // Not one that was refused.
+    checkpoint::point(checkpoint::Link::Latest, &found.path)?;
+    // Fewer may be kept than before, since the disk was full.
+    checkpoint::prune(&run_dir.checkpoints_dir(), config.checkpoint.keep);
+    Ok(())
 }
 
 /// The configuration of the run that a checkpoint is from, where it can be found.

@@ -32,7 +32,7 @@ pub struct StepParts<'a> {
     pub optimizer: &'a mut Optimizer,
     /// Sums gradients over ranks.
     pub grad_sync: &'a GradSync,
-    /// Counts loss and hits.
+    /// Counts loss and correct answers.
     pub counter: &'a mut Counter,
 }
 
@@ -55,7 +55,7 @@ pub struct Phases {
 /// them. Making microbatches belongs to no phase.
 ///
 /// On a GPU the step is queued and the host waits for nothing: batches come through pinned memory,
-/// gradients are ordered with the communicator's stream by events, loss and hits stay in
+/// gradients are ordered with the communicator's stream by events, loss and correct answers stay in
 /// [`Counter`]. What does wait for the device is [`Counter::exchange`], the gradient's norm of a step
 /// record, evaluation, a checkpoint, and cuDNN, which measures its kernels in the first step of a
 /// shape.

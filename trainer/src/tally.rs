@@ -1,4 +1,4 @@
-//! Losses and hits, counted on the device and added up over ranks.
+//! Losses and correct answers, counted on the device and added up over ranks.
 
 use comm::{Communicator, ReduceOp};
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,8 @@ pub struct Tally {
     /// Sum of the losses.
     pub loss_sum: f64,
     /// Images whose class was right.
-    pub hits: f64,
+    #[serde(alias = "hits")] // in checkpoints from before
+    pub correct: f64,
     /// Images.
     pub images: f64,
 }
@@ -21,7 +22,7 @@ impl Tally {
     /// Adds another tally.
     pub fn add(&mut self, other: Self) {
         self.loss_sum += other.loss_sum;
-        self.hits += other.hits;
+        self.correct += other.correct;
         self.images += other.images;
     }
 
@@ -32,30 +33,30 @@ impl Tally {
 
     /// Fraction of images whose class was right; NaN without images.
     pub fn accuracy(&self) -> f64 {
-        self.hits / self.images
+        self.correct / self.images
     }
 }
 
 /// Counts on the device, so that a step need not wait for its own result.
 pub struct Counter {
-    /// `[4]` f64: loss sum, hits, images, ranks that want to stop.
+    /// `[4]` f64: sum of losses, correct answers, images, ranks that want to stop.
     sums: Tensor,
 }
 
 impl Counter {
-    /// At zero.
+    /// A counter whose sums are zero.
     pub fn new(device: Device) -> Self {
         Self { sums: Tensor::zeros([4], (Kind::Double, device)) }
     }
 
     /// Adds a batch: logits `[N, classes]`, and the sum of its losses.
     pub fn add(&mut self, logits: &Tensor, labels: &Tensor, loss_sum: &Tensor) {
-        let hits = logits.argmax(-1, false).eq_tensor(labels).sum(Kind::Double);
+        let correct = logits.argmax(-1, false).eq_tensor(labels).sum(Kind::Double);
         let number =
             |value: f64| Tensor::full([0i64; 0], value, (Kind::Double, self.sums.device()));
         let (images, zero) = (number(labels.numel() as f64), number(0.0));
         let added =
-            Tensor::stack(&[loss_sum.detach().to_kind(Kind::Double), hits, images, zero], 0);
+            Tensor::stack(&[loss_sum.detach().to_kind(Kind::Double), correct, images, zero], 0);
         self.sums += added;
     }
 
@@ -77,7 +78,7 @@ impl Counter {
         // On a device, an aborted collective ends too, and leaves what was there.
         communicator.check()?;
         let _ = self.sums.zero_();
-        let tally = Tally { loss_sum: sums[0], hits: sums[1], images: sums[2] };
+        let tally = Tally { loss_sum: sums[0], correct: sums[1], images: sums[2] };
         Ok((tally, sums[3] > 0.0))
     }
 }

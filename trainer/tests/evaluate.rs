@@ -166,7 +166,7 @@ fn the_classes_of_a_report_add_up_to_the_whole() {
     };
     assert_eq!(sum("images"), 77);
     let accuracy = measured["accuracy"].as_f64().unwrap();
-    assert_eq!(sum("hits") as f64 / 77.0, accuracy);
+    assert_eq!(sum("correct") as f64 / 77.0, accuracy);
     let text = String::from_utf8(eval(&run_dir(), &[]).stdout).unwrap();
     assert!(text.contains(&format!("accuracy    {accuracy:.4}")), "{text}");
 }
@@ -269,7 +269,7 @@ fn what_is_predicted_is_what_was_measured() {
     let images = write_images(folder.path());
     let answer = json(&predict(&images, &["--json"]));
     let labels = test_images().test.labels;
-    let mut hits = 0;
+    let mut correct = 0;
     for (image, label) in answer["images"].as_array().unwrap().iter().zip(&labels) {
         let classes = image["classes"].as_array().unwrap();
         assert_eq!(classes.len(), 5);
@@ -277,10 +277,10 @@ fn what_is_predicted_is_what_was_measured() {
             classes.iter().map(|class| class["probability"].as_f64().unwrap()).collect();
         assert!(probabilities.is_sorted_by(|a, b| a >= b), "{probabilities:?}");
         assert!(probabilities.iter().sum::<f64>() < 1.0 + 1e-6, "{probabilities:?}");
-        hits += usize::from(classes[0]["label"] == u64::from(*label));
+        correct += usize::from(classes[0]["label"] == u64::from(*label));
     }
     assert_eq!(
-        hits as f64 / labels.len() as f64,
+        correct as f64 / labels.len() as f64,
         last_epoch(&run_dir())["test_accuracy"].as_f64().unwrap()
     );
 }

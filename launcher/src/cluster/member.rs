@@ -1,7 +1,7 @@
 //! The other nodes' end: joins node 0's launcher and does what that one says.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use comm::control::ToLauncher;
@@ -71,6 +71,13 @@ impl Requests {
     }
 }
 
+/// What node 0 says once every node is there: see [`ToMember::Welcome`].
+struct Welcome {
+    layout: Vec<usize>,
+    run_dir: PathBuf,
+    config: String,
+}
+
 /// What ended a stretch of work.
 enum End {
     Finished(ExitCode, String),
@@ -129,54 +136,15 @@ impl Member<'_> {
 
     async fn follow(&self, link: &mut Link, signals: &mut Signals) -> Result<End, LaunchError> {
         let mut requests = Requests::default();
-        // The others may come as late as this one did.
-        let deadline = Instant::now() + 2 * self.cluster.join_timeout;
-        let (layout, run_dir, config) = loop {
-            let message = tokio::select! {
-                message = timeout_at(deadline, receive(&mut link.incoming)) => message,
-                signal = signals.next() => match ask_to_stop(&mut requests, signal, link) {
-                    Some(end) => return Ok(end),
-                    None => continue,
-                },
-            };
-            match message {
-                Ok(Ok(ToMember::Welcome { layout, run_dir, config, .. })) => {
-                    break (layout, run_dir, config);
-                }
-                Ok(Ok(ToMember::Finish { exit_code, text })) => {
-                    return Ok(finished(exit_code, text));
-                }
-                Ok(Ok(_)) => {}
-                Ok(Err(reason)) => return Ok(End::Lost(reason)),
-                Err(_) => return Ok(End::Lost("it did not say who else is there".to_owned())),
-            }
+        let welcome = match self.wait_for_all(link, signals, &mut requests).await {
+            Ok(welcome) => welcome,
+            Err(end) => return Ok(end),
         };
-        let plan = (self.plan)(Layout { node_rank: self.me.node_rank, ranks_per_node: layout })?;
+        let layout =
+            Layout { node_rank: self.me.node_rank, ranks_per_node: welcome.layout.clone() };
+        let plan = (self.plan)(layout)?;
         let folder = tempfile::tempdir().map_err(LaunchError::system("make a folder"))?;
-        let config_path = folder.path().join("config.yaml");
-        with_own_images(&config, &self.me.config)
-            .and_then(|config| std::fs::write(&config_path, config))
-            .map_err(LaunchError::system("write the configuration for this node's ranks"))?;
-        let run_dir = match self.work {
-            Work::Train => self.cluster.run_dir.clone().unwrap_or(run_dir),
-            Work::MeasureAllReduce => folder.path().to_owned(),
-        };
-        let run_dir = RunDir::at(&run_dir);
-        std::fs::create_dir_all(run_dir.logs_dir()).map_err(LaunchError::system(format!(
-            "make a folder for logs in {}",
-            run_dir.root().display()
-        )))?;
-        let mut spec = Spec {
-            trainer: self.trainer.to_owned(),
-            config: config_path,
-            run_dir: Arc::new(run_dir),
-            resume: String::new(),
-            device: plan.device,
-            threads: plan.threads_per_rank,
-            json: self.json,
-            work: self.work,
-            env: link.interface.as_ref().map(super::network_variables).unwrap_or_default(),
-        };
+        let mut spec = self.spec(&plan, welcome, folder.path(), link)?;
         loop {
             let message = tokio::select! {
                 message = receive(&mut link.incoming) => message,
@@ -188,9 +156,8 @@ impl Member<'_> {
             match message {
                 Ok(ToMember::Start { resume }) => {
                     spec.resume = resume;
-                    if let Some(end) =
-                        self.attempt(&plan, &spec, link, signals, &mut requests).await?
-                    {
+                    let ended = self.attempt(&plan, &spec, link, signals, &mut requests).await?;
+                    if let Some(end) = ended {
                         return Ok(end);
                     }
                 }
@@ -199,6 +166,74 @@ impl Member<'_> {
                 Err(reason) => return Ok(End::Lost(reason)),
             }
         }
+    }
+
+    /// Waits until node 0 says that every node is there.
+    ///
+    /// # Errors
+    /// The end, where it comes before.
+    async fn wait_for_all(
+        &self,
+        link: &mut Link,
+        signals: &mut Signals,
+        requests: &mut Requests,
+    ) -> Result<Welcome, End> {
+        // The others may come as late as this one did.
+        let deadline = Instant::now() + 2 * self.cluster.join_timeout;
+        loop {
+            let message = tokio::select! {
+                message = timeout_at(deadline, receive(&mut link.incoming)) => message,
+                signal = signals.next() => match ask_to_stop(requests, signal, link) {
+                    Some(end) => return Err(end),
+                    None => continue,
+                },
+            };
+            match message {
+                Ok(Ok(ToMember::Welcome { layout, run_dir, config, .. })) => {
+                    return Ok(Welcome { layout, run_dir, config });
+                }
+                Ok(Ok(ToMember::Finish { exit_code, text })) => {
+                    return Err(finished(exit_code, text));
+                }
+                Ok(Ok(_)) => {}
+                Ok(Err(reason)) => return Err(End::Lost(reason)),
+                Err(_) => return Err(End::Lost("it did not say who else is there".to_owned())),
+            }
+        }
+    }
+
+    /// What this node's ranks are started with. Their configuration is written to `folder`.
+    fn spec(
+        &self,
+        plan: &Plan,
+        Welcome { run_dir, config, .. }: Welcome,
+        folder: &Path,
+        link: &Link,
+    ) -> Result<Spec, LaunchError> {
+        let config_path = folder.join("config.yaml");
+        with_own_images(&config, &self.me.config)
+            .and_then(|config| std::fs::write(&config_path, config))
+            .map_err(LaunchError::system("write the configuration for this node's ranks"))?;
+        let run_dir = match self.work {
+            Work::Train => self.cluster.run_dir.clone().unwrap_or(run_dir),
+            Work::MeasureAllReduce => folder.to_owned(),
+        };
+        let run_dir = RunDir::at(&run_dir);
+        std::fs::create_dir_all(run_dir.logs_dir()).map_err(LaunchError::system(format!(
+            "make a folder for logs in {}",
+            run_dir.root().display()
+        )))?;
+        Ok(Spec {
+            trainer: self.trainer.to_owned(),
+            config: config_path,
+            run_dir: Arc::new(run_dir),
+            resume: String::new(),
+            device: plan.device,
+            threads: plan.threads_per_rank,
+            json: self.json,
+            work: self.work,
+            env: link.interface.as_ref().map(super::network_variables).unwrap_or_default(),
+        })
     }
 
     /// One attempt at the job; `None` when it has ended and been reported.

@@ -57,7 +57,7 @@ impl Introduction {
         Ok(Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             protocol: control::PROTOCOL,
-            host: super::host_name(),
+            host: job::host::name(),
             nodes: cluster.nodes,
             node_rank: cluster.node_rank,
             ranks,

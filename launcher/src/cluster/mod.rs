@@ -159,16 +159,11 @@ fn cut(text: &str) -> String {
 /// That this node cannot take part.
 fn unable(cluster: &Cluster, error: &LaunchError) -> Unable {
     Unable {
-        host: host_name(),
+        host: job::host::name(),
         node_rank: cluster.node_rank,
         exit_code: error.exit_code() as u8,
         text: cut(&error.to_string()),
     }
-}
-
-/// The machine's name for itself.
-pub fn host_name() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// What this machine's clock says, in seconds since 1970.

@@ -11,8 +11,8 @@ use serde::Deserialize;
 
 use super::Node;
 use super::finding::Finding;
+use crate::cluster;
 use crate::cluster::host::Host;
-use crate::cluster::{self, host_name};
 use crate::console::{Console, Style};
 use crate::error::LaunchError;
 use crate::events::EventLog;
@@ -83,7 +83,7 @@ async fn run(
     let prepared = std::fs::create_dir_all(run_dir.logs_dir())
         .and_then(|()| std::fs::write(run_dir.config_path(), config::to_yaml(&node.config)));
     prepared.map_err(LaunchError::system("prepare a measurement"))?;
-    let hosts = others.as_ref().map_or_else(|| vec![host_name()], |host| host.hosts());
+    let hosts = others.as_ref().map_or_else(|| vec![job::host::name()], |host| host.hosts());
     let interface = others.as_ref().and_then(|host| host.interface().cloned());
     let network = interface.as_ref().and_then(|interface| interface.network.clone());
     let mpi = mpi::over_mpi(&plan, &hosts, network, &node.trainer, &run_dir).await?;

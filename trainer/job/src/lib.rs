@@ -8,6 +8,7 @@ pub mod config;
 pub mod dataset;
 pub mod exit_code;
 pub mod files;
+pub mod host;
 pub mod metrics;
 pub mod network;
 mod number;

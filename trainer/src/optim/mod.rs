@@ -37,20 +37,20 @@ use rule::{Rule, StepInputs};
 pub struct Optimizer {
     rule: Box<dyn Rule>,
     lookahead: Option<Lookahead>,
-    /// Of the gradients, those that are not trained.
+    /// Ranges of the flat gradients that are not trained (`optimizer.frozen`).
     frozen: Vec<Range<usize>>,
     clip_grad_norm: Option<f64>,
     loss_scaler: Option<LossScaler>,
-    /// Of the step that was begun last.
+    /// The learning rate of the step that was begun last.
     lr: f64,
-    /// The same on a GPU, where a captured step reads it: 0-d f32.
+    /// The same in a GPU's memory, where a captured step reads it: 0-d f32.
     lr_on_device: Option<Tensor>,
-    /// Of the last step's gradients before they were clipped, where they are: 0-d f32. In one place, into
-    /// which a captured step writes.
+    /// The norm of the last step's gradients before they were clipped, with `clip_grad_norm`: 0-d f32. A captured step
+    /// writes it to this memory.
     grad_norm: Option<Tensor>,
-    /// Steps taken: 0-d f32 on the device.
+    /// Steps taken, without those that were skipped: 0-d f32 on the device.
     steps: Tensor,
-    /// Steps tried.
+    /// Steps tried, skipped ones included.
     tried: u64,
     /// How much of the run is done after the next step, a fraction.
     progress: f64,

@@ -1,4 +1,4 @@
-//! The loop, and nothing else.
+//! The training loop: steps, when ranks agree to stop, and what the launcher is told of them.
 
 mod epoch_end;
 
@@ -58,35 +58,35 @@ enum EpochEnd {
 pub struct Run<'a> {
     /// Executes steps. The first field: a communicator that is dropped waits for graphs to be gone.
     pub step_graph: StepGraph,
-    /// As loaded.
+    /// The configuration, as loaded.
     pub config: Config,
-    /// This rank's place.
+    /// This rank, and how many there are.
     pub world: World,
-    /// All ranks.
+    /// The collectives between them.
     pub communicator: Arc<dyn Communicator>,
-    /// The launcher.
+    /// The connection to the launcher.
     pub link: &'a Link,
-    /// Where files go.
+    /// The directory that the run's files go to.
     pub run_dir: RunDir,
     /// Training images.
     pub train: Images,
     /// Test images.
     pub test: Images,
-    /// What is done to training images.
+    /// What augments training images, where anything does.
     pub augmenter: Option<Augmenter>,
     /// The network.
     pub replica: Replica,
-    /// Takes the steps.
+    /// The optimizer and its state.
     pub optimizer: Optimizer,
-    /// How large they are.
+    /// The learning rate by step.
     pub learning_rate: LearningRate,
-    /// Averages weights, where that is wanted.
+    /// The moving average of the weights, with `train.ema_decay`.
     pub ema: Option<Ema>,
-    /// Adds gradients up over ranks.
+    /// Reduces gradients over ranks.
     pub grad_sync: GradSync,
-    /// Counts loss and hits.
+    /// Counts loss and correct answers.
     pub counter: Counter,
-    /// Where the run is.
+    /// How far the run is.
     pub state: State,
     /// Writes metrics.
     pub recorder: Recorder,

@@ -1,7 +1,6 @@
 //! One process on each of several nodes, within a Slurm job.
 
 use std::ffi::OsStr;
-use std::fs;
 use std::net::TcpListener;
 use std::process::Command;
 
@@ -37,13 +36,11 @@ pub fn command(nodes: usize, program: impl AsRef<OsStr>) -> Command {
 /// This node's name and a port that is free here now, for others to come to.
 ///
 /// # Errors
-/// [`BenchError::File`] where there is no name or no port.
+/// [`BenchError::File`] where there is no port.
 pub fn meeting_point() -> Result<String> {
-    let path = "/proc/sys/kernel/hostname";
-    let file = |source| BenchError::File { path: path.into(), source };
-    let host = fs::read_to_string(path).map_err(file)?;
     let port = TcpListener::bind(("0.0.0.0", 0)).and_then(|listener| listener.local_addr());
-    Ok(format!("{}:{}", host.trim(), port.map_err(file)?.port()))
+    let port = port.map_err(|source| BenchError::File { path: "a free port".into(), source })?;
+    Ok(format!("{}:{}", job::host::name(), port.port()))
 }
 
 #[cfg(test)]

@@ -33,10 +33,10 @@ pub(super) struct Report {
 
 impl Report {
     pub(super) fn to_text(&self) -> String {
-        let Tally { hits, images, .. } = self.tally;
-        let (hits, images) = (thousands(hits as u64), thousands(images as u64));
+        let Tally { correct, images, .. } = self.tally;
+        let (correct, images) = (thousands(correct as u64), thousands(images as u64));
         let mut text = format!(
-            "checkpoint  {}, step {}\nimages      {images}, {} of {}\naccuracy    {:.4} ({hits} \
+            "checkpoint  {}, step {}\nimages      {images}, {} of {}\naccuracy    {:.4} ({correct} \
              right)\nloss        {:.4}\n\n",
             self.checkpoint.display(),
             self.step,
@@ -114,7 +114,7 @@ impl Report {
             json!({
                 "name": name,
                 "images": self.confusion.images(class),
-                "hits": self.confusion.hits(class),
+                "correct": self.confusion.correct(class),
                 "accuracy": self.confusion.accuracy(class),
             })
         });

@@ -20,7 +20,7 @@ fn report(classes: usize) -> Report {
         split: "test",
         classes: (0..classes).map(|class| format!("class-{class}")).collect(),
         ranks: 2,
-        tally: Tally { loss_sum: images * 0.5, hits: images * 0.9, images },
+        tally: Tally { loss_sum: images * 0.5, correct: images * 0.9, images },
         confusion: Confusion::new(classes, counts),
     }
 }
@@ -46,7 +46,7 @@ fn a_report_says_accuracy_loss_classes_and_mistakes() {
 fn json_and_csv_have_the_whole_matrix() {
     let json = report(3).to_json();
     assert_eq!(json["accuracy"], 0.9);
-    assert_eq!(json["classes"][2]["hits"], 9);
+    assert_eq!(json["classes"][2]["correct"], 9);
     assert_eq!(json["confusion"], serde_json::json!([[9, 1, 0], [0, 9, 1], [1, 0, 9]]));
     let mut report = report(2);
     report.classes[0] = "a \"b\", c".to_owned();

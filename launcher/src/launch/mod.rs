@@ -1,20 +1,19 @@
 //! From a command line to a running job and its exit code.
 
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+mod conclude;
+mod survey;
+
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use comm::env::shares_gpus;
-use job::config::Config;
-use job::dataset::{self, Outline, Source};
+use job::ExitCode;
+use job::dataset::{self, Source};
 use job::run_dir::RunDir;
-use job::{ExitCode, config};
-use time::OffsetDateTime;
-use tokio::task::spawn_blocking;
-use tokio::time::timeout;
 
-use crate::cli::{LaunchArgs, command_to_go_on};
+use self::conclude::{conclude, has_checkpoint, record_error};
+use self::survey::{Survey, located, print_plan};
+use crate::cli::LaunchArgs;
 use crate::cluster::gate::Gate;
 use crate::cluster::gather::turn_away;
 use crate::cluster::host::Host;
@@ -24,31 +23,14 @@ use crate::cluster::reach::decline;
 use crate::cluster::{self, Cluster};
 use crate::console::{Console, Style};
 use crate::error::LaunchError;
-use crate::events::{Event, EventLog};
-use crate::mpi;
-use crate::plan::{self, Device, Layout, Plan, PlanError, Request};
+use crate::events::EventLog;
+use crate::plan::{Layout, Plan};
 use crate::policy::{Limits, Outcome};
 use crate::progress::clock;
 use crate::signals::Signals;
 use crate::spawn::{Spec, Work};
-use crate::supervise::{Report, Supervisor};
-use crate::topology::Topology;
-use crate::verdict::{self, Evidence};
-use crate::{data, gpus, slurm, spawn};
-
-/// How long a look at the run directory may take when all is over.
-const FILES_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// What is known before any file is written and any other node heard of.
-struct Survey {
-    config: Config,
-    outline: Outline,
-    device: Device,
-    ranks: usize,
-    topology: Topology,
-    run_dir: PathBuf,
-    plan: Plan,
-}
+use crate::supervise::Supervisor;
+use crate::{data, mpi, slurm, spawn};
 
 /// What a job is started with on this node.
 struct Launch<'a> {
@@ -133,53 +115,6 @@ async fn follow(
             }
             Err(error)
         }
-    }
-}
-
-fn print_plan(survey: &Survey) -> Result<ExitCode, LaunchError> {
-    let Survey { plan, config, run_dir, .. } = survey;
-    let data = data::Outlook::new(&config.data);
-    let text =
-        format!("{plan}\n{:<18}{data}\n{:<18}{}\n", "data", "run directory", run_dir.display());
-    io::stdout()
-        .write_all(text.as_bytes())
-        .map(|()| ExitCode::Done)
-        .map_err(LaunchError::system("print the plan"))
-}
-
-impl Survey {
-    /// Looks at the configuration and this node's devices; touches nothing and needs no data.
-    async fn new(cli: &LaunchArgs, cluster: Option<&Cluster>) -> Result<Self, LaunchError> {
-        let config_path = cli.config().ok_or(LaunchError::NoConfig)?;
-        let config = config::load(config_path, &cli.overrides)?;
-        let request = cli.request();
-        let visible_gpus = match request {
-            Request::Cpu { .. } => 0,
-            Request::AllGpus | Request::Gpus { .. } => gpus::visible().await,
-        };
-        let topology = Topology::detect();
-        let outline = dataset::outline(&config.data)?;
-        let (device, ranks) = plan::devices(request, visible_gpus, shares_gpus(), &topology)?;
-        // As many on each node as here, until they say how many they have.
-        let presumed = cluster.map_or_else(
-            || Layout::single(ranks),
-            |it| Layout { node_rank: it.node_rank, ranks_per_node: vec![ranks; it.nodes] },
-        );
-        let plan = Plan::new(&config, &outline, device, presumed, &topology)
-            .map_err(|error| located(error, cli))?;
-        let default = || RunDir::default_path(config_path, OffsetDateTime::now_utc());
-        let run_dir = cli.run_dir.clone().unwrap_or_else(default);
-        Ok(Self { config, outline, device, ranks, topology, run_dir, plan })
-    }
-}
-
-/// With the place of the value, where it is one of the configuration that keeps a job from being planned.
-fn located(error: PlanError, cli: &LaunchArgs) -> LaunchError {
-    match (error, cli.config()) {
-        (PlanError::Invalid(invalid), Some(path)) => {
-            config::refused(path, &cli.overrides, invalid).into()
-        }
-        (other, _) => other.into(),
     }
 }
 
@@ -288,40 +223,19 @@ impl<'a> Launch<'a> {
     ) -> Result<(ExitCode, String), LaunchError> {
         let layout =
             others.as_ref().map_or_else(|| Layout::single(self.survey.ranks), |it| it.layout());
-        let hosts = others.as_ref().map_or_else(|| vec![cluster::host_name()], |it| it.hosts());
+        let hosts = others.as_ref().map_or_else(|| vec![job::host::name()], |it| it.hosts());
         let plan = self.plan_for(layout)?;
-        let nodes = match hosts.len() {
-            1 => String::new(),
-            nodes => format!(" of {nodes} nodes"),
-        };
-        tracing::info!(
-            "{} rank{} on {}{nodes}, over {}, {} threads each; run directory {}",
-            plan.world_size(),
-            if plan.world_size() == 1 { "" } else { "s" },
-            plan.device.name(),
-            plan.backend,
-            plan.threads_per_rank,
-            run_dir.root().display()
-        );
+        announce(&plan, hosts.len(), &run_dir);
         let interface = others.as_ref().and_then(|host| host.interface().cloned());
         let network = interface.as_ref().and_then(|interface| interface.network.clone());
         let mpi = mpi::over_mpi(&plan, &hosts, network, &self.trainer, &run_dir).await?;
         let patience = Duration::from_secs(self.survey.config.comm.timeout_seconds);
         let root = run_dir.root().to_owned();
+        let env = interface.as_ref().map(cluster::network_variables).unwrap_or_default();
         let supervisor = Supervisor {
             plan: &plan,
             mpi,
-            spec: Spec {
-                trainer: self.trainer.clone(),
-                config: run_dir.config_path(),
-                run_dir: Arc::new(run_dir),
-                resume: String::new(),
-                device: plan.device,
-                threads: plan.threads_per_rank,
-                json: self.console.style() == Style::Json,
-                work: Work::Train,
-                env: interface.as_ref().map(cluster::network_variables).unwrap_or_default(),
-            },
+            spec: self.spec(&plan, run_dir, env),
             resume: &self.cli.resume,
             limits: Limits::new(patience),
             ends_in: self.ends_in().await,
@@ -344,6 +258,21 @@ impl<'a> Launch<'a> {
         Ok(conclude(self.console, events, &report, &hosts, &root, has_checkpoint))
     }
 
+    /// What the ranks of this node are started with; `env`: variables besides.
+    fn spec(&self, plan: &Plan, run_dir: RunDir, env: Vec<(&'static str, String)>) -> Spec {
+        Spec {
+            trainer: self.trainer.clone(),
+            config: run_dir.config_path(),
+            run_dir: Arc::new(run_dir),
+            resume: String::new(),
+            device: plan.device,
+            threads: plan.threads_per_rank,
+            json: self.console.style() == Style::Json,
+            work: Work::Train,
+            env,
+        }
+    }
+
     /// When the job is ended from outside, as a time from now.
     async fn ends_in(&self) -> Option<Duration> {
         let now = SystemTime::now();
@@ -355,48 +284,15 @@ impl<'a> Launch<'a> {
     }
 }
 
-/// An end that leaves no report is in the file too.
-fn record_error<T>(ended: &Result<T, LaunchError>, events: &mut EventLog) {
-    if let Err(error) = ended {
-        let (exit_code, reason) = (error.exit_code() as u8, &error.to_string());
-        events.record(&Event::Verdict { exit_code, rank: None, reason });
-    }
-}
-
-/// Whether the run has one; taken for granted where the file system does not answer.
-async fn has_checkpoint(root: &Path) -> bool {
-    let run_dir = RunDir::at(root);
-    let look = spawn_blocking(move || run_dir.has_checkpoint());
-    timeout(FILES_TIMEOUT, look).await.map_or(true, |found| found.unwrap_or(true))
-}
-
-fn conclude(
-    console: &Console,
-    events: &mut EventLog,
-    report: &Report,
-    hosts: &[String],
-    run_dir: &Path,
-    has_checkpoint: bool,
-) -> (ExitCode, String) {
-    let args: Vec<_> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let text = verdict::render(&Evidence {
-        outcome: &report.outcome,
-        ranks: report.job.ranks(),
-        logs: &report.logs,
-        stop_reason: report.job.stop_reason(),
-        hosts,
-        restarts: report.restarts,
-        command: &command_to_go_on(&args, &run_dir.to_string_lossy()),
-        has_checkpoint,
-    });
-    let exit_code = report.outcome.exit_code();
-    let rank = report.outcome.failed_rank();
-    match console.style() {
-        _ if text.is_empty() => {}
-        Style::Json => tracing::error!(rank, exit_code = exit_code as u8, "{text}"),
-        Style::Pretty | Style::Quiet => console.line(&format!("\n{text}")),
-    }
-    let reason = report.job.in_a_line(&report.outcome);
-    events.record(&Event::Verdict { exit_code: exit_code as u8, rank, reason: &reason });
-    (exit_code, text)
+fn announce(plan: &Plan, nodes: usize, run_dir: &RunDir) {
+    let of_nodes = if nodes == 1 { String::new() } else { format!(" of {nodes} nodes") };
+    tracing::info!(
+        "{} rank{} on {}{of_nodes}, over {}, {} threads each; run directory {}",
+        plan.world_size(),
+        if plan.world_size() == 1 { "" } else { "s" },
+        plan.device.name(),
+        plan.backend,
+        plan.threads_per_rank,
+        run_dir.root().display()
+    );
 }

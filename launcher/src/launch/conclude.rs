@@ -1,0 +1,66 @@
+//! What is said and recorded when a job has ended.
+
+use std::path::Path;
+use std::time::Duration;
+
+use job::ExitCode;
+use job::run_dir::RunDir;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use crate::cli::command_to_go_on;
+use crate::console::{Console, Style};
+use crate::error::LaunchError;
+use crate::events::{Event, EventLog};
+use crate::supervise::Report;
+use crate::verdict::{self, Evidence};
+
+/// How long a look at the run directory may take when all is over.
+const FILES_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// An end that leaves no report is in the file too.
+pub(super) fn record_error<T>(ended: &Result<T, LaunchError>, events: &mut EventLog) {
+    if let Err(error) = ended {
+        let (exit_code, reason) = (error.exit_code() as u8, &error.to_string());
+        events.record(&Event::Verdict { exit_code, rank: None, reason });
+    }
+}
+
+/// Whether the run has one; taken for granted where the file system does not answer.
+pub(super) async fn has_checkpoint(root: &Path) -> bool {
+    let run_dir = RunDir::at(root);
+    let look = spawn_blocking(move || run_dir.has_checkpoint());
+    timeout(FILES_TIMEOUT, look).await.map_or(true, |found| found.unwrap_or(true))
+}
+
+/// Says how the job ended, and returns that: the exit code, and the text that other nodes are told.
+pub(super) fn conclude(
+    console: &Console,
+    events: &mut EventLog,
+    report: &Report,
+    hosts: &[String],
+    run_dir: &Path,
+    has_checkpoint: bool,
+) -> (ExitCode, String) {
+    let args: Vec<_> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let text = verdict::render(&Evidence {
+        outcome: &report.outcome,
+        ranks: report.job.ranks(),
+        logs: &report.logs,
+        stop_reason: report.job.stop_reason(),
+        hosts,
+        restarts: report.restarts,
+        command: &command_to_go_on(&args, &run_dir.to_string_lossy()),
+        has_checkpoint,
+    });
+    let exit_code = report.outcome.exit_code();
+    let rank = report.outcome.failed_rank();
+    match console.style() {
+        _ if text.is_empty() => {}
+        Style::Json => tracing::error!(rank, exit_code = exit_code as u8, "{text}"),
+        Style::Pretty | Style::Quiet => console.line(&format!("\n{text}")),
+    }
+    let reason = report.job.in_a_line(&report.outcome);
+    events.record(&Event::Verdict { exit_code: exit_code as u8, rank, reason: &reason });
+    (exit_code, text)
+}

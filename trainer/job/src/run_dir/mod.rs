@@ -1,0 +1,204 @@
+//! The directory that a run leaves behind, and who may write to it.
+//!
+//! It is a run's once `config.yaml` is in it; that file is written whole or not at all.
+
+mod error;
+mod lock;
+mod resume;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use time::OffsetDateTime;
+use time::macros::format_description;
+
+use crate::config::{self, Config, differences_in_training};
+use crate::files;
+
+pub use error::RunDirError;
+pub use lock::lock;
+pub use resume::Resume;
+
+/// The symbolic link, beside checkpoints, to the newest of them.
+pub const LATEST: &str = "latest";
+
+/// A run's directory. Locked from [`open`](Self::open) until it is dropped.
+#[derive(Debug)]
+pub struct RunDir {
+    root: PathBuf,
+    _lock: Option<File>,
+}
+
+impl RunDir {
+    /// `runs/<config stem>-<UTC yyyymmddThhmmssZ>`.
+    pub fn default_path(config: &Path, now: OffsetDateTime) -> PathBuf {
+        let stem = config.file_stem().map_or("run".into(), |stem| stem.to_string_lossy());
+        let format = format_description!("[year][month][day]T[hour][minute][second]Z");
+        let utc = now.to_offset(time::UtcOffset::UTC);
+        let time = utc.format(&format).unwrap_or_else(|_| utc.unix_timestamp().to_string());
+        Path::new("runs").join(format!("{stem}-{time}"))
+    }
+
+    /// Makes `root` ready for a run of `config` and locks it. Writes `config.yaml`, or replaces the
+    /// one there where its run may go on as `config`.
+    ///
+    /// # Errors
+    /// [`RunDirError`], and then a run that was there is untouched.
+    pub fn open(root: &Path, config: &Config, resume: &Resume) -> Result<Self, RunDirError> {
+        let wrong = |path: &Path, source| RunDirError::Write { path: path.to_path_buf(), source };
+        let here = Self::at(root);
+        // A run that has begun from there, and has saved since, does not need it any more.
+        if let Resume::From(from) = resume
+            && !from.is_dir()
+            && !(here.has_checkpoint() && here.origin() == Some(absolute(from)))
+        {
+            return Err(RunDirError::NoSource { from: from.clone() });
+        }
+        fs::create_dir_all(root).map_err(|source| wrong(root, source))?;
+        let lock = lock(root)?;
+        let run_dir = Self { root: root.to_path_buf(), _lock: Some(lock) };
+        run_dir.check(config, resume)?;
+        if !run_dir.holds_run() {
+            run_dir.note_origin(resume).map_err(|source| wrong(&run_dir.origin_path(), source))?;
+        }
+        for folder in [run_dir.checkpoints_dir(), run_dir.logs_dir()] {
+            fs::create_dir_all(&folder).map_err(|source| wrong(&folder, source))?;
+        }
+        let path = run_dir.config_path();
+        files::write_atomically(&path, config::to_yaml(config).as_bytes())
+            .map_err(|source| wrong(&path, source))?;
+        Ok(run_dir)
+    }
+
+    /// A directory that another process opened: its paths, without lock or check.
+    pub fn at(root: &Path) -> Self {
+        Self { root: root.to_path_buf(), _lock: None }
+    }
+
+    fn check(&self, config: &Config, resume: &Resume) -> Result<(), RunDirError> {
+        let root = self.root.clone();
+        if !self.holds_run() {
+            return Ok(());
+        }
+        let goes_on = match resume {
+            Resume::Auto => true,
+            Resume::Never => false,
+            Resume::From(from) => self.origin() == Some(absolute(from)),
+        };
+        if !goes_on {
+            return Err(RunDirError::HoldsRun { root });
+        }
+        let before = config::load(&self.config_path(), &[])
+            .map_err(|source| RunDirError::Config { root: root.clone(), source })?;
+        let differences = differences_in_training(&before, config);
+        match differences.is_empty() {
+            true => Ok(()),
+            false => Err(RunDirError::Different { root, differences }),
+        }
+    }
+
+    /// Keeps where a run starts from that is not the beginning: until its first checkpoint, nothing
+    /// else tells.
+    fn note_origin(&self, resume: &Resume) -> io::Result<()> {
+        match resume {
+            Resume::From(from) => files::write_atomically(
+                &self.origin_path(),
+                absolute(from).as_os_str().as_encoded_bytes(),
+            ),
+            Resume::Auto | Resume::Never => match fs::remove_file(self.origin_path()) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            },
+        }
+    }
+
+    /// The checkpoint or run that this one began from, where it was told to with [`Resume::From`].
+    pub fn origin(&self) -> Option<PathBuf> {
+        let path = fs::read(self.origin_path()).ok()?;
+        Some(PathBuf::from(OsString::from_vec(path)))
+    }
+
+    fn origin_path(&self) -> PathBuf {
+        self.root.join("resumed_from")
+    }
+
+    /// Whether a run was started here.
+    pub fn holds_run(&self) -> bool {
+        self.config_path().exists()
+    }
+
+    /// Whether there is a checkpoint to go on from.
+    pub fn has_checkpoint(&self) -> bool {
+        self.latest_checkpoint().exists()
+    }
+
+    /// The newest checkpoint: a symbolic link, where there is one.
+    pub fn latest_checkpoint(&self) -> PathBuf {
+        self.checkpoints_dir().join(LATEST)
+    }
+
+    /// The directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The configuration in full.
+    pub fn config_path(&self) -> PathBuf {
+        self.root.join("config.yaml")
+    }
+
+    /// One JSON object a line, by rank 0.
+    pub fn metrics_path(&self) -> PathBuf {
+        self.root.join("metrics.jsonl")
+    }
+
+    /// One JSON object a line, by the launcher.
+    pub fn events_path(&self) -> PathBuf {
+        self.root.join("events.jsonl")
+    }
+
+    /// What `launcher doctor` has measured, in a run directory of its own.
+    pub fn all_reduce_path(&self) -> PathBuf {
+        self.root.join("all_reduce.json")
+    }
+
+    /// Accuracy and loss by epoch.
+    pub fn curves_svg_path(&self) -> PathBuf {
+        self.root.join("curves.svg")
+    }
+
+    /// The same as a bitmap.
+    pub fn curves_png_path(&self) -> PathBuf {
+        self.root.join("curves.png")
+    }
+
+    /// Events for TensorBoard, one file a process of rank 0.
+    pub fn tensorboard_dir(&self) -> PathBuf {
+        self.root.join("tensorboard")
+    }
+
+    /// One folder a checkpoint, and the links `latest` and `best`.
+    pub fn checkpoints_dir(&self) -> PathBuf {
+        self.root.join("checkpoints")
+    }
+
+    /// One file a rank.
+    pub fn logs_dir(&self) -> PathBuf {
+        self.root.join("logs")
+    }
+
+    /// What a rank wrote to its standard output and error.
+    pub fn log_path(&self, rank: usize) -> PathBuf {
+        self.logs_dir().join(format!("rank-{rank}.log"))
+    }
+}
+
+/// Without looking at the disk, so that it is the same when the folder is gone.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
+}
