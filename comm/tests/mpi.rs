@@ -155,7 +155,7 @@ fn every_rank_fails_as_it_should(
 #[test]
 fn a_deadline_ends_the_wait_for_a_late_rank() {
     let test = "a_deadline_ends_the_wait_for_a_late_rank";
-    every_rank_fails_as_it_should(test, [1, 3], Duration::from_millis(300), |comm| {
+    every_rank_fails_as_it_should(test, [1, 3], Duration::from_secs(2), |comm| {
         let world = SimpleCommunicator::world();
         let mut token = [0_u8; 1];
         if comm.rank() == 0 {
@@ -174,7 +174,7 @@ fn a_deadline_ends_the_wait_for_a_late_rank() {
 #[test]
 fn a_late_rank_is_named_on_all_machines() {
     let test = "a_late_rank_is_named_on_all_machines";
-    every_rank_fails_as_it_should(test, [2, 2], Duration::from_millis(300), |comm| {
+    every_rank_fails_as_it_should(test, [2, 2], Duration::from_secs(2), |comm| {
         let world = SimpleCommunicator::world();
         let mut token = [0_u8; 1];
         let late = 3;

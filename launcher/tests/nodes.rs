@@ -105,6 +105,28 @@ fn a_second_interrupt_on_any_machine_ends_the_job_at_once() {
 }
 
 #[test]
+fn a_launcher_that_was_asked_to_stop_and_loses_node_0_does_not_join_again() {
+    if !is_possible() {
+        return;
+    }
+    let job = Job::new(2);
+    let deaf = |node: usize| {
+        let mut command = job.launcher(node, &["--max-restarts", "1"]);
+        command.env("STAND_IN_0", "ignore-stop").env("STAND_IN_1", "ignore-stop");
+        Running::start(command)
+    };
+    let (mut first, second) = (deaf(0), deaf(1));
+    first.wait_for("all ranks train");
+    second.signal(Signal::TERM);
+    first.wait_for("SIGTERM on node 1 (m1): saving a checkpoint");
+    first.signal(Signal::KILL);
+    first.child.wait().unwrap();
+    let ended = second.end();
+    assert_eq!(ended.code, Some(8), "{}", ended.stderr);
+    assert!(ended.stderr.contains("asked to stop; node 0 (127.0.0.1) is lost"), "{}", ended.stderr);
+}
+
+#[test]
 fn a_signal_before_the_others_have_come_ends_with_8() {
     if !is_possible() {
         return;

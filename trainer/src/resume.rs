@@ -54,13 +54,13 @@ pub fn resume(
     start: &State,
 ) -> Result<State> {
     let is_own = found.path.starts_with(run_dir.checkpoints_dir());
-    if is_own {
-        found.path = checkpoint::put_back(&found.path)?;
-    }
     for refused in &found.refused {
         warn!("{refused}; taking an older one");
     }
     check_fits(&found, config, start, is_own)?;
+    if is_own {
+        found.path = checkpoint::put_back(&found.path)?;
+    }
     let Progress { flat, optimizer, ema } = progress;
     checkpoint::load_model(&found.path, flat)?;
     checkpoint::load_optimizer(&found.path, flat, optimizer)?;

@@ -33,17 +33,18 @@ fn a_rank_that_is_asked_to_stop_ends_the_measuring_on_all() {
 
 #[test]
 fn a_run_that_goes_on_computes_as_before_unless_it_is_told_otherwise() {
-    let replica = replica(&Single::default(), Mode::Train);
     let choose = |convolution, known| {
-        let batch = [4, 3, 32, 32];
+        let (replica, batch) = (replica(&Single::default(), Mode::Train), [4, 3, 32, 32]);
         choose(&replica, convolution, batch, known, &Single::default(), &|| true).unwrap()
     };
     let matmul = choose(Convolution::Matmul, Vec::new());
     assert_eq!(choose(Convolution::Auto, matmul.clone()), matmul);
     let winograd = choose(Convolution::Winograd, matmul.clone());
+    assert_eq!(winograd.len(), matmul.len());
     assert!(winograd.iter().all(|it| it.methods == [ConvMethod::Winograd; 3]), "{winograd:?}");
     let in_bf16 = |it: ConvChoice| ConvChoice { arithmetic: Some(Arithmetic::Bf16), ..it };
     let elsewhere: Vec<_> = matmul.into_iter().map(in_bf16).collect();
     let measured = choose(Convolution::Auto, elsewhere);
+    assert_eq!(measured.len(), 1, "measuring was stopped after the first");
     assert!(measured.iter().all(|it| it.arithmetic == Some(Arithmetic::Fp32)), "{measured:?}");
 }

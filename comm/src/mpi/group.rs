@@ -82,8 +82,8 @@ impl Group {
     /// Starts an operation through `start`, which gets the place for its request, and waits.
     ///
     /// A request that fails stays in MPI, which still has the addresses of the buffer and of `arguments`. The latter
-    /// are then never freed; the buffer MPI touches only in calls of this process, of which there is one more
-    /// before the caller has it back, [`AbortMail::send`].
+    /// are then never freed. The buffer MPI touches only in calls of this process, of which this communicator makes no
+    /// other after a failure but [`AbortMail::send`].
     fn complete<A>(
         &self,
         at: At,
@@ -167,21 +167,26 @@ impl Group {
         let (from, to) = (buffer.ptr.as_ptr(), gathered.as_mut_ptr());
         // SAFETY: as for `broadcast`; counts and offsets outlive the request, and lie in the buffer
         // and in `gathered`, which is locked.
-        self.complete(at, arguments, |(counts, offsets, arriving, places), request| unsafe {
-            let dtype = moved_type(DType::Bf16);
-            ffi::MPI_Ialltoallv(
-                from.cast(),
-                counts.as_ptr(),
-                offsets.as_ptr(),
-                dtype,
-                to.cast(),
-                arriving.as_ptr(),
-                places.as_ptr(),
-                dtype,
-                self.comm.0,
-                request,
-            )
-        })?;
+        let ended =
+            self.complete(at, arguments, |(counts, offsets, arriving, places), request| unsafe {
+                let dtype = moved_type(DType::Bf16);
+                ffi::MPI_Ialltoallv(
+                    from.cast(),
+                    counts.as_ptr(),
+                    offsets.as_ptr(),
+                    dtype,
+                    to.cast(),
+                    arriving.as_ptr(),
+                    places.as_ptr(),
+                    dtype,
+                    self.comm.0,
+                    request,
+                )
+            });
+        if let Err(error) = ended {
+            std::mem::forget(std::mem::take(&mut *gathered)); // as the arguments
+            return Err(error);
+        }
         let source = |rank| to.wrapping_add(rank * chunk.len()).cast_const().cast::<u8>();
         let sources: Vec<_> = (0..self.size).map(source).collect();
         let target = from.wrapping_add(chunk.start * DType::Bf16.size_bytes());

@@ -227,15 +227,16 @@ impl Communicator for Nccl {
     fn check(&self) -> Result<()> {
         let shared = &self.shared;
         shared.watched.outcome(u64::MAX)?;
-        if !shared.watched.is_finalized() {
-            // What the watchdog has not seen yet.
-            let sequence = shared.watched.newest();
-            shared
-                .comm
-                .state()
-                .map_err(|error| shared.fail(shared.error("check", sequence, &error)))?;
+        // What the watchdog has not seen yet.
+        match shared.comm.state() {
+            Ok(_) => Ok(()),
+            // Ended by somebody here: well, or for a reason that is known.
+            Err(nccl_rs::Error::Aborted) => shared.watched.outcome(u64::MAX),
+            Err(error) => {
+                let sequence = shared.watched.newest();
+                Err(shared.fail(shared.error("check", sequence, &error)))
+            }
         }
-        Ok(())
     }
 
     unsafe fn replayed(&self, stream: *mut std::ffi::c_void) -> Result<()> {

@@ -80,6 +80,11 @@ impl Watched {
         }
     }
 
+    /// Whether the watchdog has seen the good end of a collective.
+    fn has_ended(&self, sequence: u64) -> bool {
+        self.lock().ended > sequence
+    }
+
     /// Keeps the host waiting until `reached`.
     pub(super) fn wait_for(
         &self,
@@ -90,8 +95,15 @@ impl Watched {
         loop {
             // Asked first: an aborted kernel ends too, with a result that is none.
             self.outcome(sequence)?;
-            if reached().map_err(&failed)? {
-                return self.outcome(sequence);
+            match reached() {
+                Ok(true) => return self.outcome(sequence),
+                Ok(false) => {}
+                // What is known of it counts more: that the watchdog has seen a good end, or why there was none.
+                Err(_) if self.has_ended(sequence) => return Ok(()),
+                Err(error) => {
+                    self.outcome(sequence)?;
+                    return Err(failed(error));
+                }
             }
             std::thread::sleep(HOST_TICK);
         }

@@ -91,13 +91,14 @@ impl Member<'_> {
     /// [`LaunchError`] when node 0 cannot be joined, or is lost.
     pub async fn run(&self, signals: &mut Signals) -> Result<(ExitCode, String), LaunchError> {
         let mut restarts = 0;
+        let mut requests = Requests::default();
         loop {
             let mut link = tokio::select! {
                 link = self.join() => link?,
                 signal = signals.next() => return Ok(stopped_early(signal.name())),
             };
             tracing::info!("joined {}; waiting for the other nodes", self.cluster.rendezvous);
-            let followed = self.follow(&mut link, signals).await;
+            let followed = self.follow(&mut link, signals, &mut requests).await;
             if let Err(error) = &followed {
                 link.connection.send(ToCoordinator::Decline(super::unable(self.cluster, error)));
             }
@@ -116,6 +117,10 @@ impl Member<'_> {
                 Ok(End::Lost(reason)) => {
                     let text =
                         format!("node 0 ({}) is lost: {reason}", self.cluster.rendezvous.host);
+                    if requests.0.is_some() {
+                        let text = format!("asked to stop; {text}");
+                        return Ok((ExitCode::Stopped, text));
+                    }
                     if restarts >= self.max_restarts {
                         return Err(LaunchError::Cluster { exit_code: ExitCode::RankFailed, text });
                     }
@@ -134,9 +139,13 @@ impl Member<'_> {
         Ok(link)
     }
 
-    async fn follow(&self, link: &mut Link, signals: &mut Signals) -> Result<End, LaunchError> {
-        let mut requests = Requests::default();
-        let welcome = match self.wait_for_all(link, signals, &mut requests).await {
+    async fn follow(
+        &self,
+        link: &mut Link,
+        signals: &mut Signals,
+        requests: &mut Requests,
+    ) -> Result<End, LaunchError> {
+        let welcome = match self.wait_for_all(link, signals, requests).await {
             Ok(welcome) => welcome,
             Err(end) => return Ok(end),
         };
@@ -148,7 +157,7 @@ impl Member<'_> {
         loop {
             let message = tokio::select! {
                 message = receive(&mut link.incoming) => message,
-                signal = signals.next() => match ask_to_stop(&mut requests, signal, link) {
+                signal = signals.next() => match ask_to_stop(requests, signal, link) {
                     Some(end) => return Ok(end),
                     None => continue,
                 },
@@ -156,7 +165,7 @@ impl Member<'_> {
             match message {
                 Ok(ToMember::Start { resume }) => {
                     spec.resume = resume;
-                    let ended = self.attempt(&plan, &spec, link, signals, &mut requests).await?;
+                    let ended = self.attempt(&plan, &spec, link, signals, requests).await?;
                     if let Some(end) = ended {
                         return Ok(end);
                     }

@@ -86,6 +86,11 @@ fn read_state(path: &Path) -> Result<State> {
         .map_err(|error| CheckpointError::Damaged { path: file, reason: error.to_string() })
 }
 
+/// Whether there is a checkpoint whose files are what was written.
+pub fn is_whole(checkpoint: &Path) -> bool {
+    verify(checkpoint).is_ok()
+}
+
 /// Whether the checkpoint has averaged weights.
 pub fn has_ema(checkpoint: &Path) -> bool {
     checkpoint.join(EMA).exists()

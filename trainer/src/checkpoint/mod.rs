@@ -16,7 +16,8 @@ pub mod tensors;
 use std::path::{Path, PathBuf};
 
 pub use load::{
-    Found, find, has_ema, load_ema, load_model, load_optimizer, load_weights, read_weights,
+    Found, find, has_ema, is_whole, load_ema, load_model, load_optimizer, load_weights,
+    read_weights,
 };
 pub use prune::prune;
 pub use save::{Link, point, put_back, save};

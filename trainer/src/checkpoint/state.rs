@@ -82,7 +82,14 @@ impl State {
 
     /// Whether these are the weights whose evaluation was the best so far.
     pub fn is_best(&self) -> bool {
-        self.best_step == Some(self.step)
+        match (self.best_step, self.best_test_accuracy) {
+            (Some(step), _) => step == self.step,
+            // A checkpoint from before that was written.
+            (None, Some((_, epoch))) => {
+                self.samples_into_epoch == 0 && epoch == self.epochs_completed
+            }
+            (None, None) => false,
+        }
     }
 
     /// Orders checkpoints of one run by age. One that was saved when asked to stop at the end of an epoch has
@@ -127,5 +134,7 @@ mod tests {
         // The rest of an epoch within which the best was found.
         assert!(!best(15, after(2, 0, 20)));
         assert!(!after(0, 0, 0).is_best());
+        let before = |state| State { best_test_accuracy: Some((0.5, 2)), ..state }.is_best();
+        assert!(before(after(2, 0, 20)) && !before(after(2, 16, 21)) && !before(after(3, 0, 30)));
     }
 }

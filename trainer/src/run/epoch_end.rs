@@ -1,5 +1,7 @@
 //! What follows the steps of an epoch: evaluation, records, a checkpoint.
 
+use std::path::PathBuf;
+
 use comm::control::Phase;
 
 use super::Run;
@@ -122,16 +124,17 @@ impl Run<'_> {
             beat: &|| link.state(Phase::Saving, state.epoch(), state.step),
             asked_to_stop: &|| link.stop_reason().is_some(),
         };
-        // A try that comes after waiting for the records does not write it again.
-        let mut is_to_save = matches!(what, What::Checkpoint { .. });
+        let mut saved: Option<PathBuf> = None;
         self.saver.save(&**communicator, replica.device, if_refused, &waiting, || {
             let records = match recorder.flush() {
                 // A checkpoint whose records are missing is better than none, but only then.
                 Err(error) if if_refused == IfRefused::GoOn => return Err(error),
                 ended => ended,
             };
+            // A try that comes after waiting for the records does not write it again, if nobody has cleared the disk.
+            let is_there = saved.as_deref().is_some_and(checkpoint::is_whole);
             if let What::Checkpoint { is_best } = what
-                && is_to_save
+                && !is_there
             {
                 let path =
                     checkpoint::save(&folder, &replica.flat, optimizer, ema.as_ref(), state)?;
@@ -140,7 +143,7 @@ impl Run<'_> {
                     checkpoint::point(CheckpointLink::Best, &path)?;
                 }
                 checkpoint::prune(&folder, config.checkpoint.keep);
-                is_to_save = false;
+                saved = Some(path);
             }
             records
         })

@@ -132,9 +132,14 @@ impl RunDir {
         self.config_path().exists()
     }
 
-    /// Whether there is a checkpoint to go on from.
+    /// Whether there is a checkpoint to go on from, or what may be one.
     pub fn has_checkpoint(&self) -> bool {
-        self.latest_checkpoint().exists()
+        let is_checkpoint = |entry: io::Result<fs::DirEntry>| {
+            let name = entry.map(|entry| entry.file_name()).unwrap_or_default();
+            let name = name.to_string_lossy();
+            name.starts_with("epoch-") || name.starts_with("step-")
+        };
+        fs::read_dir(self.checkpoints_dir()).is_ok_and(|mut entries| entries.any(is_checkpoint))
     }
 
     /// The newest checkpoint: a symbolic link, where there is one.

@@ -94,7 +94,7 @@ fn a_run_that_began_from_another_goes_on_by_the_same_command_or_by_auto() {
     fs::remove_dir_all(&a).unwrap();
     let error = RunDir::open(&b, &config(3), &from).unwrap_err();
     assert!(matches!(error, RunDirError::NoSource { .. }), "{error}");
-    fs::create_dir(RunDir::at(&b).latest_checkpoint()).unwrap();
+    fs::create_dir(RunDir::at(&b).checkpoints_dir().join("epoch-0001")).unwrap();
     drop(RunDir::open(&b, &config(3), &from).unwrap());
 }
 
