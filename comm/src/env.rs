@@ -5,6 +5,9 @@ use crate::{CommError, Result};
 /// Path of the launcher's Unix socket for this rank.
 pub const CONTROL_SOCKET: &str = "LOCKSTEP_CONTROL";
 
+/// In what form a rank logs: `pretty`, or `json` for one object a line.
+pub const LOG_FORMAT: &str = "LOCKSTEP_LOG_FORMAT";
+
 /// NCCL's own, from 2.30 on: with 1, several ranks may work on one GPU.
 const MULTI_RANK_GPU: &str = "NCCL_MULTI_RANK_GPU_ENABLE";
 

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 
-use comm::env::CONTROL_SOCKET;
+use comm::env::{CONTROL_SOCKET, LOG_FORMAT};
 use job::run_dir::RunDir;
 use rustix::fs::{Access, access};
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -25,9 +25,6 @@ use crate::cluster::token::TOKEN;
 use crate::descriptors;
 use crate::error::LaunchError;
 use crate::plan::{Device, RankPlan};
-
-/// Asks a trainer for one JSON object a line, when it is `json`.
-const LOG_FORMAT: &str = "LOCKSTEP_LOG_FORMAT";
 
 /// The trainer's file name.
 const TRAINER: &str = "trainer";

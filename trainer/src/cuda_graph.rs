@@ -20,7 +20,7 @@ use crate::{Result, TrainError, caught};
 
 /// Whole batches before the capture: cuDNN has then measured its kernels, and libtorch and NCCL have made
 /// what they make when first used.
-const WARMUP_STEPS: usize = 3;
+const STEPS_BEFORE_CAPTURE: usize = 3;
 
 /// How steps are executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +103,7 @@ impl StepGraph {
             is_required: circumstances.cuda_graph == config::CudaGraph::On,
             is_eager: execution != Execution::Graph,
             whole_batch,
-            warmup: WARMUP_STEPS,
+            warmup: STEPS_BEFORE_CAPTURE,
             captured: None,
         })
     }

@@ -3,12 +3,9 @@
 use std::fmt::Display;
 use std::io::Write;
 
-use comm::env::World;
+use comm::env::{LOG_FORMAT, World};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
-
-/// `pretty` or `json`.
-const FORMAT: &str = "LOCKSTEP_LOG_FORMAT";
 
 /// Says `text` on standard error, whatever becomes of that: where it is a file on a full disk, `eprintln` panics.
 pub fn complain(text: impl Display) {
@@ -27,7 +24,7 @@ pub fn start(world: World, has_own_file: bool) {
         // It would report a closed standard error there, and panic; the run goes on to save.
         .log_internal_errors(false)
         .with_writer(std::io::stderr);
-    if std::env::var(FORMAT).is_ok_and(|format| format == "json") {
+    if std::env::var(LOG_FORMAT).is_ok_and(|format| format == "json") {
         // As the launcher's own lines.
         builder.json().flatten_event(true).with_current_span(false).init();
     } else {

@@ -7,6 +7,7 @@ use comm::env::World;
 use job::config::{self, Config};
 use job::metrics::{
     EmaRecord, EpochRecord, LossScaling, Record, StepRecord, StepSplit, SummaryRecord, TestRecord,
+    WARMUP_STEPS,
 };
 use job::run_dir::RunDir;
 use tch::Device;
@@ -17,9 +18,6 @@ use crate::checkpoint::State;
 use crate::metrics::{EventFile, Writer, draw_curves};
 use crate::step_times::StepTimes;
 use crate::tally::Tally;
-
-/// Steps of a process that its speed leaves out: caches and clocks are still cold.
-const WARMUP_STEPS: u64 = 10;
 
 /// What an evaluation found.
 #[derive(Debug, Clone, Copy)]

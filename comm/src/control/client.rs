@@ -30,7 +30,7 @@ impl StopFlag {
 }
 
 /// How often a rank says that its process runs.
-const ALIVE_INTERVAL: Duration = Duration::from_secs(1);
+pub const ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A connection to the launcher.
 ///

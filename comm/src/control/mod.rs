@@ -7,7 +7,7 @@
 mod client;
 mod frame;
 
-pub use client::{ControlClient, StopFlag};
+pub use client::{ALIVE_INTERVAL, ControlClient, StopFlag};
 pub use frame::{MAX_FRAME_BYTES, body_len, decode, encode, read_frame, write_frame};
 
 use serde::{Deserialize, Serialize};

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use comm::Blame;
+use comm::control::ALIVE_INTERVAL;
 use job::ExitCode;
 
 use super::{Cause, Ended, Exit, Failure, GivenUp, Job, Rank, Said, Told};
 
-/// Processes give signs of life more often.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
+/// A process that runs has given a sign of life within this time.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(3 * ALIVE_INTERVAL.as_secs());
 
 /// How soon after `mpirun` was killed a rank's failure follows from that.
 const AFTER_MPIRUN: Duration = Duration::from_secs(10);

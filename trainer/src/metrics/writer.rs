@@ -5,10 +5,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use job::files::write_atomically;
-use job::metrics::{Record, complete_lines, read, read_bytes};
-use serde::Serialize;
+use job::metrics::{Record, Timed, complete_lines, read, read_bytes};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use super::MetricsError;
 
@@ -25,15 +23,6 @@ pub struct Writer {
     recent: Vec<u8>,
     /// How much of that the file has taken.
     written: usize,
-}
-
-/// A record as it is written.
-#[derive(Serialize)]
-struct Line<'a> {
-    #[serde(flatten)]
-    record: &'a Record,
-    /// When it was written, in UTC, RFC 3339.
-    time: String,
 }
 
 impl Writer {
@@ -96,8 +85,7 @@ impl Writer {
 
     fn append(&mut self, record: &Record) -> io::Result<()> {
         let time = OffsetDateTime::now_utc().truncate_to_millisecond();
-        let time = time.format(&Rfc3339).map_err(io::Error::other)?;
-        self.recent.extend(serde_json::to_vec(&Line { record, time })?);
+        self.recent.extend(serde_json::to_vec(&Timed { record, time })?);
         self.recent.push(b'\n');
         self.put(!matches!(record, Record::Step(_)))
     }
@@ -158,6 +146,8 @@ fn truncate_after(text: &[u8], step: u64, epochs_completed: usize) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+
+    use time::format_description::well_known::Rfc3339;
 
     use super::*;
     use crate::metrics::samples::{epoch, step, summary};

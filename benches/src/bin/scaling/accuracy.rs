@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use job::run_dir::RunDir;
 use serde::{Deserialize, Serialize};
 
 use crate::load::Load;
@@ -88,7 +89,7 @@ impl Seeds<'_> {
 
 /// Whether the metrics in `run_dir` show an epoch that reached `target` already.
 pub fn is_reached(run_dir: &Path, target: f64) -> bool {
-    let text = fs::read_to_string(run_dir.join("metrics.jsonl")).unwrap_or_default();
+    let text = fs::read_to_string(RunDir::at(run_dir).metrics_path()).unwrap_or_default();
     text.lines().any(|line| {
         // The last line may be half written.
         let record: serde_json::Value = serde_json::from_str(line).unwrap_or_default();

@@ -93,11 +93,11 @@ pub struct Args {
     #[arg(long, value_name = "FILE,FILE", value_delimiter = ',')]
     pub configs: Vec<PathBuf>,
 
-    /// Weak scaling: images a rank takes a step [default: the configuration's]
+    /// Weak scaling: images per rank and step [default: the configuration's]
     #[arg(long, value_name = "N,N", value_delimiter = ',')]
     pub batch_per_rank: Vec<usize>,
 
-    /// Strong scaling: images that all ranks together take a step
+    /// Strong scaling: images of all ranks per step
     #[arg(long, value_name = "N,N", value_delimiter = ',')]
     pub global_batch: Vec<usize>,
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use job::metrics::WARMUP_STEPS;
 use serde::Deserialize;
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -12,7 +13,6 @@ use crate::accuracy::EpochEnd;
 use crate::cli::{Args, Mode};
 use crate::energy::seconds;
 use crate::error::{BenchError, Result};
-use crate::ours::WARMUP_STEPS;
 use crate::plan::{Case, Cell, Device, Goal};
 use crate::process;
 use crate::record::Measured;

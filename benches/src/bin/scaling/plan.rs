@@ -187,7 +187,7 @@ impl Case {
     fn new(args: &Args, path: &Path, config: &Config, batch: Batch) -> Result<Self> {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let name = match batch {
-            Batch::PerRank(size) => format!("{stem}, weak scaling, batch {size} a rank"),
+            Batch::PerRank(size) => format!("{stem}, weak scaling, batch {size} per rank"),
             Batch::Global(size) => format!("{stem}, strong scaling, global batch {size}"),
         };
         let cells = args.sizes().into_iter().map(|(nodes, ranks)| cell(nodes, ranks, batch));
@@ -272,7 +272,7 @@ mod tests {
     #[test]
     fn weak_scaling_keeps_the_batch_of_a_rank_and_strong_scaling_that_of_all() {
         let plan = plan("", &["--batch-per-rank", "64", "--global-batch", "128"]).unwrap();
-        assert_eq!(plan.cases[0].name, "job, weak scaling, batch 64 a rank");
+        assert_eq!(plan.cases[0].name, "job, weak scaling, batch 64 per rank");
         assert_eq!(batches_of(&plan.cases[0]), [(1, 64), (2, 64)]);
         assert_eq!(plan.cases[1].name, "job, strong scaling, global batch 128");
         assert_eq!(batches_of(&plan.cases[1]), [(1, 128), (2, 64)]);

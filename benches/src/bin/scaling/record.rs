@@ -290,7 +290,7 @@ pub mod tests {
         };
         Record {
             round,
-            case: "job, weak scaling, batch 64 a rank".to_owned(),
+            case: "job, weak scaling, batch 64 per rank".to_owned(),
             nodes: 1,
             ranks,
             batch_per_rank: 64,
@@ -309,6 +309,6 @@ pub mod tests {
         let text = serde_json::to_string(&report).unwrap();
         let read: Report = serde_json::from_str(&text).unwrap();
         assert_eq!(serde_json::to_string(&read).unwrap(), text);
-        assert_eq!(read.sizes("job, weak scaling, batch 64 a rank"), [(2, 64)]);
+        assert_eq!(read.sizes("job, weak scaling, batch 64 per rank"), [(2, 64)]);
     }
 }

@@ -70,7 +70,7 @@ fn rates(case: &str, report: &Report) -> Table {
     let mut columns = vec![("ranks", Align::Right)];
     columns.extend(has_nodes.then_some(("nodes", Align::Right)));
     columns.extend([
-        ("batch a rank", Align::Right),
+        ("batch per rank", Align::Right),
         ("", Align::Left),
         ("images/s, median", Align::Right),
         ("min..max", Align::Right),

@@ -8,7 +8,11 @@ use std::path::{Path, PathBuf};
 
 pub use records::{
     EmaRecord, EpochRecord, LossScaling, Record, StepRecord, StepSplit, SummaryRecord, TestRecord,
+    Timed,
 };
+
+/// Steps at the start of a process that its speed leaves out: caches and clocks are still cold.
+pub const WARMUP_STEPS: u64 = 10;
 
 /// Why metrics cannot be read.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,7 @@
 //! The records of `metrics.jsonl`. Scripts rely on their keys.
 
 use serde::{Deserialize, Deserializer, Serialize};
+use time::OffsetDateTime;
 
 /// A line of `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -12,6 +13,17 @@ pub enum Record {
     Epoch(EpochRecord),
     /// A process that trained to the end.
     Summary(SummaryRecord),
+}
+
+/// A record as it stands in the file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Timed<R = Record> {
+    /// What was written.
+    #[serde(flatten)]
+    pub record: R,
+    /// When, in UTC.
+    #[serde(with = "time::serde::rfc3339")]
+    pub time: OffsetDateTime,
 }
 
 impl Record {

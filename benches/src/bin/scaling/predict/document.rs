@@ -10,7 +10,7 @@ use crate::pictures::{slug, throughput_and_efficiency};
 pub(super) fn of(model: &Model, args: &Args) -> Vec<Block> {
     let counts = counts(args);
     let steps: Vec<Step> = counts.iter().map(|ranks| model.step(*ranks)).collect();
-    let title = format!("{}, batch {} a rank", model.layers.name, model.batch_per_rank);
+    let title = format!("{}, batch {} per rank", model.layers.name, model.batch_per_rank);
     let mut blocks = vec![
         Block::Heading(2, title.clone()),
         Block::Text(basis(model)),
@@ -99,7 +99,7 @@ fn advice(model: &Model, counts: &[usize]) -> Vec<String> {
         let (mib, step) = model.best_bucket_mib(ranks);
         let batch = model.hiding_batch(ranks).map_or_else(
             || "no batch up to 256 times as large hides it".to_owned(),
-            |batch| format!("a batch of {batch} a rank hides it"),
+            |batch| format!("a batch of {batch} per rank hides it"),
         );
         texts.push(format!(
             "{ranks} GPUs: buckets of {mib} MiB are the best, with {:.2} ms a step of which {:.2} \
@@ -124,7 +124,7 @@ fn strong(model: &Model, counts: &[usize], global_batch: usize) -> Table {
     let alone = model.with_batch(global_batch as f64).compute.total();
     let mut table = Table::new([
         ("GPUs", Align::Right),
-        ("batch a rank", Align::Right),
+        ("batch per rank", Align::Right),
         ("step, ms", Align::Right),
         ("exposed, ms", Align::Right),
         ("images/s", Align::Right),

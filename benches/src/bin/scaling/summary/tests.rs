@@ -24,7 +24,7 @@ fn rates_ratios_and_efficiencies_are_shown() {
         "| 2 | 64 | PyTorch DDP, tuned | 100 | 90..110 | 3 | - | - | 100.0 | 1.25 | 512 |",
         "| 1 | Lockstep | - |",
         "| 2 | Lockstep | 1.90 (1.90; 1.90..1.90) |",
-        "weak-scaling-batch-64-a-rank-scaling.png",
+        "weak-scaling-batch-64-per-rank-scaling.png",
     ] {
         assert!(text.contains(line), "{line}\n{text}");
     }
