@@ -96,6 +96,27 @@ fn with_mounts(command: &Command, script: &str) -> Option<Command> {
 }
 
 #[test]
+fn what_is_fine_is_left_out_with_quiet_and_json_has_an_object_for_each_finding() {
+    let sandbox = sandbox();
+    sandbox.write_config("model: {name: resnet81}\n");
+    let ended = run(doctor(&sandbox, &["--quiet"]));
+    assert!(ended.stdout.starts_with("BROKEN   configuration"), "{}", said(&ended));
+    assert!(!ended.stdout.lines().any(|line| line.starts_with("ok ")), "{}", said(&ended));
+    assert!(ended.stdout.ends_with("a run cannot work here as it is\n"), "{}", said(&ended));
+
+    let ended = run(doctor(&sandbox, &["--log-format", "json"]));
+    assert_eq!(ended.code, Some(9), "{}", said(&ended));
+    let lines: Vec<serde_json::Value> =
+        ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let (last, findings) = lines.split_last().unwrap();
+    assert_eq!(last["exit_code"], 9);
+    assert!(
+        findings.iter().any(|it| it["subject"] == "configuration" && it["severity"] == "broken")
+    );
+    assert!(findings.iter().any(|it| it["severity"] == "fine" && it["remedy"] == ""));
+}
+
+#[test]
 fn a_machine_on_which_a_run_works_has_everything_and_is_measured() {
     let sandbox = sandbox();
     let ended = run(doctor(&sandbox, &[]));

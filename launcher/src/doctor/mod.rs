@@ -19,11 +19,13 @@ use job::ExitCode;
 use job::config::{self, Config, Data, Fallback};
 use job::dataset::{self, Outline};
 use job::run_dir::RunDir;
+use serde_json::json;
 use time::OffsetDateTime;
 
 use crate::about::About;
 use crate::cli::LaunchArgs;
 use crate::cluster::Cluster;
+use crate::console::Style;
 use crate::data::{self, Outlook};
 use crate::error::LaunchError;
 use crate::plan::{self, Layout, Plan, Request};
@@ -65,7 +67,7 @@ pub async fn examine(cli: &LaunchArgs) -> Result<ExitCode, LaunchError> {
             }
         }
     }
-    findings.print()
+    findings.print(cli.style())
 }
 
 /// A node on which there is all that a plan needs.
@@ -202,15 +204,26 @@ impl Findings {
         self.0.iter().filter(|finding| finding.severity == Severity::Broken)
     }
 
-    fn print(&self) -> Result<ExitCode, LaunchError> {
-        let mut text: String = self.0.iter().map(|finding| format!("{finding}\n")).collect();
+    /// All of them and a verdict: with `--quiet` without what is fine, as JSON one object a line.
+    fn print(&self, style: Style) -> Result<ExitCode, LaunchError> {
         let worst = self.0.iter().map(|finding| finding.severity).max();
         let (last, exit_code) = match worst {
             Some(Severity::Broken) => ("a run cannot work here as it is", ExitCode::Setup),
             Some(Severity::Warning) => ("a run works here", ExitCode::Done),
             _ => ("all is well", ExitCode::Done),
         };
-        text += &format!("{last}\n");
+        let is_told =
+            |finding: &&Finding| style != Style::Quiet || finding.severity != Severity::Fine;
+        let told = self.0.iter().filter(is_told);
+        let mut lines: Vec<String> = match style {
+            Style::Json => told.map(|finding| json!(finding).to_string()).collect(),
+            Style::Pretty | Style::Quiet => told.map(ToString::to_string).collect(),
+        };
+        lines.push(match style {
+            Style::Json => json!({"verdict": last, "exit_code": exit_code as u8}).to_string(),
+            Style::Pretty | Style::Quiet => last.to_owned(),
+        });
+        let text = lines.join("\n") + "\n";
         io::stdout()
             .write_all(text.as_bytes())
             .map(|()| exit_code)
