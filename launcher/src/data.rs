@@ -1,13 +1,13 @@
 //! The images of a run, as far as the launcher cares: that they are there, before any rank is started.
 
 use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use job::config::{self, Config, Data, Dataset, Fallback};
 use job::dataset::{self, CIFAR10_DIR, DataError, Problem, Source};
 use job::run_dir::RunDir;
 
+use crate::background::in_background;
 use crate::error::LaunchError;
 
 /// Gets the images where they are not there yet. Where synthetic ones are taken instead, that is noted in
@@ -50,14 +50,6 @@ pub async fn hash(source: &Source, config: &Config) -> Result<String, LaunchErro
     let (source, data, seed) = (source.clone(), config.data.clone(), config.train.seed);
     let load = move || dataset::load(&source, &data, seed).map(|loaded| loaded.hash());
     Ok(in_background(load).await??.to_hex().to_string())
-}
-
-/// On a thread of its own, so that signals and other nodes are heard meanwhile.
-async fn in_background<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, LaunchError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(io::Error::other).map_err(LaunchError::system("look at the images"))
 }
 
 /// Those of the run in `run_dir`, if there is one. One whose configuration cannot be read is told of when the

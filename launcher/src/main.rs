@@ -1,6 +1,7 @@
 //! Starts one trainer per GPU of this machine, watches them, and says what went wrong.
 
 mod about;
+mod background;
 mod cli;
 mod cluster;
 mod console;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use comm::Blame;
 use comm::control::ToLauncher;
+use job::config::{self, Config};
 use job::run_dir::Resume;
 use tokio::time::{Instant, sleep_until};
 
@@ -31,6 +32,8 @@ const KNOWN_AFTER: Duration = Duration::from_secs(10);
 
 /// What is run.
 pub struct Supervisor<'a> {
+    /// What the run trains.
+    pub config: &'a Config,
     /// Which ranks there are, and on what.
     pub plan: &'a Plan,
     /// What those of this node are started with; `resume` is set for each attempt.
@@ -142,19 +145,13 @@ impl Supervisor<'_> {
             OverMpi::Mpirun(mpirun) => OverMpi::Mpirun(mpirun.on(&host.hosts())?),
             other => other.clone(),
         };
-        self.welcome(host)?;
+        self.welcome(host);
         Ok(mpi)
     }
 
     /// Tells the other nodes of the job.
-    ///
-    /// # Errors
-    /// When the configuration in the run directory cannot be read.
-    pub fn welcome(&self, host: &Host) -> Result<(), LaunchError> {
-        let config = std::fs::read_to_string(&self.spec.config)
-            .map_err(LaunchError::system("read the configuration in the run directory"))?;
-        host.welcome(self.spec.run_dir.root().to_owned(), config);
-        Ok(())
+    pub fn welcome(&self, host: &Host) {
+        host.welcome(self.spec.run_dir.root().to_owned(), config::to_yaml(self.config));
     }
 
     /// A restart goes on from what this run has saved; from where it started, if it has nothing.

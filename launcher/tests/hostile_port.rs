@@ -191,7 +191,7 @@ fn training_goes_on_among_2000_silent_strangers_rubbish_and_replays() {
     allow_many_files();
     let recorded = record();
     let mut first = job.start(0);
-    first.wait_for("1 other nodes may join at");
+    first.wait_for("1 other node may join at");
     let pid = first.child.id();
     let (resident_before, files_before) = (resident_kib(pid), open_files(pid));
 

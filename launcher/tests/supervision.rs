@@ -4,9 +4,13 @@
 
 mod support;
 
-use std::fs;
+use std::cell::OnceCell;
+use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::Command;
 
+use rustix::fs::OFlags;
 use rustix::process::{Pid, Signal, kill_process};
 use support::{Running, Sandbox, behind, eventually, is_running, run};
 use time::OffsetDateTime;
@@ -128,6 +132,28 @@ fn sigterm_saves_a_checkpoint_on_all_ranks_and_ends_with_8() {
     for rank in ["saved-0", "saved-1"] {
         assert_eq!(fs::read_to_string(sandbox.path("run").join(rank)).unwrap(), "SIGTERM");
     }
+}
+
+#[test]
+fn ctrl_c_ends_a_launcher_whose_run_directory_does_not_answer() {
+    let sandbox = Sandbox::with_stand_in();
+    fs::create_dir_all(sandbox.path("run/checkpoints/epoch-0001")).unwrap();
+    // A pipe: whoever reads it waits for a writer.
+    let stalled = sandbox.path("run/resumed_from");
+    assert!(Command::new("mkfifo").arg(&stalled).status().unwrap().success());
+    let arguments = ["--cpu", "1", "--run-dir", "run", "--resume", "gone", "c.yaml"];
+    let launcher = Running::start(sandbox.launcher(&arguments));
+    let mut options = File::options();
+    let options = options.write(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed());
+    // As long as it is open, the reader waits.
+    let writer = OnceCell::new();
+    eventually("a look at the run directory", || {
+        options.open(&stalled).is_ok_and(|pipe| writer.set(pipe).is_ok())
+    });
+    launcher.signal(Signal::INT);
+    let ended = launcher.end();
+    assert_eq!(ended.code, Some(8), "{}", ended.stderr);
+    assert!(ended.stderr.contains("stopped by SIGINT before the job began"), "{}", ended.stderr);
 }
 
 #[test]

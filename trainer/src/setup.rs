@@ -1,4 +1,4 @@
-//! From a command line to a run that is ready for its first step.
+//! Builds a [`Run`] that is ready for its first step from the command line.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -38,14 +38,15 @@ use crate::schedule::LearningRate;
 use crate::tally::Counter;
 use crate::{Result, TrainError, caught, convolutions, device, init, pretrained};
 
-/// Connects to the other ranks, reads the data, builds the network, and finds where to go on.
+/// Connects to the other ranks, loads the data set, builds the network, and resumes from a checkpoint if
+/// there is one. Collective.
 ///
 /// # Errors
-/// Whatever is missing or does not fit.
+/// When anything that the run needs is missing, invalid or inconsistent between ranks.
 pub fn build(args: TrainArgs, world: World, link: &Link) -> Result<Run<'_>> {
     let started = Instant::now();
     let connected = connect(&args, world, link)?;
-    // Before the communicator is dropped, of which the others learn: see `Run::train`.
+    // Reports the error before the communicator is dropped, which other ranks notice: see `Run::train`.
     caught(|| assemble(&args, world, link, &connected, started))
         .inspect_err(|error| link.failed(error))
 }
@@ -127,7 +128,8 @@ fn assemble<'a>(
     })
 }
 
-/// Flat storage with the weights that training from scratch begins with; `train`: images to whiten by.
+/// Returns flat storage with the initial weights of training from scratch. `train`: the images from which
+/// whitening filters are computed.
 fn initial_weights(connected: &Connected, network: &Network, train: &Images) -> Result<Flat> {
     let Connected { config, device, communicator, .. } = connected;
     let whole_tensors = config.optimizer.needs_whole_tensors();
@@ -141,7 +143,8 @@ fn initial_weights(connected: &Connected, network: &Network, train: &Images) -> 
     Ok(flat)
 }
 
-/// The layers over `flat`, with gradients and batch norm as they are best where ranks are.
+/// Builds the layers over `flat`. Chooses how gradients are accumulated and which batch norm is used,
+/// depending on the device and the configuration.
 fn replica(
     connected: &Connected,
     world: World,
@@ -150,9 +153,10 @@ fn replica(
     arithmetic: Arithmetic,
 ) -> Replica {
     let Connected { config, device, communicator, .. } = connected;
-    // Several microbatches add up in f32, and so in the flat buffer.
+    // Gradients of several microbatches are accumulated in f32, in the flat buffer.
     if config.train.microbatches(world.world_size) == 1 {
-        // On the CPU autocast rounds weights layer by layer, so that gradients can be made in f32 where they belong.
+        // On the CPU autocast rounds weights layer by layer, so that backward can write f32 gradients
+        // directly into the flat buffer.
         flat.defer_gradients(arithmetic.half().filter(|_| device.is_cuda()));
     }
     let mut model = Module::new(network, &flat);
@@ -168,7 +172,7 @@ fn replica(
     Replica { sync_batch_norm, ..Replica::new(flat, model, arithmetic) }
 }
 
-/// On the CPU, decides how convolutions are computed, or takes that over from `state`.
+/// On the CPU, chooses the methods of convolutions, or keeps those in `state`. Collective.
 fn choose_convolutions(
     connected: &Connected,
     world: World,
@@ -191,7 +195,8 @@ fn choose_convolutions(
     Ok(())
 }
 
-/// Where the optimizer is what it will be, prepares ranks to take the same steps.
+/// Builds gradient synchronization, and has ranks share the optimizer's work, once the optimizer is fully
+/// set up. Collective.
 fn synchronize_gradients(
     connected: &Connected,
     world: World,
@@ -222,7 +227,7 @@ fn step_graph(connected: &Connected, world: World, replica: &Replica) -> Result<
     StepGraph::new(circumstances, config.train.global_batch_size(world.world_size))
 }
 
-/// Says what is about to be trained on what.
+/// Logs the network, the data set, the device and the batch size of the run.
 fn describe(connected: &Connected, world: World, network: &Network, data_set: &DataSet) {
     let Connected { config, device, .. } = connected;
     let World { world_size, .. } = world;
@@ -234,8 +239,8 @@ fn describe(connected: &Connected, world: World, network: &Network, data_set: &D
         );
     }
     info!(
-        "{world_size} rank{} on {}, {} parameters, {} training and {} test images of {}, global batch {}",
-        if world_size == 1 { "" } else { "s" },
+        "{} on {}, {} parameters, {} training and {} test images of {}, global batch {}",
+        job::counted(world_size, "rank"),
         if device.is_cuda() { "GPUs" } else { "the CPU" },
         network.parameter_count(),
         data_set.train.labels.len(),
@@ -245,7 +250,7 @@ fn describe(connected: &Connected, world: World, network: &Network, data_set: &D
     );
 }
 
-/// The launcher has prepared the run directory for its trainers; without one, rank 0 does it.
+/// Opens the run directory. A launcher has prepared it already; without a launcher, rank 0 does.
 fn open_run_dir(args: &TrainArgs, config: &Config, world: World, link: &Link) -> Result<RunDir> {
     let default = || RunDir::default_path(&args.config, time::OffsetDateTime::now_utc());
     let root: PathBuf = args.run_dir.clone().unwrap_or_else(default);
@@ -257,10 +262,10 @@ fn open_run_dir(args: &TrainArgs, config: &Config, world: World, link: &Link) ->
     Ok(RunDir::at(&root))
 }
 
-/// Gets the data set there and reads it.
+/// Prepares the data set (downloads it if necessary) and reads it.
 ///
 /// # Errors
-/// Whatever is missing or bad.
+/// When the data set is missing, cannot be downloaded or is invalid.
 pub fn load_data(config: &Config) -> Result<DataSet> {
     let named = std::env::var_os(dataset::CIFAR10_DIR).map(PathBuf::from);
     let source = dataset::prepare(&config.data, named.as_deref())?;
@@ -270,7 +275,8 @@ pub fn load_data(config: &Config) -> Result<DataSet> {
     Ok(dataset::load(&source, &config.data, config.train.seed)?)
 }
 
-/// Makes sure that all ranks have the same of something. Collective.
+/// Checks that the text `mine` is the same on all ranks, by comparing 32 bits of its hash. `what` names it
+/// in the error. Collective.
 fn check_equal_on_ranks(
     communicator: &dyn Communicator,
     device: Device,
@@ -292,8 +298,8 @@ fn check_equal_on_ranks(
     }
 }
 
-/// When gradients are reduced. Between CPU ranks that share memory, doing so while backward goes on
-/// takes from backward the time that it saves, see docs/overlap.md.
+/// Returns when gradients are reduced. With `comm.overlap: auto`, CPU ranks that share memory do not overlap
+/// communication with backward, which would lose the time that overlap saves: see docs/overlap.md.
 fn timing(config: &config::Comm, backend: Backend) -> Timing {
     if config.backend == CommBackend::None {
         warn!(

@@ -1,27 +1,27 @@
-//! Compiles the shim against libtorch, and tells dependents where libtorch is.
+//! Compiles the C++ shim against libtorch, and tells dependent crates where libtorch is.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-/// The libtorch that `tch` is made for.
+/// The libtorch version that `tch` is made for.
 const WANTED: &str = "2.11.0";
 
-/// The shim.
+/// Sources of the shim, compiled as one translation unit.
 const SOURCES: [&str; 5] =
     ["src/conv.cpp", "src/optimizers.cpp", "src/shim.cpp", "src/sync_norm.cpp", "src/winograd.cpp"];
 
-/// What is compiled for speed in any profile, and once for each of [`VECTORS`], of which other processors
-/// than x86-64 have the first: whoever calls it asks first what is there.
+/// Winograd transforms: compiled at -O3 in any profile, and once per entry of [`VECTORS`] (only the first
+/// entry on other processors than x86-64). The caller checks at run time which instruction set is available.
 const VECTOR_SOURCE: &str = "src/winograd_transforms.cpp";
 
-/// How many f32 a vector register has, and what asks the compiler for such registers on x86-64.
+/// Number of f32 lanes of a vector register, and the compiler flags that enable such registers on x86-64.
 const VECTORS: [(&str, &[&str]); 2] = [("8", &["-mavx2", "-mfma"]), ("16", &["-mavx512f"])];
 
-/// What needs CUDA's headers: a shared library of its own.
+/// Sources that need CUDA's headers; they become a shared library of their own.
 const CUDA_SOURCES: [&str; 4] =
     ["src/batch_norm.cpp", "src/gpu_conv.cpp", "src/graph.cpp", "src/kernels.cpp"];
 
-/// Of CUDA's headers, those without which it cannot be compiled, and in which they come in parts.
+/// The CUDA headers that the build requires, one of each package in which CUDA's headers are distributed.
 const HEADERS: [&str; 3] =
     ["include/cuda_runtime_api.h", "include/crt/host_defines.h", "include/nvrtc.h"];
 
@@ -72,7 +72,8 @@ fn main() {
     println!("cargo:lib={}", lib.display());
 }
 
-/// A file that includes `sources`: apart, each would take ten seconds for libtorch's headers.
+/// Writes a file that includes all of `sources`, and returns its path. Compiled one by one, each source would
+/// take ten seconds for libtorch's headers.
 fn together(name: &str, sources: &[&str]) -> PathBuf {
     let file = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default())
         .join(name)
@@ -84,23 +85,25 @@ fn together(name: &str, sources: &[&str]) -> PathBuf {
     file
 }
 
-/// For C++17, with as much for a debugger as Rust's `line-tables-only`: all that `cc` would ask for is twenty
-/// times the code.
+/// Returns a C++17 compiler with as much debug information as Rust's `line-tables-only`: what `cc` would ask
+/// for by default is twenty times the size of the code.
 fn compiler() -> cc::Build {
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").debug(false).flag_if_supported("-g1");
+    // A false positive of GCC 14, in `vector<bool>::reserve` as torch/csrc/autograd/custom_function.h calls it.
+    build.flag_if_supported("-Wno-array-bounds");
     build
 }
 
-/// Builds `libtorch_ext_cuda.so` where CUDA's headers and libtorch's GPU libraries are, and says where it
-/// is in `TORCH_EXT_CUDA_LIBRARY`. Without, steps cannot be captured and batch norm is libtorch's, and all
-/// else works.
+/// Builds `libtorch_ext_cuda.so` if CUDA's headers and libtorch's GPU libraries are found, and passes its
+/// path on in `TORCH_EXT_CUDA_LIBRARY`. Without it, steps cannot be captured and batch norm falls back to
+/// libtorch's; everything else works.
 fn build_cuda_library(libtorch: &Path) {
     let home = std::env::var_os("CUDA_HOME").unwrap_or_else(|| "/usr/local/cuda".into());
     let wheels = libtorch.parent().map(|site| site.join("nvidia/cu13")).unwrap_or_default();
     let folders = [wheels, PathBuf::from(home)];
     let headers = folders.iter().flat_map(|folder| HEADERS.map(|name| folder.join(name)));
-    // Cargo takes a file that is not there as one that has changed, each time.
+    // Cargo treats a listed file that does not exist as changed, in every build.
     for header in headers.filter(|header| header.exists()) {
         println!("cargo:rerun-if-changed={}", header.display());
     }
@@ -114,7 +117,7 @@ fn build_cuda_library(libtorch: &Path) {
     let library =
         PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default()).join("libtorch_ext_cuda.so");
     let compiler = compiler().pic(true).get_compiler();
-    // CUDA's runtime comes with libc10_cuda, whose symbols are resolved when it is opened.
+    // CUDA's runtime comes with libc10_cuda, whose symbols are resolved when the library is opened.
     let status = compiler
         .to_command()
         .arg("-shared")

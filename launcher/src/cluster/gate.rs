@@ -158,6 +158,10 @@ impl Gate {
                     self.strangers.retain(|(_, greeting)| !greeting.is_finished());
                     match greeted {
                         Ok((_, Ok(guest))) => return guest,
+                        // It will come again.
+                        Ok((from, Err(HandshakeError::GaveUp))) => {
+                            tracing::debug!("a connection from {from} gave up waiting");
+                        }
                         Ok((from, Err(error))) => self
                             .refusals
                             .note(format!("a connection from {from} was refused: {error}")),

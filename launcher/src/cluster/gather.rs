@@ -98,7 +98,8 @@ impl Host {
             connection.close().await;
             return Err(LaunchError::Cluster { exit_code, text });
         }
-        tracing::info!("{} has joined: {} ranks", name(&introduction), introduction.ranks);
+        let ranks = job::counted(introduction.ranks, "rank");
+        tracing::info!("{} has joined: {ranks}", name(&introduction));
         let address = from.ip();
         self.addresses.insert(node, from);
         let member =

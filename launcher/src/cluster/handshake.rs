@@ -33,6 +33,10 @@ pub enum HandshakeError {
     /// It does not know the token.
     #[error("it has another token")]
     WrongToken,
+    /// It hung up before it was answered: this end was busy for longer than a member waits for an answer, and it
+    /// tries again.
+    #[error("it gave up before it was answered")]
+    GaveUp,
     /// It hung up where it was to prove that it knows the token.
     #[error("it hung up on this job's proof of its token: it may have another")]
     HungUp,
@@ -73,6 +77,9 @@ pub async fn accept(
     }
     let mut theirs = Nonce::default();
     stream.read_exact(&mut theirs).await?;
+    if has_hung_up(stream).await? {
+        return Err(HandshakeError::GaveUp);
+    }
     let nonces = [theirs, nonce()?];
     stream.write_all(&nonces[1]).await?;
     stream.write_all(proof(token, "coordinator", &nonces).as_bytes()).await?;
@@ -108,6 +115,19 @@ pub async fn connect(
         sending: Seal::new(token, "to coordinator", &nonces),
         receiving: Seal::new(token, "to member", &nonces),
     })
+}
+
+/// Whether a member that waits for this end's proof has closed its connection instead.
+async fn has_hung_up(stream: &mut (impl AsyncRead + Unpin)) -> Result<bool, HandshakeError> {
+    let mut early = [0];
+    tokio::select! {
+        biased;
+        read = stream.read(&mut early) => match read? {
+            0 => Ok(true),
+            _ => Err(HandshakeError::NotALauncher),
+        },
+        () = std::future::ready(()) => Ok(false),
+    }
 }
 
 fn nonce() -> io::Result<Nonce> {
@@ -226,12 +246,24 @@ mod tests {
     async fn a_replayed_handshake_is_worth_nothing() {
         let token = token();
         let (mut here, mut there) = duplex(1024);
-        let mut recorded = MAGIC.to_vec();
-        let nonces = [[7; HASH_BYTES], [9; HASH_BYTES]];
-        recorded.extend_from_slice(&nonces[0]);
-        recorded.extend_from_slice(proof(&token, "member", &nonces).as_bytes());
-        there.write_all(&recorded).await.unwrap();
-        assert!(matches!(accept(&mut here, &token).await, Err(HandshakeError::WrongToken)));
+        let recorded = [[7; HASH_BYTES], [9; HASH_BYTES]];
+        let replay = async {
+            there.write_all(MAGIC).await.unwrap();
+            there.write_all(&recorded[0]).await.unwrap();
+            there.read_exact(&mut [0; 2 * HASH_BYTES]).await.unwrap();
+            there.write_all(proof(&token, "member", &recorded).as_bytes()).await.unwrap();
+        };
+        let (accepted, ()) = tokio::join!(accept(&mut here, &token), replay);
+        assert!(matches!(accepted, Err(HandshakeError::WrongToken)));
+    }
+
+    #[tokio::test]
+    async fn a_member_that_gave_up_waiting_is_not_taken_for_one_with_another_token() {
+        let (mut here, mut there) = duplex(1024);
+        there.write_all(MAGIC).await.unwrap();
+        there.write_all(&[7; HASH_BYTES]).await.unwrap();
+        drop(there);
+        assert!(matches!(accept(&mut here, &token()).await, Err(HandshakeError::GaveUp)));
     }
 
     #[tokio::test]

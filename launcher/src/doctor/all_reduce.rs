@@ -90,6 +90,7 @@ async fn run(
     let mut events = EventLog::open(&run_dir.events_path());
     let (result, config) = (run_dir.all_reduce_path(), run_dir.config_path());
     let supervisor = Supervisor {
+        config: &node.config,
         plan: &plan,
         mpi,
         spec: Spec {
@@ -110,7 +111,7 @@ async fn run(
         console: &Console::new(Style::Quiet),
     };
     if let Some(host) = &others {
-        supervisor.welcome(host)?;
+        supervisor.welcome(host);
     }
     let report = supervisor.run(others, &mut events, &mut Signals::catch()?).await?;
     let Outcome::Done = report.outcome else {

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use job::ExitCode;
 use job::run_dir::RunDir;
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
+use crate::background::in_background;
 use crate::cli::command_to_go_on;
 use crate::console::{Console, Style};
 use crate::error::LaunchError;
@@ -29,7 +29,7 @@ pub(super) fn record_error<T>(ended: &Result<T, LaunchError>, events: &mut Event
 /// Whether the run has one; taken for granted where the file system does not answer.
 pub(super) async fn has_checkpoint(root: &Path) -> bool {
     let run_dir = RunDir::at(root);
-    let look = spawn_blocking(move || run_dir.has_checkpoint());
+    let look = in_background(move || run_dir.has_checkpoint());
     timeout(FILES_TIMEOUT, look).await.map_or(true, |found| found.unwrap_or(true))
 }
 

@@ -7,12 +7,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use job::ExitCode;
 use job::dataset::{self, Source};
 use job::run_dir::RunDir;
+use job::{ExitCode, counted};
 
 use self::conclude::{conclude, has_checkpoint, record_error};
 use self::survey::{Survey, located, print_plan};
+use crate::background::in_background;
 use crate::cli::LaunchArgs;
 use crate::cluster::gate::Gate;
 use crate::cluster::gather::turn_away;
@@ -52,9 +53,12 @@ pub async fn launch(cli: &LaunchArgs, console: &Console) -> Result<ExitCode, Lau
     let mut signals = Signals::catch()?;
     match &cluster {
         None => {
-            let preparing = Launch::prepare(cli, console, None);
-            let (launch, _) = signals.unless_stopped(preparing).await?;
-            let run_dir = launch.open_run_dir()?;
+            let preparing = async {
+                let (launch, _) = Launch::prepare(cli, console, None).await?;
+                let run_dir = launch.open_run_dir().await?;
+                Ok((launch, run_dir))
+            };
+            let (launch, run_dir) = signals.unless_stopped(preparing).await?;
             let mut events = EventLog::open(&run_dir.events_path());
             let ended = launch.supervise(run_dir, None, &mut events, &mut signals).await;
             record_error(&ended, &mut events);
@@ -77,7 +81,7 @@ async fn lead(
     let prepared = async {
         let (launch, source) = Launch::prepare(cli, console, Some(cluster)).await?;
         let me = launch.introduction(cluster, &source).await?;
-        let run_dir = launch.open_run_dir()?;
+        let run_dir = launch.open_run_dir().await?;
         Ok((launch, me, run_dir))
     };
     match signals.unless_stopped(prepared).await {
@@ -145,8 +149,10 @@ impl<'a> Launch<'a> {
         plan.map_err(|error| located(error, self.cli))
     }
 
-    fn open_run_dir(&self) -> Result<RunDir, LaunchError> {
-        Ok(RunDir::open(&self.survey.run_dir, &self.survey.config, &self.cli.resume)?)
+    async fn open_run_dir(&self) -> Result<RunDir, LaunchError> {
+        let (path, config) = (self.survey.run_dir.clone(), self.survey.config.clone());
+        let resume = self.cli.resume.clone();
+        Ok(in_background(move || RunDir::open(&path, &config, &resume)).await??)
     }
 
     /// What this launcher says of itself to those of other nodes.
@@ -173,7 +179,8 @@ impl<'a> Launch<'a> {
         run_dir: RunDir,
         signals: &mut Signals,
     ) -> Result<ExitCode, LaunchError> {
-        tracing::info!("{} other nodes may join at {}", cluster.nodes - 1, gate.address());
+        let others = counted(cluster.nodes - 1, "other node");
+        tracing::info!("{others} may join at {}", gate.address());
         let mut host = Host::new(me, gate, cluster.join_timeout);
         let mut events = EventLog::open(&run_dir.events_path());
         let ended = match signals.unless_stopped(host.gather()).await {
@@ -233,6 +240,7 @@ impl<'a> Launch<'a> {
         let root = run_dir.root().to_owned();
         let env = interface.as_ref().map(cluster::network_variables).unwrap_or_default();
         let supervisor = Supervisor {
+            config: &self.survey.config,
             plan: &plan,
             mpi,
             spec: self.spec(&plan, run_dir, env),
@@ -243,7 +251,7 @@ impl<'a> Launch<'a> {
             console: self.console,
         };
         if let Some(host) = &others {
-            supervisor.welcome(host)?;
+            supervisor.welcome(host);
         }
         let started = Instant::now();
         let report = supervisor.run(others, events, signals).await?;
@@ -287,12 +295,11 @@ impl<'a> Launch<'a> {
 fn announce(plan: &Plan, nodes: usize, run_dir: &RunDir) {
     let of_nodes = if nodes == 1 { String::new() } else { format!(" of {nodes} nodes") };
     tracing::info!(
-        "{} rank{} on {}{of_nodes}, over {}, {} threads each; run directory {}",
-        plan.world_size(),
-        if plan.world_size() == 1 { "" } else { "s" },
+        "{} on {}{of_nodes}, over {}, {} each; run directory {}",
+        counted(plan.world_size(), "rank"),
         plan.device.name(),
         plan.backend,
-        plan.threads_per_rank,
+        counted(plan.threads_per_rank, "thread"),
         run_dir.root().display()
     );
 }

@@ -21,7 +21,7 @@ use std::path::Path;
 
 use job::ExitCode;
 use job::files::write_atomically;
-use job::run_dir;
+use job::{counted, run_dir, thousands};
 
 pub use cli::StudyCli;
 
@@ -106,8 +106,8 @@ async fn run_all(runner: &Runner<'_>, runs: &mut [Planned]) -> Result<Ended, Lau
     signals.unless_stopped(prepare_data(runs, runner.resources)).await?;
     let done = runs.iter().filter(|run| run.state == State::Done).count();
     tracing::info!(
-        "{} runs, {done} of them done, {} at a time; what they say is in {}",
-        runs.len(),
+        "{}, {done} done, {} at a time; what they say is in {}",
+        counted(runs.len(), "run"),
         runner.slots.len(),
         runner.logs.display()
     );
@@ -149,18 +149,18 @@ fn print_plan(
     for run in runs {
         let Planned { state, steps, epochs, global_batch_size, parameters, .. } = run;
         text += &format!(
-            "{:<width$}  {:<5}  {steps} steps, {epochs} epochs, global batch {global_batch_size}, \
-             {} parameters\n",
+            "{:<width$}  {:<5}  {steps} steps, {}, global batch {global_batch_size}, {} parameters\n",
             run.point.name,
             state.as_str(),
-            job::thousands(*parameters as u64)
+            counted(*epochs, "epoch"),
+            thousands(*parameters as u64)
         );
     }
     let names: Vec<&str> = study.figures.iter().map(|figure| figure.name.as_str()).collect();
     text += &format!(
-        "\n{} runs of {ranks} rank{}, {} at a time\nfigures  {}\nin       {}\n",
-        runs.len(),
-        if ranks == 1 { "" } else { "s" },
+        "\n{} of {}, {} at a time\nfigures  {}\nin       {}\n",
+        counted(runs.len(), "run"),
+        counted(ranks, "rank"),
         slots.len(),
         names.join(", "),
         out.display()

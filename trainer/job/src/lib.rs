@@ -1,8 +1,8 @@
-//! What a training job is, decided without a tensor.
+//! The parts of a training job that need no tensors.
 //!
-//! The launcher and the trainer share it: the configuration, networks as data, the data set's
-//! files, which rank takes which samples, the run directory, and the exit codes. Nothing here links
-//! libtorch, so the launcher starts in milliseconds.
+//! Launcher and trainer share this crate: the configuration, networks as data, the files of data sets, the
+//! assignment of samples to ranks, the run directory, and the exit codes. Nothing here links libtorch, so the
+//! launcher starts in milliseconds.
 
 pub mod config;
 pub mod dataset;
@@ -18,4 +18,4 @@ pub mod shard;
 
 pub use config::Config;
 pub use exit_code::ExitCode;
-pub use number::thousands;
+pub use number::{counted, thousands};

@@ -1,4 +1,4 @@
-//! `trainer eval`: how good a checkpoint is.
+//! `trainer eval`: evaluation of a checkpoint.
 
 mod picture;
 mod ranks;
@@ -76,22 +76,22 @@ impl Split {
     }
 }
 
-/// Measures the checkpoint, over all ranks of `world`, or over those that `--ranks` asks for. Returns what
-/// rank 0 has to say; other ranks have nothing.
+/// Evaluates the checkpoint over all ranks of `world`, or over as many threads as `--ranks` asks for. Returns
+/// the report of rank 0; on other ranks it is empty.
 ///
 /// # Errors
-/// When there is no good checkpoint, the data set is missing or does not fit it, or a peer fails.
+/// When there is no good checkpoint, the data set is missing or does not fit the network, or a peer fails.
 pub fn eval(args: &EvalArgs, world: World) -> Result<String> {
     let tta = args.tta.iter().map(|tta| format!("eval.tta={tta}"));
     let overrides: Vec<String> = args.set.iter().cloned().chain(tta).collect();
     let mut trained = Trained::find(&args.checkpoint, &overrides)?;
     if args.ranks > 1 {
-        // Threads talk to each other as they can, whatever the run's ranks did.
+        // Threads of one process choose their backend themselves, whatever the run's ranks used.
         trained.config.comm.backend = CommBackend::Auto;
     }
     let weights = trained.weights(args.ema)?;
     if let Some(folder) = &args.out {
-        // Before anything is measured that could then not be written.
+        // Created before evaluating, so that an unwritable folder is reported at once.
         std::fs::create_dir_all(folder)
             .map_err(|source| MetricsError::Write { path: folder.clone(), source })?;
     }
@@ -111,7 +111,7 @@ pub fn eval(args: &EvalArgs, world: World) -> Result<String> {
             return Err(TrainError::Usage(problem.to_owned()));
         }
         ranks => {
-            // Says so at once where there are not as many GPUs.
+            // Fails at once if there are too few GPUs.
             device::open(args.device, ranks::world(ranks - 1, ranks))?;
             ranks::run(ranks, |world, store| {
                 device::limit_own_threads(world);
@@ -128,7 +128,7 @@ pub fn eval(args: &EvalArgs, world: World) -> Result<String> {
     Ok(if args.json { super::json(&report.to_json()) } else { report.to_text() })
 }
 
-/// Connects one rank with its peers and measures.
+/// Connects one rank with its peers and evaluates its share.
 fn measure_on(
     args: &EvalArgs,
     trained: &Trained,
@@ -163,10 +163,10 @@ fn measure(
         Split::Test => &data_set.test,
     };
     if communicator.rank() == 0 {
-        let (name, ranks) = (data_set.name, communicator.world_size());
-        info!("{} of {name}: {} images, over {ranks} rank(s)", args.split.as_str(), split.len());
+        let (name, ranks) = (data_set.name, job::counted(communicator.world_size(), "rank"));
+        info!("{} of {name}: {} images, over {ranks}", args.split.as_str(), split.len());
     }
-    // Whatever the images are now, the network expects them as it was trained.
+    // The network expects images normalized as in its training, whatever the configuration says now.
     let images = Images::new(split, &description.normalization, device);
     let mut replica = trained.replica(weights, device, communicator)?;
     let classes = description.classes.len();
@@ -184,11 +184,11 @@ fn measure(
     })
 }
 
-/// Reads the data set of a configuration, and of the split that is not asked for as little as there is.
+/// Loads the data set of a configuration, with a single image of the split that is not evaluated.
 fn load(config: &Config, trained: &Description, split: Split) -> Result<DataSet> {
     let mut config = config.clone();
     if trained.name != Dataset::Synthetic {
-        // What a network makes of images of another kind is no measure of it.
+        // Results on synthetic images would say nothing about a network that was trained on others.
         config.data.fallback = Fallback::None;
     }
     match split {
@@ -198,7 +198,7 @@ fn load(config: &Config, trained: &Description, split: Split) -> Result<DataSet>
     setup::load_data(&config)
 }
 
-/// Makes sure that a network that was trained on `trained` can be measured on `data_set`.
+/// Checks that a network that was trained on `trained` can be evaluated on `data_set`.
 fn check_fit(data_set: &DataSet, trained: &Description) -> Result<()> {
     let (name, theirs) = (data_set.name, trained.name);
     let shape = data_set.train.shape;
