@@ -1,4 +1,4 @@
-//! Where training goes on from: a checkpoint, which rank 0 reads and the others are sent.
+//! Resuming from a checkpoint, which rank 0 reads and broadcasts to the other ranks.
 
 use std::path::Path;
 
@@ -14,20 +14,21 @@ use crate::flat::Flat;
 use crate::optim::Optimizer;
 use crate::{Result, TrainError};
 
-/// What training changes.
+/// The tensors that training changes.
 pub struct Progress<'a> {
-    /// Weights and running statistics.
+    /// The weights and running statistics.
     pub flat: &'a mut Flat,
     /// The optimizer's state.
     pub optimizer: &'a mut Optimizer,
-    /// Averages of the weights, where there are any.
+    /// The averaged weights; `None` without `train.ema_decay`.
     pub ema: Option<&'a mut Ema>,
 }
 
-/// The checkpoint to go on from, if there is one: the run's own or, until it has one, what it begins from.
+/// Returns the checkpoint to resume from, if there is one: the newest of the run itself or, as long as the
+/// run has none, of the run or checkpoint that it was started from.
 ///
 /// # Errors
-/// When none can be read that should.
+/// When there are checkpoints and none is intact, or the named origin has none.
 pub fn find_checkpoint(resume: &Resume, run_dir: &RunDir) -> Result<Option<Found>> {
     let origin = match resume {
         Resume::Never => return Ok(None),
@@ -42,10 +43,12 @@ pub fn find_checkpoint(resume: &Resume, run_dir: &RunDir) -> Result<Option<Found
     Ok(Some(found))
 }
 
-/// Loads a checkpoint and says where it was.
+/// Loads the checkpoint `found` into `progress` and returns the state from which the run continues.
+/// `start`: the state of a run from scratch, which supplies the world size and the data set.
 ///
 /// # Errors
-/// When it is another network's, or cannot be read.
+/// When the checkpoint belongs to another network, data set or optimizer, nothing is left to train, or it
+/// cannot be read.
 pub fn resume(
     mut found: Found,
     config: &Config,
@@ -94,7 +97,8 @@ pub fn resume(
     Ok(state)
 }
 
-/// Whether the checkpoint can be gone on with as `config`.
+/// Checks that training with `config` can continue from the checkpoint. `is_own`: whether it is from this
+/// run.
 fn check_fits(found: &Found, config: &Config, start: &State, is_own: bool) -> Result<()> {
     let Found { path, state, .. } = found;
     let does_not_fit =
@@ -122,33 +126,35 @@ fn check_fits(found: &Found, config: &Config, start: &State, is_own: bool) -> Re
     Ok(())
 }
 
-/// Brings links and old checkpoints of the run to where they would be, had it not been cut off after this one.
+/// Updates the links and removes old checkpoints, as would have been done if the run had not been cut off
+/// right after writing the checkpoint `found`.
 fn put_right(found: &Found, config: &Config, run_dir: &RunDir) -> Result<()> {
     if found.state.is_best() {
         checkpoint::point(checkpoint::Link::Best, &found.path)?;
     }
-    // Not one that was refused.
+    // `latest` may point to a newer checkpoint that was refused as damaged.
     checkpoint::point(checkpoint::Link::Latest, &found.path)?;
-    // Fewer may be kept than before, since the disk was full.
+    // `checkpoint.keep` may have been reduced because the disk was full.
     checkpoint::prune(&run_dir.checkpoints_dir(), config.checkpoint.keep);
     Ok(())
 }
 
-/// The configuration of the run that a checkpoint is from, where it can be found.
+/// Returns the configuration of the run that wrote a checkpoint, if it can be found and read.
 fn config_of(checkpoint: &Path) -> Option<Config> {
     let run = checkpoint.parent().and_then(Path::parent)?;
     config::load(&RunDir::at(run).config_path(), &[]).ok()
 }
 
-/// Says what shapes training otherwise than in the run that a checkpoint is taken from.
+/// Warns of each difference that affects training between `config` and `theirs`, the configuration of the
+/// run that wrote the checkpoint.
 fn warn_of_differences(theirs: &Config, config: &Config) {
     for difference in config::differences_in_training(theirs, config) {
         warn!("the run that this one goes on from had another configuration: {difference}");
     }
 }
 
-/// Gives every rank what rank 0 has: weights, running statistics, optimizer, averages, place in the run.
-/// Collective.
+/// Broadcasts from rank 0 the weights, running statistics, averages, optimizer state and `state`, and
+/// returns rank 0's `state`. Collective.
 ///
 /// # Errors
 /// When a peer is gone or late.
@@ -162,7 +168,7 @@ pub fn broadcast_from_rank_0(
     tensors.extend(
         averages.flat_map(|it| [it.parameters.shallow_clone(), it.buffers.shallow_clone()]),
     );
-    // Dead taps are rank 0's own business: only files show them, and it writes those.
+    // Dead taps are not sent: only files contain them, and rank 0 alone writes files.
     tensors.extend(optimizer.state().iter().map(|state| state.live.shallow_clone()));
     for tensor in &mut tensors {
         torch_ext::collective::broadcast(communicator, tensor, 0)?;

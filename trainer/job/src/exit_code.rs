@@ -1,6 +1,6 @@
-//! How a launcher or a trainer ends.
+//! Exit codes of launcher and trainer.
 
-/// The documented exit codes. Scripts rely on them. What each means says [`meaning`](Self::meaning).
+/// The documented exit codes, on which scripts rely. [`meaning`](Self::meaning) says what each one means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 #[allow(missing_docs)]
@@ -17,7 +17,7 @@ pub enum ExitCode {
 }
 
 impl ExitCode {
-    /// Every one of them, by number.
+    /// All exit codes, by number.
     pub const ALL: [Self; 9] = [
         Self::Done,
         Self::Usage,
@@ -30,12 +30,12 @@ impl ExitCode {
         Self::Setup,
     ];
 
-    /// The code with this number.
+    /// Returns the exit code with this number; `None` if there is none.
     pub fn from_code(code: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|known| *known as u8 == code)
     }
 
-    /// What it means, for people.
+    /// Returns the meaning of the code, for people.
     pub const fn meaning(self) -> &'static str {
         match self {
             Self::Done => "done",
@@ -50,7 +50,7 @@ impl ExitCode {
         }
     }
 
-    /// All of them in a line, for `--help`.
+    /// Returns all codes and their meanings on one line, for `--help`.
     pub fn help() -> String {
         let each = Self::ALL.map(|code| format!("{} {}", code as u8, code.meaning()));
         format!("Exit codes: {}", each.join("; "))

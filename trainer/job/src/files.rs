@@ -1,14 +1,14 @@
-//! Writing files so that a reader never sees half of one.
+//! Atomic writes: a reader never sees a partly written file.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// Writes `bytes` to `path`, all or nothing: to a temporary name in the same folder, fsynced,
-/// renamed, and the folder fsynced.
+/// Writes `bytes` to `path` atomically: to a temporary file in the same folder, which is fsynced and renamed;
+/// then the folder is fsynced.
 ///
 /// # Errors
-/// What the file system says; then the temporary file is gone and `path` is as it was.
+/// The error of the file system; the temporary file is then removed and `path` is as it was.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = temporary_name(path);
     let written = (|| {
@@ -24,16 +24,16 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     written
 }
 
-/// Makes renames within `folder` survive a power cut. An empty path is the working directory.
+/// Makes renames within `folder` survive a power cut (fsync). An empty path is the working directory.
 ///
 /// # Errors
-/// What the file system says.
+/// The error of the file system.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     File::open(folder)?.sync_all()
 }
 
-/// A hidden name beside `path` that no other process uses.
+/// Returns a hidden file name beside `path` that contains this process's id.
 pub(crate) fn temporary_name(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.{}.tmp", std::process::id()))

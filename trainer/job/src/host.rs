@@ -1,6 +1,6 @@
-//! The machine.
+//! The machine that this process runs on.
 
-/// This machine's name for itself.
+/// Returns the host name of this machine.
 pub fn name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }

@@ -1,60 +1,60 @@
-//! Random numbers by position: the same (seed, stream, sample, draw) always gives the same number.
+//! Counter-based random numbers: the same (seed, stream, sample, draw) always gives the same number.
 //!
-//! There is no state to save or to share, so ranks, threads and resumed runs agree without talking.
-//! Not for secrets.
+//! There is no state to save or to share, so ranks, threads and resumed runs agree without communication. Not
+//! cryptographically secure.
 //!
 //! Source: Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, SC 2011 (Philox4x32-10).
 
-/// What numbers are drawn for. Different purposes never share numbers.
+/// The purpose of random numbers. Different purposes never share numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Purpose {
     /// The order of samples in an epoch.
     Order = 1,
-    /// Changes to training images.
+    /// Crops, flips and cutout squares of training images.
     Augment = 2,
     /// Synthetic training images.
     SyntheticTrain = 3,
     /// Synthetic test images.
     SyntheticTest = 4,
-    /// Initial weights; the sample is the tensor's place in the state dict.
+    /// Initial weights; the sample is the tensor's index in the state dict.
     Weights = 5,
     /// Which blocks a step skips; the epoch is the step, the sample the block.
     StochasticDepth = 6,
     /// The seed of a step's dropout; the epoch is the step, the sample the rank.
     Dropout = 7,
-    /// What images are mixed with.
+    /// Partners and weights of mixup and cutmix.
     Mix = 8,
     /// The operations of RandAugment.
     RandAugment = 9,
-    /// Changes of training images' colours.
+    /// Colour jitter of training images.
     ColorJitter = 10,
 }
 
-/// A stream of numbers: a purpose, and for purposes that repeat, an epoch.
+/// A stream of random numbers: a purpose and, for purposes that repeat, an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stream(u64);
 
 impl Stream {
-    /// The stream of `purpose` in `epoch`; 0 where there is no epoch.
+    /// Makes the stream of `purpose` in `epoch`, which is 0 if the purpose has no epochs.
     pub fn new(purpose: Purpose, epoch: u64) -> Self {
         Self((purpose as u64) << 56 | (epoch & ((1 << 56) - 1)))
     }
 }
 
-/// 128 random bits.
+/// Returns 128 random bits.
 pub fn block(seed: u64, stream: Stream, sample: u32, draw: u32) -> [u32; 4] {
     let counter = [draw, sample, stream.0 as u32, (stream.0 >> 32) as u32];
     philox(counter, [seed as u32, (seed >> 32) as u32])
 }
 
-/// 64 random bits.
+/// Returns 64 random bits.
 pub fn bits(seed: u64, stream: Stream, sample: u32, draw: u32) -> u64 {
     let [low, high, ..] = block(seed, stream, sample, draw);
     u64::from(high) << 32 | u64::from(low)
 }
 
-/// Maps 64 random bits to `0..n`. `n` is above 0.
+/// Maps 64 random bits to `0..n`. `n` must be above 0.
 ///
 /// The bias is below n / 2^64.
 pub fn below(bits: u64, n: u64) -> u64 {
@@ -62,7 +62,7 @@ pub fn below(bits: u64, n: u64) -> u64 {
     ((u128::from(bits) * u128::from(n)) >> 64) as u64
 }
 
-/// The draws of one sample, one after the other.
+/// Successive draws of one sample.
 #[derive(Debug, Clone)]
 pub struct Draws {
     seed: u64,
@@ -72,30 +72,30 @@ pub struct Draws {
 }
 
 impl Draws {
-    /// Starts with draw 0.
+    /// Starts at draw 0.
     pub fn new(seed: u64, stream: Stream, sample: u32) -> Self {
         Self { seed, stream, sample, next: 0 }
     }
 
-    /// The next 128 bits.
+    /// Returns the next 128 bits.
     pub fn block(&mut self) -> [u32; 4] {
         let block = block(self.seed, self.stream, self.sample, self.next);
         self.next += 1;
         block
     }
 
-    /// The next 64 bits.
+    /// Returns the next 64 bits.
     pub fn bits(&mut self) -> u64 {
         let [low, high, ..] = self.block();
         u64::from(high) << 32 | u64::from(low)
     }
 
-    /// A number in `0..n`. `n` is above 0.
+    /// Returns a number in `0..n`. `n` must be above 0.
     pub fn below(&mut self, n: u64) -> u64 {
         below(self.bits(), n)
     }
 
-    /// A number in `0.0..1.0`.
+    /// Returns a number in `0.0..1.0`.
     pub fn unit(&mut self) -> f32 {
         (self.bits() >> 40) as f32 / (1u64 << 24) as f32
     }

@@ -1,16 +1,16 @@
-//! Which samples are trained on when, and by which rank.
+//! Assignment of samples to steps and ranks.
 //!
-//! One global order: an epoch's permutation depends on the seed and the epoch only, a global batch is
-//! a slice of it, and a rank takes its slice of that. So the same global batch means the same
-//! samples on any number of ranks, each exactly once an epoch. Pure.
+//! There is one global order: an epoch's permutation depends on the seed and the epoch only, a global batch
+//! is a slice of it, and each rank takes its slice of that. So the same global batch size means the same
+//! samples per step on any number of ranks, each exactly once per epoch. All functions are pure.
 
 use std::ops::Range;
 
 use crate::rng::{self, Purpose, Stream};
 
-/// The order in which the `len` samples are seen in `epoch`: a permutation of `0..len`.
+/// Returns the order in which the `len` samples are visited in `epoch`: a permutation of `0..len`.
 ///
-/// Depends on neither world size nor batch size. `len` is below 2^32.
+/// Depends on neither world size nor batch size. `len` must be below 2^32.
 pub fn epoch_order(len: usize, seed: u64, epoch: usize) -> Vec<u32> {
     assert!(u32::try_from(len).is_ok(), "{len} samples are more than u32 can index");
     let stream = Stream::new(Purpose::Order, epoch as u64);
@@ -25,24 +25,24 @@ pub fn epoch_order(len: usize, seed: u64, epoch: usize) -> Vec<u32> {
 /// A global batch and this rank's part of it, as ranges into the epoch's order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
-    /// What all ranks take together; never empty.
+    /// Samples of all ranks together; never empty.
     pub global: Range<usize>,
-    /// What this rank takes, within `global`; empty where a last batch has fewer samples than ranks.
+    /// Samples of this rank, within `global`; empty if a last batch has fewer samples than ranks.
     pub local: Range<usize>,
 }
 
-/// Samples that go through the network at once.
+/// Samples of one forward and backward pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Microbatch {
-    /// What this rank takes, as a range into the epoch's order; may be empty.
+    /// Samples of this rank, as a range into the epoch's order; may be empty.
     pub local: Range<usize>,
-    /// How many samples all ranks take together.
+    /// Number of samples of all ranks together.
     pub global_len: usize,
 }
 
 impl Batch {
-    /// This rank's part in microbatches of at most `batch_size_per_rank` samples, in order and as even as
-    /// can be. There are as many on every rank, so that ranks can meet in each.
+    /// Splits this rank's part into microbatches of at most `batch_size_per_rank` samples, in order and as
+    /// evenly as possible. Their number is the same on every rank, so that each can contain collectives.
     pub fn microbatches(&self, batch_size_per_rank: usize, world_size: usize) -> Vec<Microbatch> {
         let count = self.global.len().div_ceil(batch_size_per_rank * world_size);
         let samples = |of_rank: Range<usize>, index| {
@@ -60,10 +60,11 @@ impl Batch {
     }
 }
 
-/// The global batch that starts at sample `offset` of an epoch of `len` samples; `None` at its end.
+/// Returns the global batch that starts at sample `offset` of an epoch of `len` samples; `None` at the
+/// epoch's end.
 ///
-/// It has `global_batch` samples, or what is left of the epoch, and ranks share them in order, as evenly as
-/// can be: the first ranks take one more. After a resume with another world size, go on from the old
+/// The batch has `global_batch` samples, or what is left of the epoch. Ranks share them in order, as evenly
+/// as possible: the first ranks take one more. After a resume with another world size, continue at the old
 /// offset: no sample is left out or seen twice.
 pub fn next_batch(
     len: usize,
@@ -81,17 +82,17 @@ pub fn next_batch(
     Some(Batch { global: offset..offset + size, local: offset + local.start..offset + local.end })
 }
 
-/// How many global batches an epoch of `len` samples has, the last, smaller one included.
+/// Returns the number of global batches in an epoch of `len` samples, the last, smaller one included.
 pub fn steps_per_epoch(len: usize, global_batch: usize) -> usize {
     len.div_ceil(global_batch)
 }
 
-/// The test images that this rank evaluates: contiguous, each on exactly one rank.
+/// Returns the test images that this rank evaluates: contiguous, each on exactly one rank.
 pub fn evaluation_shard(len: usize, rank: usize, world_size: usize) -> Range<usize> {
     balanced(len, rank, world_size)
 }
 
-/// The part of `0..len` of this rank, when the first `len % world_size` ranks take one more.
+/// Returns this rank's part of `0..len`, of which the first `len % world_size` ranks take one more.
 fn balanced(len: usize, rank: usize, world_size: usize) -> Range<usize> {
     assert!(rank < world_size, "rank {rank} is not below the world size {world_size}");
     let (each, more) = (len / world_size, len % world_size);
@@ -103,7 +104,7 @@ fn balanced(len: usize, rank: usize, world_size: usize) -> Range<usize> {
 mod tests {
     use super::*;
 
-    /// The global batches of an epoch, checked to be disjoint and to cover it.
+    /// Returns the global batches of an epoch, checked to be disjoint and to cover the epoch.
     fn epoch(len: usize, per_rank: usize, world_size: usize) -> Vec<Range<usize>> {
         let (mut offset, mut batches) = (0, Vec::new());
         while let Some(first) = next_batch(len, offset, per_rank * world_size, 0, world_size) {

@@ -1,4 +1,4 @@
-//! The configuration's reference and the README's exit codes are what the program does.
+//! The configuration reference and the README's exit codes agree with the program.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,7 +9,7 @@ use job::ExitCode;
 use job::config::{self, Config};
 use serde_yaml::{Mapping, Value};
 
-/// What each optimizer and schedule is loaded with: its name, and what it cannot be without or brings keys.
+/// The optimizers and schedules, each with the overrides that select it and that bring in its optional keys.
 const CHOICES: [(&str, &[&str]); 12] = [
     ("adamw", &["optimizer.name=adamw"]),
     ("adamw", &["optimizer.lr_scaling=linear", "optimizer.lookahead_steps=5"]),
@@ -43,15 +43,15 @@ fn load(text: &str, overrides: &[&str]) -> Config {
     config::load(&path, &overrides).unwrap()
 }
 
-/// A key of the reference, commented out or not: its value, and what is said of it.
+/// A key of the reference, commented out or not, with its value and remark.
 struct Documented {
     value: Value,
     remark: String,
 }
 
 impl Documented {
-    /// Its default where `choice` is chosen: what follows that name in parentheses, as in `lars (there 0.9)`,
-    /// and else the value.
+    /// Returns the default for `choice`: the value in parentheses after that name in the remark, as in `lars
+    /// (there 0.9)`, or else the key's value.
     fn default_of(&self, choice: &str) -> Value {
         let mut names = self.remark.split_inclusive([',', ' ']).scan(0, |at, word| {
             *at += word.len();
@@ -65,13 +65,13 @@ impl Documented {
     }
 }
 
-/// The keys of each section, by `section.key`; of one without a section, by its name.
+/// Returns the keys of the reference, by `section.key`, or by name for a key without a section.
 fn documented(reference: &str) -> BTreeMap<String, Documented> {
     let mut section = String::new();
     let mut keys = BTreeMap::new();
     for line in reference.lines() {
         let is_within = line.starts_with("  ");
-        // What goes on about a key stands further in.
+        // Continuations of a key's remark are indented further.
         let text = line.trim_start_matches("  # ").trim_start_matches("  ");
         let Some((name, rest)) = text.split_once(':') else { continue };
         let is_key = name.chars().all(|it| it.is_ascii_alphanumeric() || it == '_');
@@ -93,7 +93,7 @@ fn documented(reference: &str) -> BTreeMap<String, Documented> {
     keys
 }
 
-/// All keys of a configuration, by `section.key`.
+/// Returns all keys of a configuration, by `section.key`.
 fn keys_of(config: &Config) -> BTreeMap<String, Value> {
     let all: Mapping = serde_yaml::from_str(&config::to_yaml(config)).unwrap();
     let mut keys = BTreeMap::new();

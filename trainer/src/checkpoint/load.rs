@@ -1,4 +1,4 @@
-//! Finding and reading a checkpoint.
+//! Finding, verifying and loading checkpoints.
 
 use std::collections::HashMap;
 use std::fs;
@@ -15,22 +15,23 @@ use crate::ema::Ema;
 use crate::flat::Flat;
 use crate::optim::{Optimizer, StateBuffer};
 
-/// A checkpoint whose files are what was written.
+/// A checkpoint whose files match its manifest.
 #[derive(Debug)]
 pub struct Found {
-    /// Its folder.
+    /// The checkpoint's folder.
     pub path: PathBuf,
-    /// Where the run was.
+    /// The state of the run when it was saved.
     pub state: State,
-    /// Newer ones that were refused, and why.
+    /// Newer checkpoints that were refused, each as a message with the reason.
     pub refused: Vec<String>,
 }
 
-/// The newest good checkpoint: `path` itself, or one in it, or in `path/checkpoints`. `None` when
-/// there are none at all.
+/// Returns the newest intact checkpoint: `path` itself, or one in the folder `path` or in
+/// `path/checkpoints`. Returns `None` if there are no checkpoints at all.
 ///
 /// # Errors
-/// [`CheckpointError::NoneGood`] when there are some, and all are damaged.
+/// [`CheckpointError::NoneGood`] when there are checkpoints and all are damaged; [`CheckpointError::Io`]
+/// when a folder cannot be read.
 pub fn find(path: &Path) -> Result<Option<Found>> {
     let candidates = candidates(path)?;
     let mut refused = Vec::new();
@@ -51,7 +52,8 @@ fn verify(path: &Path) -> Result<State> {
     read_state(path)
 }
 
-/// Folders that may be checkpoints, the newest first. One that was replaced comes after what replaced it.
+/// Returns the folders that may be checkpoints, the newest first. A replaced checkpoint comes after the one
+/// that replaced it.
 fn candidates(path: &Path) -> Result<Vec<PathBuf>> {
     if path.join(MANIFEST).exists() {
         return Ok(vec![path.to_owned()]);
@@ -65,10 +67,10 @@ fn candidates(path: &Path) -> Result<Vec<PathBuf>> {
     for entry in fs::read_dir(&folder).map_err(io_error("read", &folder))? {
         let entry = entry.map_err(io_error("read", &folder))?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        // Symbolic links are not followed: they point to one of the others.
+        // Symbolic links are skipped: they point to one of the other entries.
         let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
         if is_folder && (name.starts_with("epoch-") || name.starts_with("step-")) {
-            // Without a readable state it cannot be loaded; it comes last, to be reported.
+            // A checkpoint without a readable state cannot be loaded. It comes last, so that it is reported.
             let path = entry.path();
             let age = read_state(&path).map_or((0, 0), |state| state.age());
             let is_in_place = path.extension().is_none_or(|extension| extension != REPLACED);
@@ -86,17 +88,17 @@ fn read_state(path: &Path) -> Result<State> {
         .map_err(|error| CheckpointError::Damaged { path: file, reason: error.to_string() })
 }
 
-/// Whether there is a checkpoint whose files are what was written.
+/// Returns whether the folder `checkpoint` is a checkpoint whose files match its manifest.
 pub fn is_whole(checkpoint: &Path) -> bool {
     verify(checkpoint).is_ok()
 }
 
-/// Whether the checkpoint has averaged weights.
+/// Returns whether the checkpoint has averaged weights.
 pub fn has_ema(checkpoint: &Path) -> bool {
     checkpoint.join(EMA).exists()
 }
 
-/// Weights of the checkpoint: a state dict, on the CPU.
+/// Reads weights of the checkpoint: a state dict, on the CPU.
 ///
 /// # Errors
 /// [`CheckpointError::Io`].
@@ -110,12 +112,12 @@ pub fn read_weights(checkpoint: &Path, weights: Weights) -> Result<Vec<(String, 
 /// Fills `flat` from the checkpoint's model.
 ///
 /// # Errors
-/// [`CheckpointError::DoesNotFit`] when it is another network's.
+/// [`CheckpointError::DoesNotFit`] when the checkpoint is of another network; [`CheckpointError::Io`].
 pub fn load_model(checkpoint: &Path, flat: &mut Flat) -> Result<()> {
     load_weights(checkpoint, Weights::Model, flat)
 }
 
-/// Fills `flat` from weights of the checkpoint.
+/// Fills `flat` from the checkpoint's model or averaged weights.
 ///
 /// # Errors
 /// Those of [`load_model`].
@@ -134,10 +136,10 @@ pub fn load_ema(checkpoint: &Path, flat: &Flat, ema: &mut Ema) -> Result<()> {
         .map_err(|reason| CheckpointError::DoesNotFit { path: checkpoint.to_owned(), reason })
 }
 
-/// Fills the optimizer's state.
+/// Fills the state of `optimizer`, its number of steps included, from the checkpoint.
 ///
 /// # Errors
-/// [`CheckpointError::DoesNotFit`] when it is another optimizer's.
+/// [`CheckpointError::DoesNotFit`] when the checkpoint is of another optimizer; [`CheckpointError::Io`].
 pub fn load_optimizer(checkpoint: &Path, flat: &Flat, optimizer: &mut Optimizer) -> Result<()> {
     let mut tensors: HashMap<_, _> =
         tensors::read(&checkpoint.join(OPTIMIZER))?.into_iter().collect();

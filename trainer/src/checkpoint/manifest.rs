@@ -1,4 +1,4 @@
-//! What a checkpoint's files must be.
+//! The manifest of a checkpoint: sizes and hashes of its files.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{CheckpointError, EMA, MANIFEST, MODEL, OPTIMIZER, Result, STATE, io_error};
 
-/// The layout that this crate writes.
+/// Version of the checkpoint layout that this crate writes and reads.
 const VERSION: u32 = 1;
 
-/// The files of a checkpoint.
+/// The manifest of a checkpoint.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     version: u32,
-    /// The crate that wrote it.
+    /// Version of the crate that wrote the checkpoint.
     lockstep: String,
     files: BTreeMap<String, Entry>,
 }
@@ -27,7 +27,7 @@ struct Entry {
 }
 
 impl Manifest {
-    /// Describes the files that are in `folder` now.
+    /// Builds the manifest of the files in `folder`.
     pub fn of(folder: &Path) -> Result<Self> {
         let names = [MODEL, EMA, OPTIMIZER, STATE].into_iter();
         let files = names
@@ -37,7 +37,7 @@ impl Manifest {
         Ok(Self { version: VERSION, lockstep: env!("CARGO_PKG_VERSION").to_owned(), files })
     }
 
-    /// Reads the manifest in `folder` and checks every file against it.
+    /// Reads the manifest in `folder` and checks the size and hash of every file in it.
     pub fn verify(folder: &Path) -> Result<()> {
         let damaged = |reason| CheckpointError::Damaged { path: folder.to_owned(), reason };
         let path = folder.join(MANIFEST);

@@ -1,10 +1,10 @@
-//! Checkpoints: all or nothing on disk.
+//! Checkpoints, which are written atomically.
 //!
-//! One is a folder with `model.safetensors`, `optimizer.safetensors`, `state.json`, where weights are
-//! averaged `ema.safetensors`, and
-//! `manifest.json`, which holds the hash of each of the others and is written last. [`save`] writes
-//! into a temporary folder that is renamed when it is complete and on disk; `load` reads only what
-//! its manifest vouches for. Nothing here can execute what it reads.
+//! A checkpoint is a folder with `model.safetensors`, `optimizer.safetensors`, `state.json`, with averaged
+//! weights also `ema.safetensors`, and `manifest.json`, which holds the hash of each of the others and is
+//! written last. [`save()`] writes into a temporary folder that is renamed when it is complete and synced
+//! to disk; [`find`] returns only checkpoints whose files match their manifest. No file format here can
+//! contain code that loading would execute.
 
 mod load;
 mod manifest;
@@ -28,43 +28,43 @@ const EMA: &str = "ema.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 const MANIFEST: &str = "manifest.json";
-/// Folders that are not complete begin so.
+/// Prefix of the names of temporary folders, whose checkpoint is not complete yet.
 const TEMPORARY: &str = ".saving-";
-/// The extension of a checkpoint that another of its name takes the place of.
+/// Extension of the folder of a checkpoint that is being replaced by a new one of the same name.
 const REPLACED: &str = "replaced";
 
-/// Which of a checkpoint's weights.
+/// Selects which weights of a checkpoint to load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Weights {
-    /// Those that training goes on with.
+    /// The weights that are trained.
     Model,
-    /// Their moving average, see [`crate::ema`].
+    /// The moving average of the weights, see [`crate::ema`].
     Ema,
 }
 
-/// A checkpoint could not be written or read.
+/// Why a checkpoint could not be written, found or loaded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
-    /// Reading or writing failed.
+    /// A file operation failed.
     #[error("cannot {action} {}: {reason}", path.display())]
     Io {
-        /// `write` or `read`.
+        /// The operation: `write`, `read`, `rename` or `remove`.
         action: &'static str,
-        /// What.
+        /// The file or folder.
         path: PathBuf,
-        /// Why.
+        /// The error of the operating system, or of the file format.
         reason: String,
     },
-    /// A tensor is not one that can be written, which is a bug.
+    /// A tensor that cannot be stored in a file, which is a bug.
     #[error("{} cannot hold this tensor: {reason}", path.display())]
     Tensor {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Why the tensor cannot be stored.
         reason: String,
     },
-    /// A checkpoint is not what was written.
+    /// The files of a checkpoint differ from what was written.
     #[error("{} is damaged: {reason}", path.display())]
     Damaged {
         /// The checkpoint.
@@ -72,26 +72,26 @@ pub enum CheckpointError {
         /// What is wrong with it.
         reason: String,
     },
-    /// Nothing to load.
+    /// There is no checkpoint that can be loaded.
     #[error("{} holds no checkpoint that can be read{}", path.display(), because(tried))]
     NoneGood {
-        /// Where was looked.
+        /// The folder that was searched.
         path: PathBuf,
-        /// What was found, and why each was refused.
+        /// For each checkpoint that was found, why it was refused.
         tried: Vec<String>,
     },
-    /// It is a checkpoint of something else.
+    /// The checkpoint is intact, but cannot be used with this configuration.
     #[error("{} does not fit this configuration: {reason}", path.display())]
     DoesNotFit {
         /// The checkpoint.
         path: PathBuf,
-        /// What differs.
+        /// Why it does not fit.
         reason: String,
     },
 }
 
 impl CheckpointError {
-    /// Nothing in `path` looks like a checkpoint.
+    /// The error for a folder `path` without any checkpoint.
     pub fn none_in(path: &Path) -> Self {
         Self::NoneGood { path: path.to_owned(), tried: Vec::new() }
     }
@@ -101,7 +101,7 @@ fn because(tried: &[String]) -> String {
     if tried.is_empty() { String::new() } else { format!(": {}", tried.join("; ")) }
 }
 
-/// The result of anything about checkpoints.
+/// The result of functions on checkpoints.
 pub type Result<T> = std::result::Result<T, CheckpointError>;
 
 fn io_error<E: ToString>(

@@ -1,4 +1,4 @@
-//! Removing checkpoints that are not needed any more.
+//! Removing checkpoints that are no longer needed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,11 +8,13 @@ use tracing::warn;
 use super::save::Link;
 use super::{REPLACED, Result, STATE, State, TEMPORARY, io_error};
 
-/// Removes all but the `keep` newest checkpoints up to the latest, the best one, and what a save that
-/// was cut off has left. One that claims to be newer than the latest is damaged, or it would have
-/// been resumed: it does not count, and the run will write it anew.
+/// Removes old checkpoints and the remains of interrupted saves from the folder `checkpoints`. Keeps the
+/// `keep` newest checkpoints up to the one that `latest` points to, and the one that `best` points to.
 ///
-/// A run goes on with what cannot be removed, and says so.
+/// A checkpoint that is newer than `latest` is damaged, or it would have been resumed from: it is ignored,
+/// and the run will overwrite it.
+///
+/// A folder that cannot be removed is only logged.
 pub fn prune(checkpoints: &Path, keep: usize) {
     match surplus(checkpoints, keep) {
         Ok(surplus) => surplus.iter().for_each(|path| {

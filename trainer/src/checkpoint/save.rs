@@ -13,12 +13,12 @@ use crate::ema::Ema;
 use crate::flat::Flat;
 use crate::optim::{Optimizer, StateBuffer};
 
-/// Writes a checkpoint into `checkpoints` and returns its folder. Until it is complete and on disk,
-/// nothing that was there before is touched. The optimizer has settled, so that `flat` shows what
-/// dead taps are now.
+/// Writes a checkpoint into the folder `checkpoints` and returns its path. Until the new checkpoint is
+/// complete and synced to disk, no existing one is touched. The caller has called [`Optimizer::settle`], so
+/// that the dead taps in `flat` are up to date.
 ///
 /// # Errors
-/// [`super::CheckpointError::Io`], for example when the disk is full; what was written is removed.
+/// [`super::CheckpointError::Io`], for example when the disk is full; the temporary files are removed.
 pub fn save(
     checkpoints: &Path,
     flat: &Flat,
@@ -32,7 +32,7 @@ pub fn save(
     let written = write_files(&temporary, flat, optimizer, ema, state)
         .and_then(|()| put_in_place(&temporary, &complete));
     if written.is_err() {
-        // The error that matters is the one above.
+        // Errors of this clean-up are ignored: the one that is returned caused it.
         let _ = fs::remove_dir_all(&temporary);
     }
     written.map(|()| complete)
@@ -48,7 +48,7 @@ fn write_files(
     if folder.exists() {
         fs::remove_dir_all(folder).map_err(io_error("remove", folder))?;
     }
-    // All of it: somebody may have cleared the disk, and that folder with it.
+    // With its parents, since the folder of checkpoints may have been deleted to free the disk.
     fs::create_dir_all(folder).map_err(io_error("write", folder))?;
     write_tensors(&folder.join(MODEL), &flat.state_dict())?;
     if let Some(ema) = ema {
@@ -67,7 +67,7 @@ fn write_files(
 }
 
 fn put_in_place(temporary: &Path, complete: &Path) -> Result<()> {
-    // A checkpoint of the same name is from before a resume: it stays until the new one is whole.
+    // A checkpoint of the same name is from before a resume; it is kept until the new one is in place.
     let replaced = complete.with_extension(REPLACED);
     if complete.exists() {
         if replaced.exists() {
@@ -83,8 +83,9 @@ fn put_in_place(temporary: &Path, complete: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Gives `checkpoint` its own name again, where a save of that name was cut off before the new one was in its
-/// place, and returns where it is now. For a checkpoint that is good, and better than one of its own name.
+/// Renames `checkpoint` back to its original name if an interrupted save has left it with the extension
+/// `replaced`, and returns its path. Removes a checkpoint of the original name, so `checkpoint` must be
+/// intact and the better one.
 ///
 /// # Errors
 /// [`super::CheckpointError::Io`].
@@ -119,14 +120,14 @@ fn sync(path: &Path) -> Result<()> {
 /// A symbolic link beside the checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Link {
-    /// To the newest.
+    /// The link to the newest checkpoint.
     Latest,
-    /// To the one with the best test accuracy.
+    /// The link to the checkpoint with the best test accuracy.
     Best,
 }
 
 impl Link {
-    /// Its file name.
+    /// Returns the link's file name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Latest => job::run_dir::LATEST,
@@ -135,7 +136,7 @@ impl Link {
     }
 }
 
-/// Lets `link` point to `checkpoint`, replacing it in one go.
+/// Makes `link`, in the parent folder of `checkpoint`, point to it. An existing link is replaced atomically.
 ///
 /// # Errors
 /// [`super::CheckpointError::Io`].

@@ -1,4 +1,4 @@
-//! Where a run is.
+//! The state of a run besides tensors, `state.json` of a checkpoint.
 
 use job::config;
 use job::dataset::Description;
@@ -8,45 +8,46 @@ use crate::convolutions::ConvChoice;
 use crate::loss_scaler::LossScalerState;
 use crate::tally::Tally;
 
-/// Where a run is: all that the loop knows besides tensors.
+/// The position of a run and everything else that the training loop must keep besides tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
-    /// Epochs completed.
+    /// Number of completed epochs.
     pub epochs_completed: usize,
-    /// Samples of the epoch in progress that were trained on.
+    /// Number of samples of the epoch in progress that were trained on, over all ranks.
     pub samples_into_epoch: usize,
-    /// Optimizer steps taken.
+    /// Number of steps taken, including those that loss scaling skipped.
     pub step: u64,
-    /// What was counted in the epoch in progress.
+    /// Training loss and accuracy of the epoch in progress.
     pub epoch_tally: Tally,
-    /// What was counted since the last record of a step.
+    /// Training loss and accuracy since the last step record.
     #[serde(default)]
     pub record_tally: Tally,
-    /// Seconds spent in the epoch in progress.
+    /// Seconds spent on steps of the epoch in progress.
     pub epoch_seconds: f64,
-    /// The best accuracy on the test set so far, and after how many epochs.
+    /// The best test accuracy so far, and the epoch of its evaluation, from 1.
     pub best_test_accuracy: Option<(f64, usize)>,
-    /// After how many steps that was; `None` in checkpoints from before it was written.
+    /// The number of steps at the best evaluation; `None` without an evaluation, and in checkpoints written
+    /// before this field existed.
     #[serde(default)]
     pub best_step: Option<u64>,
-    /// Ranks that wrote it. Any number may go on.
+    /// The world size of the run. A run may be resumed with another one.
     pub world_size: usize,
-    /// Hash of the data set.
+    /// BLAKE3 hash of the data set, in hexadecimal.
     pub data_hash: String,
-    /// How convolutions are computed, where that was chosen.
+    /// The methods by which convolutions are computed on the CPU; empty if none were chosen.
     #[serde(default)]
     pub convolutions: Vec<ConvChoice>,
-    /// Where the loss scaler is; `None` but with `precision: fp16`.
+    /// The state of the loss scaler; `None` without `precision: fp16`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_scaler: Option<LossScalerState>,
-    /// What the network knows of the data set; `None` in checkpoints from before it was written.
+    /// What the network must know of the data set; `None` in checkpoints written before this field existed.
     #[serde(default)]
     pub data_set: Option<Description>,
 }
 
 impl State {
-    /// Before the first step.
+    /// Returns the state before the first step.
     pub fn start(world_size: usize, data_hash: String) -> Self {
         Self {
             epochs_completed: 0,
@@ -65,26 +66,26 @@ impl State {
         }
     }
 
-    /// The epoch in progress, from 1.
+    /// Returns the number of the epoch in progress, from 1.
     pub fn epoch(&self) -> usize {
         self.epochs_completed + 1
     }
 
-    /// Whether nothing is left to train.
+    /// Returns whether nothing is left to train.
     pub fn is_complete(&self, train: &config::Train) -> bool {
         self.epochs_completed >= train.epochs || self.is_at_max_steps(train)
     }
 
-    /// Whether `train.max_steps` is reached.
+    /// Returns whether `train.max_steps` is reached.
     pub fn is_at_max_steps(&self, train: &config::Train) -> bool {
         train.max_steps.is_some_and(|max_steps| self.step >= max_steps)
     }
 
-    /// Whether these are the weights whose evaluation was the best so far.
+    /// Returns whether the weights of this state are those whose evaluation was the best so far.
     pub fn is_best(&self) -> bool {
         match (self.best_step, self.best_test_accuracy) {
             (Some(step), _) => step == self.step,
-            // A checkpoint from before that was written.
+            // A checkpoint written before `best_step` existed.
             (None, Some((_, epoch))) => {
                 self.samples_into_epoch == 0 && epoch == self.epochs_completed
             }
@@ -92,14 +93,15 @@ impl State {
         }
     }
 
-    /// Orders checkpoints of one run by age. One that was saved when asked to stop at the end of an epoch has
-    /// the step of the one that the epoch ends with.
+    /// Returns a key that orders the checkpoints of a run by age, the oldest first. The number of epochs
+    /// breaks ties: a checkpoint that was saved on a request to stop after the last step of an epoch has
+    /// the same step as that of the completed epoch.
     pub fn age(&self) -> (u64, usize) {
         (self.step, self.epochs_completed)
     }
 
-    /// The name of its checkpoint's folder: after a whole epoch `epoch-0003`, within one
-    /// `step-0001234`.
+    /// Returns the name of this state's checkpoint folder: `epoch-0003` after a whole epoch, `step-0001234`
+    /// within one.
     pub fn checkpoint_name(&self) -> String {
         if self.samples_into_epoch == 0 {
             format!("epoch-{:04}", self.epochs_completed)
@@ -131,7 +133,7 @@ mod tests {
     fn the_best_is_the_one_right_after_its_evaluation() {
         let best = |best_step, state| State { best_step: Some(best_step), ..state }.is_best();
         assert!(best(20, after(2, 0, 20)) && best(15, after(1, 80, 15)));
-        // The rest of an epoch within which the best was found.
+        // The end of an epoch within which the best evaluation took place.
         assert!(!best(15, after(2, 0, 20)));
         assert!(!after(0, 0, 0).is_best());
         let before = |state| State { best_test_accuracy: Some((0.5, 2)), ..state }.is_best();

@@ -7,18 +7,19 @@ use tch::{TchError, Tensor};
 
 use super::{CheckpointError, Result, io_error};
 
-/// The tensors of the file at `path`.
+/// Reads the tensors of the safetensors file at `path`, on the CPU, with their names.
 ///
 /// # Errors
-/// [`CheckpointError::Io`] when there is no such file, or it is of another kind or cut short.
+/// [`CheckpointError::Io`] when there is no such file, or it is not a safetensors file or truncated.
 pub fn read(path: &Path) -> Result<Vec<(String, Tensor)>> {
     Tensor::read_safetensors(path).map_err(|error| io_error("read", path)(reason(error)))
 }
 
-/// Writes `tensors` to the file at `path`.
+/// Writes `tensors` to a safetensors file at `path`.
 ///
 /// # Errors
-/// [`CheckpointError::Io`], for example when the disk is full.
+/// [`CheckpointError::Io`], for example when the disk is full; [`CheckpointError::Tensor`] for a tensor
+/// that cannot be stored.
 pub fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     Tensor::write_safetensors(tensors, path).map_err(|error| match error {
         TchError::SafeTensorError { err: SafeTensorError::IoError(error), .. } => {
@@ -28,7 +29,7 @@ pub fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     })
 }
 
-/// Without the path and the names of types that the libraries put around it.
+/// Returns the cause of an error, without the path and the type names that the libraries add.
 fn reason(error: TchError) -> String {
     match error {
         TchError::SafeTensorError { err: SafeTensorError::IoError(error), .. } => error.to_string(),

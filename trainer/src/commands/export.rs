@@ -1,4 +1,4 @@
-//! `trainer export`: a checkpoint's weights for another program.
+//! `trainer export`: writes a checkpoint's weights for another program.
 
 use std::path::PathBuf;
 
@@ -45,11 +45,10 @@ impl Format {
     }
 }
 
-/// Writes the file and returns its path.
+/// Writes the weights to a safetensors file and returns its path.
 ///
 /// # Errors
-/// When there is no good checkpoint in a run directory, torchvision does not have its network, or the
-/// file cannot be written.
+/// When there is no good checkpoint, torchvision does not have the network, or the file cannot be written.
 pub fn export(args: &ExportArgs) -> Result<PathBuf> {
     let trained = Trained::find(&args.checkpoint, &[])?;
     let mut named = checkpoint::read_weights(&trained.path, trained.weights(args.ema)?)?;

@@ -1,4 +1,4 @@
-//! What the trainer does besides training.
+//! The commands of the trainer besides training.
 
 use job::ExitCode;
 
@@ -11,11 +11,11 @@ pub mod summary;
 mod table;
 mod trained;
 
-/// What a command has to say, and how it ended.
+/// The output of a command, and its exit code.
 pub struct Answer {
-    /// For standard output.
+    /// Text for standard output.
     pub text: String,
-    /// Not [`ExitCode::Done`] where the text is only a part of what was asked for.
+    /// Exit code; not [`ExitCode::Done`] if the text is only a part of what was asked for.
     pub exit_code: ExitCode,
 }
 
@@ -25,7 +25,7 @@ impl From<String> for Answer {
     }
 }
 
-/// `value` in one line, with a line break.
+/// Formats `value` as JSON on one line, with a line break at the end.
 fn json(value: &impl serde::Serialize) -> String {
     let mut text = serde_json::to_string(value).unwrap_or_else(|error| {
         unreachable!("plain data has a JSON form: {error}");

@@ -1,4 +1,4 @@
-//! `trainer models`: what networks there are.
+//! `trainer models`: lists the networks.
 
 use clap::Args;
 use job::config::Model;
@@ -16,7 +16,7 @@ pub struct ModelsArgs {
     pub json: bool,
 }
 
-/// A network as it was published.
+/// A network with its costs, on the data set that it was published for.
 #[derive(Debug, Serialize)]
 struct Line {
     name: &'static str,
@@ -29,7 +29,7 @@ struct Line {
     source: &'static str,
 }
 
-/// The list, as text that ends with a line break.
+/// Returns the list, as text that ends with a line break.
 pub fn models(args: &ModelsArgs) -> String {
     let lines: Vec<Line> = catalogue().map(line).collect();
     if args.json {

@@ -1,4 +1,4 @@
-//! `trainer predict`: what a checkpoint takes images for.
+//! `trainer predict`: classifies images with a checkpoint.
 
 use std::path::PathBuf;
 
@@ -20,7 +20,7 @@ use crate::model::Mode;
 use crate::replica::Replica;
 use crate::{Result, TrainError};
 
-/// Classes that are named of each image.
+/// Number of classes that are reported per image.
 const MOST_CLASSES: usize = 5;
 
 /// `trainer predict`.
@@ -42,15 +42,15 @@ pub struct PredictArgs {
     pub device: DeviceKind,
 }
 
-/// An image, and what it is taken for.
+/// An image and its most likely classes.
 struct Prediction {
     image: PathBuf,
-    /// Labels and their probabilities, the likeliest first; or what is wrong with the image.
+    /// Labels and their probabilities, the most likely first; or the reason why the image cannot be read.
     classes: std::result::Result<Vec<(usize, f64)>, String>,
 }
 
-/// Says of each image what it is most likely to be. Images that cannot be read are named, and the
-/// answer ends with [`ExitCode::Data`]. One process, also under `mpirun`.
+/// Predicts the class of each image. Images that cannot be read are named, and the exit code is then
+/// [`ExitCode::Data`]. Runs in a single process, also under `mpirun`.
 ///
 /// # Errors
 /// When there is no good checkpoint.
@@ -111,7 +111,7 @@ fn predict_batch(
     Ok(paths.iter().zip(readable).map(prediction).collect())
 }
 
-/// For each image the `count` likeliest labels with their probabilities.
+/// Returns for each image the `count` most likely labels with their probabilities.
 fn likeliest_classes(
     images: &Images,
     replica: &Replica,

@@ -1,4 +1,4 @@
-//! `trainer summary`: what a network costs, layer by layer.
+//! `trainer summary`: parameters and multiply-adds of a network, layer by layer.
 
 use clap::Args;
 use clap::builder::PossibleValuesParser;
@@ -36,7 +36,7 @@ fn stem_parser() -> impl clap::builder::TypedValueParser<Value = Stem> {
     })
 }
 
-/// What was asked, and the answer.
+/// The network that was asked for, and its summary.
 #[derive(Debug, Serialize)]
 struct Answer {
     model: ModelName,
@@ -47,7 +47,7 @@ struct Answer {
     summary: Summary,
 }
 
-/// The summary, as text that ends with a line break.
+/// Returns the summary, as text that ends with a line break.
 pub fn summary(args: &SummaryArgs) -> String {
     let home = args.model.entry().home;
     let stem = args.stem.unwrap_or(home.stem());
@@ -86,7 +86,7 @@ fn in_words(answer: &Answer) -> String {
     )
 }
 
-/// `19632062464` as `19.6 billion`.
+/// Formats `19632062464` as `19.6 billion`.
 fn in_short(number: u64) -> String {
     match number {
         1_000_000_000.. => format!("{:.1} billion", number as f64 / 1e9),

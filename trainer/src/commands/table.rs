@@ -1,22 +1,23 @@
-//! Columns of text.
+//! Tables of text.
 
 use std::fmt::Write;
 
-/// Where a column's texts stand.
+/// Alignment of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Align {
     Left,
     Right,
 }
 
-/// Lines of equal columns, two spaces apart, under their headings.
+/// Formats rows as columns of equal width, two spaces apart, under their headings.
 pub(super) fn table<const N: usize>(
     columns: [(&str, Align); N],
     rows: impl IntoIterator<Item = [String; N]>,
 ) -> String {
     let rows: Vec<[String; N]> =
         std::iter::once(columns.map(|(heading, _)| heading.to_owned())).chain(rows).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let length = |cell: &String| cell.chars().count();
+    let width = |column: usize| rows.iter().map(|row| length(&row[column])).max().unwrap_or(0);
     let widths: [usize; N] = std::array::from_fn(width);
     let mut text = String::new();
     for row in &rows {

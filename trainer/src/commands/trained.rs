@@ -1,4 +1,4 @@
-//! A network that was trained: its checkpoint, and the configuration of its run.
+//! A trained network: its checkpoint, and the configuration of its run.
 
 use std::path::{Path, PathBuf};
 
@@ -17,22 +17,23 @@ use crate::model::Module;
 use crate::replica::Replica;
 use crate::{Result, TrainError, convolutions, device};
 
-/// A checkpoint, and how its network was trained.
+/// A checkpoint, with the configuration and state of its run.
 pub(super) struct Trained {
-    /// The checkpoint's folder.
+    /// Folder of the checkpoint.
     pub path: PathBuf,
-    /// The configuration of its run.
+    /// Configuration of the run, with overrides.
     pub config: Config,
-    /// Where the run was.
+    /// State of the run at the checkpoint.
     pub state: State,
 }
 
 impl Trained {
-    /// Finds the checkpoint that `path` means: itself, or the newest good one in a run directory, and
-    /// the configuration of its run, with `overrides`.
+    /// Finds the checkpoint at `path`, or the newest good one if `path` is a run directory, and loads the
+    /// configuration of its run with `overrides`.
     ///
     /// # Errors
-    /// [`TrainError::Usage`] where there is no good one.
+    /// [`TrainError::Usage`] when there is no checkpoint at `path`, and errors of checkpoint and
+    /// configuration.
     pub(super) fn find(path: &Path, overrides: &[String]) -> Result<Self> {
         if !path.exists() {
             return Err(TrainError::Usage(format!("{}: no such checkpoint", path.display())));
@@ -41,17 +42,17 @@ impl Trained {
         for refused in &found.refused {
             warn!("{refused}; taking an older one");
         }
-        // `checkpoints/best` and a path from within the folder lead to the run as well.
+        // Resolved, so that the links `checkpoints/best` and `latest` and relative paths lead to the run too.
         let path = found.path.canonicalize().unwrap_or(found.path);
         let run = path.parent().and_then(Path::parent).unwrap_or(&path);
         let config = config::load(&RunDir::at(run).config_path(), overrides)?;
         Ok(Self { path, config, state: found.state })
     }
 
-    /// The data set that it was trained on.
+    /// Returns the description of the data set that the network was trained on.
     ///
     /// # Errors
-    /// [`TrainError::Usage`] for a checkpoint that does not say.
+    /// [`TrainError::Usage`] for a checkpoint of an earlier version, without that description.
     pub(super) fn data_set(&self) -> Result<&Description> {
         self.state.data_set.as_ref().ok_or_else(|| {
             TrainError::Usage(format!(
@@ -62,10 +63,10 @@ impl Trained {
         })
     }
 
-    /// Which weights `--ema` asks for.
+    /// Returns which weights to use, with `--ema` or without.
     ///
     /// # Errors
-    /// [`TrainError::Usage`] where the checkpoint does not have them.
+    /// [`TrainError::Usage`] when the checkpoint has no averaged weights.
     pub(super) fn weights(&self, ema: bool) -> Result<Weights> {
         match ema {
             false => Ok(Weights::Model),
@@ -77,11 +78,11 @@ impl Trained {
         }
     }
 
-    /// The network with its weights, and the device to compute as in its run. Collective: every rank has
-    /// rank 0's, should the checkpoint be replaced while they read.
+    /// Loads the network with its weights, and sets up the device as the run did. A collective: every rank
+    /// receives the weights of rank 0, in case the checkpoint is replaced while ranks read it.
     ///
     /// # Errors
-    /// When the checkpoint is another network's, or a peer is gone or late.
+    /// When the checkpoint does not fit the network, or a peer fails or times out.
     pub(super) fn replica(
         &self,
         weights: Weights,

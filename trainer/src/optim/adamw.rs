@@ -18,7 +18,7 @@ pub(super) struct AdamW {
 }
 
 impl AdamW {
-    /// With zero state.
+    /// Creates AdamW with zero state for the parameters of `groups`.
     pub fn new(config: &job::config::Optimizer, groups: Vec<Group>, flat: &Flat) -> Self {
         let zeros = || flat.parameters.zeros_like();
         Self {
@@ -62,7 +62,8 @@ impl Rule for AdamW {
     }
 }
 
-/// Does to dead taps what the decoupled weight decay of `groups` does.
+/// Applies to dead taps, `[dead]` f32, the decoupled weight decay of `groups` in steps with learning rates
+/// `lrs`.
 pub(super) fn decay(groups: &[Group], dead: &Tensor, lrs: &[f64]) {
     for group in groups.iter().filter(|group| group.factors.weight_decay > 0.0) {
         let factors = lrs.iter().map(|lr| {

@@ -1,8 +1,8 @@
-//! Parameters that take a step together: ranges of flat storage with the same factors.
+//! Parameter groups: ranges of flat storage with the same learning rate factor and weight decay.
 //!
-//! A group of all parameters is one range. Where batch norms and biases are a group of their own, ranges
-//! alternate, since parameters lie in the order in which backward makes their gradients; a kernel takes
-//! all ranges of a group in one call.
+//! A group of all parameters is one range. If batch norms and biases are a separate group, the ranges of
+//! groups alternate, since parameters lie in the order in which backward computes their gradients; a kernel
+//! processes all ranges of a group in one call.
 
 use std::ops::Range;
 
@@ -12,27 +12,28 @@ use tch::Tensor;
 
 use crate::flat::Flat;
 
-/// Parameters that take a step together.
+/// Parameters that are updated together.
 #[derive(Debug, PartialEq)]
 pub(super) struct Group {
     pub factors: Factors,
-    /// In the flat buffers of what lives.
+    /// The group's ranges in buffers of the layout `[live]`.
     live: Vec<Range<usize>>,
-    /// In those of what is dead.
+    /// The group's ranges in buffers of the layout `[dead]`.
     dead: Vec<Range<usize>>,
 }
 
-/// What differs between groups.
+/// The settings that differ between groups.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Factors {
-    /// Multiplies the learning rate.
+    /// Factor of the learning rate.
     pub lr: f64,
-    /// Before it is multiplied by the learning rate.
+    /// Weight decay, before multiplication by the group's learning rate. It is already divided by `lr`, so
+    /// that the factor does not change the decay.
     pub weight_decay: f64,
 }
 
 impl Factors {
-    /// Those of a parameter; `None` where it is frozen.
+    /// Returns the factors of a parameter, or `None` if it is frozen.
     pub fn of(config: &Optimizer, weight_decay: f64, parameter: &TensorSpec) -> Option<Self> {
         if config.freezes(parameter) {
             return None;
@@ -43,13 +44,13 @@ impl Factors {
     }
 }
 
-/// Whether weight decay, and rates that follow norms, are for this parameter.
+/// Returns whether weight decay and layer-wise learning rates apply to this parameter.
 pub(super) fn decays(config: &Optimizer, parameter: &TensorSpec) -> bool {
     config.decay_norm_and_bias || parameter.role == Role::Weight
 }
 
 impl Group {
-    /// The parameters of `flat` that are wanted and not frozen.
+    /// Returns the groups of the parameters of `flat` that are `wanted` and not frozen.
     pub fn all(
         config: &Optimizer,
         weight_decay: f64,
@@ -70,18 +71,19 @@ impl Group {
         groups
     }
 
-    /// Its ranges of a buffer of what lives.
+    /// Returns views of the group's ranges of a `[live]` buffer.
     pub fn live(&self, buffer: &Tensor) -> Vec<Tensor> {
         slices(buffer, &self.live)
     }
 
-    /// Its ranges of a buffer of what is dead.
+    /// Returns views of the group's ranges of a `[dead]` buffer.
     pub fn dead(&self, buffer: &Tensor) -> Vec<Tensor> {
         slices(buffer, &self.dead)
     }
 }
 
-/// Adds `range`, which begins where the last one ends or after that.
+/// Appends `range`, which does not begin before the last one ends, and merges it with the last one if they
+/// are adjacent.
 fn extend(ranges: &mut Vec<Range<usize>>, range: Range<usize>) {
     match ranges.last_mut() {
         _ if range.is_empty() => {}
@@ -90,12 +92,12 @@ fn extend(ranges: &mut Vec<Range<usize>>, range: Range<usize>) {
     }
 }
 
-/// Parts of a buffer.
+/// Returns views of `ranges` of a buffer.
 pub(super) fn slices(buffer: &Tensor, ranges: &[Range<usize>]) -> Vec<Tensor> {
     ranges.iter().map(|range| slice(buffer, range)).collect()
 }
 
-/// A part of a buffer.
+/// Returns a view of `range` of a buffer.
 pub(super) fn slice(buffer: &Tensor, range: &Range<usize>) -> Tensor {
     buffer.narrow(0, range.start as i64, range.len() as i64)
 }

@@ -17,7 +17,7 @@ pub(super) struct Lamb {
 }
 
 impl Lamb {
-    /// With zero state.
+    /// Creates LAMB with zero state.
     pub fn new(config: &job::config::Optimizer, flat: &Flat) -> Self {
         Self {
             betas: config.betas(),
@@ -30,7 +30,8 @@ impl Lamb {
 }
 
 impl Rule for Lamb {
-    /// With weights w and Adam's update r: `u = r + weight_decay w`, `w = w - lr |w| / |u| u`.
+    /// Updates each tensor with weights w and Adam's update r: `u = r + weight_decay w`, `w = w - lr |w| /
+    /// |u| u`.
     ///
     /// Source: You et al., Large Batch Optimization for Deep Learning, ICLR 2020, algorithm 2, with the
     /// identity for its function of the norm.
@@ -39,7 +40,7 @@ impl Rule for Lamb {
         let (grads, mut weights) = (inputs.scaled_grads(flat), flat.parameters.shallow_clone());
         let _ = exp_avg.lerp_(&grads, 1.0 - *beta1);
         let _ = exp_avg_sq.lerp_(&grads.square(), 1.0 - *beta2);
-        // 1 - beta^count, without the loss of digits that the difference would have.
+        // 1 - beta^count, without cancellation.
         let correction = |beta: f64| -(inputs.count * beta.ln()).expm1();
         let deviation = (&*exp_avg_sq / correction(*beta2)).sqrt() + self.eps;
         let mut update = (&*exp_avg / correction(*beta1)) / deviation;

@@ -16,7 +16,7 @@ pub(super) struct Lars {
 }
 
 impl Lars {
-    /// With zero state.
+    /// Creates LARS with zero state.
     pub fn new(config: &job::config::Optimizer, flat: &Flat) -> Self {
         Self {
             momentum: config.momentum(),
@@ -28,8 +28,8 @@ impl Lars {
 }
 
 impl Rule for Lars {
-    /// With weights w, gradients g, weight decay b and trust coefficient t: `v = m v + lr t |w| / (|g| + b
-    /// |w|) (g + b w)`, `w = w - v`.
+    /// Updates each tensor with weights w, gradients g, momentum m, weight decay b and trust coefficient t:
+    /// `v = m v + lr t |w| / (|g| + b |w|) (g + b w)`, `w = w - v`.
     ///
     /// Source: You, Gitman and Ginsburg, Large Batch Training of Convolutional Networks, 2017,
     /// algorithm 1.

@@ -1,6 +1,6 @@
-//! Rates that follow the norms of whole tensors, for LARS and LAMB.
+//! Layer-wise learning rates from the norms of whole tensors, for LARS and LAMB.
 //!
-//! What is one number a tensor is a vector over tensors; elementwise work is over flat storage.
+//! Values per tensor are elements of a `[tensors]` vector; elementwise work is over flat storage.
 
 use std::ops::Range;
 
@@ -10,16 +10,16 @@ use super::groups::{Factors, decays, slices};
 use crate::Result;
 use crate::flat::Flat;
 
-/// The tensors of flat storage, in its order. Frozen ones have a rate of 0.
+/// The parameter tensors of flat storage, in its order. Frozen ones have a learning rate factor of 0.
 pub(super) struct Tensors {
     ranges: Vec<Range<usize>>,
-    /// Which of them an element is of: `[live]` i32.
+    /// Index of the tensor to which each element belongs: `[live]` i32.
     tensor_of: Tensor,
-    /// Multiplies the learning rate: `[tensors]` f32.
+    /// Factor of the learning rate of each tensor: `[tensors]` f32.
     pub lr: Tensor,
-    /// `[tensors]` f32.
+    /// Weight decay of each tensor: `[tensors]` f32.
     pub weight_decay: Tensor,
-    /// Whether its rate follows norms: `[tensors]` bool.
+    /// Whether the learning rate of each tensor adapts to norms: `[tensors]` bool.
     adapts: Tensor,
 }
 
@@ -51,19 +51,20 @@ impl Tensors {
         }
     }
 
-    /// The norm of each tensor of a flat buffer: `[tensors]` f32.
+    /// Returns the 2-norm of each tensor of a flat buffer: `[tensors]` f32.
     pub fn norms(&self, buffer: &Tensor) -> Result<Tensor> {
         let norms = self.lr.zeros_like();
         torch_ext::norms(&slices(buffer, &self.ranges), &norms)?;
         Ok(norms)
     }
 
-    /// `[live]` f32 from `[tensors]` f32.
+    /// Expands values per tensor, `[tensors]` f32, to values per element, `[live]` f32.
     pub fn per_element(&self, per_tensor: &Tensor) -> Tensor {
         per_tensor.index_select(0, &self.tensor_of)
     }
 
-    /// `above / below` of tensors whose rate follows norms, and where both are above zero; 1 elsewhere.
+    /// Returns `above / below` for tensors that adapt to norms and for which both are above zero, and 1 for
+    /// the others.
     pub fn trust_ratios(&self, above: &Tensor, below: &Tensor) -> Tensor {
         let defined = above.gt(0.0).logical_and(&below.gt(0.0)).logical_and(&self.adapts);
         (above / below).where_self(&defined, &Tensor::ones([1], (Kind::Float, above.device())))

@@ -1,8 +1,8 @@
-//! How a gradient becomes an update, over flat storage.
+//! Optimizers over flat storage.
 //!
-//! Taps that never see a pixel are not stepped. What weight decay does to them is noted down, and
-//! made up for by [`Optimizer::settle`] before anybody looks at them. With a [`LossScaler`], whether a
-//! step was skipped is known on the device only: that is noted down there, and read when settling.
+//! Dead taps are not updated in a step. The learning rates of steps are recorded, and [`Optimizer::settle`]
+//! applies the weight decay of these steps to dead taps before they are read. With a [`LossScaler`],
+//! whether a step was skipped is known on the device only: it is recorded there, and read when settling.
 
 mod adamw;
 mod groups;
@@ -37,34 +37,33 @@ use rule::{Rule, StepInputs};
 pub struct Optimizer {
     rule: Box<dyn Rule>,
     lookahead: Option<Lookahead>,
-    /// Ranges of the flat gradients that are not trained (`optimizer.frozen`).
+    /// Ranges of the flat buffers whose parameters are not trained (`optimizer.frozen`).
     frozen: Vec<Range<usize>>,
     clip_grad_norm: Option<f64>,
     loss_scaler: Option<LossScaler>,
-    /// The learning rate of the step that was begun last.
+    /// Learning rate of the latest step.
     lr: f64,
-    /// The same in a GPU's memory, where a captured step reads it: 0-d f32.
+    /// The learning rate in GPU memory, from which a captured step reads it: 0-d f32. `None` on the CPU.
     lr_on_device: Option<Tensor>,
-    /// The norm of the last step's gradients before they were clipped, with `clip_grad_norm`: 0-d f32. A captured step
-    /// writes it to this memory.
+    /// Norm of the latest step's gradients before clipping: 0-d f32, to which a captured step writes.
+    /// `None` without `clip_grad_norm`.
     grad_norm: Option<Tensor>,
-    /// Steps taken, without those that were skipped: 0-d f32 on the device.
+    /// Number of steps taken, without those that were skipped: 0-d f32 on the device.
     steps: Tensor,
-    /// Steps tried, skipped ones included.
-    tried: u64,
-    /// How much of the run is done after the next step, a fraction.
+    /// Fraction of the run that will be done after the next step.
     progress: f64,
-    /// The learning rates of steps that dead taps have still to take.
+    /// Learning rates of the steps whose weight decay has not been applied to dead taps yet.
     owed: Vec<f64>,
-    /// With a loss scaler, of each of those: 1 where it was skipped, else 0.
+    /// With a loss scaler, for each element of `owed`, 1 if that step was skipped, else 0: 0-d f32 on the
+    /// device.
     skipped: Vec<Tensor>,
 }
 
 impl Optimizer {
-    /// With zero state, for the parameters of `flat`.
+    /// Creates an optimizer with zero state for the parameters of `flat`.
     ///
     /// # Panics
-    /// When `flat` has dead taps, and the optimizer needs whole tensors.
+    /// When `flat` stores dead taps separately, and the optimizer needs whole tensors.
     pub fn new(config: &config::Optimizer, flat: &Flat) -> Self {
         let whole = flat.dead.numel() == 0;
         assert!(whole || !config.needs_whole_tensors(), "dead taps must not be left out");
@@ -90,27 +89,26 @@ impl Optimizer {
             lr_on_device: flat.parameters.device().is_cuda().then(number),
             grad_norm: config.clip_grad_norm.map(|_| number()),
             steps: number(),
-            tried: 0,
             progress: 0.0,
             owed: Vec::new(),
             skipped: Vec::new(),
         }
     }
 
-    /// From now on, before the first step, expects gradients of [scaled](Self::scaled) losses, and skips
-    /// steps whose gradients overflow.
+    /// From now on, expects gradients of [scaled](Self::scaled) losses, and skips steps whose gradients
+    /// overflow. To be called before the first step.
     pub fn scale_losses(&mut self, state: LossScalerState) {
         self.loss_scaler = Some(LossScaler::new(state, self.steps.device()));
     }
 
-    /// From now on, computes what bears rounding to bf16 in `arithmetic`: Muon's iteration, which is in bf16
-    /// without this call.
+    /// Sets the arithmetic of computations that tolerate rounding to bf16, which is Muon's iteration.
+    /// Without this call it is in bf16.
     pub fn compute_in(&mut self, arithmetic: Arithmetic) {
         self.rule.compute_in(arithmetic);
     }
 
-    /// From now on, before the first step, ranks share work that each would do: their gradients are the
-    /// same, and steps are collective. Collective.
+    /// From now on, ranks share work that each would otherwise do redundantly on the same gradients, and
+    /// steps are collective. To be called before the first step. Collective.
     ///
     /// # Errors
     /// When a peer is gone or memory is short.
@@ -118,12 +116,12 @@ impl Optimizer {
         self.rule.share_work(communicator)
     }
 
-    /// Says how much of the run will be done after the next step, a fraction.
+    /// Sets the fraction of the run that will be done after the next step.
     pub fn set_progress(&mut self, progress: f64) {
         self.progress = progress;
     }
 
-    /// What backward begins with: `loss`, scaled where [`Self::scale_losses`] says so.
+    /// Returns the loss from which backward starts: `loss`, scaled if [`Self::scale_losses`] was called.
     pub fn scaled(&self, loss: Tensor) -> Tensor {
         match &self.loss_scaler {
             Some(scaler) => scaler.scale(&loss),
@@ -131,21 +129,21 @@ impl Optimizer {
         }
     }
 
-    /// Where the loss scaler is, where there is one. Waits for the device.
+    /// Returns the state of the loss scaler, or `None` if there is none. Waits for the device.
     pub fn loss_scaler_state(&self) -> Option<LossScalerState> {
         self.loss_scaler.as_ref().map(LossScaler::state)
     }
 
-    /// Steps taken, without those that were skipped. Waits for the device.
+    /// Returns the number of steps taken, without those that were skipped. Waits for the device.
     pub fn steps(&self) -> u64 {
         self.steps.double_value(&[]) as u64
     }
 
-    /// Updates the parameters of `flat` from its gradients, which it may change. Skips the step where
+    /// Updates the parameters of `flat` from its gradients, which it may modify. Skips the update if
     /// scaled gradients have overflowed.
     ///
     /// # Errors
-    /// When libtorch refuses, or, where work is shared, a peer is gone or late.
+    /// When libtorch refuses, or, if work is shared, a peer is gone or late.
     pub fn step(&mut self, flat: &Flat, lr: f64) -> Result<()> {
         self.begin_step(lr);
         self.apply(flat)?;
@@ -153,17 +151,18 @@ impl Optimizer {
         Ok(())
     }
 
-    /// The first part of [`Self::step`]: says what the learning rate is.
+    /// The first part of [`Self::step`]: sets the learning rate.
     pub fn begin_step(&mut self, lr: f64) {
         self.lr = lr;
         if let Some(on_device) = &mut self.lr_on_device {
-            // Dead taps are to see the rate that live ones see.
+            // Dead taps must see the same learning rate as live ones, which is rounded to f32.
             self.lr = f64::from(lr as f32);
             let _ = on_device.fill_(lr);
         }
     }
 
-    /// The second part, which can be captured: it reads and writes the same memory each time.
+    /// The second part of [`Self::step`], which a CUDA graph can capture: it reads and writes the same
+    /// memory each time.
     ///
     /// # Errors
     /// Those of [`Self::step`].
@@ -193,20 +192,20 @@ impl Optimizer {
         Ok(())
     }
 
-    /// The last part: notes down what dead taps owe, and lets slow weights follow.
+    /// The last part of [`Self::step`]: records the step for dead taps, and updates the slow weights of
+    /// look-ahead.
     pub fn end_step(&mut self, flat: &Flat) {
-        self.tried += 1;
         if flat.dead.numel() > 0 {
             self.owed.push(self.lr);
             self.skipped.extend(self.loss_scaler.as_ref().map(LossScaler::found_inf));
         }
         if let Some(lookahead) = &mut self.lookahead {
-            lookahead.after_step(flat, self.tried, self.progress);
+            lookahead.after_step(flat, self.progress);
         }
     }
 
-    /// What gradients are divided by so that their norm is at most `clip_grad_norm`. Stays on the
-    /// device: nobody waits for the norm.
+    /// Returns the divisor of gradients that limits their norm to `clip_grad_norm`, or `None` without
+    /// clipping. It stays on the device, so the host does not wait for the norm.
     ///
     /// Source: PyTorch's `clip_grad_norm_`, of which this is the reciprocal.
     fn grad_scale(&self) -> Option<Tensor> {
@@ -214,21 +213,22 @@ impl Optimizer {
         Some(((norm + 1e-6) / most).clamp_min(1.0))
     }
 
-    /// The norm of the gradients that the last step took from `flat`, before they were clipped. Waits
-    /// for the device.
+    /// Returns the norm of the latest step's gradients in `flat`, before clipping. Waits for the device.
     pub fn grad_norm(&self, flat: &Flat) -> f64 {
         let computed = self.grad_norm.as_ref().map(Tensor::shallow_clone);
         computed.unwrap_or_else(|| flat.grads.norm()).double_value(&[])
     }
 
-    /// Gives `flat` the weights that the run ends with, after its last step.
+    /// Sets the final weights of the run in `flat`, after its last step: the slow weights of look-ahead, if
+    /// used.
     pub fn finish(&self, flat: &Flat) {
         if let Some(lookahead) = &self.lookahead {
             lookahead.finish(flat);
         }
     }
 
-    /// Lets the dead taps of `flat` take the steps that they have not taken yet.
+    /// Brings the dead taps of `flat` up to date, by applying the weight decay of all steps since the last
+    /// call.
     ///
     /// # Errors
     /// When libtorch refuses.
@@ -243,16 +243,18 @@ impl Optimizer {
         Ok(())
     }
 
-    /// The state.
+    /// Returns the buffers of the optimizer's state.
     pub fn state(&self) -> Vec<StateBuffer<'_>> {
         let mut state = self.rule.state();
         state.extend(self.lookahead.as_ref().map(Lookahead::state));
         state
     }
 
-    /// Says how many steps the state, which the caller has filled, comes from.
+    /// Sets the number of steps taken, after the caller has filled the buffers of [`Self::state`].
     pub fn resume_at(&mut self, steps: u64) {
         let _ = self.steps.fill_(steps as f64);
-        self.tried = steps;
+        if let Some(lookahead) = &mut self.lookahead {
+            lookahead.resume_at(steps);
+        }
     }
 }

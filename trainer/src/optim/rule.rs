@@ -1,4 +1,4 @@
-//! What an optimizer is.
+//! The interface of optimizers.
 
 use std::sync::Arc;
 
@@ -10,28 +10,28 @@ use crate::Result;
 use crate::arithmetic::Arithmetic;
 use crate::flat::Flat;
 
-/// One kind of state, laid out like the parameters.
+/// A buffer of optimizer state, such as a momentum, in the layout of the parameters.
 pub struct StateBuffer<'a> {
-    /// PyTorch's name.
+    /// PyTorch's name of this state.
     pub name: &'static str,
-    /// `[live]` f32.
+    /// `[live]` f32: the state of parameters without dead taps.
     pub live: &'a Tensor,
-    /// `[dead]` f32; `None` where it is zero for ever.
+    /// `[dead]` f32: the state of dead taps; `None` if it is always zero.
     pub dead: Option<&'a Tensor>,
 }
 
-/// What a step depends on besides parameters and gradients.
+/// The inputs of a step besides parameters and gradients.
 pub(super) struct StepInputs<'a> {
-    /// The learning rate; on a GPU, `from_device` has the one that counts.
+    /// The learning rate. On a GPU, the one in `from_device` is used instead.
     pub lr: f64,
-    /// This step's number, from 1: 0-d f32 on the device.
+    /// The number of this step, from 1: 0-d f32 on the device.
     pub count: &'a Tensor,
-    /// What is known on the device only.
+    /// The inputs that are read from the device's memory.
     pub from_device: FromDevice<'a>,
 }
 
 impl StepInputs<'_> {
-    /// `tensor`, f32, times the learning rate and `factor`.
+    /// Returns `tensor`, f32, times the learning rate and `factor`.
     pub fn times_lr(&self, tensor: &Tensor, factor: f64) -> Tensor {
         match self.from_device.lr {
             Some(lr) => tensor * (lr * factor),
@@ -39,14 +39,15 @@ impl StepInputs<'_> {
         }
     }
 
-    /// The same step at `factor` times the learning rate. `body` is given it.
+    /// Calls `body` with these inputs, but with `factor` times the learning rate.
     pub fn at_rate<T>(&self, factor: f64, body: impl FnOnce(&StepInputs<'_>) -> T) -> T {
         let on_device = self.from_device.lr.map(|lr| lr * factor);
         let from_device = FromDevice { lr: on_device.as_ref(), ..self.from_device };
         body(&StepInputs { lr: self.lr * factor, count: self.count, from_device })
     }
 
-    /// The gradients of `flat`, scaled: `[live]` f32. For rules without a kernel that scales them.
+    /// Returns the gradients of `flat` divided by `grad_scale`: `[live]` f32. For rules whose kernel does
+    /// not do so.
     pub fn scaled_grads(&self, flat: &Flat) -> Tensor {
         match self.from_device.grad_scale {
             Some(scale) => &flat.grads / scale,
@@ -55,7 +56,7 @@ impl StepInputs<'_> {
     }
 }
 
-/// How gradients become updates, and what is remembered for that.
+/// An update rule and its state.
 pub(super) trait Rule {
     /// Updates the parameters of `flat` from its gradients. Collective where [`Self::share_work`] was
     /// called.
@@ -64,20 +65,20 @@ pub(super) trait Rule {
     /// When libtorch refuses, or a peer is gone or late.
     fn step(&mut self, flat: &Flat, inputs: &StepInputs<'_>) -> Result<()>;
 
-    /// Does to the dead taps, `[dead]` f32, what steps with these learning rates would have done. A rule
-    /// for which a gradient of zero means more than that needs
-    /// [whole tensors](job::config::Optimizer::needs_whole_tensors), and has none.
+    /// Applies to dead taps, `[dead]` f32, the updates of steps with gradient zero and these learning
+    /// rates. A rule that cannot do so needs [whole tensors](job::config::Optimizer::needs_whole_tensors),
+    /// which have no dead taps.
     fn replay(&mut self, dead: &Tensor, lrs: &[f64]) {
         let _ = lrs;
         assert_eq!(dead.numel(), 0, "this optimizer needs whole tensors");
     }
 
-    /// Computes what bears rounding to bf16 in `arithmetic`.
+    /// Sets the arithmetic of computations that tolerate rounding to bf16.
     fn compute_in(&mut self, arithmetic: Arithmetic) {
         let _ = arithmetic;
     }
 
-    /// Lets ranks share work that all of them would do. Collective.
+    /// From now on, ranks share work that each would otherwise do redundantly. Collective.
     ///
     /// # Errors
     /// When a peer is gone or memory is short.
@@ -86,6 +87,6 @@ pub(super) trait Rule {
         Ok(())
     }
 
-    /// What is remembered.
+    /// Returns the buffers of the rule's state.
     fn state(&self) -> Vec<StateBuffer<'_>>;
 }

@@ -13,13 +13,13 @@ pub(super) struct Sgd {
     momentum: f64,
     nesterov: bool,
     groups: Vec<Group>,
-    /// Without momentum, it and `dead_buffer` have no elements.
+    /// Momentum buffer: `[live]` f32. Without momentum, this and `dead_buffer` are empty.
     buffer: Tensor,
     dead_buffer: Tensor,
 }
 
 impl Sgd {
-    /// With zero state.
+    /// Creates SGD with zero state for the parameters of `groups`.
     pub fn new(momentum: f64, nesterov: bool, groups: Vec<Group>, flat: &Flat) -> Self {
         let zeros = |like: &Tensor| if momentum > 0.0 { like.zeros_like() } else { Tensor::new() };
         let (buffer, dead_buffer) = (zeros(&flat.parameters), zeros(&flat.dead));

@@ -1,4 +1,4 @@
-//! Where tensors lie and how much memory they take.
+//! Tensors in shared memory, and the process's use of memory.
 
 use std::ffi::{c_char, c_void};
 use std::ptr::null_mut;
@@ -22,35 +22,31 @@ unsafe extern "C" {
 type Owner = Arc<dyn Send + Sync>;
 
 extern "C" fn release(owner: *mut c_void) {
-    // SAFETY: libtorch calls this once, with the pointer that tensor_in_shared_memory made.
+    // SAFETY: the shim calls this once, with the pointer that tensor_in_shared_memory made.
     drop(unsafe { Box::from_raw(owner.cast::<Owner>()) });
 }
 
-/// A `[len]` f32 tensor on the CPU over the first `len` elements of `memory`, which lives as long as
-/// the last view of it.
+/// Returns a `[len]` f32 tensor on the CPU over the first `len` elements of `memory`, which is kept alive
+/// until the last view of the tensor is dropped.
 ///
 /// # Errors
 /// When libtorch refuses.
 ///
 /// # Panics
-/// When `memory` is shorter than that.
+/// When `memory` is shorter than `len` elements.
 pub fn tensor_in_shared_memory(memory: SharedMemory, len: usize) -> Result<Tensor> {
     assert!(len * size_of::<f32>() <= memory.len_bytes, "{len} f32 in {} bytes", memory.len_bytes);
     let owner = Box::into_raw(Box::new(memory.owner)).cast();
     let mut tensor = null_mut();
     let data = memory.ptr.as_ptr().cast();
     // SAFETY: `data` points to `len` f32, aligned to a page, that live until `release`.
-    let made =
-        unsafe { check(torch_ext_from_memory(data, len as i64, owner, release, &raw mut tensor)) };
-    if let Err(error) = made {
-        release(owner);
-        return Err(error);
-    }
-    // SAFETY: the shim made a tensor on the heap and gave it to us.
+    unsafe { check(torch_ext_from_memory(data, len as i64, owner, release, &raw mut tensor)) }?;
+    // SAFETY: the shim made a tensor on the heap and passed on its ownership.
     Ok(unsafe { Tensor::from_ptr(tensor.cast()) })
 }
 
-/// The most memory that this process has occupied, from the kernel's own account.
+/// Returns the peak resident memory of this process in bytes, from `VmHWM` of `/proc/self/status`; 0 if it
+/// cannot be read.
 pub fn peak_rss_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
@@ -58,16 +54,16 @@ pub fn peak_rss_bytes() -> u64 {
     kib.unwrap_or(0) * 1024
 }
 
-/// From now on, memory that tensors on the CPU give back stays with this process, so that the next step
-/// finds it mapped. By default glibc returns large blocks to the kernel, which has to clear them again: a
-/// fifth of a step's time where activations are large. Of other C libraries, changes nothing.
+/// Makes the allocator keep memory that CPU tensors free, so that the next step finds it mapped. By default
+/// glibc returns large blocks to the kernel, which has to zero them again: a fifth of a step's time where
+/// activations are large. Without effect with other C libraries.
 pub fn keep_freed_memory() {
     #[cfg(target_env = "gnu")]
     {
         // SAFETY: changes a setting of the allocator, which takes its own lock.
         let set = |parameter, value| unsafe { libc::mallopt(parameter, value) } == 1;
-        // Older glibc takes no more than 32 MiB for the first. The second alone would make things
-        // worse: it keeps the first from growing with the blocks that are freed.
+        // Older glibc accepts at most 32 MiB for M_MMAP_THRESHOLD. Setting M_TRIM_THRESHOLD alone would make
+        // things worse: it stops glibc from raising M_MMAP_THRESHOLD to the size of freed blocks.
         let is_set = set(libc::M_MMAP_THRESHOLD, i32::MAX) || set(libc::M_MMAP_THRESHOLD, 32 << 20);
         if is_set {
             set(libc::M_TRIM_THRESHOLD, i32::MAX);

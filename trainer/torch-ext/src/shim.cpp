@@ -1,4 +1,4 @@
-// What tch lacks of libtorch. Every function returns nullptr, or a message that the caller frees
+// The parts of libtorch that tch lacks. Every function returns nullptr, or a message that the caller frees
 // with torch_ext_free. No CUDA header is needed: streams and statistics come through libtorch_cpu's
 // device-agnostic interface.
 
@@ -18,7 +18,7 @@
 
 namespace {
 
-// Tells its owner that backward has added to a gradient.
+// Calls `call` after backward has accumulated into a gradient; `release` frees `context` with the hook.
 struct GradientHook : torch::autograd::PostAccumulateGradHook {
     void* context;
     void (*call)(void*);
@@ -44,13 +44,13 @@ char* torch_ext_set_grad(at::Tensor* parameter, const at::Tensor* grad) {
     return guarded([&] { parameter->mutable_grad() = *grad; });
 }
 
-// Moves the gradients that backward has left at `leaves` to `places`, unless they lie there already. Places become zero
-// where there is none.
+// Moves the gradients of `leaves` to `places`, unless they lie there already. The place of a leaf without a
+// gradient is zeroed.
 char* torch_ext_gather_grads(size_t count, const at::Tensor* const* leaves,
                              const at::Tensor* const* places) {
     return guarded([&] {
         at::NoGradGuard no_grad;
-        // A kernel takes all that are of one type.
+        // One foreach kernel copies all gradients of a dtype, so fp32 gradients and others are listed apart.
         std::vector<at::Tensor> grads[2], targets[2], zeros;
         for (size_t i = 0; i < count; ++i) {
             auto grad = std::exchange(leaves[i]->mutable_grad(), at::Tensor());
@@ -92,7 +92,7 @@ char* torch_ext_autocast_enter(bool is_cuda, bool is_fp16, bool* was_enabled) {
     });
 }
 
-// Leaves it. Weights cast inside are forgotten with the outermost level, as in Python.
+// Leaves autocast. Cached casts of weights are dropped at the outermost level, as in Python.
 char* torch_ext_autocast_exit(bool is_cuda, bool was_enabled) {
     return guarded([&] {
         if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
@@ -100,13 +100,14 @@ char* torch_ext_autocast_exit(bool is_cuda, bool was_enabled) {
     });
 }
 
-// A tensor of `len` f32 over memory of `owner`, which `release` gives back with the last view.
+// Makes a tensor of `len` f32 over memory that `owner` keeps alive. `release` is called once: when the last view
+// is gone, or on failure.
 char* torch_ext_from_memory(void* data, int64_t len, void* owner, void (*release)(void*),
                             at::Tensor** out) {
     return guarded([&] {
-        auto tensor = at::from_blob(
-            data, {len}, [owner, release](void*) { release(owner); }, at::kFloat);
-        *out = new at::Tensor(std::move(tensor));
+        std::shared_ptr<void> kept(owner, release);
+        auto release_with_last_view = [kept](void*) {};
+        *out = new at::Tensor(at::from_blob(data, {len}, release_with_last_view, at::kFloat));
     });
 }
 
@@ -116,15 +117,15 @@ char* torch_ext_load_cuda(const char* path) {
     return strdup(dlerror());
 }
 
-// Makes the device this thread's current one.
+// Makes the device current for this thread.
 char* torch_ext_set_cuda_device(int device) {
     return guarded([&] {
         c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA)->setDevice(cuda(device));
     });
 }
 
-// Makes a stream of libtorch's pool this thread's current one: a capture cannot begin on the default
-// stream, and what autograd remembers of streams must not change between eager and captured steps.
+// Makes a stream of libtorch's pool current for this thread: a capture cannot begin on the default stream,
+// and the streams that autograd records must not change between eager and captured steps.
 char* torch_ext_leave_default_stream(int device) {
     return guarded([&] {
         const auto* guard = c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA);
@@ -132,7 +133,7 @@ char* torch_ext_leave_default_stream(int device) {
     });
 }
 
-// Lets convolutions and matrix products in fp32 round their operands to TF32 on a GPU, or not.
+// Sets whether convolutions and matrix products in fp32 round their operands to TF32 on a GPU.
 char* torch_ext_set_tf32(bool allowed) {
     return guarded([&] {
         at::globalContext().setFloat32Precision(
@@ -141,14 +142,14 @@ char* torch_ext_set_tf32(bool allowed) {
     });
 }
 
-// A copy of a host tensor on the device, queued on the current stream: the host waits for nothing.
+// Makes a copy of a host tensor on the device, queued on the current stream; the host does not wait for it.
 char* torch_ext_upload(const at::Tensor* host, int device, at::Tensor** out) {
     return guarded([&] {
         *out = new at::Tensor(host->pin_memory().to(cuda(device), /*non_blocking=*/true));
     });
 }
 
-// The cudaStream_t that libtorch currently uses on the device.
+// Returns libtorch's current stream (cudaStream_t) on the device.
 char* torch_ext_cuda_stream(int device, void** stream) {
     return guarded([&] {
         const auto* guard = c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA);
@@ -156,8 +157,8 @@ char* torch_ext_cuda_stream(int device, void** stream) {
     });
 }
 
-// The most bytes that the caching allocator has reserved on the device, private pools of graphs
-// included: torch.cuda.max_memory_reserved. The context, cuDNN's code and NCCL's buffers come on top.
+// Peak bytes reserved by the caching allocator on the device, private pools of graphs included:
+// torch.cuda.max_memory_reserved. The context, cuDNN's code and NCCL's buffers come on top.
 char* torch_ext_cuda_peak_bytes(int device, int64_t* bytes) {
     return guarded([&] {
         auto stats = at::getDeviceAllocator(c10::DeviceType::CUDA)

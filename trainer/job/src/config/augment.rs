@@ -1,4 +1,4 @@
-//! Random changes to training images.
+//! Augmentation: random changes to training images.
 
 use std::fmt;
 
@@ -10,9 +10,10 @@ use super::validate::{Invalid, within};
 
 macro_rules! augmentations {
     ($($(#[$doc:meta])* $name:literal => $variant:ident,)*) => {
-        /// A random change to a training image: a name, which takes the defaults, or a name with keys.
+        /// An augmentation of training images: in a configuration a name, which takes the defaults, or a name
+        /// with keys.
         ///
-        /// They are done in the order of the variants, whatever the order of the list.
+        /// Augmentations are applied in the order of the variants, whatever the order of the list.
         #[derive(Debug, Clone, Copy, PartialEq)]
         pub enum Augment {
             $($(#[$doc])* $variant($variant),)*
@@ -21,14 +22,14 @@ macro_rules! augmentations {
         impl Augment {
             const NAMES: &[&str] = &[$($name),*];
 
-            /// Its name in a configuration.
+            /// Returns the name of this augmentation in a configuration.
             pub const fn name(&self) -> &'static str {
                 match self {
                     $(Self::$variant(_) => $name,)*
                 }
             }
 
-            /// The one of this name, with its defaults.
+            /// Returns the augmentation called `name`, with its default keys.
             fn named<E: de::Error>(name: &str) -> Result<Self, E> {
                 match name {
                     $($name => Ok(Self::$variant($variant::default())),)*
@@ -36,7 +37,7 @@ macro_rules! augmentations {
                 }
             }
 
-            /// The one of this name, with the keys that are the map's next value.
+            /// Returns the augmentation called `name`, with its keys read from the map's next value.
             fn with_keys<'de, A: MapAccess<'de>>(name: &str, map: &mut A) -> Result<Self, A::Error> {
                 match name {
                     $($name => map.next_value().map(Self::$variant),)*
@@ -58,51 +59,51 @@ macro_rules! augmentations {
 }
 
 augmentations! {
-    /// Cuts the image's size out of the padded image, at a random place.
+    /// Crops the padded image to the image's size, at a random position.
     "crop" => Crop,
-    /// Mirrors left and right.
+    /// Flips the image horizontally.
     "flip" => Flip,
-    /// Random operations of a list, one after the other.
+    /// Applies random operations, drawn from a list, one after the other.
     "rand_augment" => RandAugment,
-    /// Brightness, contrast, saturation and hue, in a random order.
+    /// Changes brightness, contrast, saturation and hue, in a random order.
     "color_jitter" => ColorJitter,
-    /// Blanks a square around a random pixel, with the mean colour.
+    /// Fills a square around a random pixel with the mean colour.
     "cutout" => Cutout,
-    /// Mixes two images, and their classes.
+    /// Blends two images, and their classes.
     "mixup" => Mixup,
-    /// Puts a rectangle of one image into another, and mixes their classes.
+    /// Pastes a rectangle of one image into another, and blends their classes.
     "cutmix" => Cutmix,
 }
 
-/// Cuts the image's size out of the padded image, at a random place.
+/// Crops the padded image to the image's size, at a random position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Crop {
-    /// Pixels on each side.
+    /// Pixels of padding on each side.
     pub padding: usize,
-    /// What they are.
+    /// What the padding is filled with.
     pub mode: Padding,
 }
 
-/// What is beyond an image's border.
+/// The fill beyond an image's border.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Padding {
-    /// Bytes of 0.
+    /// Zero bytes.
     Zero,
-    /// The image, mirrored at its outermost pixels.
+    /// The image, reflected at its outermost pixels, which are not repeated.
     Reflect,
 }
 
-/// Mirrors left and right.
+/// Flips the image horizontally.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Flip {
-    /// When.
+    /// How flips are chosen.
     pub mode: FlipMode,
 }
 
-/// When an image is mirrored.
+/// How flips are chosen, by image and epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FlipMode {
@@ -112,31 +113,31 @@ pub enum FlipMode {
     Alternating,
 }
 
-/// Random operations of a list, one after the other.
+/// Applies random operations, drawn from a list, one after the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RandAugment {
-    /// Operations an image.
+    /// Operations per image.
     pub num_ops: usize,
-    /// How strong they are: 0 to 30.
+    /// Strength of the operations, 0 to 30.
     pub magnitude: usize,
 }
 
-/// By how much at most, up or down.
+/// Largest changes of colour, up or down.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ColorJitter {
-    /// Of a factor around 1.
+    /// Largest deviation of the brightness factor from 1.
     pub brightness: f64,
-    /// Of a factor around 1.
+    /// Largest deviation of the contrast factor from 1.
     pub contrast: f64,
-    /// Of a factor around 1.
+    /// Largest deviation of the saturation factor from 1.
     pub saturation: f64,
-    /// Of the circle of hues: at most 0.5.
+    /// Largest shift of the hue as a fraction of the colour circle, at most 0.5.
     pub hue: f64,
 }
 
-/// Blanks a square around a random pixel, with the mean colour.
+/// Fills a square around a random pixel with the mean colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cutout {
@@ -144,19 +145,19 @@ pub struct Cutout {
     pub size: usize,
 }
 
-/// Mixes two images, and their classes.
+/// Blends two images, and their classes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Mixup {
-    /// Parts are drawn from Beta(alpha, alpha).
+    /// Parameter of the Beta(alpha, alpha) distribution of the blend's weight.
     pub alpha: f64,
 }
 
-/// Puts a rectangle of one image into another, and mixes their classes.
+/// Pastes a rectangle of one image into another, and blends their classes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cutmix {
-    /// Parts are drawn from Beta(alpha, alpha).
+    /// Parameter of the Beta(alpha, alpha) distribution of the rectangle's share of the image.
     pub alpha: f64,
 }
 
@@ -203,7 +204,8 @@ impl Default for Cutmix {
 }
 
 impl Augment {
-    /// Checks ranges, for images of which `side` is the shorter side. `path`: of the entry.
+    /// Checks ranges, for images whose shorter side has `side` pixels. `path` is the dotted path of the list
+    /// entry.
     pub(super) fn validate(&self, path: &str, side: usize) -> Result<(), Invalid> {
         let key = |key: &str| format!("{path}.{}.{key}", self.name());
         match *self {

@@ -1,17 +1,17 @@
-//! A key that is a number or `auto`.
+//! The key `comm.bucket_cap_mib`: a number or `auto`.
 
 use std::fmt;
 
 use serde::de::{Error, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// How long a bucket of gradients is at most.
+/// Largest size of a gradient bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BucketCap {
-    /// By what an all-reduce takes, measured before the first step; all gradients where none is
-    /// reduced while backward goes on.
+    /// Chosen by the time of an all-reduce, measured before the first step. If gradients are not reduced
+    /// during backward, all of them are one bucket.
     Auto,
-    /// So many MiB.
+    /// This many MiB.
     Mib(usize),
 }
 
@@ -46,7 +46,7 @@ impl Visitor<'_> for NumberOrAuto {
         usize::try_from(mib).map(BucketCap::Mib).map_err(wrong)
     }
 
-    /// An override of a key whose default is a word arrives as one, also where it is a number.
+    /// An override of a key whose default is a string arrives as a string, even if it is a number.
     fn visit_str<E: Error>(self, text: &str) -> Result<BucketCap, E> {
         let number = || text.parse().ok().map(BucketCap::Mib);
         let cap = if text == AUTO { Some(BucketCap::Auto) } else { number() };

@@ -1,24 +1,25 @@
-//! How ranks talk.
+//! The section `comm`: how ranks communicate.
 
 use serde::{Deserialize, Serialize};
 
 use super::{BucketCap, Invalid};
 
-/// How ranks talk.
+/// How ranks communicate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Comm {
-    /// Over what.
+    /// Backend of the collectives.
     pub backend: CommBackend,
-    /// Gradients are summed in buckets of at most so many MiB.
+    /// Largest size of a gradient bucket in MiB.
     pub bucket_cap_mib: BucketCap,
-    /// What gradients are sent as.
+    /// Dtype in which gradients are sent.
     pub wire_dtype: WireDtype,
-    /// Whether a bucket is summed while backward fills the next.
+    /// Whether a bucket is all-reduced while backward fills the next one.
     pub overlap: Overlap,
-    /// Over MPI, whether ranks of one machine add up in shared memory before the machines do.
+    /// Over MPI, whether the ranks of one machine first reduce in shared memory, before the machines do among
+    /// each other.
     pub hierarchical: bool,
-    /// How long a rank waits for others before it names them and gives up.
+    /// Seconds that a rank waits for other ranks before it fails and names them.
     pub timeout_seconds: u64,
 }
 
@@ -35,29 +36,29 @@ impl Default for Comm {
     }
 }
 
-/// What gradients are sent as.
+/// Dtype in which gradients are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WireDtype {
-    /// As they are.
+    /// fp32, as gradients are stored.
     Fp32,
-    /// Rounded to nearest: half the bytes.
+    /// bf16, rounded to nearest: half the bytes.
     Bf16,
 }
 
-/// Whether gradients are summed while backward goes on.
+/// Whether gradients are all-reduced during backward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Overlap {
-    /// Where it is faster: not between CPU ranks that share memory.
+    /// Where that is faster: everywhere except between CPU ranks that share memory.
     Auto,
-    /// Yes.
+    /// During backward.
     On,
-    /// No: after backward.
+    /// After backward.
     Off,
 }
 
-/// Over what ranks talk.
+/// Backend of the collectives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CommBackend {
@@ -67,24 +68,24 @@ pub enum CommBackend {
     Shm,
     /// MPI: CPU ranks, across machines too.
     Mpi,
-    /// NCCL: one rank a GPU.
+    /// NCCL: GPU ranks, one per GPU.
     Nccl,
-    /// As `auto`, but gradients stay where they are: ranks diverge. For measuring only.
+    /// As `auto`, but gradients are not reduced, so that ranks diverge. For measurements only.
     None,
 }
 
-/// Where ranks are, as far as it decides over what they talk.
+/// The placement of ranks, as far as the choice of transport depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Whereabouts {
-    /// On GPUs, not on the CPU.
+    /// Ranks are on GPUs rather than on the CPU.
     pub on_gpus: bool,
-    /// Not all on one machine.
+    /// Ranks are on more than one machine.
     pub on_several_machines: bool,
-    /// `mpirun` or `srun` started them.
+    /// Ranks were started by `mpirun` or `srun`.
     pub under_mpi: bool,
 }
 
-/// Over what ranks talk, decided.
+/// The transport that is used, after `auto` is resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
     /// Shared memory.
@@ -96,7 +97,7 @@ pub enum Transport {
 }
 
 impl Transport {
-    /// As in a configuration.
+    /// Returns the name of the transport in a configuration.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Shm => "shm",
@@ -107,10 +108,10 @@ impl Transport {
 }
 
 impl CommBackend {
-    /// Over what ranks talk that are there.
+    /// Resolves the transport for ranks of this placement.
     ///
     /// # Errors
-    /// When this backend does not serve them.
+    /// When this backend does not support the placement.
     pub fn transport(self, ranks: Whereabouts) -> Result<Transport, Invalid> {
         let Whereabouts { on_gpus, on_several_machines, under_mpi } = ranks;
         let wrong = |problem: &str| Err(Invalid::new("comm.backend", problem));

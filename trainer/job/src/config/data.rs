@@ -1,4 +1,4 @@
-//! The images.
+//! The section `data`: images and augmentation.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,28 +8,28 @@ use serde::{Deserialize, Serialize};
 use super::validate::{Invalid, within};
 use super::{Augment, Normalization};
 
-/// The images.
+/// Images and augmentation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Data {
-    /// Which ones.
+    /// The data set.
     pub dataset: Dataset,
     /// The folder that holds the files, or into which they are downloaded.
     pub root: PathBuf,
-    /// Whether to download what is not there.
+    /// Whether to download missing files.
     pub download: bool,
-    /// What to take when the data set cannot be had.
+    /// What to use if the data set is not available.
     pub fallback: Fallback,
-    /// Only the first so many training images (of `image_folder`, evenly spread ones); `null`: all
+    /// Number of training images to use: the first ones, or of `image_folder` evenly spread ones; `null`: all
     /// (10,000 synthetic ones).
     pub train_images: Option<usize>,
-    /// Likewise test images; `null`: all (2,000 synthetic ones).
+    /// Number of test images to use, chosen likewise; `null`: all (2,000 synthetic ones).
     pub test_images: Option<usize>,
-    /// Of `image_folder`, the side to which images are brought; `null`: 32.
+    /// For `image_folder`, the side in pixels to which images are resized; `null`: 32.
     pub image_size: Option<usize>,
-    /// What is subtracted from pixels, and what they are divided by; `null`: the data set's own.
+    /// Mean and standard deviation by which pixels are normalized; `null`: the data set's own.
     pub normalization: Option<Normalization>,
-    /// What is done to training images; each at most once.
+    /// Augmentations of training images; each kind at most once.
     pub augment: Vec<Augment>,
 }
 
@@ -77,31 +77,32 @@ impl Data {
         }
     }
 
-    /// Takes synthetic images, which need no more be said of, instead of those that cannot be had.
+    /// Switches to synthetic images because the data set is not available, and resets the keys that do not
+    /// apply to these.
     pub fn fall_back(&mut self) {
         self.dataset = Dataset::Synthetic;
         self.image_size = None;
         self.normalization = None;
     }
 
-    /// Height and width of the images.
+    /// Returns the height, which is also the width, of the images in pixels.
     fn image_side(&self) -> usize {
         let side = self.dataset.facts().map(|facts| facts.shape[1]);
         side.or(self.image_size).unwrap_or(32)
     }
 }
 
-/// A data set's name.
+/// A data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Dataset {
-    /// Photographs.
+    /// CIFAR-10: photographs, 10 classes.
     Cifar10,
-    /// Photographs, with their fine labels.
+    /// CIFAR-100: photographs, with their 100 fine labels.
     Cifar100,
-    /// Pictures of clothes, grey.
+    /// Fashion-MNIST: grey images of clothes.
     FashionMnist,
-    /// Photographs of house numbers' digits.
+    /// SVHN: photographs of house numbers' digits.
     Svhn,
     /// PNG and JPEG files: `root/train/CLASS/*` and `root/test/CLASS/*`.
     ImageFolder,
@@ -110,25 +111,26 @@ pub enum Dataset {
 }
 
 impl fmt::Display for Dataset {
-    /// As in a configuration: `image_folder`.
+    /// Writes the name of the data set in a configuration, as in `image_folder`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.serialize(f)
     }
 }
 
-/// What is known of a published data set without its files.
+/// Facts about a published data set that are known without its files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Facts {
-    /// Training and test images.
+    /// Number of training and of test images.
     pub images: [usize; 2],
-    /// Of an image: C, H, W.
+    /// Shape of an image: C, H, W.
     pub shape: [usize; 3],
-    /// How many there are.
+    /// Number of classes.
     pub classes: usize,
 }
 
 impl Dataset {
-    /// What is known of it; `None` where the user decides.
+    /// Returns the facts about this data set; `None` if its size depends on the user's files or
+    /// configuration.
     pub const fn facts(self) -> Option<Facts> {
         let color = Facts { images: [50_000, 10_000], shape: [3, 32, 32], classes: 10 };
         match self {
@@ -143,11 +145,11 @@ impl Dataset {
     }
 }
 
-/// What to take when the data set cannot be had.
+/// What to use if the data set is not available.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fallback {
-    /// Nothing: exit 3.
+    /// Nothing: the run ends with exit code 3.
     None,
     /// Synthetic images, with a warning.
     Synthetic,

@@ -1,4 +1,4 @@
-//! Whether a run may go on with a changed configuration.
+//! Whether a run may be resumed with a changed configuration.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,10 +8,11 @@ use serde_yaml::Value;
 use super::keys::{as_mapping, leaves};
 use super::{CommBackend, Config, Data, to_yaml};
 
-/// Keys that say where images are: machines of one job may each have their own.
+/// Keys that say where images are: they may differ between the machines of one job.
 pub const PER_MACHINE: [&str; 2] = ["data.root", "data.download"];
 
-/// `config` as YAML without what may differ between the machines of a job ([`PER_MACHINE`]).
+/// Returns `config` as YAML, with the keys that may differ between the machines of a job ([`PER_MACHINE`]) at
+/// their defaults.
 pub fn common_to_machines(config: &Config) -> String {
     let Data { root, download, .. } = Data::default();
     let data = Data { root, download, ..config.data.clone() };
@@ -21,11 +22,11 @@ pub fn common_to_machines(config: &Config) -> String {
 /// A key whose value differs between two configurations.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Difference {
-    /// Its dotted path.
+    /// Dotted path of the key.
     pub path: String,
-    /// The value before; `unset` where there was none.
+    /// Old value; `unset` if there was none.
     pub old: String,
-    /// The value now; `unset` where there is none.
+    /// New value; `unset` if there is none.
     pub new: String,
 }
 
@@ -35,11 +36,12 @@ impl fmt::Display for Difference {
     }
 }
 
-/// What differs and shapes training, so that a run of `old` cannot go on as `new`.
+/// Returns the differences that affect training, so that a run of `old` cannot be resumed as `new`, ordered
+/// by path.
 ///
-/// Where files lie, when the run is saved, what is recorded and how ranks talk may change, but not
-/// whether they do and how they round; where neither the learning rate nor look-ahead depends on it also how
-/// long it trains. Ordered by path.
+/// Paths of files and the keys of evaluation intervals, checkpoints, metrics, performance and communication
+/// may change, except for `comm.backend: none` and `comm.wire_dtype`, which change results. The length of the
+/// training may change unless the learning rate or look-ahead depends on it.
 pub fn differences_in_training(old: &Config, new: &Config) -> Vec<Difference> {
     let fixed_length = [old, new].iter().any(|config| {
         config.schedule.depends_on_length() || config.optimizer.lookahead_depends_on_length()
@@ -79,7 +81,7 @@ fn flat(config: &Config) -> BTreeMap<String, String> {
     leaves(&mapping).into_iter().map(|(path, value)| (path, in_one_line(value))).collect()
 }
 
-/// A value as it can stand in `--set KEY=VALUE`.
+/// Formats a value on one line, as it can be written in `--set KEY=VALUE`.
 pub fn in_one_line(value: &Value) -> String {
     match value {
         Value::Sequence(items) => {

@@ -1,4 +1,4 @@
-//! A YAML file read with care: what is wrong in it is named by file, line and key.
+//! Reading YAML files with precise errors, which name file, line and key.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use super::error::{ConfigError, Location};
 use super::keys::{locate_parts, nearest};
 use super::marks::marks;
 
-/// A file that was read, to say where in it something stands.
+/// A YAML file that was read, for locating errors in it.
 #[derive(Debug)]
 pub struct Document {
     path: PathBuf,
@@ -20,10 +20,12 @@ pub struct Document {
 }
 
 impl Document {
-    /// Reads the file at `path` as a `T`, whose types deny unknown fields.
+    /// Reads the file at `path` as a `T`, whose types deny unknown fields. The returned document locates
+    /// later errors.
     ///
     /// # Errors
-    /// [`ConfigError`]: unreadable, no YAML, an unknown, repeated or missing key, a wrong type.
+    /// [`ConfigError`]: an unreadable file, invalid YAML, an unknown, repeated or missing key, or a wrong
+    /// type.
     pub fn read<T: DeserializeOwned>(path: &Path) -> Result<(T, Self), ConfigError> {
         let text = fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
@@ -44,8 +46,7 @@ impl Document {
         Ok((read, document))
     }
 
-    /// That there is something wrong with the key whose way from the top is `parts`: keys, and the
-    /// indices of lists.
+    /// Returns an error about the key whose path from the root is `parts`: keys, and indices of lists.
     pub fn wrong(&self, parts: &[impl AsRef<str>], problem: String) -> ConfigError {
         let names = || parts.iter().map(AsRef::as_ref);
         let mut key = String::new();
@@ -91,7 +92,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Mapping, ConfigError> {
     }
 }
 
-/// Says in a user's words what serde says in Rust's.
+/// Rewrites a message of serde's in a user's terms.
 pub(super) fn in_plain_words(message: &str) -> String {
     let unknown = |what: &str| after(message, &format!("unknown {what} `"), "`, expected ");
     if let Some((given, expected)) = unknown("variant").or_else(|| unknown("field")) {

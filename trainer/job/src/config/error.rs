@@ -1,21 +1,21 @@
-//! What can be wrong with a configuration, and where.
+//! Errors in a configuration, and their locations.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::ExitCode;
 
-/// Where a value was given.
+/// The place where a value was given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Location {
-    /// In the file.
+    /// In a file.
     File {
         /// The configuration file.
         path: PathBuf,
         /// Line and column, from 1; `None` for a key that the file does not give.
         at: Option<(usize, usize)>,
     },
-    /// On the command line.
+    /// In an override on the command line.
     Override {
         /// `key=value` as given.
         text: String,
@@ -23,7 +23,7 @@ pub enum Location {
 }
 
 impl Location {
-    /// One in a file.
+    /// Makes a location in a file.
     pub(super) fn in_file(path: &Path, at: Option<(usize, usize)>) -> Self {
         Self::File { path: path.to_path_buf(), at }
     }
@@ -49,23 +49,23 @@ pub enum ConfigError {
     Read {
         /// The configuration file.
         path: PathBuf,
-        /// Why not.
+        /// The I/O error.
         source: std::io::Error,
     },
     /// The file, or the value of an override, is not YAML.
     #[error("{location}: not valid YAML: {problem}")]
     Syntax {
-        /// Where.
+        /// Place of the syntax error.
         location: Location,
-        /// What the parser says.
+        /// The parser's message.
         problem: String,
     },
     /// A key or its value is wrong.
     #[error("{location}: {key}: {problem}")]
     Key {
-        /// Where it was given.
+        /// Place where the key was given.
         location: Location,
-        /// Its dotted path.
+        /// Dotted path of the key.
         key: String,
         /// What is wrong, and what would be right.
         problem: String,
@@ -73,7 +73,7 @@ pub enum ConfigError {
     /// An override is not `key=value`.
     #[error("--set {text}: {problem}")]
     Override {
-        /// As given.
+        /// The override as given.
         text: String,
         /// What is wrong, and what would be right.
         problem: String,
@@ -81,7 +81,7 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    /// Always [`ExitCode::Usage`].
+    /// Returns [`ExitCode::Usage`].
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::Usage
     }

@@ -1,17 +1,17 @@
-//! How a network is measured.
+//! The section `eval`: evaluation on the test images.
 
 use serde::{Deserialize, Serialize};
 
 use super::Invalid;
 use super::validate::at_least_one;
 
-/// How a network is measured.
+/// How a network is evaluated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Eval {
-    /// Epochs between evaluations; there is always one after the last.
+    /// Epochs between evaluations; the last epoch is always evaluated.
     pub every_epochs: usize,
-    /// What logits of a test image are averaged over.
+    /// Test-time augmentation.
     pub tta: Tta,
 }
 
@@ -28,15 +28,16 @@ impl Eval {
     }
 }
 
-/// Test-time augmentation: what logits of an image are averaged over.
+/// Test-time augmentation: the views of an image whose logits are averaged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Tta {
     /// The image alone.
     #[default]
     None,
-    /// The image and its mirror image.
+    /// The image and its horizontal flip.
     Flip,
-    /// Besides, both shifted by a pixel up and left, and down and right; those count half.
+    /// The image and its flip, each also shifted by one pixel up and left, and down and right; the shifted
+    /// views have half the weight.
     MultiCrop,
 }

@@ -1,4 +1,4 @@
-//! Which keys there are, which one was meant, and where in a file a key stands.
+//! The known keys, suggestions for misspelt ones, and the location of a key in a file.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use serde_yaml::{Mapping, Value};
 
 use super::{Config, Model, Optimizer, Schedule};
 
-/// A configuration in which every key that exists is set: the list of known keys.
+/// Returns a configuration in which every existing key is set: the list of known keys.
 pub(super) fn schema() -> Mapping {
     let optimizer = Optimizer::with_every_key();
     let model =
@@ -17,7 +17,7 @@ pub(super) fn schema() -> Mapping {
     as_mapping(&config)
 }
 
-/// `config` as YAML.
+/// Converts `config` to a YAML mapping.
 #[allow(clippy::expect_used)] // an invariant: nothing in a configuration can fail to serialise
 pub(super) fn as_mapping(config: &Config) -> Mapping {
     match serde_yaml::to_value(config).expect("a configuration is plain data") {
@@ -26,7 +26,7 @@ pub(super) fn as_mapping(config: &Config) -> Mapping {
     }
 }
 
-/// All values of `mapping` that are no section, with their dotted paths, in order.
+/// Returns all values of `mapping` that are not sections, with their dotted paths, in order.
 pub(super) fn leaves(mapping: &Mapping) -> Vec<(String, &Value)> {
     let mut found = Vec::new();
     for (key, value) in mapping {
@@ -40,9 +40,10 @@ pub(super) fn leaves(mapping: &Mapping) -> Vec<(String, &Value)> {
     found
 }
 
-/// Says of an unknown key which one was meant, or which ones there are beside it.
+/// Returns a message about an unknown key, with the key that was probably meant, or the keys of the same
+/// section.
 ///
-/// `key` is dotted and not in `schema`.
+/// `key` is a dotted path that is not in `schema`.
 pub(super) fn unknown(schema: &Mapping, key: &str) -> String {
     let all: Vec<String> = leaves(schema).into_iter().map(|(path, _)| path).collect();
     let (section, last) = key.rsplit_once('.').unwrap_or(("", key));
@@ -74,7 +75,7 @@ fn names(mapping: &Mapping) -> String {
     names.join(", ")
 }
 
-/// The candidate that is most like `given`, if any is alike enough to have been meant.
+/// Returns the candidate most similar to `given`, if any is similar enough to have been meant.
 pub fn nearest<'a>(given: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     candidates
         .map(|candidate| (strsim::jaro_winkler(given, candidate), candidate))
@@ -83,14 +84,14 @@ pub fn nearest<'a>(given: &str, candidates: impl Iterator<Item = &'a str>) -> Op
         .map(|(_, candidate)| candidate)
 }
 
-/// Line and column of the value at the dotted path `key`, or of the innermost part of it that is
-/// there. `on_key`: of the last key itself instead of its value.
+/// Returns line and column of the value at the dotted path `key`, or of the innermost part of the path that
+/// exists. With `on_key`, of the last key itself instead of its value.
 pub(super) fn locate(root: Option<&Node>, key: &str, on_key: bool) -> Option<(usize, usize)> {
     let parts = key.split(['.', '[']).map(|part| part.trim_end_matches(']'));
     locate_parts(root, parts, on_key)
 }
 
-/// Likewise, with the path in parts: keys may have dots in them.
+/// As [`locate`], with the path in parts, since keys may contain dots.
 pub(super) fn locate_parts<'a>(
     root: Option<&Node>,
     parts: impl Iterator<Item = &'a str>,
@@ -117,7 +118,7 @@ pub(super) fn locate_parts<'a>(
             }
             Node::Scalar(_) => break,
         };
-        // A block mapping starts at its first key: its name is the better place to look.
+        // A block mapping starts at its first key, so the name of the mapping is the better location.
         let value_span =
             if on_key || next.as_mapping().is_some() { None } else { next.span().start() };
         found = value_span.or(key_span).map(|mark| (mark.line(), mark.column()));

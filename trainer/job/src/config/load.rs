@@ -1,4 +1,4 @@
-//! Reading a configuration: file, then overrides, then checks.
+//! Loading a configuration: the file, then overrides, then checks.
 
 use std::fs;
 use std::path::Path;
@@ -13,15 +13,15 @@ use super::keys::{as_mapping, leaves, locate, schema, unknown};
 use super::marks::marks;
 use super::validate::{Invalid, validate};
 
-/// Reads the configuration at `path` and applies `overrides`, each `key=value` with a dotted key and
-/// a YAML value; a later one wins.
+/// Reads the configuration at `path` and applies `overrides`, each `key=value` with a dotted key and a YAML
+/// value; of two for the same key the later one wins.
 ///
-/// An empty file gives all defaults. The keys of the chosen optimizer and schedule that are not given are
-/// set to their defaults.
+/// An empty file gives all defaults. Keys of the chosen optimizer and schedule that are not given are set to
+/// their defaults.
 ///
 /// # Errors
-/// [`ConfigError`]: unreadable, no YAML, an unknown or repeated key, a wrong type, a value out of
-/// range. It names file and line, or the override, the dotted path, and what would be right.
+/// [`ConfigError`]: an unreadable file, invalid YAML, an unknown or repeated key, a wrong type, or a value
+/// out of range. It names file and line, or the override, the dotted path, and what would be right.
 pub fn load(path: &Path, overrides: &[String]) -> Result<Config, ConfigError> {
     let text = fs::read_to_string(path)
         .map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
@@ -39,17 +39,17 @@ pub fn load(path: &Path, overrides: &[String]) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
-/// Why the configuration that [`load`] has read from the same arguments does not go with the ranks, with the
-/// location of the value.
+/// Converts `invalid`, the reason why the configuration that [`load`] has read from the same arguments does
+/// not fit the ranks, to an error with the location of the value.
 pub fn refused(path: &Path, overrides: &[String], invalid: Invalid) -> ConfigError {
     let overrides = overrides.iter().filter_map(|text| parse_override(text).ok()).collect();
     let text = fs::read_to_string(path).unwrap_or_default();
-    // A file that has changed meanwhile no longer says where.
+    // If the file has changed since it was loaded, the location may be missing.
     let given = Given { path, marks: marks(path, &text).unwrap_or_default(), overrides };
     given.wrong(&invalid.path, invalid.problem)
 }
 
-/// `config` in full, as a file that [`load`]s back equal.
+/// Returns all keys of `config` as YAML that [`load`] reads back as an equal configuration.
 pub fn to_yaml(config: &Config) -> String {
     let mut config = config.clone();
     config.fill_in();
@@ -57,7 +57,7 @@ pub fn to_yaml(config: &Config) -> String {
     serde_yaml::to_string(&as_mapping(&config)).expect("a configuration is plain data")
 }
 
-/// An override, taken apart.
+/// A parsed override.
 struct Override<'a> {
     text: &'a str,
     key: &'a str,
@@ -80,7 +80,7 @@ fn parse_override(text: &str) -> Result<Override<'_>, ConfigError> {
     Ok(Override { text, key, raw, value })
 }
 
-/// What was given and where, to say where something wrong came from.
+/// The file and the overrides, for locating errors.
 struct Given<'a> {
     path: &'a Path,
     marks: Option<Node>,
@@ -144,7 +144,7 @@ impl Given<'_> {
     }
 }
 
-/// Sets one key of `root`, which has only known ones.
+/// Applies one override to `root`, which has known keys only.
 fn apply(root: &mut Mapping, schema: &Mapping, change: &Override<'_>) -> Result<(), ConfigError> {
     let wrong = |problem: String| ConfigError::Key {
         location: Location::Override { text: change.text.to_string() },
@@ -165,7 +165,7 @@ fn apply(root: &mut Mapping, schema: &Mapping, change: &Override<'_>) -> Result<
             change.key
         )));
     }
-    // A folder called 2024 is not a number.
+    // A string such as a folder called 2024 must not become a number.
     let value = match (&change.value, expected) {
         (Value::Number(_) | Value::Bool(_), Value::String(_)) => Value::String(change.raw.into()),
         (value, _) => value.clone(),

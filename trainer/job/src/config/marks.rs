@@ -1,4 +1,4 @@
-//! Where in a file what stands.
+//! Locations of keys and values in a YAML file.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use marked_yaml::{LoadError, LoaderOptions, Node};
 
 use super::error::{ConfigError, Location};
 
-/// Where the keys of the file stand; `None` where it cannot be told.
+/// Returns the keys and values of the file with their locations; `None` if they cannot be determined.
 pub(super) fn marks(path: &Path, text: &str) -> Result<Option<Node>, ConfigError> {
     let read = |text: &str| {
         let options = LoaderOptions::default().error_on_duplicate_keys(true);
@@ -16,7 +16,8 @@ pub(super) fn marks(path: &Path, text: &str) -> Result<Option<Node>, ConfigError
     let mut text = masked(text, Lists::Stay);
     let mut found = read(&text);
     if let Err(LoadError::ScanError(..)) = found {
-        // It stumbles over `[crop: {padding: 4}]` outside of braces; the place of the list will do.
+        // The parser rejects `[crop: {padding: 4}]`, pairs in a list without braces. Then lists are masked;
+        // the location of the list as a whole suffices.
         text = masked(&text, Lists::AreWords);
         found = read(&text);
     }
@@ -36,7 +37,7 @@ pub(super) fn marks(path: &Path, text: &str) -> Result<Option<Node>, ConfigError
     }
 }
 
-/// The dotted path of a key of `text`, which may be given again.
+/// Returns the dotted path of the first occurrence of a repeated key.
 fn path_of(text: &str, key: &MarkedScalarNode) -> Option<String> {
     fn search(node: &Node, key: &MarkedScalarNode) -> Option<String> {
         node.as_mapping()?.iter().find_map(|(name, value)| {
@@ -49,28 +50,28 @@ fn path_of(text: &str, key: &MarkedScalarNode) -> Option<String> {
     search(&marked_yaml::parse_yaml(0, text).ok()?, key)
 }
 
-/// What a character of YAML is part of.
+/// The syntactic element that a character of YAML belongs to.
 #[derive(Clone, Copy)]
 enum Within {
     Plain,
-    /// Until the same quote again.
+    /// A quoted string, up to the next quote of the same kind.
     Quotes(char),
-    /// Behind a backslash in double quotes.
+    /// The character after a backslash in double quotes.
     Escape,
     Comment,
-    /// An anchor, a tag or an alias, and what is to stand for its characters.
+    /// An anchor, a tag or an alias, with the character that replaces its characters.
     Reference(char),
 }
 
-/// What [`masked`] does with lists in brackets.
+/// How [`masked`] treats lists in brackets.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Lists {
     Stay,
     AreWords,
 }
 
-/// `text` with blanks for anchors and tags and a word for aliases, none of which the reader of marks takes.
-/// All else stays where it is.
+/// Returns `text` with anchors and tags replaced by blanks and aliases by a word, none of which the parser of
+/// locations accepts. Everything else keeps its position.
 fn masked(text: &str, lists: Lists) -> String {
     let (mut within, mut before, mut depth) = (Within::Plain, '\n', 0);
     let masked = text.chars().map(|character| {
@@ -86,7 +87,7 @@ fn masked(text: &str, lists: Lists) -> String {
             (Within::Plain, '*') if begins => Within::Reference('x'),
             (Within::Plain, '#') if begins => Within::Comment,
             (Within::Plain, quote @ ('"' | '\'')) if begins => Within::Quotes(quote),
-            // A quote that is doubled ends nothing.
+            // A doubled quote does not end the string.
             (Within::Plain, '\'') if before == '\'' => Within::Quotes('\''),
             (as_before, _) => as_before,
         };

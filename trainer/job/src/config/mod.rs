@@ -1,7 +1,7 @@
 //! The configuration: its keys, their defaults and their ranges.
 //!
-//! [`load`] reads a file and applies overrides; whatever is wrong is named by file, line and dotted
-//! path. Does not read the environment.
+//! [`load`] reads a file and applies overrides; errors name file, line and dotted path. The environment is
+//! not read.
 
 mod augment;
 mod bucket_cap;
@@ -50,7 +50,7 @@ pub use validate::{Invalid, validate};
 
 pub use crate::network::ModelName;
 
-/// Everything that describes a run, but for how many ranks and where they are.
+/// Everything that describes a run, except for the number and placement of ranks.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -58,23 +58,23 @@ pub struct Config {
     pub model: Model,
     /// The images.
     pub data: Data,
-    /// How long and in what batches.
+    /// Length of the training, and batch sizes.
     pub train: Train,
-    /// How a network is measured.
+    /// How a network is evaluated.
     pub eval: Eval,
-    /// How gradients become updates.
+    /// Optimizer and its hyperparameters.
     pub optimizer: Optimizer,
-    /// How the learning rate changes.
+    /// Learning rate over the run.
     pub schedule: Schedule,
-    /// What the forward and backward pass compute in; parameters are always fp32.
+    /// Dtype of the forward and backward pass; parameters are always fp32.
     pub precision: Precision,
-    /// When the run is saved.
+    /// When checkpoints are saved.
     pub checkpoint: Checkpoint,
-    /// What is recorded.
+    /// What metrics are recorded.
     pub metrics: Metrics,
-    /// How ranks talk.
+    /// How ranks communicate.
     pub comm: Comm,
-    /// What makes a step faster without changing what it computes.
+    /// Options that make a step faster without changing what it computes.
     pub performance: Performance,
 }
 

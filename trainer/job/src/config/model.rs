@@ -1,4 +1,4 @@
-//! The network.
+//! The section `model`: the network.
 
 use std::path::PathBuf;
 
@@ -11,20 +11,18 @@ use super::validate::{Invalid, below_one};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Model {
-    /// Which one.
+    /// Name of the network.
     pub name: ModelName,
-    /// What comes before the first stage.
+    /// The layers before the first stage.
     pub stem: Stem,
-    /// Whether the scale of a block's last batch norm starts at 0, so that blocks start as the
-    /// identity.
+    /// Whether the scale of each block's last batch norm starts at 0, so that blocks start as the identity.
     pub zero_init_residual: bool,
-    /// The probability that a training step skips the last block; from the first block on it rises
-    /// linearly to that.
+    /// Probability that a training step skips the last block; earlier blocks have a probability that rises
+    /// linearly from the first block to this.
     pub stochastic_depth: f64,
-    /// The probability that training zeroes a number, where the network's paper has dropout; `null`:
-    /// as published.
+    /// Dropout probability, for networks whose paper has dropout; `null`: as published.
     pub dropout: Option<f64>,
-    /// A state dict of torchvision's, as safetensors, to start from; `null`: random weights.
+    /// Path of a torchvision state dict, as safetensors, with the initial weights; `null`: random weights.
     pub from_torchvision: Option<PathBuf>,
 }
 
@@ -72,7 +70,7 @@ impl Model {
     }
 }
 
-/// What comes before the first stage.
+/// The layers before the first stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stem {
@@ -85,10 +83,10 @@ pub enum Stem {
 }
 
 impl Stem {
-    /// All of them.
+    /// All stems.
     pub const ALL: [Self; 3] = [Self::Notes, Self::Cifar, Self::Imagenet];
 
-    /// As in a configuration.
+    /// Returns the name of the stem in a configuration.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Notes => "notes",

@@ -1,17 +1,17 @@
-//! How pixels become numbers around zero.
+//! Normalization of pixels.
 
 use serde::{Deserialize, Serialize};
 
 use super::validate::Invalid;
 
-/// Mean and standard deviation of pixels by channel, of 0 to 1: what is subtracted, and what is
-/// divided by.
+/// Mean and standard deviation of pixels by channel, with pixels as fractions of 255: the mean is subtracted,
+/// then the result is divided by the standard deviation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Normalization {
-    /// `[C]`.
+    /// Mean, `[C]`.
     pub mean: Vec<f32>,
-    /// `[C]`, each above 0.
+    /// Standard deviation, `[C]`, each above 0.
     pub std: Vec<f32>,
 }
 
@@ -20,7 +20,7 @@ impl Normalization {
         Self { mean: mean.to_vec(), std: std.to_vec() }
     }
 
-    /// Checks lengths and ranges. `path`: the key's.
+    /// Checks lengths and ranges. `path` is the dotted path of the key.
     pub(super) fn validate(&self, path: &str, channels: usize) -> Result<(), Invalid> {
         let values = [("mean", &self.mean), ("std", &self.std)];
         for (key, values) in values {

@@ -1,45 +1,45 @@
-//! What arithmetic is done in, and what makes it fast.
+//! The key `precision` and the section `performance`.
 
 use serde::{Deserialize, Serialize};
 
 use super::Invalid;
 
-/// What the forward and backward pass compute in.
+/// Dtype of the forward and backward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
-    /// bf16 where the hardware of all ranks computes in it, else fp32.
+    /// bf16 if the hardware of all ranks computes in it, else fp32.
     #[default]
     Auto,
-    /// 32 bits.
+    /// fp32.
     Fp32,
-    /// bfloat16 where it is safe, by autocast.
+    /// bfloat16 where it is numerically safe, by autocast.
     Bf16,
-    /// Half precision where it is safe, by autocast, with a loss that is scaled so that small gradients
-    /// survive.
+    /// Half precision where it is numerically safe, by autocast, with loss scaling so that small gradients do
+    /// not underflow.
     Fp16,
 }
 
-/// What makes a step faster without changing what it computes.
+/// Options that make a step faster without changing what it computes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Performance {
-    /// Whether taps of a kernel that never see a pixel at this image size are left out: neither
-    /// convolved, communicated nor stepped. Files show them all the same.
+    /// Whether taps of a kernel that never see a pixel at this image size are left out: they are neither
+    /// convolved, communicated nor stepped. Files contain them all the same.
     pub live_taps: bool,
     /// How convolutions are computed on the CPU.
     pub convolution: Convolution,
     /// Whether convolutions and matrix products that stay in fp32 round their operands to TF32 on a
     /// GPU.
     pub tf32: bool,
-    /// Whether batch norm and the addition and ReLU that follow are one or two kernels on a GPU, in training.
+    /// Whether batch norm with the addition and ReLU that follow is one or two kernels, in training on a GPU.
     pub fused_batch_norm: bool,
     /// Whether steps on a GPU are captured into a CUDA graph and replayed.
     pub cuda_graph: CudaGraph,
 }
 
 impl Performance {
-    /// Whether it can be had where ranks are.
+    /// Checks that the options are available on the device of the ranks.
     ///
     /// # Errors
     /// When a CUDA graph is asked for on the CPU.
@@ -54,15 +54,15 @@ impl Performance {
     }
 }
 
-/// Whether a step is one CUDA graph.
+/// Whether a step is captured into a CUDA graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CudaGraph {
-    /// On a GPU, where the step can be captured.
+    /// On a GPU, if the step can be captured.
     Auto,
-    /// Yes: what stands in the way is an error.
+    /// Always: a step that cannot be captured is an error.
     On,
-    /// No.
+    /// Never.
     Off,
 }
 
@@ -70,14 +70,15 @@ pub enum CudaGraph {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Convolution {
-    /// Each pass of each as was faster when measured before the first step. Results of two runs can
-    /// differ by rounding.
+    /// Each pass of each convolution by the method that was fastest when measured before the first step.
+    /// Results of two runs can differ by rounding.
     Auto,
     /// All by libtorch's convolution.
     Library,
     /// All as matrix products over unfolded input.
     Matmul,
-    /// By Winograd's minimal filtering what can be (docs/convolutions.md). The rest by libtorch's.
+    /// By Winograd's minimal filtering where it applies (docs/convolutions.md), else by libtorch's
+    /// convolution.
     Winograd,
 }
 

@@ -1,16 +1,16 @@
-//! What is kept of a run.
+//! The sections `checkpoint` and `metrics`.
 
 use serde::{Deserialize, Serialize};
 
-/// When the run is saved.
+/// When checkpoints are saved, and how many are kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Checkpoint {
     /// Epochs between checkpoints; the last epoch is always saved.
     pub every_epochs: usize,
-    /// How many of the newest to keep; the best is kept besides.
+    /// Number of newest checkpoints to keep; the best one is kept in addition.
     pub keep: usize,
-    /// How long a run that is done waits for a disk that does not take its last checkpoint.
+    /// Minutes that a finished run goes on trying to save its last checkpoint if the disk is full.
     pub retry_minutes: u64,
 }
 
@@ -20,13 +20,13 @@ impl Default for Checkpoint {
     }
 }
 
-/// What is recorded.
+/// What metrics are recorded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Metrics {
     /// Steps between `step` records.
     pub log_every: u64,
-    /// Whether records are written for TensorBoard too, in `tensorboard/`.
+    /// Whether records are also written for TensorBoard, to `tensorboard/`.
     pub tensorboard: bool,
 }
 

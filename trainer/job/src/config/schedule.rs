@@ -1,57 +1,57 @@
-//! How the learning rate changes.
+//! The section `schedule`: the learning rate over the run.
 
 use serde::{Deserialize, Serialize};
 
 use super::Train;
-use super::validate::{Invalid, at_least_one, foreign};
+use super::validate::{Invalid, at_least_one, foreign, in_range};
 
-/// How the learning rate changes. Keys that a schedule does not have must not be given.
+/// The learning rate over the run. Keys that the chosen schedule does not have must not be given.
 ///
-/// [`load`](super::load) leaves every key of the chosen schedule set, and every other one `None`.
+/// [`load`](super::load) sets every key of the chosen schedule and leaves all others `None`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Schedule {
-    /// Its shape.
+    /// Name of the schedule.
     pub name: ScheduleName,
-    /// Steps over which the rate first rises linearly from near 0. What follows a shape over the run
-    /// does so over the rest of it.
+    /// Steps of warm-up, over which the rate rises linearly from near 0. A schedule that spans the run spans
+    /// the steps after warm-up.
     pub warmup_steps: u64,
-    /// The same in epochs, or parts of one.
+    /// Length of the warm-up in epochs, or fractions of one, instead of `warmup_steps`.
     pub warmup_epochs: f64,
-    /// Step's: how far the decays are apart, in `unit`.
+    /// Step: distance between decays, in `unit`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step_size: Option<u64>,
-    /// Multistep's: when the rate decays, in `unit`, ascending.
+    /// Multistep: when the rate decays, in `unit`, ascending.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub milestones: Option<Vec<u64>>,
-    /// Step's and multistep's, default epochs.
+    /// Step and multistep: unit of `step_size` and `milestones`, default epochs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unit: Option<Unit>,
-    /// Step's and multistep's: what the rate is multiplied by, default 0.1.
+    /// Step and multistep: factor of the rate at each decay, default 0.1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gamma: Option<f64>,
-    /// Cosine's and polynomial's: the rate at the end of the run, default 0.
+    /// Cosine and polynomial: the rate at the end of the run, default 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_lr: Option<f64>,
-    /// Polynomial's: the exponent, default 1.
+    /// Polynomial: the exponent, default 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub power: Option<f64>,
-    /// One-cycle's: the fraction of the run at which the rate is highest, default 0.3.
+    /// One-cycle: fraction of the run at which the rate peaks, default 0.3.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pct_start: Option<f64>,
-    /// One-cycle's: what it starts from, as a part of the highest rate, default 0.04.
+    /// One-cycle: initial rate as a fraction of the peak, default 0.04.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_factor: Option<f64>,
-    /// One-cycle's: what it ends at, as a part of the highest rate, default 0.
+    /// One-cycle: final rate as a fraction of the peak, default 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub end_factor: Option<f64>,
-    /// When the rate follows the shape of cosine, polynomial or one-cycle, default every step.
+    /// Cosine, polynomial and one-cycle: how often the rate is updated, default every step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub update: Option<Update>,
 }
 
 impl Schedule {
-    /// Whether the rate of a step depends on how long the run is.
+    /// Returns whether the rate at a step depends on the length of the run.
     pub fn depends_on_length(&self) -> bool {
         use ScheduleName::{Cosine, OneCycle, Polynomial};
         matches!(self.name, Cosine | Polynomial | OneCycle)
@@ -77,16 +77,12 @@ impl Schedule {
             let problem = "expected a list of ascending numbers, as in [60, 120, 160]";
             return Err(Invalid::new("schedule.milestones", problem));
         }
-        let range = |key: &str, value: Option<f64>, good: fn(f64) -> bool, expected: &str| {
-            let problem = |value| format!("{value} is out of range; expected {expected}");
-            match value.filter(|value| !good(*value)) {
-                Some(value) => Err(Invalid::new(&format!("schedule.{key}"), problem(value))),
-                None => Ok(()),
-            }
+        let range = |key: &str, value, good, expected| {
+            in_range(&format!("schedule.{key}"), value, good, expected)
         };
         let (above_0, part) = ("a number above 0, at most 1", "a number from 0 to 1");
         range("gamma", self.gamma, |value| value > 0.0 && value <= 1.0, above_0)?;
-        range("power", self.power, |value| value > 0.0 && value.is_finite(), "a number above 0")?;
+        range("power", self.power, |value| value > 0.0, "a number above 0")?;
         range("pct_start", self.pct_start, |value| (0.0..=1.0).contains(&value), part)?;
         range("start_factor", self.start_factor, |value| (0.0..=1.0).contains(&value), part)?;
         range("end_factor", self.end_factor, |value| (0.0..=1.0).contains(&value), part)?;
@@ -136,42 +132,42 @@ impl Schedule {
         foreign("schedule", self.name, ScheduleName::as_str, &keys)
     }
 
-    /// What `step_size` and `milestones` count: as given, else epochs.
+    /// Returns the unit of `step_size` and `milestones`: as given, or else its default.
     pub fn unit(&self) -> Unit {
         self.unit.unwrap_or(Unit::Epochs)
     }
 
-    /// What the rate is multiplied by: as given, else the default; so are all that follow.
+    /// Returns the factor of the rate at each decay: as given, or else its default.
     pub fn gamma(&self) -> f64 {
         self.gamma.unwrap_or(0.1)
     }
 
-    /// The rate at the end of the run.
+    /// Returns the rate at the end of the run: as given, or else its default.
     pub fn min_lr(&self) -> f64 {
         self.min_lr.unwrap_or(0.0)
     }
 
-    /// The exponent.
+    /// Returns the exponent: as given, or else its default.
     pub fn power(&self) -> f64 {
         self.power.unwrap_or(1.0)
     }
 
-    /// The fraction of the run at which the rate is highest.
+    /// Returns the fraction of the run at which the rate peaks: as given, or else its default.
     pub fn pct_start(&self) -> f64 {
         self.pct_start.unwrap_or(0.3)
     }
 
-    /// What one cycle starts from, as a part of the highest rate.
+    /// Returns the initial rate as a fraction of the peak: as given, or else its default.
     pub fn start_factor(&self) -> f64 {
         self.start_factor.unwrap_or(0.04)
     }
 
-    /// What it ends at, as a part of the highest rate.
+    /// Returns the final rate as a fraction of the peak: as given, or else its default.
     pub fn end_factor(&self) -> f64 {
         self.end_factor.unwrap_or(0.0)
     }
 
-    /// When the rate follows its shape.
+    /// Returns how often the rate is updated: as given, or else its default.
     pub fn update(&self) -> Update {
         self.update.unwrap_or(Update::Step)
     }
@@ -202,7 +198,7 @@ impl Schedule {
         }
     }
 
-    /// With every key set.
+    /// Returns a schedule with every key set, for the list of known keys.
     pub(super) fn with_every_key() -> Self {
         Self {
             step_size: Some(0),
@@ -220,7 +216,7 @@ impl Schedule {
     }
 }
 
-/// A schedule's name.
+/// Name of a schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ScheduleName {
@@ -233,14 +229,15 @@ pub enum ScheduleName {
     Multistep,
     /// Half a cosine from `optimizer.lr` to `min_lr` at the end of the run.
     Cosine,
-    /// A triangle: up to `optimizer.lr` at `pct_start` of the run, and down again.
+    /// Linear from `start_factor` of `optimizer.lr` up to all of it at `pct_start` of the run, and linear
+    /// down to `end_factor`.
     OneCycle,
-    /// From `optimizer.lr` to `min_lr` at the end of the run, with `power`.
+    /// Polynomial decay of exponent `power` from `optimizer.lr` to `min_lr` at the end of the run.
     Polynomial,
 }
 
 impl ScheduleName {
-    /// As configurations write it.
+    /// Returns the name in a configuration.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Constant => "constant",
@@ -253,7 +250,7 @@ impl ScheduleName {
     }
 }
 
-/// What `step_size` and `milestones` count.
+/// Unit of `step_size` and `milestones`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
@@ -263,12 +260,12 @@ pub enum Unit {
     Steps,
 }
 
-/// How often a rate follows its shape.
+/// How often the learning rate is updated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Update {
-    /// Every optimizer step.
+    /// At every optimizer step.
     Step,
-    /// At the start of an epoch.
+    /// At the start of each epoch.
     Epoch,
 }

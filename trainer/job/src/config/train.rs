@@ -1,34 +1,35 @@
-//! How long and in what batches.
+//! The section `train`: length of the training and batch sizes.
 
 use serde::{Deserialize, Serialize};
 
 use super::validate::{Invalid, at_least_one, below_one, within};
 
-/// How long and in what batches.
+/// Length of the training and batch sizes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Train {
     /// Passes over the training set.
     pub epochs: usize,
-    /// Images that a rank puts through the network at once.
+    /// Images per microbatch of a rank, that is, per forward and backward pass.
     pub batch_size_per_rank: usize,
-    /// Such microbatches a step, whose gradients are added up before ranks reduce them.
+    /// Microbatches per step, whose gradients are accumulated before ranks reduce them.
     pub grad_accum_steps: usize,
-    /// Images of a step over all ranks, however many: each takes its share, in as few microbatches of at most
-    /// `batch_size_per_rank` as it can; `null`: microbatches of all ranks together.
+    /// Images per step over all ranks, however many: each rank takes its share, in as few microbatches of at
+    /// most `batch_size_per_rank` as possible. `null`: `batch_size_per_rank` times `grad_accum_steps` times
+    /// the ranks.
     pub global_batch_size: Option<usize>,
     /// Whether batch norm takes its statistics over the images of all ranks.
     pub sync_batch_norm: bool,
-    /// The part of each training target that is spread evenly over all classes: 0 to below 1.
+    /// Fraction of each training target that is spread evenly over all classes: at least 0, below 1.
     pub label_smoothing: f64,
-    /// How much of the weights' moving average stays at an update of it: 0 to below 1; `null`: there is
-    /// no average.
+    /// Decay of the moving average of the weights, that is, the fraction of it that an update keeps: at least
+    /// 0, below 1. `null`: no average.
     pub ema_decay: Option<f64>,
-    /// Steps between updates of the average.
+    /// Steps between updates of the moving average.
     pub ema_every: u64,
-    /// Of initial weights, order of samples, augmentation and synthetic images.
+    /// Seed of initial weights, order of samples, augmentation and synthetic images.
     pub seed: u64,
-    /// Stop after so many steps, evaluate and save; `null`: after the last epoch.
+    /// Number of steps after which to stop, evaluate and save; `null`: after the last epoch.
     pub max_steps: Option<u64>,
 }
 
@@ -73,7 +74,7 @@ impl Train {
         at_least_one("train.max_steps", self.max_steps.unwrap_or(1))
     }
 
-    /// Images that `world_size` ranks together take a step.
+    /// Returns the images per step of `world_size` ranks together.
     pub const fn global_batch_size(&self, world_size: usize) -> usize {
         match self.global_batch_size {
             Some(images) => images,
@@ -81,21 +82,21 @@ impl Train {
         }
     }
 
-    /// Microbatches of a whole step: as many on each of `world_size` ranks.
+    /// Returns the microbatches per full step, which are as many on each of `world_size` ranks.
     pub const fn microbatches(&self, world_size: usize) -> usize {
         self.global_batch_size(world_size).div_ceil(self.batch_size_per_rank * world_size)
     }
 
-    /// Images of the largest microbatch of a whole step.
+    /// Returns the number of images of the largest microbatch of a full step.
     pub const fn microbatch_size(&self, world_size: usize) -> usize {
         let of_rank = self.global_batch_size(world_size).div_ceil(world_size);
         of_rank.div_ceil(self.microbatches(world_size))
     }
 
-    /// Makes sure that each of `world_size` ranks has an image in a whole step.
+    /// Checks that each of `world_size` ranks has at least one image in a full step.
     ///
     /// # Errors
-    /// When there are more ranks than images.
+    /// When there are more ranks than images per step.
     pub fn check_shared_by(&self, world_size: usize) -> Result<(), Invalid> {
         let images = self.global_batch_size(world_size);
         if images >= world_size {

@@ -1,15 +1,15 @@
-//! Ranges: what a well-typed configuration may still not say.
+//! Checks of value ranges, and of combinations of keys.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use super::{BucketCap, CommBackend, Config};
 
-/// A value that is out of range, or does not go with another or with the ranks.
+/// A value that is out of range, or does not fit another key or the ranks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{path}: {problem}")]
 pub struct Invalid {
-    /// The key's dotted path.
+    /// Dotted path of the key.
     pub path: String,
     /// What is wrong, and what would be right.
     pub problem: String,
@@ -21,10 +21,10 @@ impl Invalid {
     }
 }
 
-/// Checks all ranges, and that keys go together.
+/// Checks all ranges and combinations of keys.
 ///
 /// # Errors
-/// The first value that is wrong.
+/// The first invalid value.
 pub fn validate(config: &Config) -> Result<(), Invalid> {
     let Config { train, checkpoint, metrics, comm, .. } = config;
     config.model.validate()?;
@@ -76,8 +76,23 @@ pub(super) fn within<T: PartialOrd + Display>(
     Err(Invalid::new(path, format!("{value} is out of range; expected {low} to {high}")))
 }
 
-/// Refuses keys of `section` that are given and are not those of `chosen`. `keys`: each with whether it
-/// is given, and which choices of `section.name` have it.
+/// Checks a number that is not given, or is finite and `good`, which `expected` describes.
+pub(super) fn in_range(
+    path: &str,
+    value: Option<f64>,
+    good: fn(f64) -> bool,
+    expected: &str,
+) -> Result<(), Invalid> {
+    match value.filter(|value| !(good(*value) && value.is_finite())) {
+        Some(value) => {
+            Err(Invalid::new(path, format!("{value} is out of range; expected {expected}")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Refuses keys of `section` that are given but do not belong to `chosen`. `keys`: for each its name, whether
+/// it is given, and which choices of `section.name` have it.
 pub(super) fn foreign<T: Copy + PartialEq>(
     section: &str,
     chosen: T,

@@ -1,4 +1,4 @@
-//! CIFAR's binary files: a record is a label byte, for CIFAR-100 after one of the coarse class, and
+//! CIFAR's binary files. A record is a label byte (for CIFAR-100 preceded by one for the coarse class) and
 //! 3,072 pixel bytes, `[3, 32, 32]`.
 //!
 //! Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009; the formats are
@@ -15,7 +15,7 @@ use super::{DataSet, Dataset, Images, Limits, Normalization, Problem};
 const SHAPE: [usize; 3] = [3, 32, 32];
 const PLANE_BYTES: usize = 32 * 32;
 const IMAGE_BYTES: usize = 3 * PLANE_BYTES;
-/// Records read at a time: few enough for the cache, enough for the disk.
+/// Records per read: few enough for the cache, enough for the disk to be efficient.
 const RECORDS_PER_READ: usize = 256;
 
 const fn records(name: &'static str, bytes: usize) -> PublishedFile {
@@ -43,10 +43,10 @@ pub(super) const CIFAR100_FILES: [PublishedFile; 3] = [
     PublishedFile { name: "fine_label_names.txt", size: Size::InHeader },
 ];
 
-/// How the records of a file are laid out.
+/// Layout of the records of a file.
 #[derive(Debug, Clone, Copy)]
 struct Layout {
-    /// Bytes before the pixels; the last of them is the label.
+    /// Number of bytes before the pixels; the last of them is the label.
     label_bytes: usize,
     classes: usize,
     records_per_file: usize,
@@ -85,7 +85,7 @@ pub(super) fn load_cifar100(folder: &Path, limits: Limits) -> Result<DataSet, Pr
     })
 }
 
-/// One name a line.
+/// Reads class names, one per line.
 fn read_names(file: &Path) -> Result<Vec<String>, Problem> {
     let text = fs::read_to_string(file).map_err(Problem::read(file))?;
     let names: Vec<_> =
@@ -98,7 +98,7 @@ fn read_names(file: &Path) -> Result<Vec<String>, Problem> {
     }
 }
 
-/// The first `limit` images of `files`, one thread a file.
+/// Reads the first `limit` images of `files`, with one thread per file.
 fn read_files(
     folder: &Path,
     layout: Layout,
@@ -126,7 +126,7 @@ fn read_files(
     Ok(Images { pixels: pixels.into(), labels, shape: SHAPE })
 }
 
-/// Fills `labels` and `pixels` from the first records of `file`.
+/// Fills `labels` and `pixels` with the first records of `file`.
 fn read_file(
     folder: &Path,
     layout: Layout,
@@ -162,7 +162,7 @@ fn read_file(
     Ok(())
 }
 
-/// `[3, H, W]` to `[H, W, 3]`.
+/// Converts `[3, H, W]` to `[H, W, 3]`.
 fn interleave(planes: &[u8], image: &mut [u8]) {
     let (red, rest) = planes.split_at(PLANE_BYTES);
     let (green, blue) = rest.split_at(PLANE_BYTES);
@@ -178,8 +178,8 @@ pub(super) mod tests {
 
     const RECORD_BYTES: usize = 1 + IMAGE_BYTES;
 
-    /// Bytes of a CIFAR-10 file in which pixel and label follow from file and record; green is one
-    /// more than red, and blue one more than that.
+    /// Returns the bytes of a CIFAR-10 file in which pixels and label are determined by file and record;
+    /// green is one more than red, and blue one more than green.
     pub(in crate::dataset) fn file_bytes(file: usize) -> Vec<u8> {
         let mut bytes = vec![0; 10_000 * RECORD_BYTES];
         for (index, record) in bytes.chunks_exact_mut(RECORD_BYTES).enumerate() {
@@ -191,7 +191,7 @@ pub(super) mod tests {
         bytes
     }
 
-    /// A folder with all six files of CIFAR-10.
+    /// Makes a folder with all six files of CIFAR-10.
     pub(in crate::dataset) fn write_all(folder: &Path) {
         fs::create_dir_all(folder).unwrap();
         for (index, file) in CIFAR10_FILES.iter().enumerate() {
@@ -199,8 +199,8 @@ pub(super) mod tests {
         }
     }
 
-    /// A folder with the three files of CIFAR-100: of record n the coarse label is n % 20, the fine
-    /// one n % 100, and the pixels are n % 251.
+    /// Makes a folder with the three files of CIFAR-100: record n has coarse label n % 20, fine label n %
+    /// 100, and pixels n % 251.
     fn write_cifar100(folder: &Path) {
         for (file, count) in [("train.bin", 50_000), ("test.bin", 10_000)] {
             let mut bytes = vec![0; count * (2 + IMAGE_BYTES)];

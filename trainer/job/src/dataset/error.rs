@@ -1,4 +1,4 @@
-//! Why there are no images.
+//! Errors of data sets.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,24 +8,24 @@ use super::{CIFAR10_DIR, image_folder};
 use crate::ExitCode;
 use crate::config::Dataset;
 
-/// Why a data set cannot be had, and what a user can do about it.
+/// Why a data set is not available, and what a user can do about it.
 #[derive(Debug, thiserror::Error)]
 #[error("{problem}; {ways}")]
 pub struct DataError {
     /// What is wrong.
     pub problem: Problem,
-    /// Ways to get the data set.
+    /// Ways to obtain the data set.
     ways: String,
 }
 
 impl DataError {
-    /// With the ways that `problem` leaves.
+    /// Makes an error with the ways to obtain the data set that remain after `problem`.
     pub(super) fn new(problem: Problem, dataset: Dataset) -> Self {
         let Some(published) = published(dataset) else {
             return Self { problem, ways: image_folder::WAYS.to_owned() };
         };
         let download = match problem {
-            // That has just been tried.
+            // A download has just been tried.
             Problem::Download { .. } | Problem::Md5 { .. } => "",
             _ => "data.download: true fetches it; or ",
         };
@@ -33,7 +33,7 @@ impl DataError {
         Self { problem, ways }
     }
 
-    /// Always [`ExitCode::Data`].
+    /// Returns [`ExitCode::Data`].
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::Data
     }
@@ -42,32 +42,32 @@ impl DataError {
 /// What is wrong with a data set or an image.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
-    /// It is not there and must not be downloaded.
+    /// The data set is not there and must not be downloaded.
     #[error("no {title} under {}, and data.download is false", root.display())]
     Missing {
-        /// The data set, as its authors write it.
+        /// Name of the data set, as its authors write it.
         title: &'static str,
         /// `data.root`.
         root: PathBuf,
     },
-    /// A folder of images is not there, and cannot be downloaded.
+    /// A folder of images does not exist, and cannot be downloaded.
     #[error("{}: no such folder", folder.display())]
     NoFolder {
-        /// Which one.
+        /// Path of the folder.
         folder: PathBuf,
     },
-    /// `CIFAR10_DIR` names no folder with the files.
+    /// `CIFAR10_DIR` does not name a folder with the files.
     #[error("{CIFAR10_DIR} is {}, {problem}; set it to the folder with the six .bin files or its parent, or unset it", folder.display())]
     EnvDir {
-        /// Its value.
+        /// The variable's value.
         folder: PathBuf,
-        /// What is wrong there.
+        /// What is wrong with that folder.
         problem: String,
     },
     /// A file or folder is missing or not what it should be.
     #[error("{}: {problem}", file.display())]
     BadFile {
-        /// The file.
+        /// Path of the file or folder.
         file: PathBuf,
         /// What is wrong with it.
         problem: String,
@@ -75,35 +75,35 @@ pub enum Problem {
     /// A file or folder cannot be read.
     #[error("{}: cannot be read: {source}", file.display())]
     Read {
-        /// The file.
+        /// Path of the file or folder.
         file: PathBuf,
-        /// Why not.
+        /// The I/O error.
         source: io::Error,
     },
     /// A file or folder cannot be written.
     #[error("{}: cannot be written: {source}", path.display())]
     Write {
-        /// The file or folder.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// Why not: a full disk, for one.
+        /// The I/O error, such as a full disk.
         source: io::Error,
     },
-    /// It cannot be downloaded.
+    /// The data set cannot be downloaded.
     #[error("{url}: {problem}")]
     Download {
-        /// From where.
+        /// Address of the file.
         url: String,
-        /// Why not.
+        /// Why the download failed.
         problem: String,
     },
-    /// What was downloaded, twice, is not what it should be.
+    /// The downloaded file, even when downloaded again, has the wrong MD5.
     #[error("{url}: the MD5 of what it sends is {found} instead of {wanted}")]
     Md5 {
-        /// From where.
+        /// Address of the file.
         url: String,
-        /// Of what came.
+        /// MD5 of the downloaded file.
         found: String,
-        /// Of the data set.
+        /// MD5 of the data set's file.
         wanted: String,
     },
 }

@@ -1,4 +1,4 @@
-//! Fashion-MNIST: IDX files, compressed or not.
+//! Fashion-MNIST: IDX files, gzip-compressed or not.
 //!
 //! An IDX file is a magic number (two zero bytes, the type of an element, the number of dimensions),
 //! each dimension as a big-endian u32, and the elements.
@@ -41,7 +41,7 @@ pub(super) const FILES: [PublishedFile; 4] = {
     ]
 };
 
-/// Reads the files in `folder`.
+/// Reads the data set from the files in `folder`.
 pub(super) fn load(folder: &Path, limits: Limits) -> Result<DataSet, Problem> {
     let [train_images, train_labels, test_images, test_labels] =
         FILES.map(|file| file.path_in(folder));
@@ -78,7 +78,7 @@ fn read_split(images: &Path, labels: &Path, limit: Option<usize>) -> Result<Imag
     Ok(Images { pixels: pixels.into(), labels, shape: [1, SIDE, SIDE] })
 }
 
-/// The dimensions of an IDX file of bytes, and its elements.
+/// Reads an IDX file of bytes, and returns its dimensions and elements.
 fn read_idx(path: &Path, dimensions: u8) -> Result<(Vec<usize>, Vec<u8>), Problem> {
     let file = BufReader::new(File::open(path).map_err(Problem::read(path))?);
     let is_compressed = path.extension().is_some_and(|extension| extension == "gz");
@@ -106,7 +106,7 @@ fn read_idx(path: &Path, dimensions: u8) -> Result<(Vec<usize>, Vec<u8>), Proble
         return Err(Problem::bad(path, format!("its dimensions {sizes:?} are too large")));
     };
     let mut elements = Vec::new();
-    // One more, to see whether the file goes on.
+    // One byte more than expected, to notice a file that is too long.
     reader.take(len as u64 + 1).read_to_end(&mut elements).map_err(failed)?;
     match elements.len() {
         found if found < len => {
@@ -143,8 +143,8 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    /// Images of which number n is all n, with label n % 10: 12 to train on, and 5 to test on, whose
-    /// files are not compressed.
+    /// Writes images of which number n has all pixels n and label n % 10: 12 training images, and 5 test
+    /// images whose files are not compressed.
     fn write_all(folder: &Path) {
         let images = |count: u32| {
             let pixels: Vec<u8> = (0..count).flat_map(|n| [n as u8; SIDE * SIDE]).collect();

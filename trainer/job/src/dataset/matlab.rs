@@ -1,8 +1,7 @@
-//! Arrays of bytes from MATLAB's level 5 MAT-files, which is what `save -v6` and `-v7` write.
+//! Reads byte arrays from MATLAB's level 5 MAT-files, which `save -v6` and `-v7` write.
 //!
-//! A file is a header of 128 bytes and elements: a type, a length, that many bytes. A matrix is an
-//! element that consists of elements; it may be compressed. Whatever is not an array of bytes is
-//! passed over.
+//! A file is a header of 128 bytes, followed by elements: a type, a length, and that many bytes. A matrix is
+//! an element that consists of elements; it may be compressed. Anything but byte arrays is skipped.
 //!
 //! Source: MAT-File Format, The MathWorks, R2023b, chapter 1.
 
@@ -21,22 +20,22 @@ mod element {
     pub const COMPRESSED: u32 = 15;
 }
 
-/// Classes of numbers: double to uint64. Their values may be stored as bytes where they fit.
+/// MATLAB's classes of numbers: double to uint64. Their values may be stored as bytes if they fit.
 const NUMBERS: std::ops::RangeInclusive<u8> = 6..=15;
 
 /// An array of bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Array {
     pub name: String,
-    /// As MATLAB's `size`; the first one varies fastest.
+    /// As MATLAB's `size`; the first dimension varies fastest.
     pub dimensions: Vec<usize>,
     pub bytes: Vec<u8>,
 }
 
-/// The arrays of bytes in a file, in order.
+/// Returns the byte arrays of a file, in order.
 ///
 /// # Errors
-/// What is wrong with it.
+/// What is wrong with the file.
 pub(super) fn read(mut file: &[u8]) -> Result<Vec<Array>, String> {
     let header = take(&mut file, HEADER_BYTES).ok_or("truncated within its header")?;
     if header.starts_with(b"MATLAB 7.3") {
@@ -100,12 +99,12 @@ fn next_of<'a>(data: &mut &'a [u8], wanted: u32) -> Result<&'a [u8], String> {
     }
 }
 
-/// The type of the next element, and its bytes.
+/// Reads the next element, and returns its type and bytes.
 fn next<'a>(data: &mut &'a [u8]) -> Result<(u32, &'a [u8]), String> {
     let truncated = || "truncated".to_string();
     let tag = take(data, 8).ok_or_else(truncated)?;
     let kind = word(&tag[..4]);
-    // Up to four bytes may lie in the tag itself: then the upper half of its type is their number.
+    // Up to four bytes may be in the tag itself: the upper half of its type is then their number.
     let packed = (kind >> 16) as usize;
     if packed > 0 {
         let bytes = tag.get(4..4 + packed).ok_or_else(truncated)?;
@@ -125,7 +124,7 @@ fn take<'a>(data: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
     Some(taken)
 }
 
-/// Four bytes, little-endian.
+/// Reads four bytes as a little-endian number.
 fn word(bytes: &[u8]) -> u32 {
     bytes.iter().rev().fold(0, |word, byte| word << 8 | u32::from(*byte))
 }
@@ -146,7 +145,7 @@ pub(super) mod tests {
         element
     }
 
-    /// As MATLAB writes a short one: within the tag.
+    /// Encodes a short element within the tag, as MATLAB does.
     fn packed(kind: u32, bytes: &[u8]) -> Vec<u8> {
         let mut element = (kind | (bytes.len() as u32) << 16).to_le_bytes().to_vec();
         element.extend(bytes);
@@ -183,7 +182,7 @@ pub(super) mod tests {
         file
     }
 
-    /// A file with compressed arrays of bytes.
+    /// Writes a file with compressed byte arrays.
     pub(in crate::dataset) fn write(arrays: &[(&str, &[u32], &[u8])]) -> Vec<u8> {
         let variable = |(name, dimensions, bytes): &(&str, &[u32], &[u8])| {
             compress(&variable(name, dimensions, element::UINT8, bytes))

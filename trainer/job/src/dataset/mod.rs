@@ -1,7 +1,7 @@
-//! The images: where they are, getting them there, and reading them.
+//! Data sets: finding, downloading and reading images.
 //!
-//! [`prepare`] makes sure that the files are there and decides what to load; [`load`] reads it all
-//! into memory, or maps it. Does not read the environment: the value of [`CIFAR10_DIR`] is an argument.
+//! [`prepare`] makes sure that the files are there and decides what to load; [`load`] reads the images into
+//! memory, or maps them. The environment is not read: the value of [`CIFAR10_DIR`] is an argument.
 
 mod cifar;
 mod download;
@@ -32,60 +32,60 @@ pub use published::Published;
 /// The environment variable that names the folder with CIFAR-10's `.bin` files, or its parent.
 pub const CIFAR10_DIR: &str = "CIFAR10_DIR";
 
-/// Images with their labels, as bytes.
+/// Images, as bytes, with their labels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Images {
-    /// `[N, H, W, C]`, 0 to 255.
+    /// Pixels, `[N, H, W, C]`, 0 to 255.
     pub pixels: Pixels,
-    /// `[N]`, each below the number of classes.
+    /// Labels, `[N]`, each below the number of classes.
     pub labels: Vec<u16>,
-    /// C, H, W.
+    /// Shape of an image: C, H, W.
     pub shape: [usize; 3],
 }
 
 impl Images {
-    /// How many there are.
+    /// Returns the number of images.
     pub fn len(&self) -> usize {
         self.labels.len()
     }
 
-    /// Whether there is none.
+    /// Returns whether there are no images.
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty()
     }
 }
 
-/// A data set, whole.
+/// A data set in memory, with both splits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DataSet {
-    /// Its name in a configuration.
+    /// Name in a configuration.
     pub name: Dataset,
-    /// The classes' names, by label.
+    /// Names of the classes, by label.
     pub classes: Vec<String>,
-    /// What is trained on.
+    /// Training images.
     pub train: Images,
-    /// What is evaluated on.
+    /// Test images.
     pub test: Images,
-    /// Of the training pixels, or what the configuration has instead.
+    /// Mean and standard deviation of the training pixels, or what the configuration sets instead.
     pub normalization: Normalization,
 }
 
-/// What a network must know of the data set that it was trained on.
+/// The facts about a data set that a network trained on it depends on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Description {
-    /// Its name in a configuration.
+    /// Name in a configuration.
     pub name: Dataset,
-    /// The classes' names, by label.
+    /// Names of the classes, by label.
     pub classes: Vec<String>,
-    /// C, H, W.
+    /// Shape of an image: C, H, W.
     pub shape: [usize; 3],
-    /// What it was trained with.
+    /// Normalization that the network was trained with.
     pub normalization: Normalization,
 }
 
 impl DataSet {
-    /// What a network that is trained on it must know of it.
+    /// Returns the facts that a network trained on this data set depends on.
     pub fn describe(&self) -> Description {
         Description {
             name: self.name,
@@ -95,7 +95,7 @@ impl DataSet {
         }
     }
 
-    /// A hash of all pixels and labels: the same on ranks that train on the same images.
+    /// Returns a hash of all pixels and labels, which is equal on ranks that train on the same images.
     pub fn hash(&self) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new();
         hasher.update(self.name.to_string().as_bytes());
@@ -113,26 +113,26 @@ impl DataSet {
     }
 }
 
-/// What [`load`] is to load.
+/// What [`load`] has to load.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// A published data set.
     Published {
-        /// Which one.
+        /// The data set.
         published: &'static Published,
-        /// The folder with its files.
+        /// Folder with its files.
         folder: PathBuf,
     },
-    /// A folder of image files, decoded.
+    /// A folder of image files, which have been decoded.
     ImageFolder {
-        /// The folder with `train` and `test`.
+        /// Folder with `train` and `test`.
         root: PathBuf,
-        /// The decoded images.
+        /// Path of the cache with the decoded images.
         cache: PathBuf,
     },
     /// Synthetic images.
     Synthetic {
-        /// Why the data set was not to be had, where that was wanted; warn with it.
+        /// Why the configured data set is not available, if the images replace it; to be shown as a warning.
         because: Option<String>,
     },
 }
@@ -149,20 +149,20 @@ impl fmt::Display for Source {
     }
 }
 
-/// How many images to read of each split; `None`: all.
+/// Largest number of images to read of each split; `None`: all.
 #[derive(Debug, Clone, Copy, Default)]
 struct Limits {
     train: Option<usize>,
     test: Option<usize>,
 }
 
-/// Loads what `source` says, no more than `data.train_images` and `data.test_images` of it, with
-/// `data.normalization` where that is given and the images are those that it is given for.
+/// Loads `source`, at most `data.train_images` and `data.test_images` of it. `data.normalization`, if given,
+/// replaces the data set's own, except for synthetic images that replace the configured data set.
 ///
-/// `seed`: of synthetic images.
+/// `seed`: seed of synthetic images.
 ///
 /// # Errors
-/// [`DataError`], which names file, record, what is wrong, and the ways to get the data.
+/// [`DataError`], which names the file, the record, the problem, and the ways to obtain the data.
 pub fn load(source: &Source, data: &Data, seed: u64) -> Result<DataSet, DataError> {
     let limits = Limits { train: data.train_images, test: data.test_images };
     let loaded = match source {

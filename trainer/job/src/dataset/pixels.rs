@@ -1,4 +1,4 @@
-//! Bytes of images: in memory of their own, or in a file that is mapped.
+//! Bytes of images: in memory, or in a mapped file.
 
 use std::fmt;
 use std::ops::{Deref, Range};
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use memmap2::Mmap;
 
-/// Bytes of images. Cheap to clone where they are mapped; ranks of one machine share those.
+/// Bytes of images. If they are mapped, clones are cheap and the ranks of a machine share the memory.
 #[derive(Clone)]
 pub struct Pixels(Storage);
 
@@ -17,10 +17,10 @@ enum Storage {
 }
 
 impl Pixels {
-    /// The bytes `range` of a mapped file.
+    /// Returns the bytes `range` of a mapped file.
     ///
     /// # Panics
-    /// When the file is shorter.
+    /// When the file is shorter than that.
     pub(super) fn mapped(file: Arc<Mmap>, range: Range<usize>) -> Self {
         assert!(range.end <= file.len(), "{range:?} of {} bytes", file.len());
         Self(Storage::Mapped { file, range })

@@ -1,4 +1,4 @@
-//! Deciding what to load, and getting it where it is missing.
+//! Decides what to load, and downloads or decodes it if necessary.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,18 +12,18 @@ use super::published::{Found, Published, published};
 use super::{DataError, Problem, Source, image_folder, synthetic};
 use crate::config::{Data, Dataset, Facts, Fallback};
 
-/// Makes sure that the data set is there and says what to load. Cheap when it is: sizes only, and of a
-/// folder of images times too.
+/// Makes sure that the data set is available and returns what to load. Cheap if it is: only the sizes of
+/// files are read, and for an image folder also their modification times.
 ///
-/// A published data set is looked for under `data.root`, then downloaded where that is allowed. A
-/// folder of images is decoded where that has not been done. What cannot be had is replaced by
-/// synthetic images where that is allowed; files that are there but bad, or that cannot be read or
-/// written, are an error, not a reason to fall back. `cifar10_dir`: the value of
-/// [`CIFAR10_DIR`](super::CIFAR10_DIR); then CIFAR-10 is there or nowhere. Several processes may call it
-/// at once: one downloads or decodes, the others wait for it.
+/// A published data set is looked for under `data.root`, then downloaded if `data.download` allows it. The
+/// images of an image folder are decoded if that has not been done. A data set that is not available is
+/// replaced by synthetic images if `data.fallback` allows it; files that exist but are bad, or cannot be read
+/// or written, are an error, not a reason to fall back. `cifar10_dir` is the value of
+/// [`CIFAR10_DIR`](super::CIFAR10_DIR); if given, CIFAR-10 is looked for there only. Several processes may
+/// call this at once: one downloads or decodes, the others wait for it.
 ///
 /// # Errors
-/// [`DataError`], which names the file or folder, what is wrong, and the ways to get the data.
+/// [`DataError`], which names the file or folder, the problem, and the ways to obtain the data.
 pub fn prepare(data: &Data, cifar10_dir: Option<&Path>) -> Result<Source, DataError> {
     let found = match (data.dataset, published(data.dataset)) {
         (_, Some(published)) => prepare_published(published, published.origin, data, cifar10_dir),
@@ -88,11 +88,11 @@ fn in_root(published: &Published, origin: Origin<'_>, data: &Data) -> Result<Pat
         return Err(Problem::Missing { title: published.title, root: data.root.clone() });
     }
     let _lock = lock(&data.root, ".download.lock")?;
-    // Another process may have downloaded it while this one waited.
+    // Another process may have downloaded it while this one waited for the lock.
     there(published, &data.root).unwrap_or_else(|| download::fetch(published, origin, &data.root))
 }
 
-/// Looks in `folder` and in the one folder in it, whatever its name, that has files of the data set.
+/// Looks in `folder`, and in the only folder within it, of any name, that has files of the data set.
 fn find_in_or_below(cifar10: &Published, folder: &Path) -> Result<Found, Problem> {
     let own = cifar10.find(folder);
     if !matches!(own, Found::Absent) || !folder.is_dir() {
@@ -115,7 +115,7 @@ fn find_in_or_below(cifar10: &Published, folder: &Path) -> Result<Found, Problem
     }
 }
 
-/// The folder with the files, or what is wrong with them; `None` where there is none.
+/// Returns the folder with the files, or what is wrong with them; `None` if there are none.
 fn there(published: &Published, root: &Path) -> Option<Result<PathBuf, Problem>> {
     match published.find(root) {
         Found::Complete(folder) => Some(Ok(folder)),
@@ -124,9 +124,10 @@ fn there(published: &Published, root: &Path) -> Option<Result<PathBuf, Problem>>
     }
 }
 
-/// Makes the caller the only one who holds the lock `name` in `folder`, until the file is dropped.
+/// Takes the exclusive lock `name` in `folder`, which is held until the returned file is dropped. Waits for
+/// another holder.
 ///
-/// The kernel frees the lock of a process that ends, and a download has deadlines of its own.
+/// The wait ends: the kernel releases the lock of a process that ends, and downloads have timeouts.
 pub(super) fn lock(folder: &Path, name: &str) -> Result<File, Problem> {
     let path = folder.join(name);
     let wrong = Problem::write(&path);
@@ -140,22 +141,23 @@ pub(super) fn lock(folder: &Path, name: &str) -> Result<File, Problem> {
     Ok(file)
 }
 
-/// What is known of a data set before it is read.
+/// The facts about a data set that are known before it is read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outline {
-    /// Training and test images, as far as the configuration tells: what cannot be had may yet be
-    /// replaced by synthetic images.
+    /// Number of training and of test images, according to the configuration. A data set that turns out not
+    /// to be available may still be replaced by synthetic images.
     pub images: [usize; 2],
-    /// Of an image: C, H, W.
+    /// Shape of an image: C, H, W.
     pub shape: [usize; 3],
-    /// How many there are.
+    /// Number of classes.
     pub classes: usize,
 }
 
-/// What `data` comes to. Counts the files of a folder of images, and reads nothing else.
+/// Returns the outline of the data set that `data` configures. Counts the files of an image folder, and reads
+/// nothing else.
 ///
 /// # Errors
-/// [`DataError`] where such a folder is missing or not as it should be, and there is no fallback.
+/// [`DataError`] if an image folder is missing or invalid, and there is no fallback.
 pub fn outline(data: &Data) -> Result<Outline, DataError> {
     let limits = [data.train_images, data.test_images];
     let limited =

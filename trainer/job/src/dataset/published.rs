@@ -1,4 +1,4 @@
-//! Data sets that somebody has published as files: which files, from where, and whether they are there.
+//! Published data sets: their files, addresses, and whether they are there.
 
 use std::fs;
 use std::io;
@@ -11,17 +11,17 @@ use crate::config::Dataset;
 /// A published data set.
 #[derive(Debug)]
 pub struct Published {
-    /// As its authors write it.
+    /// Name of the data set, as its authors write it.
     pub(super) title: &'static str,
-    /// The folder below `data.root` that a download makes.
+    /// Name of the folder below `data.root` that a download makes.
     pub(super) folder: &'static str,
-    /// What must be there.
+    /// Files that must be there.
     pub(super) files: &'static [PublishedFile],
-    /// Where they come from.
+    /// Origin of the files.
     pub(super) origin: Origin<'static>,
-    /// Ways to get it without a download, for the end of a message.
+    /// Ways to obtain the data set without a download, for the end of an error message.
     pub(super) by_hand: &'static str,
-    /// Reads the files in a folder.
+    /// Reads the data set from the files in a folder.
     pub(super) load: fn(&Path, Limits) -> Result<DataSet, Problem>,
 }
 
@@ -40,14 +40,14 @@ pub(super) struct PublishedFile {
     pub size: Size,
 }
 
-/// What is known of a file before it is read.
+/// What is known about the size of a file before it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Size {
-    /// It has so many bytes.
+    /// Exactly this many bytes.
     Bytes(u64),
-    /// It says itself what is in it.
+    /// Given by the file's header.
     InHeader,
-    /// Likewise, and it may be compressed and end in `.gz`.
+    /// Given by the file's header; the file may be compressed and end in `.gz`.
     InHeaderGz,
 }
 
@@ -75,7 +75,7 @@ const CIFAR100: Published = Published {
     load: cifar::load_cifar100,
 };
 
-/// Source of the addresses and digests: <https://github.com/zalandoresearch/fashion-mnist>.
+/// The addresses and digests are from <https://github.com/zalandoresearch/fashion-mnist>.
 const FASHION_MNIST: Published = Published {
     title: "Fashion-MNIST",
     folder: "fashion-mnist",
@@ -103,7 +103,7 @@ const FASHION_MNIST: Published = Published {
     load: fashion_mnist::load,
 };
 
-/// The authors publish no digests; these are those of torchvision's `SVHN`.
+/// The authors publish no digests; these are from torchvision's `SVHN`.
 ///
 /// Source: <http://ufldl.stanford.edu/housenumbers/>.
 const SVHN: Published = Published {
@@ -124,7 +124,7 @@ const SVHN: Published = Published {
     load: svhn::load,
 };
 
-/// The data set of this name; `None` where it is not a published one.
+/// Returns the published data set of this name; `None` if it is not a published one.
 pub(super) const fn published(dataset: Dataset) -> Option<&'static Published> {
     match dataset {
         Dataset::Cifar10 => Some(&CIFAR10),
@@ -135,19 +135,19 @@ pub(super) const fn published(dataset: Dataset) -> Option<&'static Published> {
     }
 }
 
-/// What a folder holds of a data set.
+/// State of a data set's files in a folder.
 #[derive(Debug)]
 pub(super) enum Found {
-    /// All files, each of the right size.
+    /// All files are there, each of the right size.
     Complete(PathBuf),
-    /// Some of it, but not all or not right.
+    /// Files are missing or of the wrong size.
     Bad(Problem),
-    /// None of the files.
+    /// None of the files is there.
     Absent,
 }
 
 impl Published {
-    /// Looks in `root` and in the data set's own folder below it. Reads sizes only.
+    /// Looks for the files in `root` and in the data set's own folder below it. Reads sizes only.
     pub(super) fn find(&self, root: &Path) -> Found {
         match self.find_in(root.to_path_buf()) {
             Found::Absent => self.find_in(root.join(self.folder)),
@@ -155,7 +155,7 @@ impl Published {
         }
     }
 
-    /// Looks in one folder.
+    /// Looks for the files in one folder.
     pub(super) fn find_in(&self, folder: PathBuf) -> Found {
         if self.files.iter().all(|file| !file.path_in(&folder).exists()) {
             return Found::Absent;
@@ -180,7 +180,7 @@ impl Published {
 }
 
 impl PublishedFile {
-    /// Where it is in `folder`, or would be.
+    /// Returns the path of the file in `folder`, whether it exists or not.
     pub(super) fn path_in(&self, folder: &Path) -> PathBuf {
         let plain = folder.join(self.name);
         match self.size {
@@ -189,7 +189,7 @@ impl PublishedFile {
         }
     }
 
-    /// Whether the file at `path` can be this one, by its size.
+    /// Checks whether the file at `path` has the right size.
     pub(super) fn check_size(&self, path: &Path) -> Result<(), Problem> {
         let found = fs::metadata(path).map_err(Problem::read(path))?.len();
         match self.size {

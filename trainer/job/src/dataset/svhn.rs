@@ -1,5 +1,5 @@
-//! The Street View House Numbers, cropped to one digit: a MAT-file a split, with the images as `X`,
-//! 32x32x3xN, and the digits as `y`, where 10 is a zero.
+//! The Street View House Numbers, cropped to one digit: one MAT-file per split, with the images as `X`,
+//! 32x32x3xN, and the digits as `y`, where 10 stands for zero.
 //!
 //! Source: Netzer et al., Reading Digits in Natural Images with Unsupervised Feature Learning, 2011;
 //! <http://ufldl.stanford.edu/housenumbers/>.
@@ -20,7 +20,7 @@ pub(super) const FILES: [PublishedFile; 2] = [
     PublishedFile { name: "test_32x32.mat", size: Size::InHeader },
 ];
 
-/// Reads the files in `folder`.
+/// Reads the data set from the files in `folder`.
 pub(super) fn load(folder: &Path, limits: Limits) -> Result<DataSet, Problem> {
     let [train, test] = FILES.map(|file| file.path_in(folder));
     Ok(DataSet {
@@ -76,8 +76,8 @@ mod tests {
     use crate::config::Data;
     use crate::dataset::{self, prepare};
 
-    /// `X` of `count` images in which the pixel of row r, column c and channel k of image n is
-    /// r + 2 * c + 70 * k + n.
+    /// Returns `X` of `count` images in which the pixel at row r, column c and channel k of image n is
+    /// `r + 2 * c + 70 * k + n`.
     fn images(count: u32) -> Vec<u8> {
         let mut bytes = Vec::new();
         for n in 0..count as usize {

@@ -1,9 +1,9 @@
-//! Learnable images of ten classes, 32x32, made in memory.
+//! Synthetic images: learnable, of ten classes, 32x32, made in memory.
 //!
-//! A class is a direction of stripes and a pair of colours. Phase, width, place, contrast, brightness
-//! and noise are random, so that no single pixel tells the class, yet a small convolutional network
-//! learns it in some dozens of steps. An image depends on the seed, the split and its index only: the
-//! first images of a larger set are those of a smaller one.
+//! A class is a direction of stripes and a pair of colours. Phase, width, position, contrast, brightness and
+//! noise are random, so that no single pixel reveals the class, yet a small convolutional network learns it
+//! within some dozens of steps. An image depends on the seed, the split and its index only: a smaller set is
+//! the beginning of a larger one.
 
 use std::f32::consts::PI;
 use std::sync::LazyLock;
@@ -17,14 +17,14 @@ pub(super) const SHAPE: [usize; 3] = [3, SIDE, SIDE];
 const IMAGE_BYTES: usize = 3 * SIDE * SIDE;
 pub(super) const CLASSES: usize = 10;
 const DIRECTIONS: usize = 5;
-/// How far stripes swing in red, green and blue, by colour pair.
+/// Amplitude of the stripes in red, green and blue, by colour pair.
 const COLOURS: [[f32; 3]; 2] = [[1.0, 0.5, -0.6], [-0.6, 0.5, 1.0]];
-/// Training and test images without a limit.
+/// Default numbers of training and of test images.
 pub(super) const IMAGES: [usize; 2] = [10_000, 2_000];
-/// Noise of a pixel: at most so far up or down, of 255.
+/// Largest noise of a pixel, up or down, in units of a byte.
 const NOISE: f32 = 28.0;
 
-/// The first images of `seed`; without a limit, 10,000 and 2,000.
+/// Makes the first images of `seed`; without a limit, 10,000 training and 2,000 test images.
 pub(super) fn make(seed: u64, Limits { train, test }: Limits) -> DataSet {
     DataSet {
         name: Dataset::Synthetic,
@@ -93,12 +93,12 @@ fn draw(class: usize, mut draws: Draws, image: &mut [u8]) {
     }
 }
 
-/// How strong stripes are along one axis: a bell around `centre`.
+/// Returns the stripes' strength along one axis: a bell curve around `centre`.
 fn fade(centre: f32) -> [f32; SIDE] {
     std::array::from_fn(|at| (-((at as f32 - centre) / 14.0).powi(2)).exp())
 }
 
-/// The sine of `turns` full turns, from a table.
+/// Returns the sine of `turns` full turns, from a table.
 fn sine(turns: f32) -> f32 {
     const STEPS: usize = 512;
     static TABLE: LazyLock<[f32; STEPS]> =

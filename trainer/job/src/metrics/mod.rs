@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: its records, and reading them.
+//! `metrics.jsonl`: its records, and how to read them.
 
 mod records;
 
@@ -11,38 +11,39 @@ pub use records::{
     Timed,
 };
 
-/// Steps at the start of a process that its speed leaves out: caches and clocks are still cold.
+/// Number of steps at the start of a process that are not counted in its images per second, since caches and
+/// clocks are still cold.
 pub const WARMUP_STEPS: u64 = 10;
 
-/// Why metrics cannot be read.
+/// Why a metrics file cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The file cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why not.
+        /// The I/O error.
         source: io::Error,
     },
-    /// A line is no record.
+    /// A line is not a record.
     #[error("{}:{line}: not a record: {source}", path.display())]
     Line {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// From 1.
+        /// Line number, from 1.
         line: usize,
-        /// What is wrong with it.
+        /// The parser's error.
         source: serde_json::Error,
     },
 }
 
-/// The records of the file at `path`, in order; none where there is no file.
+/// Reads the records of the file at `path`, in order; none if there is no such file.
 ///
-/// An incomplete last line is left out: its writer was killed, or is writing it now.
+/// An incomplete last line is ignored: its writer was killed, or is writing it at the moment.
 ///
 /// # Errors
-/// When the file cannot be read, or another line is no record.
+/// When the file cannot be read, or any other line is not a record.
 pub fn read(path: &Path) -> Result<Vec<Record>, ReadError> {
     let text = read_bytes(path)?;
     complete_lines(&text)
@@ -57,10 +58,10 @@ pub fn read(path: &Path) -> Result<Vec<Record>, ReadError> {
         .collect()
 }
 
-/// What the file holds; nothing where there is none.
+/// Reads the bytes of the file at `path`; none if there is no such file.
 ///
 /// # Errors
-/// When it cannot be read.
+/// When the file cannot be read.
 pub fn read_bytes(path: &Path) -> Result<Vec<u8>, ReadError> {
     match fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
@@ -68,7 +69,7 @@ pub fn read_bytes(path: &Path) -> Result<Vec<u8>, ReadError> {
     }
 }
 
-/// The lines that end with a newline, with it.
+/// Returns the lines that end with a newline, including the newline.
 pub fn complete_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"))
 }

@@ -3,31 +3,31 @@
 use serde::{Deserialize, Deserializer, Serialize};
 use time::OffsetDateTime;
 
-/// A line of `metrics.jsonl`.
+/// One line of `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Record {
-    /// Some steps.
+    /// Means over a number of steps.
     Step(StepRecord),
     /// An epoch and the evaluation after it.
     Epoch(EpochRecord),
-    /// A process that trained to the end.
+    /// Totals of a process that trained to the end.
     Summary(SummaryRecord),
 }
 
-/// A record as it stands in the file.
+/// A record with its time, as it is in the file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Timed<R = Record> {
-    /// What was written.
+    /// The record.
     #[serde(flatten)]
     pub record: R,
-    /// When, in UTC.
+    /// Time at which the record was written, in UTC.
     #[serde(with = "time::serde::rfc3339")]
     pub time: OffsetDateTime,
 }
 
 impl Record {
-    /// The epoch's record, if it is one.
+    /// Returns the epoch's record, if this is one.
     pub fn into_epoch(self) -> Option<EpochRecord> {
         match self {
             Self::Epoch(epoch) => Some(epoch),
@@ -36,139 +36,143 @@ impl Record {
     }
 }
 
-/// The steps since the last such record: means over them, of all ranks.
+/// Means over the steps since the previous step record, and over all ranks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
-    /// Optimizer updates since the start of the run.
+    /// Number of optimizer updates since the start of the run.
     pub step: u64,
-    /// From 1.
+    /// Epoch, from 1.
     pub epoch: usize,
-    /// Mean over the samples of all ranks.
+    /// Mean loss over the samples of all ranks.
     #[serde(deserialize_with = "null_is_nan")]
     pub loss: f64,
-    /// The learning rate of the last step.
+    /// Learning rate of the last step.
     #[serde(deserialize_with = "null_is_nan")]
     pub lr: f64,
-    /// Over all ranks; `None` during the first steps of a process.
+    /// Images per second of all ranks together; `None` during the first [`WARMUP_STEPS`](super::WARMUP_STEPS)
+    /// of a process.
     pub images_per_s: Option<f64>,
-    /// Milliseconds a step.
+    /// Milliseconds per step.
     #[serde(deserialize_with = "null_is_nan")]
     pub step_ms: f64,
-    /// Of these: making the batch. `None` on a GPU, where the host does not see when that begins and ends.
+    /// Milliseconds of a step spent on making the batch. `None` on a GPU, where the host cannot observe when
+    /// that begins and ends.
     pub data_ms: Option<f64>,
-    /// Of these: waiting for gradients of other ranks; likewise.
+    /// Milliseconds of a step spent waiting for gradients of other ranks. `None` on a GPU, as `data_ms`.
     pub comm_exposed_ms: Option<f64>,
-    /// On the CPU, more of where the time went.
+    /// Further parts of a step's time, on the CPU only.
     #[serde(flatten)]
     pub split: Option<StepSplit>,
-    /// The Euclidean norm of the averaged gradient, of the last step.
+    /// Euclidean norm of the averaged gradient of the last step.
     #[serde(deserialize_with = "null_is_nan")]
     pub grad_norm: f64,
-    /// With `precision: fp16`, how losses are scaled.
+    /// State of loss scaling, with `precision: fp16` only.
     #[serde(flatten)]
     pub loss_scaling: Option<LossScaling>,
 }
 
-/// How losses are scaled so that small gradients survive half precision.
+/// Loss scaling, which keeps small gradients from underflowing in half precision.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct LossScaling {
-    /// What the next step's loss is multiplied by.
+    /// Factor of the next step's loss.
     pub loss_scale: f64,
-    /// Of the steps since the start of the run, those that changed no weight since a gradient
-    /// overflowed. The last step's `grad_norm` is `null` if it was one of them.
+    /// Number of steps since the start of the run that were skipped because a gradient overflowed. If the
+    /// last step is one of them, its `grad_norm` is `null`.
     pub skipped_steps: u64,
 }
 
-/// Parts of steps on CPU ranks, means over ranks.
+/// Parts of a step's time on CPU ranks, as means over steps and ranks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepSplit {
-    /// Of `comm_exposed_ms`: waiting until the slowest rank had its gradients.
+    /// Milliseconds of `comm_exposed_ms` spent waiting until the slowest rank had its gradients.
     pub skew_ms: f64,
-    /// From the images to the loss.
+    /// Milliseconds of the forward pass and the loss.
     pub forward_ms: f64,
-    /// From the loss to the gradients of a rank.
+    /// Milliseconds of the backward pass of a rank.
     pub backward_ms: f64,
-    /// Changing the weights.
+    /// Milliseconds of the optimizer's update.
     pub optimizer_ms: f64,
-    /// Of each step by itself, what `step_ms` is the mean of.
+    /// Milliseconds of each single step, of which `step_ms` is the mean.
     pub each_step_ms: Vec<f64>,
 }
 
-/// An epoch, and the evaluation after it where there was one. Losses and accuracies are means over all
-/// samples of all ranks.
+/// An epoch, and the evaluation after it if there was one. Losses and accuracies are means over all samples
+/// of all ranks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EpochRecord {
-    /// From 1.
+    /// Epoch, from 1.
     pub epoch: usize,
-    /// While training, in nats: what is minimised, with smoothed and mixed targets where they are.
+    /// Mean training loss in nats, as it is minimised: with label smoothing and mixed targets if these are
+    /// configured.
     #[serde(deserialize_with = "null_is_nan")]
     pub train_loss: f64,
-    /// While training, a fraction; a mixed image is of the class of its larger part.
+    /// Training accuracy as a fraction; a mixed image counts as of the class of its larger part.
     #[serde(deserialize_with = "null_is_nan")]
     pub train_accuracy: f64,
-    /// `None` where `eval.every_epochs` leaves the epoch out.
+    /// Results on the test images; `None` for an epoch without evaluation (`eval.every_epochs`).
     #[serde(flatten)]
     pub test: Option<TestRecord>,
-    /// With `train.ema_decay`, what averaged weights reach.
+    /// Results of the averaged weights, with `train.ema_decay` only.
     #[serde(flatten)]
     pub ema: Option<EmaRecord>,
-    /// Of training, without the evaluation.
+    /// Seconds of training, without the evaluation.
     #[serde(deserialize_with = "null_is_nan")]
     pub seconds: f64,
-    /// Over all ranks, while training, without the first 10 steps of a process; `None` where there
-    /// were no more.
+    /// Images per second of all ranks together during training, without the first 10 steps of a process;
+    /// `None` if the epoch has no other steps.
     pub images_per_s: Option<f64>,
 }
 
-/// What the weights reach on the test images.
+/// Results of the weights on the test images.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct TestRecord {
-    /// In nats.
+    /// Mean loss in nats.
     #[serde(deserialize_with = "null_is_nan")]
     pub test_loss: f64,
-    /// A fraction.
+    /// Accuracy as a fraction.
     #[serde(deserialize_with = "null_is_nan")]
     pub test_accuracy: f64,
 }
 
-/// What averaged weights reach on the test images.
+/// Results of the averaged weights on the test images.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct EmaRecord {
-    /// In nats.
+    /// Mean loss in nats.
     #[serde(deserialize_with = "null_is_nan")]
     pub ema_test_loss: f64,
-    /// A fraction.
+    /// Accuracy as a fraction.
     #[serde(deserialize_with = "null_is_nan")]
     pub ema_test_accuracy: f64,
 }
 
-/// A process of a run as a whole.
+/// Totals of one process of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SummaryRecord {
-    /// How many ranks trained.
+    /// Number of ranks.
     pub world_size: usize,
-    /// Images that a rank puts through the network at once; times `grad_accum_steps` it is a rank's part of
-    /// a step.
+    /// Images per microbatch of a rank. Times `grad_accum_steps` it is a rank's part of a step.
     pub batch_size_per_rank: usize,
-    /// Microbatches a step.
+    /// Microbatches per step.
     pub grad_accum_steps: usize,
-    /// Optimizer updates since the start of the run.
+    /// Number of optimizer updates since the start of the run.
     pub steps: u64,
-    /// Over all ranks, without the first 10 steps; `None` where there were no more.
+    /// Images per second of all ranks together, without the first 10 steps; `None` if there were no other
+    /// steps.
     pub images_per_s: Option<f64>,
-    /// The median, in milliseconds.
+    /// Median duration of a step, in milliseconds.
     pub step_ms_p50: Option<f64>,
-    /// 95 % of steps take no longer, in milliseconds.
+    /// 95th percentile of the duration of a step, in milliseconds.
     pub step_ms_p95: Option<f64>,
-    /// From reading the configuration to the end of the first step.
+    /// Seconds from reading the configuration to the end of the first step.
     pub seconds_to_first_step: Option<f64>,
-    /// The most memory that rank 0 used: on the CPU all of it, on a GPU what libtorch reserved.
+    /// Peak memory of rank 0 in bytes: on the CPU all of the process, on a GPU what libtorch's allocator
+    /// reserved.
     pub peak_memory_bytes: u64,
-    /// A fraction; `None` before the first evaluation.
+    /// Best test accuracy as a fraction; `None` before the first evaluation.
     pub best_test_accuracy: Option<f64>,
 }
 
-/// JSON has no NaN and no infinity: they are written as `null`.
+/// Reads `null` as NaN: JSON has neither NaN nor infinity, so they are written as `null`.
 fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }

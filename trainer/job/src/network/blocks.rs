@@ -1,61 +1,63 @@
-//! Stem, stages of blocks, and head: what all families but VGG are made of.
+//! Stem, stages of blocks, and head: the architecture of all families except VGG and airbench.
 
 use super::init::Scheme;
 use super::layer::{BatchNorm, Conv, Layer, Linear, Residual};
 use crate::config::{Model, Stem};
 
-/// A network of stages. Each stage but the first halves the map and doubles the channels.
+/// A network of stages. Each stage after the first halves the height and width of the map and doubles the
+/// channels.
 #[derive(Debug)]
 pub(super) struct Stages {
     pub order: Order,
     pub block: Block,
-    /// Blocks in each stage.
+    /// Number of blocks per stage.
     pub blocks: &'static [usize],
-    /// Channels after the stem.
+    /// Output channels of the stem.
     pub stem: usize,
-    /// Channels within a block of the first stage: of its 3x3 convolution.
+    /// Channels of the 3x3 convolutions in the first stage.
     pub width: usize,
-    /// Channels that leave a block of the first stage.
+    /// Output channels of the blocks of the first stage.
     pub out: usize,
-    /// Of a bottleneck's 3x3 convolution.
+    /// Groups of a bottleneck's 3x3 convolution.
     pub groups: usize,
     pub shortcut: Shortcut,
-    /// Whether its paper has dropout.
+    /// Whether the network's paper has dropout.
     pub has_dropout: bool,
 }
 
-/// Where batch norm and ReLU stand.
+/// Position of batch norm and ReLU in a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Order {
-    /// After each convolution, and the last ReLU after the addition.
+    /// After each convolution; the last ReLU comes after the addition.
     PostActivation,
-    /// Before each convolution, and nothing after the addition.
+    /// Before each convolution; nothing comes after the addition.
     PreActivation,
 }
 
-/// A block's convolutions.
+/// The convolutions of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Block {
     /// 3x3, 3x3; the first has the stride.
     Basic,
-    /// 1x1, 3x3, 1x1. The 3x3 has the stride, as in torchvision; before activation the first 1x1
-    /// has it, as in the paper's own program.
+    /// 1x1, 3x3, 1x1. The stride is in the 3x3, as in torchvision; with pre-activation it is in the first
+    /// 1x1, as in the paper's own program.
     Bottleneck,
 }
 
-/// The shortcut of a block. Where neither stride nor channels change it is the identity.
+/// The shortcut of a block. It is the identity unless the block changes the map's size or channels; these
+/// variants say what it is otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shortcut {
-    /// Else a 1x1 convolution. Of ResNet-18 and -34 the notes' rule, "where the stride is not 1",
-    /// names the same blocks.
+    /// A 1x1 convolution. For ResNet-18 and -34 the notes' rule, "where the stride is not 1", selects the
+    /// same blocks.
     Projection,
-    /// Else every second pixel, and zeros in the new channels: option A of the ResNet paper.
+    /// Every second pixel, with zeros in the new channels: option A of the ResNet paper.
     Padding,
-    /// There is none: a plain network.
+    /// No shortcut, in any block: a plain network.
     Absent,
 }
 
-/// Makes layers with a source's initial weights.
+/// Makes layers that start as `scheme` says.
 pub(super) struct Maker<'a> {
     pub model: &'a Model,
     pub scheme: Scheme,
@@ -86,7 +88,7 @@ pub(super) fn batch_norm(name: String, channels: usize) -> Layer {
     Layer::BatchNorm(BatchNorm::new(name, channels))
 }
 
-/// What a block is made of.
+/// Sizes of one block.
 struct BlockSpec {
     name: String,
     inputs: usize,
@@ -103,7 +105,7 @@ impl BlockSpec {
 }
 
 impl Stages {
-    /// From images of `channels` to logits.
+    /// Returns the layers from images of `channels` channels to logits.
     pub(super) fn layers(&self, maker: &Maker<'_>, channels: usize, classes: usize) -> Vec<Layer> {
         let mut layers = self.stem_layers(maker, channels);
         let mut features = self.stem;
@@ -136,8 +138,8 @@ impl Stages {
         layers
     }
 
-    /// Every block. The probability of skipping one in training rises linearly to
-    /// `stochastic_depth` at the last: Huang et al., Deep Networks with Stochastic Depth, ECCV 2016.
+    /// Returns the sizes of every block. The probability that training skips a block rises linearly to
+    /// `stochastic_depth` at the last block: Huang et al., Deep Networks with Stochastic Depth, ECCV 2016.
     fn block_specs(&self, stochastic_depth: f64) -> Vec<BlockSpec> {
         let total: usize = self.blocks.iter().sum();
         let mut specs: Vec<BlockSpec> = Vec::with_capacity(total);
@@ -193,7 +195,7 @@ impl Stages {
         }
     }
 
-    /// What branch and shortcut share, and the branch.
+    /// Returns the layers that branch and shortcut share, and those of the branch.
     fn branch(&self, maker: &Maker<'_>, block: &BlockSpec) -> (Vec<Layer>, Vec<Layer>) {
         let convs = self.convs(maker, block);
         let last = convs.len();

@@ -1,4 +1,4 @@
-//! All networks by name.
+//! The catalogue of networks, by name.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,32 +11,32 @@ use super::init::Scheme;
 use super::layer::Layer;
 use crate::config::{Model, Stem, nearest};
 
-/// A network: a line of its family's table.
+/// A network of the catalogue.
 #[derive(Debug)]
 pub struct Entry {
-    /// Torchvision's name where it has the network.
+    /// Name of the network: torchvision's, if torchvision has it.
     pub name: &'static str,
-    /// Where it was published.
+    /// Publication of the network.
     pub source: &'static str,
-    /// What it was published for.
+    /// Data set that the network was published for.
     pub home: Home,
-    /// Whether torchvision has it.
+    /// Whether torchvision has the network.
     pub in_torchvision: bool,
     pub(super) scheme: Scheme,
     pub(super) architecture: Architecture,
 }
 
-/// What a network was published for: its stem, images and classes there.
+/// The data set that a network was published for, with its stem, images and classes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Home {
-    /// 224x224, 1000 classes.
+    /// ImageNet: 224x224, 1000 classes.
     Imagenet,
-    /// 32x32, 10 classes.
+    /// CIFAR-10: 32x32, 10 classes.
     Cifar,
 }
 
 impl Home {
-    /// The stem.
+    /// Returns the stem for this data set.
     pub const fn stem(self) -> Stem {
         match self {
             Self::Imagenet => Stem::Imagenet,
@@ -44,7 +44,7 @@ impl Home {
         }
     }
 
-    /// Height and width of an image.
+    /// Returns the height and width of an image.
     pub const fn image(self) -> usize {
         match self {
             Self::Imagenet => 224,
@@ -52,7 +52,7 @@ impl Home {
         }
     }
 
-    /// Classes.
+    /// Returns the number of classes.
     pub const fn classes(self) -> usize {
         match self {
             Self::Imagenet => 1000,
@@ -61,7 +61,7 @@ impl Home {
     }
 }
 
-/// What a line of a table says.
+/// The architecture of a network, with its sizes.
 #[derive(Debug)]
 pub(super) enum Architecture {
     Stages(Stages),
@@ -71,7 +71,8 @@ pub(super) enum Architecture {
 
 impl Entry {
     pub(super) fn layers(&self, model: &Model, image: [usize; 3], classes: usize) -> Vec<Layer> {
-        // Torchvision has one stem; behind the others, weights start as in the notes' module.
+        // Torchvision has the `imagenet` stem only; with the other stems, weights are initialized as in the
+        // notes' module.
         let scheme = match self.scheme {
             Scheme::Torchvision if model.stem != Stem::Imagenet => Scheme::Default,
             scheme => scheme,
@@ -84,19 +85,19 @@ impl Entry {
         }
     }
 
-    /// Whether it has blocks that can be skipped, since a shortcut is beside them.
+    /// Returns whether the network has shortcuts, so that its blocks can be skipped.
     pub fn is_residual(&self) -> bool {
         matches!(&self.architecture, Architecture::Stages(stages) if stages.shortcut != Shortcut::Absent)
     }
 
-    /// Whether its blocks end with a batch norm whose scale can start at 0.
+    /// Returns whether each block ends with a batch norm, whose scale can start at 0.
     pub fn ends_blocks_with_norm(&self) -> bool {
         let post = |stages: &Stages| stages.order == Order::PostActivation;
         self.is_residual()
             && matches!(&self.architecture, Architecture::Stages(stages) if post(stages))
     }
 
-    /// Whether its paper has dropout.
+    /// Returns whether the network's paper has dropout.
     pub fn has_dropout(&self) -> bool {
         match &self.architecture {
             Architecture::Vgg(_) => true,
@@ -105,28 +106,28 @@ impl Entry {
         }
     }
 
-    /// Whether what comes before its first stage is its own, whatever the configuration says.
+    /// Returns whether the network has a stem of its own, whatever the configuration says.
     pub fn has_own_stem(&self) -> bool {
         matches!(&self.architecture, Architecture::Airbench(_))
     }
 }
 
-/// All of them, family by family.
+/// Returns all networks, family by family.
 pub fn catalogue() -> impl Iterator<Item = &'static Entry> {
     families::ALL.iter().copied().flatten()
 }
 
-/// The name of a network that is in the catalogue.
+/// The name of a network of the catalogue.
 #[derive(Clone, Copy)]
 pub struct ModelName(&'static Entry);
 
 impl ModelName {
-    /// Its line.
+    /// Returns the network's entry in the catalogue.
     pub const fn entry(self) -> &'static Entry {
         self.0
     }
 
-    /// As in a configuration.
+    /// Returns the name in a configuration.
     pub const fn as_str(self) -> &'static str {
         self.0.name
     }
@@ -139,7 +140,7 @@ impl From<&'static Entry> for ModelName {
 }
 
 impl Default for ModelName {
-    /// The first: `resnet18`.
+    /// Returns the first network of the catalogue, `resnet18`.
     fn default() -> Self {
         Self(&families::ALL[0][0])
     }
@@ -174,13 +175,13 @@ impl FromStr for ModelName {
     }
 }
 
-/// There is no network of this name.
+/// The error that no network has this name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnknownModel(String);
 
 impl fmt::Display for UnknownModel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Of those that are equally alike, `nearest` takes the last: that of the first family.
+        // Of equally similar names `nearest` takes the last, hence the reversed order: the first family wins.
         let names: Vec<_> = catalogue().map(|entry| entry.name).collect();
         let near = nearest(&self.0, names.into_iter().rev());
         let hint = near.map(|near| format!(" did you mean `{near}`?")).unwrap_or_default();

@@ -1,36 +1,36 @@
-//! How weights start: the rule of each network's source.
+//! Initialization of weights, as each network's source does it.
 
-/// Where a tensor's numbers come from before the first step.
+/// The initial values of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Init {
-    /// Uniform in `±bound`.
+    /// Uniform in `-bound..bound`.
     Uniform {
-        /// The largest.
+        /// Largest absolute value.
         bound: f32,
     },
-    /// Normal around 0.
+    /// Normal with mean 0.
     Normal {
         /// Standard deviation.
         deviation: f32,
     },
-    /// All the same.
+    /// The same value for all elements.
     Constant(f32),
-    /// Of a convolution: as many filters as there are input channels pass one channel each, the others
-    /// are uniform in `±bound`.
+    /// Convolution whose first filters, as many as there are input channels, pass one channel each; the
+    /// others are uniform in `-bound..bound`.
     Dirac {
-        /// The largest.
+        /// Largest absolute value.
         bound: f32,
     },
-    /// Of a convolution over images: filters that make its outputs uncorrelated, taken from training
-    /// images, and their negatives.
+    /// Convolution on images whose filters whiten patches, that is, make outputs uncorrelated, and their
+    /// negatives. The filters are computed from training images.
     Whitening,
 }
 
-/// A source's rule for all its layers.
+/// The initialization rules of a source for all layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scheme {
-    /// `reset_parameters` of PyTorch's layers, which the notes' module leaves as it is: uniform in
-    /// `±1/sqrt(fan_in)`, which is what `kaiming_uniform_(a=sqrt(5))` comes to.
+    /// `reset_parameters` of PyTorch's layers, which the notes' module keeps: uniform in `±1/sqrt(fan_in)`,
+    /// which equals `kaiming_uniform_(a=sqrt(5))`.
     Default,
     /// Convolutions and linear weights normal with variance `2 / fan_in`: He et al., Delving Deep
     /// into Rectifiers, ICCV 2015, which the ResNet paper follows.
@@ -38,7 +38,7 @@ pub(super) enum Scheme {
     /// Convolutions normal with variance `2 / fan_out`, linear layers as PyTorch's: torchvision's
     /// `resnet.py`.
     Torchvision,
-    /// As torchvision's, but linear biases start at 0: `fb.resnet.torch` and what grew from it.
+    /// As `Torchvision`, but linear biases start at 0: `fb.resnet.torch` and programs derived from it.
     FanOut,
     /// Convolutions normal with variance `2 / fan_out`, linear weights with deviation 0.01, biases
     /// 0: torchvision's `vgg.py`.
@@ -46,7 +46,7 @@ pub(super) enum Scheme {
 }
 
 impl Scheme {
-    /// Of a convolution's weight: `[out, in / groups, height, width]`.
+    /// Returns the initialization of a convolution's weight `[out, in / groups, height, width]`.
     pub(super) fn conv(self, [outputs, inputs, height, width]: [usize; 4]) -> Init {
         let (fan_in, fan_out) = (inputs * height * width, outputs * height * width);
         match self {
@@ -56,7 +56,7 @@ impl Scheme {
         }
     }
 
-    /// Of a linear layer's weight and bias.
+    /// Returns the initializations of a linear layer's weight and bias.
     pub(super) fn linear(self, fan_in: usize) -> [Init; 2] {
         match self {
             Self::Default | Self::Torchvision => [uniform(fan_in); 2],

@@ -1,49 +1,50 @@
-//! What networks are made of.
+//! The layers that networks are made of.
 
 use super::init::Init;
 
-/// One step from images to logits.
+/// A layer of a network.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Layer {
     /// A convolution.
     Conv(Conv),
     /// Batch norm over channels.
     BatchNorm(BatchNorm),
-    /// The larger of a number and 0.
+    /// `max(x, 0)`.
     Relu,
-    /// A number times the standard normal distribution's chance of a smaller one.
+    /// Gaussian error linear unit: `x` times the standard normal distribution function at `x`.
     Gelu,
     /// Max-pool with a square window.
     MaxPool {
-        /// Height and width of a window.
+        /// Height and width of the window.
         kernel: usize,
-        /// From one window to the next.
+        /// Distance from one window to the next, in pixels.
         stride: usize,
         /// Pixels added on each side.
         padding: usize,
     },
-    /// Averages to `size` x `size`, whatever the size before.
+    /// Average pool to `size` x `size`, from a map of any size.
     AveragePool {
         /// Height and width of the output.
         size: usize,
     },
-    /// Takes every `stride`-th pixel and adds channels of zeros, as many before as behind.
+    /// Takes every `stride`-th pixel and adds channels of zeros, half of them before and half after the
+    /// input's.
     PadChannels {
-        /// Pixels from one to the next.
+        /// Distance between the pixels that are kept.
         stride: usize,
-        /// Channels out.
+        /// Output channels.
         channels: usize,
     },
-    /// A linear layer over all that an image has.
+    /// A linear layer over all elements of an image.
     Linear(Linear),
-    /// Multiplies every number.
+    /// Multiplication by a constant.
     Scale {
-        /// By this.
+        /// The constant.
         factor: f64,
     },
-    /// In training, zeroes each number with this probability and scales the others up.
+    /// In training, zeroes each element with this probability and scales the others up.
     Dropout {
-        /// From 0 to below 1.
+        /// Probability, from 0 to below 1.
         probability: f64,
     },
     /// A branch and its shortcut, added.
@@ -53,28 +54,28 @@ pub enum Layer {
 /// A convolution with a square kernel.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Conv {
-    /// Its prefix in the state dict, such as `layer2.0.conv1`.
+    /// Prefix of its tensors in the state dict, such as `layer2.0.conv1`.
     pub name: String,
-    /// Channels in.
+    /// Input channels.
     pub inputs: usize,
-    /// Channels out.
+    /// Output channels.
     pub outputs: usize,
     /// Height and width of the kernel.
     pub kernel: usize,
-    /// In both directions.
+    /// Stride in both directions.
     pub stride: usize,
-    /// Pixels of zero added on each side.
+    /// Zero padding on each side, in pixels.
     pub padding: usize,
-    /// Parts that channels fall into; 1 where every output sees every input.
+    /// Number of groups into which channels are divided; with 1 every output sees every input.
     pub groups: usize,
-    /// How the weight starts.
+    /// Initialization of the weight.
     pub init: Init,
-    /// How the bias starts, where there is one.
+    /// Initialization of the bias, if there is one.
     pub bias: Option<Init>,
 }
 
 impl Conv {
-    /// Shape of the weight.
+    /// Returns the shape of the weight.
     pub fn weight_shape(&self) -> [usize; 4] {
         [self.outputs, self.inputs / self.groups, self.kernel, self.kernel]
     }
@@ -83,22 +84,22 @@ impl Conv {
 /// Batch norm over channels.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BatchNorm {
-    /// Its prefix in the state dict.
+    /// Prefix of its tensors in the state dict.
     pub name: String,
     /// Channels.
     pub channels: usize,
-    /// Where its scale starts: 1, or 0 to start with a block that does nothing.
+    /// Initial value of the scale: 1, or 0 so that a residual block starts as the identity.
     pub scale: f32,
-    /// Whether its scale is trained.
+    /// Whether the scale is trained.
     pub trains_scale: bool,
-    /// Of the running statistics, the part that a batch replaces.
+    /// Weight of the current batch in the running statistics.
     pub momentum: f64,
-    /// Added to the variance.
+    /// Added to the variance before the square root.
     pub eps: f64,
 }
 
 impl BatchNorm {
-    /// PyTorch's.
+    /// Makes a batch norm with PyTorch's defaults.
     pub const fn new(name: String, channels: usize) -> Self {
         Self { name, channels, scale: 1.0, trains_scale: true, momentum: 0.1, eps: 1e-5 }
     }
@@ -107,33 +108,33 @@ impl BatchNorm {
 /// A linear layer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Linear {
-    /// Its prefix in the state dict.
+    /// Prefix of its tensors in the state dict.
     pub name: String,
-    /// Numbers in.
+    /// Input elements.
     pub inputs: usize,
-    /// Numbers out.
+    /// Output elements.
     pub outputs: usize,
-    /// How the weight starts.
+    /// Initialization of the weight.
     pub init: Init,
-    /// How the bias starts, where there is one.
+    /// Initialization of the bias, if there is one.
     pub bias: Option<Init>,
 }
 
-/// `body(x) + shortcut(x)`, where `x` is what `before` gives.
+/// A residual block: `body(x) + shortcut(x)`, where `x` is the output of `before`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Residual {
-    /// What both ways share.
+    /// The layers that branch and shortcut share.
     pub before: Vec<Layer>,
-    /// The branch that is learnt.
+    /// The residual branch.
     pub body: Vec<Layer>,
-    /// The shortcut; empty for the identity.
+    /// The shortcut branch; empty for the identity.
     pub shortcut: Vec<Layer>,
-    /// The probability that a training step goes through the branch; in evaluation the branch is
-    /// scaled by it. 1 without stochastic depth.
+    /// Probability that a training step executes the branch; in evaluation the branch is scaled by it. 1
+    /// without stochastic depth.
     pub survival: f64,
 }
 
-/// What flows between layers, of one image.
+/// Shape of the tensor between two layers, for one image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
     /// Channels.
@@ -143,12 +144,12 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Numbers.
+    /// Returns the number of elements.
     pub const fn len(&self) -> usize {
         self.channels * self.map[0] * self.map[1]
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no elements.
     pub const fn is_empty(&self) -> bool {
         self.len() == 0
     }

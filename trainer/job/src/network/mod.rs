@@ -1,8 +1,8 @@
-//! Networks as data: their layers, the tensors they hold, and what they cost.
+//! Networks as data: their layers, tensors and costs.
 //!
-//! A family's file has a table of its networks; [`Network::new`] makes layers from a line of it, and
-//! all else follows from those: names and shapes of the state dict, costs, and the trainer's modules.
-//! Names and order of tensors are those of the PyTorch module's state dict.
+//! The file of a family has a table of its networks. [`Network::new`] makes the layers of one of them, from
+//! which all else follows: names and shapes of the state dict, costs, and the trainer's modules. Names and
+//! order of tensors are those of the PyTorch module's state dict.
 
 mod blocks;
 mod catalogue;
@@ -31,20 +31,20 @@ pub use tensors::{Role, TensorSpec};
 pub struct Network {
     /// Channels, height and width of an image.
     pub image: [usize; 3],
-    /// Outputs.
+    /// Number of classes, that is, of logits.
     pub classes: usize,
-    /// From image to logits.
+    /// Layers from image to logits.
     pub layers: Vec<Layer>,
 }
 
 impl Network {
-    /// The network that a configuration names, for images of `image` (channels, height, width).
+    /// Makes the network that `model` names, for images of `image` (channels, height, width).
     pub fn new(model: &Model, image: [usize; 3], classes: usize) -> Self {
         Self { image, classes, layers: model.name.entry().layers(model, image, classes) }
     }
 
-    /// Every tensor of the state dict, in its order. `live_taps`: whether to tell taps that see
-    /// pixels from those that do not.
+    /// Returns every tensor of the state dict, in its order. Without `live_taps`, all taps of kernels count
+    /// as live.
     pub fn tensors(&self, live_taps: bool) -> Vec<TensorSpec> {
         let mut tensors = Vec::new();
         self.visit(|layer, input, _| tensors.extend(tensors::tensors_of(layer, input)));
@@ -54,12 +54,12 @@ impl Network {
         tensors
     }
 
-    /// Numbers that training changes: what PyTorch's module counts as parameters, but for fixed ones.
+    /// Returns the number of trained parameters: PyTorch's count without the fixed ones.
     pub fn parameter_count(&self) -> usize {
         self.parameters().map(|tensor| tensor.len()).sum()
     }
 
-    /// Those of them that ever see a pixel of an image of this size.
+    /// Returns the number of trained parameters that ever see a pixel of an image of this size.
     pub fn live_parameter_count(&self) -> usize {
         self.parameters().map(|tensor| tensor.live_len()).sum()
     }
@@ -68,8 +68,8 @@ impl Network {
         self.tensors(true).into_iter().filter(|tensor| tensor.role.is_parameter())
     }
 
-    /// Numbers that one image leaves in memory for the backward pass: the output of every
-    /// convolution, of its batch norm, and of max-pools.
+    /// Returns the number of elements per image that stay in memory for the backward pass: the outputs of all
+    /// convolutions, batch norms and max-pools.
     pub fn activations_per_image(&self) -> usize {
         let mut total = 0;
         self.visit(|layer, _, output| {

@@ -1,17 +1,17 @@
-//! How tensors are called elsewhere.
+//! Conversion of tensor names to and from torchvision's.
 //!
 //! The notes' module says `shortcut` and `linear` where torchvision says `downsample` and `fc`; all
 //! other names are the same.
 
-/// Ours and torchvision's.
+/// Parts of names that differ: the notes' module's, and torchvision's.
 const PAIRS: [(&str, &str); 2] = [("shortcut", "downsample"), ("linear", "fc")];
 
-/// Torchvision's name of a tensor of ours.
+/// Converts a tensor name of this project to torchvision's.
 pub fn to_torchvision(name: &str) -> String {
     translate(name, |part| PAIRS.iter().find(|(ours, _)| *ours == part).map(|(_, theirs)| *theirs))
 }
 
-/// Our name of a tensor of torchvision's.
+/// Converts a tensor name of torchvision's to this project's.
 pub fn from_torchvision(name: &str) -> String {
     translate(name, |part| PAIRS.iter().find(|(_, theirs)| *theirs == part).map(|(ours, _)| *ours))
 }

@@ -1,4 +1,4 @@
-//! What a network costs, layer by layer.
+//! Parameters and multiply-adds of a network, layer by layer.
 
 use serde::Serialize;
 
@@ -6,40 +6,40 @@ use super::layer::{Layer, Shape};
 use super::tensors::tensors_of;
 use super::{Network, TensorSpec};
 
-/// A network's costs, for one image.
+/// Costs of a network for one image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Summary {
-    /// Numbers that training changes: what PyTorch's module counts as parameters, but for fixed ones.
+    /// Number of trained parameters: PyTorch's count without the fixed ones.
     pub parameters: usize,
-    /// Those that never see a pixel of an image of this size.
+    /// Number of parameters that never see a pixel of an image of this size.
     pub unseen_parameters: usize,
-    /// Multiplications with an addition, of convolutions and linear layers; padding counts.
+    /// Multiply-adds of convolutions and linear layers; those with padding count.
     pub multiply_adds: u64,
     /// All layers that have parameters or change the shape.
     pub layers: Vec<LayerSummary>,
 }
 
-/// A layer's costs.
+/// Costs of a layer for one image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LayerSummary {
-    /// Its prefix in the state dict; empty where it has no tensors.
+    /// Prefix of the layer's tensors in the state dict; empty if it has none.
     pub name: String,
-    /// What it is, such as `conv 3x3/2`.
+    /// Kind of the layer, such as `conv 3x3/2`.
     pub kind: String,
-    /// Channels, height and width.
+    /// Input shape: channels, height and width.
     pub input: [usize; 3],
-    /// Channels, height and width.
+    /// Output shape: channels, height and width.
     pub output: [usize; 3],
-    /// Parameters.
+    /// Number of trained parameters.
     pub parameters: usize,
-    /// Those that never see a pixel.
+    /// Number of parameters that never see a pixel.
     pub unseen_parameters: usize,
-    /// Multiplications with an addition.
+    /// Multiply-adds.
     pub multiply_adds: u64,
 }
 
 impl Network {
-    /// What it costs.
+    /// Returns the costs of the network.
     pub fn summary(&self) -> Summary {
         let mut layers = Vec::new();
         self.visit(|layer, input, output| {

@@ -1,33 +1,32 @@
-//! Which taps of a kernel ever touch its input.
+//! Live taps: the taps of a kernel that ever touch its input.
 //!
-//! A 3x3 kernel with padding 1 on a 1x1 map only ever multiplies its centre with a pixel; the other
-//! eight taps see padding, so their gradient is zero for ever. Which taps live follows from the sizes
-//! alone.
+//! A 3x3 kernel with padding 1 on a 1x1 map only ever multiplies its centre with a pixel; the other eight
+//! taps see padding, so their gradient is always zero. Which taps are live follows from the sizes alone.
 
 use std::ops::Range;
 
-/// The part of a kernel that touches the input: a range in each dimension.
+/// The live part of a kernel: a range in each dimension.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Taps {
-    /// Of its rows.
+    /// Range of live rows.
     pub rows: Range<usize>,
-    /// Of its columns.
+    /// Range of live columns.
     pub columns: Range<usize>,
 }
 
 impl Taps {
-    /// Those of a square kernel on a map of `[height, width]`; `None` when all live.
+    /// Returns the live taps of a square kernel on a map of `[height, width]`; `None` if all are live.
     pub fn of(map: [usize; 2], kernel: usize, stride: usize, padding: usize) -> Option<Self> {
         let [rows, columns] = map.map(|size| live_range(size, kernel, stride, padding));
-        // Both or neither, so that one padding serves both dimensions.
+        // Rows and columns must lose as many taps at the start, so that one padding serves both dimensions.
         let one_padding = rows.start == columns.start;
         let some_dead = rows != (0..kernel) || columns != (0..kernel);
         (one_padding && some_dead).then_some(Self { rows, columns })
     }
 }
 
-/// The taps that touch an input of `size` in one dimension, or all where the live ones alone could
-/// not be applied with the same padding on both sides.
+/// Returns the taps that touch an input of `size` in one dimension; all taps if the live ones alone could not
+/// be applied with the same padding on both sides.
 fn live_range(size: usize, kernel: usize, stride: usize, padding: usize) -> Range<usize> {
     let outputs = output_size(size, kernel, stride, padding);
     let touches = |tap: usize| {
@@ -44,7 +43,7 @@ fn live_range(size: usize, kernel: usize, stride: usize, padding: usize) -> Rang
     if same { live } else { 0..kernel }
 }
 
-/// Outputs of a convolution or pool in one dimension.
+/// Returns the output size of a convolution or pool in one dimension.
 pub const fn output_size(size: usize, kernel: usize, stride: usize, padding: usize) -> usize {
     (size + 2 * padding - kernel) / stride + 1
 }
@@ -63,7 +62,7 @@ mod tests {
         assert_eq!(live_range(8, 1, 2, 0), 0..1);
     }
 
-    /// A convolution in one dimension, by its definition.
+    /// Convolves in one dimension, by the definition.
     fn convolve(input: &[f64], kernel: &[f64], stride: usize, padding: usize) -> Vec<f64> {
         let outputs = output_size(input.len(), kernel.len(), stride, padding);
         let output = |position: usize| {

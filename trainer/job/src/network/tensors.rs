@@ -7,30 +7,30 @@ use super::taps::Taps;
 /// A tensor of the state dict.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TensorSpec {
-    /// Its key.
+    /// Key in the state dict.
     pub name: String,
-    /// Its shape; empty for a number.
+    /// Shape; empty for a scalar.
     pub shape: Vec<usize>,
-    /// What it is for.
+    /// Kind of the tensor.
     pub role: Role,
-    /// How it starts.
+    /// Initial values.
     pub init: Init,
-    /// The taps of a convolution's kernel that ever see a pixel; `None` when all do.
+    /// Taps of a convolution's kernel that ever see a pixel; `None` if all do.
     pub live: Option<Taps>,
 }
 
 impl TensorSpec {
-    /// Its number of elements.
+    /// Returns the number of elements.
     pub fn len(&self) -> usize {
         self.shape.iter().product()
     }
 
-    /// Whether it has no elements.
+    /// Returns whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The shape of the part that is trained.
+    /// Returns the shape of the live part, which is the part that is trained.
     pub fn live_shape(&self) -> Vec<usize> {
         let mut shape = self.shape.clone();
         if let Some(Taps { rows, columns }) = &self.live {
@@ -40,13 +40,13 @@ impl TensorSpec {
         shape
     }
 
-    /// Elements of the part that is trained.
+    /// Returns the number of elements of the live part.
     pub fn live_len(&self) -> usize {
         self.live_shape().iter().product()
     }
 }
 
-/// What a tensor is for, which decides whether it is trained.
+/// The kind of a tensor, which decides whether it is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// A convolution's or linear layer's weight.
@@ -57,24 +57,24 @@ pub enum Role {
     NormWeight,
     /// A batch norm's shift.
     NormBias,
-    /// A weight that stays as it started.
+    /// A weight that is not trained.
     Fixed,
     /// A batch norm's running mean: not trained.
     RunningMean,
     /// A batch norm's running variance: not trained.
     RunningVar,
-    /// How many batches a batch norm has seen: not trained, i64.
+    /// Number of batches that a batch norm has seen: not trained, i64.
     BatchesTracked,
 }
 
 impl Role {
-    /// Whether an optimizer changes it.
+    /// Returns whether an optimizer trains the tensor.
     pub const fn is_parameter(self) -> bool {
         matches!(self, Self::Weight | Self::Bias | Self::NormWeight | Self::NormBias)
     }
 }
 
-/// Those of a layer whose input has this shape.
+/// Returns the tensors of a layer whose input has this shape.
 pub(super) fn tensors_of(layer: &Layer, input: Shape) -> Vec<TensorSpec> {
     match layer {
         Layer::Conv(conv) => conv_tensors(conv, input.map),

@@ -5,7 +5,7 @@ fn model(name: &str, stem: Stem) -> Model {
     Model { name: name.parse().unwrap(), stem, ..Model::default() }
 }
 
-/// As published.
+/// Returns the network for the data set that it was published for.
 fn at_home(name: &str) -> Network {
     let home = name.parse::<ModelName>().unwrap().entry().home;
     let image = [3, home.image(), home.image()];
@@ -60,7 +60,7 @@ fn other_counts_round_to_those_of_the_papers() {
         ("wrn28_10", 36.5),
         ("preact_resnet110", 1.7),
         ("preact_resnet164", 1.7),
-        // 10.2 million with zeros in place of projections
+        // The paper's 10.2 million are with zeros in place of projections.
         ("preact_resnet1001", 10.3),
     ];
     for (name, millions) in papers {
@@ -73,7 +73,7 @@ fn other_counts_round_to_those_of_the_papers() {
 fn multiply_adds_are_those_of_the_notes() {
     let billions = |name| at_home(name).summary().multiply_adds as f64 / 1e9;
     for (name, notes) in [("vgg19", 19.6), ("plain34", 3.6), ("resnet34", 3.6)] {
-        // The shortcuts take 0.02 billion: ResNet-34 has 3.66, plain-34 3.64.
+        // The shortcuts account for 0.02 billion: ResNet-34 has 3.66, plain-34 3.64.
         assert!((billions(name) - notes).abs() < 0.07, "{name}: {}", billions(name));
     }
     let pixels = 56 * 56;
@@ -86,7 +86,7 @@ fn multiply_adds_are_those_of_the_notes() {
             (parameters + layer.parameters, multiply_adds + layer.multiply_adds)
         })
     };
-    // Two 3x3 on 64 channels against 1x1, 3x3, 1x1 on 256: as much for four times the channels.
+    // Two 3x3 convolutions on 64 channels cost as much as 1x1, 3x3, 1x1 on 256 channels, four times as many.
     assert_eq!(of("resnet34", "layer1.1."), (73_728, 73_728 * pixels));
     assert_eq!(of("resnet50", "layer1.1."), (69_632, 69_632 * pixels));
 }
@@ -106,7 +106,7 @@ fn most_parameters_never_see_a_pixel_behind_the_notes_stem() {
     assert_eq!(dead("resnet18", Stem::Notes), first + 3 * 512 * 512 * 8);
     assert_eq!(dead("resnet34", Stem::Notes), first + 5 * 512 * 512 * 8);
     assert_eq!(dead("resnet18", Stem::Cifar), 0);
-    // Groups: 1024 kernels of 1024 / 32 channels.
+    // Grouped convolutions: 1024 kernels of 1024 / 32 channels.
     assert_eq!(dead("resnext50_32x4d", Stem::Notes), 32 * 1024 * 5 + 2 * 32 * 1024 * 8);
 }
 

@@ -1,10 +1,10 @@
-//! From layer to layer, with the shapes between them.
+//! Traversal of a network's layers, with the shapes between them.
 
 use super::layer::{Layer, Residual, Shape};
 use super::taps::output_size;
 
-/// Visits every layer but the residual ones themselves, in the order of the state dict, with the
-/// shapes of its input and output. Returns the shape that leaves the last one.
+/// Visits every layer except the residual ones themselves, in the order of the state dict, with the shapes of
+/// its input and output. Returns the output shape of the last layer.
 pub(super) fn walk<'a>(
     layers: &'a [Layer],
     input: Shape,
@@ -27,7 +27,7 @@ pub(super) fn walk<'a>(
 }
 
 impl Layer {
-    /// What leaves a layer that is not residual.
+    /// Returns the output shape of a layer that is not residual.
     fn output(&self, input: Shape) -> Shape {
         let Shape { channels, map } = input;
         match self {

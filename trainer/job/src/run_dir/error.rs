@@ -1,4 +1,4 @@
-//! Why a run directory cannot be used.
+//! Errors of run directories.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use crate::config::{ConfigError, Difference};
 /// Why a run directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RunDirError {
-    /// It already holds a run, and that one is not to be resumed.
+    /// The directory already holds a run, which is not to be resumed.
     #[error(
         "{} already holds a run, and nothing of it is overwritten; give another --run-dir, or \
          --resume auto to go on with it", root.display()
@@ -18,7 +18,7 @@ pub enum RunDirError {
         /// The run directory.
         root: PathBuf,
     },
-    /// Its run was configured differently in what shapes training.
+    /// The directory holds a run with another configuration in keys that affect training.
     #[error(
         "{} holds a run with another configuration, so it cannot go on from there: {}; give the \
          same configuration or another --run-dir", root.display(), listed(differences)
@@ -26,40 +26,40 @@ pub enum RunDirError {
     Different {
         /// The run directory.
         root: PathBuf,
-        /// What differs; never empty.
+        /// The differences; never empty.
         differences: Vec<Difference>,
     },
-    /// What its run was configured with cannot be read.
+    /// The configuration of the directory's run cannot be read.
     #[error("{} holds a run whose configuration cannot be read: {source}", root.display())]
     Config {
         /// The run directory.
         root: PathBuf,
-        /// Why not.
+        /// Why it cannot be read.
         #[source]
         source: ConfigError,
     },
-    /// There is nothing to resume from.
+    /// The directory given to `--resume` does not exist.
     #[error("--resume {}: no such directory", from.display())]
     NoSource {
-        /// As given.
+        /// The path as given.
         from: PathBuf,
     },
-    /// Another process has it.
+    /// Another process holds the directory's lock.
     #[error("{} is in use by {holder} (lock {})", root.display(), lock.display())]
     InUse {
         /// The run directory.
         root: PathBuf,
         /// The lock file.
         lock: PathBuf,
-        /// Who, as far as it can be told.
+        /// Process and host of the holder, as far as known.
         holder: String,
     },
-    /// It cannot be written to.
+    /// The directory, or a file of it, cannot be written.
     #[error("cannot write {}: {source}", path.display())]
     Write {
-        /// The file or folder.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// Why not.
+        /// The I/O error.
         source: io::Error,
     },
 }
@@ -70,7 +70,7 @@ fn listed(differences: &[Difference]) -> String {
 }
 
 impl RunDirError {
-    /// [`ExitCode::Setup`] where it cannot be written to, else [`ExitCode::Usage`].
+    /// Returns [`ExitCode::Setup`] if a file cannot be written, else [`ExitCode::Usage`].
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Write { .. } => ExitCode::Setup,

@@ -1,4 +1,4 @@
-//! Who may write to a run directory.
+//! The lock of a run directory.
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -9,11 +9,12 @@ use rustix::fs::{FlockOperation, flock};
 use super::RunDirError;
 use crate::host;
 
-/// Takes `root/.lock`, which the kernel releases when this process and those that it starts have ended,
-/// however they end: while a rank runs on after its launcher was killed, nobody else may write here.
+/// Locks `root/.lock`. The kernel releases the lock when this process and its child processes, which inherit
+/// the file descriptor, have ended, however they end: while a rank runs on after its launcher was killed, no
+/// other process may write to the directory.
 ///
 /// # Errors
-/// [`RunDirError::InUse`] when another process has it, else [`RunDirError::Write`].
+/// [`RunDirError::InUse`] when another process holds the lock, else [`RunDirError::Write`].
 pub fn lock(root: &Path) -> Result<File, RunDirError> {
     let path = root.join(".lock");
     let wrong = |source| RunDirError::Write { path: path.clone(), source };

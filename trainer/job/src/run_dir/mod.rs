@@ -1,6 +1,6 @@
-//! The directory that a run leaves behind, and who may write to it.
+//! The directory of a run: its files, and its lock.
 //!
-//! It is a run's once `config.yaml` is in it; that file is written whole or not at all.
+//! A directory holds a run as soon as `config.yaml` is in it; that file is written atomically.
 
 mod error;
 mod lock;
@@ -24,10 +24,10 @@ pub use error::RunDirError;
 pub use lock::lock;
 pub use resume::Resume;
 
-/// The symbolic link, beside checkpoints, to the newest of them.
+/// Name of the symbolic link to the newest checkpoint, in the folder of checkpoints.
 pub const LATEST: &str = "latest";
 
-/// A run's directory. Locked from [`open`](Self::open) until it is dropped.
+/// The directory of a run. [`open`](Self::open) locks it until the value is dropped.
 #[derive(Debug)]
 pub struct RunDir {
     root: PathBuf,
@@ -35,7 +35,7 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// `runs/<config stem>-<UTC yyyymmddThhmmssZ>`.
+    /// Returns `runs/<config stem>-<UTC yyyymmddThhmmssZ>`.
     pub fn default_path(config: &Path, now: OffsetDateTime) -> PathBuf {
         let stem = config.file_stem().map_or("run".into(), |stem| stem.to_string_lossy());
         let format = format_description!("[year][month][day]T[hour][minute][second]Z");
@@ -44,15 +44,15 @@ impl RunDir {
         Path::new("runs").join(format!("{stem}-{time}"))
     }
 
-    /// Makes `root` ready for a run of `config` and locks it. Writes `config.yaml`, or replaces the
-    /// one there where its run may go on as `config`.
+    /// Prepares `root` for a run of `config` and locks it. Writes `config.yaml`, or replaces it if the run in
+    /// `root` may be resumed with `config`.
     ///
     /// # Errors
-    /// [`RunDirError`], and then a run that was there is untouched.
+    /// [`RunDirError`]; a run that is in `root` is then unchanged.
     pub fn open(root: &Path, config: &Config, resume: &Resume) -> Result<Self, RunDirError> {
         let wrong = |path: &Path, source| RunDirError::Write { path: path.to_path_buf(), source };
         let here = Self::at(root);
-        // A run that has begun from there, and has saved since, does not need it any more.
+        // A run that was started from `from`, and has saved a checkpoint since, no longer needs `from`.
         if let Resume::From(from) = resume
             && !from.is_dir()
             && !(here.has_checkpoint() && here.origin() == Some(absolute(from)))
@@ -75,7 +75,7 @@ impl RunDir {
         Ok(run_dir)
     }
 
-    /// A directory that another process opened: its paths, without lock or check.
+    /// Returns the paths of a directory that another process has opened, without lock or checks.
     pub fn at(root: &Path) -> Self {
         Self { root: root.to_path_buf(), _lock: None }
     }
@@ -102,8 +102,8 @@ impl RunDir {
         }
     }
 
-    /// Keeps where a run starts from that is not the beginning: until its first checkpoint, nothing
-    /// else tells.
+    /// Records the origin of a run that is resumed from elsewhere, which is known from nothing else until the
+    /// run's first checkpoint.
     fn note_origin(&self, resume: &Resume) -> io::Result<()> {
         match resume {
             Resume::From(from) => files::write_atomically(
@@ -117,7 +117,7 @@ impl RunDir {
         }
     }
 
-    /// The checkpoint or run that this one began from, where it was told to with [`Resume::From`].
+    /// Returns the checkpoint or run directory that this run was started from with [`Resume::From`].
     pub fn origin(&self) -> Option<PathBuf> {
         let path = fs::read(self.origin_path()).ok()?;
         Some(PathBuf::from(OsString::from_vec(path)))
@@ -127,12 +127,12 @@ impl RunDir {
         self.root.join("resumed_from")
     }
 
-    /// Whether a run was started here.
+    /// Returns whether a run was started in this directory.
     pub fn holds_run(&self) -> bool {
         self.config_path().exists()
     }
 
-    /// Whether there is a checkpoint to go on from, or what may be one.
+    /// Returns whether there is a folder named like a checkpoint, complete or not.
     pub fn has_checkpoint(&self) -> bool {
         let is_checkpoint = |entry: io::Result<fs::DirEntry>| {
             let name = entry.map(|entry| entry.file_name()).unwrap_or_default();
@@ -142,68 +142,69 @@ impl RunDir {
         fs::read_dir(self.checkpoints_dir()).is_ok_and(|mut entries| entries.any(is_checkpoint))
     }
 
-    /// The newest checkpoint: a symbolic link, where there is one.
+    /// Path of the symbolic link to the newest checkpoint, which need not exist.
     pub fn latest_checkpoint(&self) -> PathBuf {
         self.checkpoints_dir().join(LATEST)
     }
 
-    /// The directory itself.
+    /// Path of the directory itself.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The configuration in full.
+    /// Path of the complete configuration.
     pub fn config_path(&self) -> PathBuf {
         self.root.join("config.yaml")
     }
 
-    /// One JSON object a line, by rank 0.
+    /// Path of the metrics: one JSON object per line, written by rank 0.
     pub fn metrics_path(&self) -> PathBuf {
         self.root.join("metrics.jsonl")
     }
 
-    /// One JSON object a line, by the launcher.
+    /// Path of the events: one JSON object per line, written by the launcher.
     pub fn events_path(&self) -> PathBuf {
         self.root.join("events.jsonl")
     }
 
-    /// What `launcher doctor` has measured, in a run directory of its own.
+    /// Path of the all-reduce times that `launcher doctor` measures, in a run directory of its own.
     pub fn all_reduce_path(&self) -> PathBuf {
         self.root.join("all_reduce.json")
     }
 
-    /// Accuracy and loss by epoch.
+    /// Path of the curves of accuracy and loss by epoch, as SVG.
     pub fn curves_svg_path(&self) -> PathBuf {
         self.root.join("curves.svg")
     }
 
-    /// The same as a bitmap.
+    /// Path of the curves as PNG.
     pub fn curves_png_path(&self) -> PathBuf {
         self.root.join("curves.png")
     }
 
-    /// Events for TensorBoard, one file a process of rank 0.
+    /// Path of the folder of TensorBoard events, one file per process of rank 0.
     pub fn tensorboard_dir(&self) -> PathBuf {
         self.root.join("tensorboard")
     }
 
-    /// One folder a checkpoint, and the links `latest` and `best`.
+    /// Path of the folder of checkpoints: one folder per checkpoint, and the links `latest` and `best`.
     pub fn checkpoints_dir(&self) -> PathBuf {
         self.root.join("checkpoints")
     }
 
-    /// One file a rank.
+    /// Path of the folder of logs, one file per rank.
     pub fn logs_dir(&self) -> PathBuf {
         self.root.join("logs")
     }
 
-    /// What a rank wrote to its standard output and error.
+    /// Path of the file with a rank's standard output and error.
     pub fn log_path(&self, rank: usize) -> PathBuf {
         self.logs_dir().join(format!("rank-{rank}.log"))
     }
 }
 
-/// Without looking at the disk, so that it is the same when the folder is gone.
+/// Makes `path` absolute without access to the file system, so that the result is the same after the folder
+/// is gone.
 fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
 }

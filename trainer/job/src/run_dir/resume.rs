@@ -1,18 +1,18 @@
-//! Where a run starts from.
+//! The starting point of a run.
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// Where a run starts from.
+/// The starting point of a run (`--resume`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Resume {
-    /// The newest good checkpoint of the run directory, where it holds a run.
+    /// The newest good checkpoint of the run directory if it holds a run, else the beginning.
     #[default]
     Auto,
-    /// The beginning, in a directory that holds no run.
+    /// The beginning; the directory must not hold a run.
     Never,
-    /// Another run's directory or a checkpoint, in a directory that holds no run, or one that began
-    /// there: then its own newest good checkpoint, where it has one.
+    /// Another run's directory or a checkpoint. The run directory must not hold a run, except one that was
+    /// started from there: that is resumed from its own newest good checkpoint, if it has one.
     From(PathBuf),
 }
 

@@ -90,7 +90,7 @@ fn a_run_that_began_from_another_goes_on_by_the_same_command_or_by_auto() {
     assert!(matches!(error, RunDirError::Different { .. }), "{error}");
     assert_eq!(RunDir::at(&c).origin(), None);
 
-    // Once it has checkpoints of its own, where it began may go.
+    // Once the run has checkpoints of its own, its origin may be removed.
     fs::remove_dir_all(&a).unwrap();
     let error = RunDir::open(&b, &config(3), &from).unwrap_err();
     assert!(matches!(error, RunDirError::NoSource { .. }), "{error}");

@@ -1,4 +1,4 @@
-//! `trainer augment`: what a configuration makes of its training images.
+//! `trainer augment`: a picture of the training images as a configuration augments them.
 
 mod sheet;
 
@@ -15,7 +15,7 @@ use crate::metrics::MetricsError;
 use crate::{Result, setup};
 use sheet::Row;
 
-/// Epochs of all augmentations together.
+/// Number of epochs for which all augmentations together are shown.
 const EPOCHS: usize = 3;
 
 /// `trainer augment`.
@@ -37,8 +37,8 @@ pub struct AugmentArgs {
     pub epoch: u32,
 }
 
-/// Draws training images: as they are, with each augmentation alone, and with all of them in several
-/// epochs. Returns the picture's path.
+/// Draws training images: unchanged, with each augmentation alone, and with all of them in several epochs.
+/// Returns the path of the picture.
 ///
 /// # Errors
 /// When the configuration is wrong, its data set is missing, or the picture cannot be written.
@@ -58,7 +58,7 @@ pub fn augment(args: &AugmentArgs) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// `epoch`: from 1.
+/// Returns the rows of the picture. `epoch` counts from 1.
 fn rows(config: &Config, data_set: &DataSet, count: u32, epoch: usize) -> Vec<Row> {
     let images = Images::new(&data_set.train, &data_set.normalization, Device::Cpu);
     let indices: Vec<u32> = (0..count.min(images.len() as u32)).collect();

@@ -1,4 +1,4 @@
-//! Rows of pictures, each with what was done to them.
+//! Draws rows of images, each with a label.
 
 use job::config::Augment;
 use tch::Tensor;
@@ -9,15 +9,15 @@ const MARGIN: f32 = 24.0;
 const TITLE_HEIGHT: f32 = 60.0;
 const LABEL_WIDTH: f32 = 190.0;
 const GAP: f32 = 8.0;
-/// Small images are enlarged to about this side.
+/// Approximate side to which small images are enlarged, in pixels.
 const SIDE: usize = 96;
 const NARROWEST: f32 = 460.0;
 
-/// Pictures that something was done to.
+/// A row of images that were augmented in the same way.
 pub(super) struct Row {
     name: String,
     detail: String,
-    /// `[N, H, W, C]` u8.
+    /// Pixels, `[N, H, W, C]` u8.
     images: Tensor,
 }
 
@@ -28,7 +28,7 @@ impl Row {
     }
 }
 
-/// The keys of an augmentation, one a line, as they are written in a configuration.
+/// Returns the keys of an augmentation, one per line, as they are written in a configuration.
 pub(super) fn keys(augment: &Augment) -> String {
     let value = serde_json::to_value(augment).unwrap_or_default();
     let keys = value[augment.name()].as_object().cloned().unwrap_or_default();
@@ -38,7 +38,7 @@ pub(super) fn keys(augment: &Augment) -> String {
     keys.iter().map(pair).collect::<Vec<_>>().join("\n")
 }
 
-/// Draws rows of the same images, below one another.
+/// Draws rows of the same images, one below the other.
 pub(super) fn draw(title: &str, rows: &[Row]) -> Picture {
     let size = rows.first().map_or_else(Vec::new, |row| row.images.size());
     let [count, height, width] = [0, 1, 2].map(|at| size.get(at).map_or(0, |&size| size as usize));
@@ -70,7 +70,7 @@ pub(super) fn draw(title: &str, rows: &[Row]) -> Picture {
     picture
 }
 
-/// The pixels of a `[H, W, C]` u8 image, row by row.
+/// Returns the pixels of a `[H, W, C]` u8 image, row by row.
 fn colours(image: &Tensor) -> Vec<[u8; 3]> {
     let size = image.size();
     let image = image.expand([size[0], size[1], 3], false).contiguous();

@@ -1,4 +1,4 @@
-//! The confusion matrix as a picture.
+//! Draws the confusion matrix.
 
 use super::report::Report;
 use figure::{Anchor, Colour, GRID, INK, Picture, QUIET, Shape};
@@ -6,18 +6,18 @@ use job::thousands;
 
 const MARGIN: f32 = 32.0;
 const TITLE_HEIGHT: f32 = 84.0;
-/// All of the matrix, without names, has about this side.
+/// Approximate side of the matrix, without names, in pixels.
 const MATRIX_SIDE: f32 = 640.0;
-/// Cells that are smaller have no numbers in them.
+/// Smallest side of a cell that has its number in it, in pixels.
 const SMALLEST_CELL_WITH_NUMBER: f32 = 34.0;
 const LARGEST_CELL: f32 = 64.0;
-/// A name's letters, in pixels of its size: what most take.
+/// Width of a letter as a fraction of the font size, an upper estimate for most letters.
 const LETTER_WIDTH: f32 = 0.58;
 const LONGEST_NAME: usize = 24;
 const NO_IMAGES: Colour = [255, 255, 255];
 const ALL_IMAGES: Colour = [30, 64, 175];
 
-/// Draws the matrix: how dark a cell is says which fraction of a row's images it has.
+/// Draws the confusion matrix. The darker a cell, the larger its fraction of the row's images.
 pub(super) fn draw(report: &Report) -> Picture {
     let names: Vec<String> =
         report.classes.iter().map(|name| name.chars().take(LONGEST_NAME).collect()).collect();
@@ -25,7 +25,7 @@ pub(super) fn draw(report: &Report) -> Picture {
     let size = (cell * 0.7).clamp(5.0, 13.0);
     let longest = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
     let names_width = longest as f32 * LETTER_WIDTH * size;
-    // Names above columns hang down from a step that is high enough for all.
+    // Room for the names of columns, which are in one line above the matrix.
     let (left, top) = (MARGIN + names_width + 40.0, TITLE_HEIGHT + 46.0);
     let side = cell * names.len() as f32;
     let numbered = cell >= SMALLEST_CELL_WITH_NUMBER;
@@ -76,7 +76,7 @@ fn title(picture: &mut Picture, report: &Report) {
     picture.text((MARGIN, 60.0), &below, 13.0, false, Anchor::Start, QUIET);
 }
 
-/// Names as long as a column allows.
+/// Shortens names to the width of a column.
 fn names_fit(names: &[String], cell: f32, size: f32) -> Vec<String> {
     let letters = (cell / ((size - 2.0) * LETTER_WIDTH)) as usize;
     let cut = |name: &String| match name.chars().count() > letters {
@@ -95,7 +95,7 @@ fn grid(picture: &mut Picture, (left, top): (f32, f32), side: f32, cell: f32, cl
     }
 }
 
-/// Small fractions are what a reader looks for: they differ more than large ones.
+/// Returns the colour of a cell. Small fractions, which matter most to a reader, differ more than large ones.
 fn shade(fraction: f32) -> Colour {
     let weight = fraction.clamp(0.0, 1.0).powf(0.6);
     std::array::from_fn(|channel| {

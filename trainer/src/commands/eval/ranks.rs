@@ -1,4 +1,4 @@
-//! Ranks that are threads of this process.
+//! Ranks that are threads of one process.
 
 use std::thread;
 
@@ -7,7 +7,7 @@ use comm::env::{StartedBy, World};
 
 use crate::{Result, TrainError};
 
-/// The place of one of `count` ranks.
+/// Returns the world as rank `rank` of `count` sees it.
 pub(super) fn world(rank: usize, count: usize) -> World {
     World {
         rank,
@@ -18,10 +18,10 @@ pub(super) fn world(rank: usize, count: usize) -> World {
     }
 }
 
-/// Runs `body` as each of `count` ranks, and returns what rank 0 comes to.
+/// Runs `body` as each of `count` ranks, in threads, and returns the result of rank 0.
 ///
 /// # Errors
-/// Of the first rank that fails by itself, not because another one did.
+/// The error of the first rank that failed by itself rather than because a peer failed.
 pub(super) fn run<T: Send>(
     count: usize,
     body: impl Fn(World, &dyn Store) -> Result<T> + Sync,

@@ -1,4 +1,4 @@
-//! What was measured, as text, JSON and CSV.
+//! The report of an evaluation, as text, JSON and CSV.
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -11,22 +11,22 @@ use super::super::table::{Align, table};
 use crate::confusion::{Confusion, Mistake};
 use crate::tally::Tally;
 
-/// With more classes a matrix is wider than a terminal.
+/// Most classes for which text shows the whole matrix; with more, it would be wider than a terminal.
 const MOST_CLASSES_IN_TEXT: usize = 12;
-/// Mistakes that are listed instead.
+/// Number of most frequent mistakes that are listed instead of the matrix.
 const MISTAKES_IN_TEXT: usize = 10;
 
-/// What was measured of a checkpoint.
+/// Results of evaluating a checkpoint.
 pub(super) struct Report {
     pub checkpoint: PathBuf,
-    /// Optimizer steps that the network was trained for.
+    /// Number of optimizer steps that the network was trained for.
     pub step: u64,
     pub data_set: Dataset,
     pub split: &'static str,
-    /// Names by label.
+    /// Names of the classes, by label.
     pub classes: Vec<String>,
     pub ranks: usize,
-    /// Over all images.
+    /// Loss and accuracy over all images.
     pub tally: Tally,
     pub confusion: Confusion,
 }
@@ -56,7 +56,7 @@ impl Report {
 
     fn by_class(&self) -> String {
         let rows = self.classes.iter().enumerate().map(|(class, name)| {
-            let most = self.confusion.mistakes().into_iter().find(|m| m.class == class);
+            let most = self.confusion.most_frequent_mistake(class);
             let most = most.map_or(String::new(), |Mistake { taken_for, images, .. }| {
                 format!("{} ({})", self.classes[taken_for], thousands(images))
             });
@@ -76,7 +76,7 @@ impl Report {
         table(columns, rows)
     }
 
-    /// The whole matrix.
+    /// Formats the whole matrix.
     fn matrix(&self) -> String {
         let width = |text: &str| text.chars().count();
         let first = self.classes.iter().map(|name| width(name)).max().unwrap_or(0);
@@ -98,7 +98,7 @@ impl Report {
         text
     }
 
-    /// The most frequent mistakes.
+    /// Formats the most frequent mistakes.
     fn mistakes(&self) -> String {
         let mistakes = self.confusion.mistakes().into_iter().take(MISTAKES_IN_TEXT);
         let rows = mistakes.map(|Mistake { class, taken_for, images }| {
@@ -132,7 +132,7 @@ impl Report {
         })
     }
 
-    /// The matrix with names before rows and above columns.
+    /// Returns the matrix as CSV, with names before rows and above columns.
     pub(super) fn to_csv(&self) -> String {
         let quoted = |name: &String| format!("\"{}\"", name.replace('"', "\"\""));
         let names: Vec<_> = self.classes.iter().map(quoted).collect();

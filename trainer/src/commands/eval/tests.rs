@@ -5,7 +5,7 @@ use crate::confusion::Confusion;
 use crate::tally::Tally;
 use figure::Shape;
 
-/// Of class n, 9 of 10 images are right, and one is taken for the next class.
+/// Returns a report in which 9 of 10 images of each class are right and one is taken for the next class.
 fn report(classes: usize) -> Report {
     let mut counts = vec![0; classes * classes];
     for class in 0..classes {

@@ -1,4 +1,4 @@
-//! Muon: momentum that is made orthogonal, for the matrices; another optimizer for the rest.
+//! Muon: orthogonalized momentum for weight matrices, and another optimizer for all other parameters.
 
 mod plan;
 
@@ -19,7 +19,7 @@ use crate::arithmetic::Arithmetic;
 use crate::flat::{Flat, shared_bf16};
 use plan::Plan;
 
-/// Muon, and what trains the other parameters.
+/// Muon, and the auxiliary optimizer of the other parameters.
 pub(super) struct Muon {
     momentum: f64,
     nesterov: bool,
@@ -28,28 +28,29 @@ pub(super) struct Muon {
     normalize_weights: bool,
     weight_decay: f64,
     matrices: Vec<Matrix>,
-    /// Those of the matrices, for their dead taps.
+    /// The groups of the matrices, for the weight decay of their dead taps.
     groups: Vec<Group>,
     buffer: Tensor,
     plan: Plan,
-    /// `[plan.len()]` bf16: updates, each where the plan says.
+    /// `[plan.len()]` bf16: the orthogonalized updates, at the ranges in the plan.
     updates: Tensor,
     communicator: Option<Arc<dyn Communicator>>,
     aux: Box<dyn Rule>,
-    /// What the learning rate is multiplied by for `aux`.
+    /// Factor of the learning rate for `aux`.
     aux_lr: f64,
 }
 
-/// A convolution's or linear layer's weight, as `[outputs, inputs and taps]`.
+/// The weight of a convolution or linear layer, seen as a matrix `[outputs, inputs * live taps]`.
 struct Matrix {
     range: Range<usize>,
     rows: usize,
-    /// What the learning rate is multiplied by.
+    /// Factor of the learning rate.
     lr: f64,
 }
 
 impl Muon {
-    /// With zero state.
+    /// Creates Muon with zero state. Its matrices are the weights of convolutions and linear layers except
+    /// the classifier's.
     pub fn new(config: &job::config::Optimizer, flat: &Flat) -> Self {
         let classifier = flat.specs().filter(|spec| spec.role == Role::Weight).last();
         let classifier = classifier.map_or("", |spec| spec.name.as_str());
@@ -89,7 +90,8 @@ impl Muon {
         }
     }
 
-    /// Fills `updates`: this rank's part of it, and then that of all.
+    /// Updates the momentum, and fills `updates` with the orthogonalized directions: computes those of this
+    /// rank's matrices, and gathers those of all ranks.
     fn orthogonalize(&mut self, grads: &Tensor) -> Result<()> {
         let rank = self.communicator.as_ref().map_or(0, |communicator| communicator.rank());
         for (index, matrix) in self.matrices.iter().enumerate() {
@@ -119,8 +121,7 @@ impl Matrix {
     }
 }
 
-/// What the learning rate is multiplied by for a tensor, seen as a matrix, taps that see no pixel
-/// included.
+/// Returns the factor of the learning rate for a tensor, seen as a matrix that includes dead taps.
 fn rate_of_shape(adjust: AdjustLr, spec: &TensorSpec) -> f64 {
     let rows = spec.shape[0] as f64;
     let columns = spec.len() as f64 / rows;

@@ -1,10 +1,10 @@
-//! Which rank makes which matrix orthogonal: a pure function of their shapes.
+//! Assigns matrices to the ranks that orthogonalize them: a pure function of their shapes.
 
 use std::cmp::Reverse;
 use std::ops::Range;
 
-/// The share of each rank, and where results lie in the buffer in which ranks exchange them: as many
-/// chunks as ranks, each as long as the longest share.
+/// The owner of each matrix, and the range of its result in the buffer that is gathered over ranks. The
+/// buffer has one chunk per rank, each as long as the longest share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Plan {
     owners: Vec<usize>,
@@ -13,7 +13,8 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// For matrices of these shapes. The costliest goes first, to the rank that has the least to do.
+    /// Assigns matrices of these shapes to ranks greedily: in the order of decreasing cost, each to the
+    /// rank with the least work so far.
     pub fn new(shapes: &[[usize; 2]], world_size: usize) -> Self {
         let mut by_cost: Vec<_> = (0..shapes.len()).collect();
         by_cost.sort_by_key(|&index| Reverse(cost(shapes[index])));
@@ -33,23 +34,24 @@ impl Plan {
         Self { ranges: ranges.collect(), owners, len: chunk * world_size }
     }
 
-    /// The rank that has matrix `index`.
+    /// Returns the rank that orthogonalizes matrix `index`.
     pub fn owner(&self, index: usize) -> usize {
         self.owners[index]
     }
 
-    /// Where its result lies.
+    /// Returns the range of the result of matrix `index` in the buffer.
     pub fn range(&self, index: usize) -> Range<usize> {
         self.ranges[index].clone()
     }
 
-    /// Elements of the buffer.
+    /// Returns the number of elements of the buffer.
     pub fn len(&self) -> usize {
         self.len
     }
 }
 
-/// Multiply-adds of an iteration: two products of `[short, long]`, one of `[short, short]`.
+/// Returns the multiply-adds of a Newton-Schulz iteration on a matrix with sides `short <= long`: two
+/// products with a `[short, long]` matrix and one of `[short, short]` matrices.
 fn cost([rows, columns]: [usize; 2]) -> u64 {
     let (short, long) = (rows.min(columns) as u64, rows.max(columns) as u64);
     short * short * (2 * long + short)

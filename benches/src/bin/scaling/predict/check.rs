@@ -1,5 +1,5 @@
-//! Predictions beside what was measured here: steps with each bucket size, from ranks that do not
-//! communicate and from `all_reduce` by itself.
+//! Compares predictions with steps measured here, for each bucket size. The predictions start from ranks that
+//! do not communicate and from `all_reduce` measured by itself.
 
 use clap::Parser;
 use job::config::{BucketCap, Config, Overlap};
@@ -16,7 +16,7 @@ use crate::plan::Contestant;
 use crate::record::{Measured, Report};
 use crate::stats::Spread;
 
-/// What the binary `all_reduce` writes, as far as it matters here.
+/// The fields that are used here of the file that the binary `all_reduce` writes.
 #[derive(Debug, Clone, Deserialize)]
 pub struct AllReduce {
     world_size: usize,
@@ -31,7 +31,8 @@ struct Timing {
 }
 
 impl AllReduce {
-    /// Seconds for `bytes`: straight lines between measured sizes, and on from the last two.
+    /// Returns the seconds for `bytes`, interpolated linearly between measured sizes, extrapolated from the
+    /// last two beyond them, and constant below the smallest.
     fn seconds(&self, backend: &str, bytes: f64) -> Option<f64> {
         let mut points: Vec<(f64, f64)> = self
             .records
@@ -50,7 +51,7 @@ impl AllReduce {
     }
 }
 
-/// A contestant at a size: predicted and measured, in milliseconds a step.
+/// Predicted and measured milliseconds per step of one contestant at one size.
 struct Row {
     ranks: usize,
     contestant: String,
@@ -61,7 +62,7 @@ struct Row {
     measured_ms: f64,
 }
 
-/// `report` comes from `scaling` with a variant for each bucket size.
+/// Returns the comparison as a document. `report` is from `scaling`, with a variant for each bucket size.
 ///
 /// # Errors
 /// When the report or the tables lack something.
@@ -144,8 +145,8 @@ fn rows(report: &Report, tables: &[AllReduce]) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// What `all_reduce` calls the ways that a step's may have gone, the likeliest first: by way of shared memory only
-/// where nodes have several ranks.
+/// Returns the names that `all_reduce` gives to the ways in which a step may have reduced its gradients, the
+/// likeliest first: hierarchically only where nodes have several ranks.
 fn backends(config: &Config, over_mpi: bool) -> &'static [&'static str] {
     match (over_mpi, config.comm.hierarchical) {
         (false, _) => &["shm in place"],
@@ -154,22 +155,23 @@ fn backends(config: &Config, over_mpi: bool) -> &'static [&'static str] {
     }
 }
 
-/// In MiB; `all` where one bucket holds all gradients.
+/// Formats a bucket size in MiB; `all` where one bucket holds all gradients.
 fn bucket_cap(bytes: usize) -> String {
     if bytes == usize::MAX { "all".to_owned() } else { (bytes >> 20).to_string() }
 }
 
-/// What a variant ran with.
+/// Returns the configuration with which a variant ran.
 fn configuration(args: &Args, case: &str, variant: &Variant) -> Result<Config> {
     let is_its = |path: &&std::path::PathBuf| {
-        path.file_stem().is_some_and(|stem| case.starts_with(&*stem.to_string_lossy()))
+        let stem = path.file_stem().map(|stem| stem.to_string_lossy());
+        stem.is_some_and(|stem| case.starts_with(&format!("{stem},")))
     };
     let path = args.configs.iter().find(is_its).unwrap_or(&args.configs[0]);
     let overrides = [&args.overrides[..], &variant.overrides].concat();
     Ok(job::config::load(path, &overrides)?)
 }
 
-/// The prediction for a configuration; whose it is, is left open.
+/// Predicts a step with a configuration; the caller fills in ranks, contestant and measurement.
 fn row(
     config: &Config,
     over_mpi: bool,
@@ -183,7 +185,7 @@ fn row(
         Overlap::Auto => over_mpi,
     };
     let bucket_cap_bytes = match (config.comm.bucket_cap_mib, overlap) {
-        // Nothing to overlap with: all gradients at once.
+        // Without overlap, all gradients are reduced at once.
         (BucketCap::Auto, false) => usize::MAX,
         (cap, _) => super::bucket_mib(cap) << 20,
     };
@@ -207,7 +209,7 @@ fn step_ms(report: &Report, case: &str, ranks: usize, batch: usize, who: &str) -
     Some((ranks * batch) as f64 / Spread::of(rates)?.median * 1e3)
 }
 
-/// What ranks compute that do not communicate.
+/// Returns the compute time of a step of ranks that do not communicate.
 fn isolated(report: &Report, case: &str, ranks: usize, batch: usize) -> Option<Compute> {
     let name = Contestant::Isolated.name();
     let step = step_ms(report, case, ranks, batch, &name)? / 1e3;

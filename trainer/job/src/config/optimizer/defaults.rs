@@ -1,35 +1,35 @@
-//! What keys of an optimizer are that are not given.
+//! Defaults of the optimizer's keys.
 
 use super::{AdjustLr, AuxOptimizer, LrScaling, Optimizer, OptimizerName};
 
-/// Each key as it is given, else its default.
+/// Each method returns the value of the key of the same name if it is given, else its default.
 impl Optimizer {
-    /// The global batch for which `lr` is right.
+    /// The global batch size for which `lr` is tuned.
     pub fn lr_batch_size(&self) -> u64 {
         self.lr_batch_size.unwrap_or(256)
     }
 
-    /// How much of the slow weights stays.
+    /// Fraction of the slow weights that is kept when they are synchronized.
     pub fn lookahead_decay(&self) -> f64 {
         self.lookahead_decay.unwrap_or(0.5)
     }
 
-    /// The power of the part of the run that is done.
+    /// Power of the run's progress by which `lookahead_decay` is multiplied.
     pub fn lookahead_power(&self) -> f64 {
         self.lookahead_power.unwrap_or(0.0)
     }
 
-    /// How much of each moment stays.
+    /// Decay rates of the two moments.
     pub fn betas(&self) -> [f64; 2] {
         self.betas.unwrap_or([0.9, 0.999])
     }
 
-    /// What is added to the root of the second moment.
+    /// Added to the root of the second moment.
     pub fn eps(&self) -> f64 {
         self.eps.unwrap_or(if self.name == OptimizerName::Lamb { 1e-6 } else { 1e-8 })
     }
 
-    /// How much of the last update stays.
+    /// Momentum factor.
     pub fn momentum(&self) -> f64 {
         self.momentum.unwrap_or(match self.name {
             OptimizerName::Lars => 0.9,
@@ -43,42 +43,42 @@ impl Optimizer {
         self.nesterov.unwrap_or(self.name == OptimizerName::Muon)
     }
 
-    /// A tensor's step against its norm.
+    /// Ratio of a tensor's step to its norm (LARS).
     pub fn trust_coefficient(&self) -> f64 {
         self.trust_coefficient.unwrap_or(0.001)
     }
 
-    /// Newton-Schulz iterations.
+    /// Number of Newton-Schulz iterations (Muon).
     pub fn ns_steps(&self) -> i64 {
         self.ns_steps.unwrap_or(5)
     }
 
-    /// How the rate follows a matrix's shape.
+    /// How the learning rate depends on a matrix's shape (Muon).
     pub fn adjust_lr(&self) -> AdjustLr {
         self.adjust_lr.unwrap_or(AdjustLr::Original)
     }
 
-    /// Whether a matrix is brought to a norm before each step.
+    /// Whether a matrix is scaled to a fixed norm before each step (Muon).
     pub fn normalize_weights(&self) -> bool {
         self.normalize_weights.unwrap_or(false)
     }
 
-    /// What trains the parameters that are no matrices.
+    /// Optimizer of the parameters that Muon does not train.
     pub fn aux(&self) -> AuxOptimizer {
         self.aux.unwrap_or(AuxOptimizer::Adamw)
     }
 
-    /// Its learning rate.
+    /// Learning rate of `aux`.
     pub fn aux_lr(&self) -> f64 {
         self.aux_lr.unwrap_or(0.001)
     }
 
-    /// Its weight decay.
+    /// Weight decay of `aux`.
     pub fn aux_weight_decay(&self) -> f64 {
         self.aux_weight_decay.unwrap_or(0.01)
     }
 
-    /// Its momentum.
+    /// Momentum of `aux: sgd`.
     pub fn aux_momentum(&self) -> f64 {
         self.aux_momentum.unwrap_or(0.9)
     }

@@ -5,21 +5,21 @@ use crate::config::validate::Invalid;
 use crate::config::{Model, keys};
 use crate::network::{Network, Role, TensorSpec};
 
-/// Stands for the scales of all batch norms.
+/// The pattern that matches the scales of all batch norms.
 const NORM_WEIGHTS: &str = "norm_weights";
 
 impl Optimizer {
-    /// Whether a parameter is left as it is.
+    /// Returns whether `parameter` is not trained.
     pub fn freezes(&self, parameter: &TensorSpec) -> bool {
         self.frozen.iter().any(|pattern| covers(pattern, parameter))
     }
 
-    /// Refuses patterns that fit no parameter of `model`.
+    /// Checks that each pattern matches a parameter of `model`, and that some parameter is left to train.
     pub(super) fn validate_frozen(&self, model: &Model) -> Result<(), Invalid> {
         if self.frozen.is_empty() {
             return Ok(());
         }
-        // Names do not depend on the images.
+        // The names of parameters do not depend on the images' shape.
         let tensors = Network::new(model, [3, 32, 32], 10).tensors(false);
         let parameters = || tensors.iter().filter(|tensor| tensor.role.is_parameter());
         for (index, pattern) in self.frozen.iter().enumerate() {
@@ -48,7 +48,7 @@ fn covers(pattern: &str, parameter: &TensorSpec) -> bool {
     }
 }
 
-/// Whether `name` is `pattern`, in which `*` stands for anything.
+/// Returns whether `name` matches `pattern`, in which `*` matches any sequence of characters.
 fn fits(pattern: &str, name: &str) -> bool {
     let Some((start, rest)) = pattern.split_once('*') else { return pattern == name };
     let Some(name) = name.strip_prefix(start) else { return false };

@@ -1,4 +1,4 @@
-//! How gradients become updates.
+//! The section `optimizer`.
 
 mod defaults;
 mod frozen;
@@ -6,83 +6,85 @@ mod names;
 
 use serde::{Deserialize, Serialize};
 
-use super::validate::{Invalid, at_least_one, below_one, foreign, within};
+use super::validate::{Invalid, at_least_one, below_one, foreign, in_range, within};
 use super::{Model, Precision};
 
 pub use names::{AdjustLr, AuxOptimizer, LrScaling, OptimizerName};
 
-/// How gradients become updates. Keys that an optimizer does not have must not be given.
+/// The optimizer and its hyperparameters. Keys that the chosen optimizer does not have must not be given.
 ///
-/// [`load`](super::load) leaves every key of the chosen optimizer set, and every other one `None`.
+/// [`load`](super::load) sets every key of the chosen optimizer and leaves all others `None`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default = "Optimizer::unset", deny_unknown_fields)]
 pub struct Optimizer {
-    /// Which one.
+    /// Name of the optimizer.
     pub name: OptimizerName,
     /// The learning rate that the schedule starts from.
     pub lr: f64,
-    /// How `lr` follows the global batch.
+    /// How `lr` scales with the global batch size.
     pub lr_scaling: LrScaling,
-    /// The global batch for which `lr` is right, where it follows it, default 256.
+    /// Global batch size for which `lr` is tuned, with `lr_scaling` only; default 256.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lr_batch_size: Option<u64>,
-    /// SGD and LARS: added to the gradient; others: decoupled.
+    /// Weight decay: added to the gradient by SGD and LARS, decoupled in the others.
     pub weight_decay: f64,
-    /// Whether biases and batch norms decay too, and LARS and LAMB adapt their rates.
+    /// Whether weight decay, and the adaptive learning rates of LARS and LAMB, also apply to biases and batch
+    /// norms.
     pub decay_norm_and_bias: bool,
-    /// What the learning rate of batch norms' biases is multiplied by. Their weight decay is divided by
-    /// it, so that what a step takes from them by decay stays.
+    /// Factor of the learning rate of batch norms' biases. Their weight decay is divided by it, so that what
+    /// decay subtracts per step stays the same.
     pub norm_bias_lr_factor: f64,
-    /// Parameters that are not trained: names, in which `*` stands for anything, or `norm_weights`, the
+    /// Parameters that are not trained: names, in which `*` matches anything, or `norm_weights` for the
     /// scales of all batch norms.
     pub frozen: Vec<String>,
-    /// Gradients of a larger norm, over all parameters, are scaled down to it; `null`: they are not.
+    /// Largest norm of the gradients over all parameters, to which larger gradients are scaled down; `null`:
+    /// no clipping.
     pub clip_grad_norm: Option<f64>,
-    /// Look-ahead: after so many steps weights and slow weights meet; `null`: there are none.
+    /// Look-ahead: steps between synchronizations of the weights with the slow weights; `null`: no
+    /// look-ahead.
     pub lookahead_steps: Option<u64>,
-    /// Look-ahead's: how much of the slow weights stays when they meet, at the end of the run, default
-    /// 0.5.
+    /// Look-ahead: fraction of the slow weights that is kept when they are synchronized, at the end of the
+    /// run; default 0.5.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lookahead_decay: Option<f64>,
-    /// Look-ahead's: the power of the part of the run that is done, by which `lookahead_decay` is
-    /// multiplied, default 0: it is always the same.
+    /// Look-ahead: `lookahead_decay` is multiplied by the completed fraction of the run to this power;
+    /// default 0, a constant decay.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lookahead_power: Option<f64>,
-    /// AdamW's, LAMB's and those of AdamW beside Muon, default [0.9, 0.999].
+    /// Decay rates of the two moments, of AdamW (also as `aux` of Muon) and LAMB; default [0.9, 0.999].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub betas: Option<[f64; 2]>,
-    /// AdamW's, also beside Muon, default 1e-8, and LAMB's, default 1e-6.
+    /// Added to the denominator, of AdamW (also as `aux` of Muon), default 1e-8, and LAMB, default 1e-6.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eps: Option<f64>,
-    /// SGD's, default 0, LARS's, default 0.9, and Muon's, default 0.95.
+    /// Momentum of SGD, default 0, LARS, default 0.9, and Muon, default 0.95.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub momentum: Option<f64>,
-    /// SGD's, default false, and Muon's, default true.
+    /// Whether momentum is Nesterov's, of SGD, default false, and Muon, default true.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nesterov: Option<bool>,
-    /// LARS's: a tensor's step against its norm, default 0.001.
+    /// LARS: ratio of a tensor's step to its norm; default 0.001.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trust_coefficient: Option<f64>,
-    /// Muon's: Newton-Schulz iterations, default 5.
+    /// Muon: number of Newton-Schulz iterations; default 5.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ns_steps: Option<i64>,
-    /// Muon's: how the rate follows a matrix's shape, default original.
+    /// Muon: how the learning rate depends on a matrix's shape; default original.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adjust_lr: Option<AdjustLr>,
-    /// Muon's: whether a matrix of n rows is brought to a norm of sqrt(n) before each step, default
-    /// false.
+    /// Muon: whether a matrix of n rows is scaled to a norm of sqrt(n) before each step; default false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub normalize_weights: Option<bool>,
-    /// Muon's: what trains the parameters that are no matrices, and the classifier, default AdamW.
+    /// Muon: optimizer of the classifier and of all parameters that are not matrices; default AdamW.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub aux: Option<AuxOptimizer>,
-    /// The learning rate of `aux`, which goes with the schedule as `lr` does, default 0.001.
+    /// Learning rate of `aux`, which follows the schedule as `lr` does; default 0.001.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub aux_lr: Option<f64>,
-    /// The weight decay of `aux`, default 0.01.
+    /// Weight decay of `aux`; default 0.01.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub aux_weight_decay: Option<f64>,
-    /// The momentum of `aux: sgd`, default 0.9.
+    /// Momentum of `aux: sgd`; default 0.9.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub aux_momentum: Option<f64>,
 }
@@ -96,15 +98,15 @@ impl Default for Optimizer {
 }
 
 impl Optimizer {
-    /// Whether an update depends on tensors as wholes, taps that never see a pixel included, or on
-    /// earlier weights.
+    /// Returns whether an update depends on whole tensors, taps that never see a pixel included, or on
+    /// earlier weights; then such taps must not be left out.
     pub fn needs_whole_tensors(&self) -> bool {
         matches!(self.name, OptimizerName::Lars | OptimizerName::Lamb)
             || self.normalize_weights == Some(true)
             || self.lookahead_steps.is_some()
     }
 
-    /// Whether look-ahead's decay follows how much of the run is done.
+    /// Returns whether look-ahead's decay depends on the length of the run.
     pub fn lookahead_depends_on_length(&self) -> bool {
         self.lookahead_steps.is_some() && self.lookahead_power() > 0.0
     }
@@ -112,12 +114,8 @@ impl Optimizer {
     /// Checks ranges, and that keys go together.
     pub(super) fn validate(&self, model: &Model, precision: Precision) -> Result<(), Invalid> {
         self.only_its_own_keys()?;
-        let range = |key: &str, value: Option<f64>, good: fn(f64) -> bool, expected: &str| {
-            let problem = |value| format!("{value} is out of range; expected {expected}");
-            match value.filter(|value| !(good(*value) && value.is_finite())) {
-                Some(value) => Err(Invalid::new(&format!("optimizer.{key}"), problem(value))),
-                None => Ok(()),
-            }
+        let range = |key: &str, value, good, expected| {
+            in_range(&format!("optimizer.{key}"), value, good, expected)
         };
         let above_0 = "a number above 0";
         let (to_100, not_negative) = ("a number above 0, at most 100", "a number, 0 or more");
@@ -206,7 +204,7 @@ impl Optimizer {
         }
     }
 
-    /// The defaults before it is known which optimizer it is.
+    /// Returns the defaults before the optimizer's name is known: keys of particular optimizers are `None`.
     pub(super) fn unset() -> Self {
         Self {
             name: OptimizerName::Adamw,
@@ -236,7 +234,7 @@ impl Optimizer {
         }
     }
 
-    /// With every key set.
+    /// Returns an optimizer with every key set, for the list of known keys.
     pub(super) fn with_every_key() -> Self {
         let filled = |name, aux| {
             let mut optimizer = Self { name, aux, ..Self::unset() };

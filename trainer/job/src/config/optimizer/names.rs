@@ -1,8 +1,8 @@
-//! Which optimizers there are, and what they can be told to do.
+//! The optimizers, and the values of their keys.
 
 use serde::{Deserialize, Serialize};
 
-/// An optimizer's name.
+/// Name of an optimizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OptimizerName {
@@ -10,16 +10,16 @@ pub enum OptimizerName {
     Adamw,
     /// Stochastic gradient descent, with momentum or without.
     Sgd,
-    /// SGD with momentum whose rate follows each tensor's norm against its gradient's.
+    /// SGD with momentum whose learning rate is scaled by the ratio of each tensor's norm to its gradient's.
     Lars,
-    /// Adam whose rate follows each tensor's norm against its update's.
+    /// Adam whose learning rate is scaled by the ratio of each tensor's norm to its update's.
     Lamb,
-    /// Momentum that is made orthogonal, for matrices.
+    /// Orthogonalized momentum, for matrices.
     Muon,
 }
 
 impl OptimizerName {
-    /// As configurations write it.
+    /// Returns the name in a configuration.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Adamw => "adamw",
@@ -31,31 +31,31 @@ impl OptimizerName {
     }
 }
 
-/// How the learning rate follows the global batch.
+/// How the learning rate scales with the global batch size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LrScaling {
-    /// It does not.
+    /// Constant.
     None,
-    /// In proportion to it. Source: Goyal et al., Accurate, Large Minibatch SGD, 2017.
+    /// Proportional to the batch size. Source: Goyal et al., Accurate, Large Minibatch SGD, 2017.
     Linear,
-    /// In proportion to its square root. Source: Krizhevsky, One weird trick, 2014.
+    /// Proportional to the square root of the batch size. Source: Krizhevsky, One weird trick, 2014.
     Sqrt,
 }
 
-/// How Muon's rate follows the shape of a matrix of `rows` and `columns`.
+/// How Muon's learning rate depends on the shape of a matrix of `rows` and `columns`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AdjustLr {
-    /// It does not.
+    /// Not at all.
     None,
-    /// Times `sqrt(max(1, rows / columns))`. Source: Jordan et al., Muon, 2024.
+    /// Multiplied by `sqrt(max(1, rows / columns))`. Source: Jordan et al., Muon, 2024.
     Original,
-    /// Times `0.2 sqrt(max(rows, columns))`. Source: Liu et al., Muon is Scalable, 2025.
+    /// Multiplied by `0.2 sqrt(max(rows, columns))`. Source: Liu et al., Muon is Scalable, 2025.
     MatchRmsAdamw,
 }
 
-/// What trains parameters that Muon does not.
+/// Optimizer of the parameters that Muon does not train.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AuxOptimizer {

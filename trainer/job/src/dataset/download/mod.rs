@@ -1,9 +1,9 @@
-//! Fetching a published data set: resumable, checked, and never half there.
+//! Downloads a published data set: resumable, verified by MD5, and never partly in place.
 //!
-//! Bytes go to `NAME.part`; when their MD5 is right it is renamed to `NAME`. An archive is unpacked into
-//! a temporary folder, single files lie in one, and when all of them are there the folder is renamed.
-//! Whatever is interrupted goes on where it was. One caller at a time: [`prepare`](super::prepare)
-//! holds a lock.
+//! Bytes are written to `NAME.part`, which is renamed to `NAME` when its MD5 is right. An archive is unpacked
+//! into a temporary folder, and single files are downloaded into one; the folder is renamed when it is
+//! complete. Interrupted downloads are resumed. Only one caller may run at a time:
+//! [`prepare`](super::prepare) holds a lock.
 
 mod progress;
 mod unpack;
@@ -22,30 +22,33 @@ use super::published::{Found, Published};
 use crate::files;
 use progress::Progress;
 
-/// Where a data set comes from.
+/// Origin of a data set's files.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Origin<'a> {
-    /// A compressed archive with all of it.
+    /// A compressed archive of all files.
     Archive(Remote<'a>),
-    /// Its files, one by one.
+    /// The files, one by one.
     Files(&'a [Remote<'a>]),
 }
 
 /// A file on a server.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Remote<'a> {
-    /// Its address.
+    /// Address of the file.
     pub url: &'a str,
     /// The MD5 of its bytes, in lowercase hexadecimal.
     pub md5: &'a str,
-    /// How long the server may be silent.
-    pub patience: Duration,
+    /// How long the server may be silent, before its response and within it.
+    pub read_timeout: Duration,
+    /// Pause before a new attempt after an interruption that followed no progress; doubled for each further one.
+    pub back_off: Duration,
 }
 
 impl<'a> Remote<'a> {
-    /// With the usual patience.
+    /// Makes a remote file with the default read timeout of 30 seconds and a back-off from 1 second.
     pub(super) const fn new(url: &'a str, md5: &'a str) -> Self {
-        Self { url, md5, patience: Duration::from_secs(30) }
+        let (read_timeout, back_off) = (Duration::from_secs(30), Duration::from_secs(1));
+        Self { url, md5, read_timeout, back_off }
     }
 
     fn name(&self) -> &str {
@@ -54,10 +57,10 @@ impl<'a> Remote<'a> {
 }
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often in a row a transfer may break off without a byte gained.
-const FRUITLESS_TRIES: usize = 3;
+/// Number of consecutive interruptions without a byte gained after which a transfer fails.
+const FRUITLESS_TRIES: u32 = 5;
 
-/// Downloads `published` from `origin` into its folder below `root`, and says which.
+/// Downloads `published` from `origin` into its folder below `root`, and returns the folder.
 pub(super) fn fetch(
     published: &Published,
     origin: Origin<'_>,
@@ -75,11 +78,12 @@ pub(super) fn fetch(
         Origin::Archive(remote) => {
             let archive = fetch_file(remote, published.title, root)?;
             unpack::unpack(published, &archive, root)?;
-            // All of it is in the folder now, and it is a third of a gigabyte.
+            // The archive, a third of a gigabyte, is no longer needed.
             let _ = fs::remove_file(&archive);
         }
         Origin::Files(remotes) => {
-            // It stays when a download breaks off: what is complete is not fetched again.
+            // The temporary folder is kept when a download is interrupted, so that complete files are not
+            // downloaded again.
             let temporary = root.join(format!(".{}.tmp", published.folder));
             fs::create_dir_all(&temporary).map_err(Problem::write(&temporary))?;
             for remote in remotes {
@@ -94,7 +98,7 @@ pub(super) fn fetch(
     Ok(folder)
 }
 
-/// Downloads `remote` into `folder`, unless it is there, and says where it is.
+/// Downloads `remote` into `folder`, unless it is there already, and returns its path.
 fn fetch_file(remote: Remote<'_>, title: &str, folder: &Path) -> Result<PathBuf, Problem> {
     let file = folder.join(remote.name());
     if file.exists() {
@@ -111,7 +115,7 @@ fn fetch_file(remote: Remote<'_>, title: &str, folder: &Path) -> Result<PathBuf,
     Ok(file)
 }
 
-/// Renames a folder that is complete, so that it survives a power cut.
+/// Renames a complete folder to its final name, durably.
 fn put_in_place(temporary: &Path, folder: &Path) -> Result<(), Problem> {
     files::sync_folder(temporary)
         .and_then(|()| fs::rename(temporary, folder))
@@ -119,9 +123,9 @@ fn put_in_place(temporary: &Path, folder: &Path) -> Result<(), Problem> {
         .map_err(Problem::write(folder))
 }
 
-/// Downloads `remote` to `part`, going on where an earlier attempt stopped.
+/// Downloads `remote` to `part`, resuming an earlier attempt.
 ///
-/// A wrong MD5 starts it over once: the earlier attempt's bytes may have been at fault.
+/// If the MD5 is wrong, starts over once: bytes of the earlier attempt may have been at fault.
 fn download(remote: Remote<'_>, title: &str, part: &Path) -> Result<(), Problem> {
     let mut started_over = false;
     loop {
@@ -140,53 +144,65 @@ fn download(remote: Remote<'_>, title: &str, part: &Path) -> Result<(), Problem>
     }
 }
 
-/// Brings `part` to the full length, however often the connection breaks, as long as it gains.
+/// Downloads the rest of `part`, resuming after each interruption; fails after [`FRUITLESS_TRIES`] in a row
+/// that gained no byte.
 fn transfer(remote: Remote<'_>, title: &str, part: &Path) -> Result<(), Problem> {
     let agent = agent(remote);
+    let mut has_begun = false;
     let mut fruitless = 0;
     loop {
         let before = length(part)?;
-        match request(&agent, remote, title, part, before)? {
+        let problem = match request(&agent, remote, title, part, before)? {
             Transfer::Complete => return Ok(()),
             Transfer::Interrupted { problem } => {
-                let gained = length(part)? > before;
-                fruitless = if gained { 0 } else { fruitless + 1 };
-                if fruitless == FRUITLESS_TRIES {
-                    return Err(failed(remote, problem));
-                }
-                tracing::warn!("{}: {problem}: going on from there", remote.url);
+                has_begun = true;
+                problem
             }
+            Transfer::Unavailable { problem } if has_begun => problem,
+            // Most likely there is no network, which is to be reported at once.
+            Transfer::Unavailable { problem } => return Err(failed(remote, problem)),
+        };
+        let gained = length(part)? > before;
+        fruitless = if gained { 0 } else { fruitless + 1 };
+        if fruitless == FRUITLESS_TRIES {
+            return Err(failed(remote, problem));
+        }
+        tracing::warn!("{}: {problem}: going on from there", remote.url);
+        if fruitless > 0 {
+            std::thread::sleep(remote.back_off * (1 << (fruitless - 1)));
         }
     }
 }
 
-/// How a request ended, where it makes sense to try again.
+/// Outcome of a request after which trying again makes sense.
 enum Transfer {
-    /// All bytes that the server has are in the file.
+    /// The file has all bytes that the server has.
     Complete,
-    /// Some are missing.
+    /// Bytes are missing.
     Interrupted { problem: String },
+    /// The server cannot be reached, or cannot answer at present.
+    Unavailable { problem: String },
 }
 
 fn agent(remote: Remote<'_>) -> Agent {
     let mut config = Agent::config_builder();
     if remote.url.starts_with("http://127.0.0.1:") {
-        config = config.proxy(None); // which would look for it on its own machine
+        config = config.proxy(None); // the proxy would resolve that address to its own machine
     }
     config
         .http_status_as_error(false)
         .user_agent(concat!("lockstep/", env!("CARGO_PKG_VERSION")))
         .timeout_resolve(Some(CONNECT_TIMEOUT))
         .timeout_connect(Some(CONNECT_TIMEOUT))
-        .timeout_recv_response(Some(remote.patience))
-        .timeout_per_read(Some(remote.patience))
-        .timeout_per_write(Some(remote.patience))
+        .timeout_recv_response(Some(remote.read_timeout))
+        .timeout_per_read(Some(remote.read_timeout))
+        .timeout_per_write(Some(remote.read_timeout))
         .build()
         .into()
 }
 
-/// Asks for the bytes from `start` on and appends them to `part`, or replaces it where the server
-/// sends everything.
+/// Requests the bytes from `start` on and appends them to `part`; if the server sends the whole file,
+/// replaces `part`.
 fn request(
     agent: &Agent,
     remote: Remote<'_>,
@@ -198,18 +214,25 @@ fn request(
     if start > 0 {
         request = request.header(header::RANGE, format!("bytes={start}-"));
     }
-    let response = request.call().map_err(|error| {
-        let why = match error {
-            ureq::Error::Io(error) => error.to_string(),
-            other => other.to_string(),
-        };
-        failed(remote, format!("the server cannot be reached (no network?): {why}"))
-    })?;
+    let response = match request.call() {
+        Ok(response) => response,
+        Err(error) => {
+            let why = match error {
+                ureq::Error::Io(error) => error.to_string(),
+                other => other.to_string(),
+            };
+            let problem = format!("the server cannot be reached (no network?): {why}");
+            return Ok(Transfer::Unavailable { problem });
+        }
+    };
     let start = match response.status() {
         StatusCode::OK => 0,
         StatusCode::PARTIAL_CONTENT if starts_at(&response, start) => start,
-        // Nothing lies beyond `start`: the MD5 says whether that is all.
+        // There is nothing beyond `start`: the MD5 shows whether the file is complete.
         StatusCode::RANGE_NOT_SATISFIABLE if start > 0 => return Ok(Transfer::Complete),
+        status if status.is_server_error() => {
+            return Ok(Transfer::Unavailable { problem: format!("the server answers {status}") });
+        }
         status => return Err(failed(remote, format!("the server answers {status}"))),
     };
     let total = response.body().content_length().map(|rest| start + rest);
@@ -225,7 +248,7 @@ fn request(
     copy(response.into_body().into_reader(), &mut file, part, start, progress)
 }
 
-/// Whether the server sends the range that was asked for.
+/// Returns whether the server sends the range that was requested.
 fn starts_at(response: &Response<Body>, start: u64) -> bool {
     let range = response.headers().get(header::CONTENT_RANGE);
     range
@@ -233,7 +256,7 @@ fn starts_at(response: &Response<Body>, start: u64) -> bool {
         .is_some_and(|range| range.starts_with(&format!("bytes {start}-")))
 }
 
-/// Appends what `from` gives to `file`, which already holds `start` of `total` bytes.
+/// Appends the bytes of `from` to `file`, which already holds `start` bytes.
 fn copy(
     mut from: impl Read,
     file: &mut File,
@@ -269,7 +292,7 @@ fn copy(
     })
 }
 
-/// 0 where there is no such file.
+/// Returns the file's length in bytes, 0 if it does not exist.
 fn length(file: &Path) -> Result<u64, Problem> {
     match fs::metadata(file) {
         Ok(found) => Ok(found.len()),

@@ -1,16 +1,16 @@
-//! Showing how far a download is: a bar on a terminal, a line now and then elsewhere.
+//! Progress of a download: a bar on a terminal, log lines elsewhere.
 
 use std::io::{IsTerminal, stderr};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
 const MIB: u64 = 1 << 20;
-/// Bytes between two lines where the total is not known.
+/// Bytes between two log lines if the total is unknown.
 const LINE_EVERY_BYTES: u64 = 16 * MIB;
 
 /// The progress of one transfer.
 pub(super) struct Progress {
-    /// Of the data set.
+    /// Title of the data set.
     title: String,
     total: Option<u64>,
     bar: Option<ProgressBar>,
@@ -18,18 +18,18 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// A transfer of the data set `title` that goes on from byte `start`.
+    /// Starts showing a transfer of the data set `title` that resumes at byte `start`.
     pub(super) fn new(title: &str, start: u64, total: Option<u64>) -> Self {
         let bar = stderr().is_terminal().then(|| bar(title, start, total));
         Self { title: title.to_owned(), total, bar, next_line: start }
     }
 
-    /// Bytes in all, where that is known.
+    /// Returns the total number of bytes, if known.
     pub(super) const fn total(&self) -> Option<u64> {
         self.total
     }
 
-    /// Now `at` bytes are there.
+    /// Shows that `at` bytes have been downloaded.
     pub(super) fn at(&mut self, at: u64) {
         if let Some(bar) = &self.bar {
             bar.set_position(at);
@@ -70,7 +70,8 @@ fn line(at: u64, total: Option<u64>) -> String {
     }
 }
 
-/// At how many bytes the line after the one at `at` is due: at the next tenth.
+/// Returns the number of bytes at which the next log line after the one at `at` is due: the next tenth of the
+/// total.
 fn next_line(at: u64, total: Option<u64>) -> u64 {
     match total {
         Some(total) => {

@@ -18,27 +18,29 @@ fn cifar10() -> &'static Published {
     published(Dataset::Cifar10).unwrap()
 }
 
-/// What the server does with a request.
+/// The server's behaviour for one request.
 #[derive(Clone, Copy)]
 pub(in crate::dataset) enum Reply {
-    /// Sends what was asked for.
+    /// Sends the requested range.
     Range,
-    /// Sends everything, whatever was asked for.
+    /// Sends the whole body, whatever range was requested.
     Whole,
-    /// Promises what was asked for and closes the connection after so many bytes of it.
+    /// Announces the requested range and closes the connection after so many bytes of it.
     Cut(usize),
-    /// Sends what was asked for with the first byte changed.
+    /// Sends the requested range with its first byte changed.
     Corrupt,
-    /// Sends so many bytes of what was asked for, then nothing more, and stays connected.
+    /// Sends so many bytes of the requested range, then nothing more, and stays connected.
     Silent(usize),
-    /// An error.
+    /// Answers with this error status.
     Status(&'static str),
+    /// Closes the connection without an answer.
+    HangUp,
 }
 
 /// A server on the loopback device that answers request n with `replies[n]`, then with the last.
 pub(in crate::dataset) struct Server {
     pub url: String,
-    /// From which byte on each request asked.
+    /// First byte that each request asked for.
     pub requests: Arc<Mutex<Vec<usize>>>,
 }
 
@@ -53,7 +55,7 @@ impl Server {
                 let stream = stream.unwrap();
                 let start = requested_start(&stream);
                 seen.lock().unwrap().push(start);
-                // A client that hangs up early is not the server's trouble.
+                // Errors of clients that hang up early are ignored.
                 let _ = answer(stream, &body, start, replies[index.min(replies.len() - 1)]);
             }
         });
@@ -76,6 +78,9 @@ fn requested_start(stream: &TcpStream) -> usize {
 }
 
 fn answer(mut stream: TcpStream, body: &[u8], start: usize, reply: Reply) -> io::Result<()> {
+    if matches!(reply, Reply::HangUp) {
+        return Ok(());
+    }
     if let Reply::Status(status) = reply {
         return write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
     }
@@ -108,9 +113,10 @@ fn answer(mut stream: TcpStream, body: &[u8], start: usize, reply: Reply) -> io:
     Ok(())
 }
 
-/// What a server of this test sends, with patience enough for a busy machine.
+/// Makes a remote file of such a server, with a timeout that is long enough for a busy machine.
 pub(in crate::dataset) fn remote<'a>(url: &'a str, md5: &'a str) -> Remote<'a> {
-    Remote { url, md5, patience: Duration::from_secs(60) }
+    let (read_timeout, back_off) = (Duration::from_secs(60), Duration::from_millis(1));
+    Remote { url, md5, read_timeout, back_off }
 }
 
 fn md5_hex(bytes: &[u8]) -> String {
@@ -151,6 +157,18 @@ fn a_cut_connection_is_resumed_where_it_broke() {
     result.unwrap();
     assert_eq!(fs::read(&part).unwrap(), *small());
     assert_eq!(requests, [0, 100_000, 150_000]);
+}
+
+#[test]
+fn a_server_that_does_not_answer_for_a_while_is_asked_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let part = folder.path().join("a.part");
+    const BUSY: Reply = Reply::Status("503 Service Unavailable");
+    let replies = &[Reply::Cut(100_000), Reply::HangUp, BUSY, Reply::Range];
+    let (result, requests) = try_download(&small(), &part, replies);
+    result.unwrap();
+    assert_eq!(fs::read(&part).unwrap(), *small());
+    assert_eq!(requests, [0, 100_000, 100_000, 100_000]);
 }
 
 #[test]
@@ -208,7 +226,7 @@ fn a_transfer_that_gains_nothing_ends_and_says_how_far_it_was() {
     let (result, requests) = try_download(&small(), &part, &[Reply::Cut(1000), Reply::Cut(0)]);
     let error = result.unwrap_err().to_string();
     assert!(error.contains("broke off after 1000 of 300000 bytes"), "{error}");
-    assert_eq!(requests.len(), 1 + FRUITLESS_TRIES);
+    assert_eq!(requests.len(), 1 + FRUITLESS_TRIES as usize);
     assert_eq!(fs::metadata(&part).unwrap().len(), 1000, "what there is stays for the next time");
 }
 
@@ -217,8 +235,9 @@ fn a_silent_server_is_not_waited_for_beyond_its_time() {
     let folder = tempfile::tempdir().unwrap();
     let part = folder.path().join("a.part");
     let server = Server::start(small(), &[Reply::Silent(1000), Reply::Silent(0)]);
-    let patience = Duration::from_millis(200);
-    let error = download(Remote { patience, ..remote(&server.url, "") }, TITLE, &part).unwrap_err();
+    let read_timeout = Duration::from_millis(200);
+    let from = Remote { read_timeout, ..remote(&server.url, "") };
+    let error = download(from, TITLE, &part).unwrap_err();
     let error = error.to_string();
     assert!(error.contains("broke off after 1000 of 300000 bytes: timeout"), "{error}");
 }
@@ -244,7 +263,7 @@ fn no_network_is_said_at_once() {
     assert!(error.contains("the server cannot be reached (no network?)"), "{error}");
 }
 
-/// An archive as the official one, of generated files.
+/// An archive laid out like the official one, of generated files.
 pub(in crate::dataset) static ARCHIVE: LazyLock<Arc<Vec<u8>>> = LazyLock::new(|| {
     let folder = tempfile::tempdir().unwrap();
     write_all(folder.path());

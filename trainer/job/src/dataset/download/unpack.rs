@@ -1,4 +1,4 @@
-//! Unpacking the archive, all or nothing.
+//! Unpacks an archive into the folder of a data set, atomically.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,10 +12,11 @@ use super::{Problem, put_in_place};
 
 /// Unpacks `archive` into the data set's folder below `root`.
 ///
-/// Only plain files are taken, by their last name, so nothing is written elsewhere.
+/// Only regular files are unpacked, under the last component of their path, so that nothing is written
+/// outside the folder.
 pub(super) fn unpack(published: &Published, archive: &Path, root: &Path) -> Result<(), Problem> {
     let temporary = root.join(format!(".{}.tmp", published.folder));
-    remove_if_there(&temporary)?; // of a process that was killed
+    remove_if_there(&temporary)?; // left by a process that was killed
     fs::create_dir_all(&temporary).map_err(Problem::write(&temporary))?;
     let unpacked = unpack_files(archive, &temporary)
         .and_then(|()| match published.find(&temporary) {
@@ -58,7 +59,7 @@ fn unpack_files(archive: &Path, into: &Path) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Which side of a copy failed: a bad archive is not a full disk.
+/// The side of a copy that failed, so that a bad archive is told from a full disk.
 enum Failure {
     Read(io::Error),
     Write(io::Error),

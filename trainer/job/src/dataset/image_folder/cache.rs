@@ -1,7 +1,8 @@
-//! Decoded images in a file.
+//! The cache of an image folder: its decoded images in one file.
 //!
-//! Training images and test images, `[N, H, W, C]` bytes, then a description in JSON, its length in
-//! eight bytes, and [`MAGIC`]. The file is written under another name, and renamed when it is whole.
+//! The file has training images and test images, `[N, H, W, C]` bytes, then a description in JSON, the
+//! description's length in eight bytes, and [`MAGIC`]. It is written under a temporary name and renamed when
+//! it is complete.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -18,17 +19,17 @@ use super::scan::{ImageFile, Listing};
 use crate::files;
 
 const MAGIC: &[u8; 8] = b"LOCKSTEP";
-/// The description's length and the magic bytes.
+/// Bytes of the trailer: the description's length and the magic bytes.
 const END_BYTES: usize = 16;
-/// Images that are decoded before they are written.
+/// Number of images that are decoded in parallel before they are written.
 const IMAGES_AT_A_TIME: usize = 1024;
-/// Broken images that are named; of the others it is said how many there are.
+/// Largest number of broken images that an error names; the others are only counted.
 const MOST_NAMED: usize = 5;
 
-/// What is at the end of the file.
+/// The description at the end of the file.
 #[derive(Debug, Serialize, Deserialize)]
 struct Description {
-    /// Of the files that the images were decoded from.
+    /// Key of the image files that were decoded, see [`Listing::key`].
     key: String,
     shape: [usize; 3],
     classes: Vec<String>,
@@ -37,7 +38,8 @@ struct Description {
     normalization: Normalization,
 }
 
-/// Whether `cache` is there and was made from the files with this `key`; otherwise why it is to be made.
+/// Returns whether `cache` exists and was made from the files with this `key`, or the reason why it has to be
+/// made.
 pub(super) fn check(cache: &Path, key: &str) -> Result<(), String> {
     match open(cache) {
         Ok((_, description)) if description.key == key => Ok(()),
@@ -47,7 +49,7 @@ pub(super) fn check(cache: &Path, key: &str) -> Result<(), String> {
     }
 }
 
-/// Maps a cache.
+/// Maps the cache into memory.
 pub(super) fn load(cache: &Path, limits: Limits) -> Result<DataSet, Problem> {
     let (file, description) = open(cache)?;
     let Description { shape, classes, train_labels, test_labels, normalization, .. } = description;
@@ -65,7 +67,7 @@ pub(super) fn load(cache: &Path, limits: Limits) -> Result<DataSet, Problem> {
     })
 }
 
-/// So many of `images`, evenly spread, so that every class is among them as often as in all.
+/// Selects `limit` of `images`, evenly spread, so that every class keeps its share.
 fn spread(images: Images, limit: Option<usize>) -> Images {
     let all = images.len();
     let Some(count) = limit.filter(|count| *count < all) else { return images };
@@ -82,8 +84,8 @@ fn spread(images: Images, limit: Option<usize>) -> Images {
 fn open(cache: &Path) -> Result<(Arc<Mmap>, Description), Problem> {
     let bad = |problem: &str| Problem::bad(cache, problem);
     let file = File::open(cache).map_err(Problem::read(cache))?;
-    // SAFETY: the file is written under another name and never changed under this one: it is replaced
-    // by renaming, which leaves what is mapped as it is.
+    // SAFETY: the file is written under another name and never changed under this one: it is replaced by
+    // renaming, which leaves the mapped file as it is.
     let map = unsafe { Mmap::map(&file) }.map_err(Problem::read(cache))?;
     let (body, end) = map.split_last_chunk::<END_BYTES>().ok_or_else(|| bad("truncated"))?;
     let (len, magic) = end.split_at(8);
@@ -102,14 +104,14 @@ fn open(cache: &Path) -> Result<(Arc<Mmap>, Description), Problem> {
     Ok((Arc::new(map), description))
 }
 
-/// Removes from `root` what a decoding that was killed has left, of images of any size. Only while nobody
-/// decodes.
+/// Removes from `root` the temporary files of builds that were killed, for images of any size. To be called
+/// only while no other process builds a cache (under the lock).
 pub(super) fn remove_unfinished(root: &Path) {
     for entry in fs::read_dir(root).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let name = name.as_encoded_bytes();
         if name.starts_with(b"..images-") && name.ends_with(b".tmp") {
-            // One that stays does no harm but to the space.
+            // A file that cannot be removed only takes space.
             let _ = fs::remove_file(entry.path());
         }
     }
@@ -167,8 +169,8 @@ fn write(path: &Path, key: &str, listing: &Listing, shape: [usize; 3]) -> Result
         .map_err(&failed)
 }
 
-/// Decodes `images` in parallel and hands them to `write` in order. What cannot be decoded is added to
-/// `broken`, so that all of it can be named at once.
+/// Decodes `images` in parallel and passes them to `write` in order. Errors of images that cannot be decoded
+/// are added to `broken`, so that all of them can be reported at once.
 fn decode_all(
     images: &[ImageFile],
     shape: [usize; 3],
@@ -188,7 +190,7 @@ fn decode_all(
     Ok(())
 }
 
-/// The problem of several broken images.
+/// Combines the errors of several broken images into one.
 fn all_of(broken: Vec<Problem>) -> Option<Problem> {
     let count = broken.len();
     let mut named = broken.into_iter();
@@ -206,7 +208,7 @@ fn all_of(broken: Vec<Problem>) -> Option<Problem> {
     Some(Problem::BadFile { file, problem })
 }
 
-/// Sums over pixels, exact, so that they do not depend on an order.
+/// Sums over pixels and their squares, in integers and therefore independent of the order.
 struct Moments {
     pixels: u64,
     sums: Vec<u64>,
@@ -233,7 +235,7 @@ impl Moments {
         let mean_of = |sum: &u64| *sum as f64 / self.pixels as f64;
         let deviation = |(sum, square): (&u64, &u64)| {
             let variance = mean_of(square) - mean_of(sum).powi(2);
-            // Images of a single colour are not divided by zero.
+            // At least 1/255, so that images of a single colour are not divided by zero.
             (variance.max(0.0).sqrt() / 255.0).max(1.0 / 255.0) as f32
         };
         Normalization {

@@ -1,4 +1,4 @@
-//! From a PNG or JPEG file to bytes.
+//! Decodes PNG and JPEG files and scales the images.
 
 use std::fs;
 use std::io::Cursor;
@@ -10,24 +10,24 @@ use image::{DynamicImage, ImageError, ImageFormat, ImageReader, Limits};
 use super::super::Problem;
 use super::jpeg::{self, Decoded};
 
-/// Side of the largest image that is read: a small file may claim to be an enormous picture.
+/// Longest side of an image that is read, in pixels: a small file may claim to be an enormous image.
 pub(super) const MAX_SIDE: u32 = 32_768;
-/// Memory that decoding one may take.
+/// Most bytes that decoding an image may allocate.
 pub(super) const MAX_DECODED_BYTES: u64 = 1 << 30;
-/// How much longer than what will be seen of it a side may be when an image is scaled.
+/// Longest part of a side that is scaled, as a multiple of the part that remains visible.
 const MAX_UNSEEN: u64 = 4;
 
-/// Reads a PNG or JPEG file as an image of `shape` (channels, height, width): one channel is grey,
-/// three are red, green and blue; what is transparent shows its colour. Where the size differs, it is
-/// scaled until it covers `shape`, and its middle is taken. Returns `[H, W, C]`.
+/// Reads a PNG or JPEG file as an image of `shape` (channels, height, width). One channel is grey, three are
+/// red, green and blue; transparency is dropped. An image of another size is scaled until it covers `shape`,
+/// and its centre is cropped. Returns `[H, W, C]`.
 ///
 /// # Errors
-/// [`Problem`] with the file and what is wrong with it.
+/// [`Problem`] with the file and the reason.
 pub fn read_image(path: &Path, shape: [usize; 3]) -> Result<Vec<u8>, Problem> {
     let [channels, height, width] = shape;
     let decoded = decode(path)?;
     let (height, width) = (height as u32, width as u32);
-    // In the colours that are wanted: where a palette or an alpha channel is scaled matters.
+    // Converted before it is scaled, since scaling a palette or an alpha channel gives other results.
     let coloured = match channels {
         1 => DynamicImage::ImageLuma8(decoded.into_luma8()),
         _ => DynamicImage::ImageRgb8(decoded.into_rgb8()),
@@ -40,7 +40,7 @@ pub fn read_image(path: &Path, shape: [usize; 3]) -> Result<Vec<u8>, Problem> {
     Ok(image.into_bytes())
 }
 
-/// Its middle, scaled to `width` and `height`.
+/// Scales the centre of `image` to `width` x `height`.
 fn scaled(image: DynamicImage, width: u32, height: u32) -> DynamicImage {
     let most_wide = most(image.height(), height, width);
     let most_high = most(image.width(), width, height);
@@ -48,7 +48,8 @@ fn scaled(image: DynamicImage, width: u32, height: u32) -> DynamicImage {
         (kept(image.width(), most_wide), kept(image.height(), most_high));
     let image = match (kept_width, kept_height) == (image.width(), image.height()) {
         true => image,
-        // What is scaled is whole: a line of one pixel would take gigabytes.
+        // `resize_to_fill` scales the whole image before it crops: an image one pixel high would take
+        // gigabytes.
         false => image.crop_imm(
             (image.width() - kept_width) / 2,
             (image.height() - kept_height) / 2,
@@ -59,13 +60,13 @@ fn scaled(image: DynamicImage, width: u32, height: u32) -> DynamicImage {
     image.resize_to_fill(width, height, FilterType::Triangle)
 }
 
-/// The most pixels of a side that are scaled, where `across` pixels of the other come to `target_across`
-/// and this one's middle to `target`.
+/// Returns the most pixels of a side to scale, where the `across` pixels of the other side become
+/// `target_across` and the centre of this side becomes `target`.
 fn most(across: u32, target_across: u32, target: u32) -> u64 {
     MAX_UNSEEN * (u64::from(across) * u64::from(target)).div_ceil(u64::from(target_across))
 }
 
-/// Of `side` pixels about `most`, so that as many are left out on either end.
+/// Returns the pixels of `side` to keep, about `most`, so that as many are cut off at either end.
 fn kept(side: u32, most: u64) -> u32 {
     match u64::from(side).checked_sub(most) {
         Some(more) => (most + more % 2) as u32,
@@ -110,7 +111,7 @@ mod tests {
         RgbImage::from_fn(width, height, colour).into()
     }
 
-    /// The largest difference of a pixel to the whole image scaled.
+    /// Returns the largest difference of a pixel from the whole image scaled.
     fn off([width, height]: [u32; 2], [target_width, target_height]: [u32; 2]) -> u8 {
         let image = smooth(width, height);
         let whole = image.resize_to_fill(target_width, target_height, FilterType::Triangle);

@@ -1,19 +1,19 @@
-//! From a JPEG file's bytes to pixels, as libjpeg-turbo makes them of it: its accurate inverse DCT, and
-//! colours interpolated where the file has fewer of them. So pixels equal Pillow's and torchvision's.
+//! Decodes JPEG files as libjpeg-turbo does: with its accurate inverse DCT and interpolated chroma. So pixels
+//! equal those of Pillow and torchvision.
 //!
-//! MozJPEG, a fork of libjpeg-turbo, decodes with the code of that. Its TurboJPEG interface keeps errors,
-//! which libjpeg answers with a jump, within C.
+//! MozJPEG, a fork of libjpeg-turbo, has the same decoder. Its TurboJPEG interface catches errors, which
+//! libjpeg reports by a long jump, within C.
 
 use std::ffi::{CStr, c_char, c_int, c_uchar, c_ulong, c_void};
 use std::ptr::NonNull;
 
 use image::{DynamicImage, GrayImage, RgbImage};
-// For what it links.
+// Imported for the libraries that it links.
 use mozjpeg_sys as _;
 
 use super::decode::{MAX_DECODED_BYTES, MAX_SIDE};
 
-/// Of `turbojpeg.h`.
+/// Declarations from `turbojpeg.h`.
 mod sys {
     use super::{c_char, c_int, c_uchar, c_ulong, c_void};
 
@@ -43,16 +43,16 @@ mod sys {
     }
 }
 
-/// An image, and what is wrong with it where that did not keep it from being decoded.
+/// A decoded image, with a warning if the file is damaged but could be decoded.
 pub(super) struct Decoded {
     pub image: DynamicImage,
     pub warning: Option<String>,
 }
 
-/// Decodes a JPEG file; it is grey, or red, green and blue.
+/// Decodes a JPEG file to a grey or an RGB image.
 ///
 /// # Errors
-/// What is wrong with it.
+/// What is wrong with the file.
 pub(super) fn decode(jpeg: &[u8]) -> Result<Decoded, String> {
     let frame = Frame::of(jpeg)?;
     let Frame { width, height, components, .. } = frame;
@@ -95,9 +95,9 @@ fn decompress(
     let flags = sys::TJFLAG_ACCURATEDCT | sys::TJFLAG_LIMITSCANS;
     let decompressor = Decompressor::new()?;
     let handle = decompressor.0.as_ptr();
-    // SAFETY: `handle` is a decompressor. `jpeg` is as long as is said. `pixels` has `height` rows of
-    // `pitch` bytes, and no more is written, whatever the file says: an image that would not fit into
-    // `width` and `height` is scaled down or refused.
+    // SAFETY: `handle` is a decompressor. `jpeg` has the given length. `pixels` has `height` rows of `pitch`
+    // bytes, and no more is written, whatever the file says: an image that would not fit `width` and `height`
+    // is scaled down or refused.
     let status = unsafe {
         sys::tjDecompress2(
             handle,
@@ -114,7 +114,7 @@ fn decompress(
     if status == 0 {
         return Ok(None);
     }
-    // SAFETY: `handle` is a decompressor; the message ends with a zero and is copied while it lives.
+    // SAFETY: `handle` is a decompressor; the message is NUL-terminated and copied while `handle` lives.
     let (code, message) = unsafe {
         let message = CStr::from_ptr(sys::tjGetErrorStr2(handle));
         (sys::tjGetErrorCode(handle), message.to_string_lossy().into_owned())
@@ -130,7 +130,7 @@ struct Decompressor(NonNull<c_void>);
 
 impl Decompressor {
     fn new() -> Result<Self, String> {
-        // SAFETY: it has no requirements.
+        // SAFETY: the function has no requirements.
         let handle = unsafe { sys::tjInitDecompress() };
         NonNull::new(handle).map(Self).ok_or_else(|| "no memory to decode it in".to_owned())
     }
@@ -143,19 +143,19 @@ impl Drop for Decompressor {
     }
 }
 
-/// What a file's headers say of its image.
+/// The parts of a file's headers that describe the image.
 #[derive(Debug, Default)]
 struct Frame {
     width: u32,
     height: u32,
-    /// Bytes a pixel.
+    /// Bytes per pixel.
     components: u8,
-    /// Whether it has Adobe's marker: four colours are then stored inverted.
+    /// Whether the file has Adobe's marker: CMYK is then stored inverted.
     is_adobes: bool,
 }
 
 impl Frame {
-    /// Reads the segments of a file until its end.
+    /// Reads the segments of a file up to its end.
     ///
     /// Source: ITU-T T.81, annex B.
     fn of(jpeg: &[u8]) -> Result<Self, String> {
@@ -172,7 +172,7 @@ impl Frame {
             }
             let segment = jpeg.get(after..).and_then(segment).ok_or_else(cut_off)?;
             match marker {
-                // Start of a frame; the three between them are tables.
+                // Start of a frame; the three excluded markers are tables and a reserved one.
                 0xc0..=0xcf if !matches!(marker, 0xc4 | 0xc8 | 0xcc) => {
                     let &[_, h1, h0, w1, w0, components, ..] = segment else {
                         return Err("its header is too short".to_owned());
@@ -194,22 +194,22 @@ impl Frame {
     }
 }
 
-/// The next marker from `at` on that is none within a scan, and where what follows it begins.
+/// Returns the next marker from `at` on, except those within a scan, and the offset of what follows it.
 fn next_marker(jpeg: &[u8], at: usize) -> Option<(u8, usize)> {
     let is_marker = |pair: &[u8]| pair[0] == 0xff && !matches!(pair[1], 0x00 | 0xff | 0xd0..=0xd7);
     let found = jpeg.get(at..)?.windows(2).position(is_marker)?;
     Some((jpeg[at + found + 1], at + found + 2))
 }
 
-/// A segment without its length, from bytes that begin with that.
+/// Returns a segment without its length, which is at the start of `bytes`.
 fn segment(bytes: &[u8]) -> Option<&[u8]> {
     let (len, rest) = bytes.split_first_chunk()?;
     rest.get(..usize::from(u16::from_be_bytes(*len)).checked_sub(2)?)
 }
 
-/// As Pillow has it: without a colour profile. `inverted`: 255 stands for no ink.
+/// Converts CMYK to RGB as Pillow does, without a colour profile. With `inverted`, 255 stands for no ink.
 fn rgb_of_cmyk(pixels: &[u8], inverted: bool) -> Vec<u8> {
-    // A product of fractions of 255, rounded.
+    // The rounded product of two fractions of 255.
     let times = |a: u8, b: u8| {
         let product = u32::from(a) * u32::from(b) + 128;
         (((product >> 8) + product) >> 8) as u8

@@ -1,8 +1,8 @@
-//! Images of one's own: PNG and JPEG files in a folder a class, `root/train/CLASS/*` and
+//! Image folders: a user's own PNG and JPEG files, one folder per class, `root/train/CLASS/*` and
 //! `root/test/CLASS/*`.
 //!
-//! They are decoded once, in parallel, into a file that is mapped from then on. It is made anew when a
-//! file was added, removed or changed.
+//! Images are decoded once, in parallel, into a cache file, which is mapped into memory from then on. The
+//! cache is rebuilt when an image file was added, removed or changed.
 
 mod cache;
 mod decode;
@@ -18,13 +18,13 @@ use crate::config::Data;
 pub use decode::read_image;
 use scan::Listing;
 
-/// Ways to get it, for the end of a message.
+/// Ways to obtain the data set, for the end of an error message.
 pub(super) const WAYS: &str = "image_folder takes PNG and JPEG files from data.root/train/CLASS and \
                                data.root/test/CLASS";
 
-/// Where `data.image_size` is not given.
+/// Default of `data.image_size`, in pixels.
 const IMAGE_SIZE: usize = 32;
-/// Red, green, blue: grey images become coloured ones.
+/// Red, green and blue: grey images are converted to colour.
 const CHANNELS: usize = 3;
 
 fn shape(data: &Data) -> [usize; 3] {
@@ -32,7 +32,7 @@ fn shape(data: &Data) -> [usize; 3] {
     [CHANNELS, side, side]
 }
 
-/// Makes sure that the images are decoded.
+/// Makes sure that the cache of decoded images exists and is current.
 pub(super) fn prepare(data: &Data) -> Result<Source, Problem> {
     let listing = Listing::of(&data.root)?;
     let shape = shape(data);
@@ -40,7 +40,7 @@ pub(super) fn prepare(data: &Data) -> Result<Source, Problem> {
     let key = listing.key(shape);
     if cache::check(&cache, &key).is_err() {
         let _lock = lock(&data.root, ".images.lock")?;
-        // Another process may have made it while this one waited.
+        // Another process may have built the cache while this one waited for the lock.
         if let Err(reason) = cache::check(&cache, &key) {
             let count = listing.train.len() + listing.test.len();
             tracing::info!("decoding {count} images into {}: {reason}", cache.display());
@@ -51,14 +51,14 @@ pub(super) fn prepare(data: &Data) -> Result<Source, Problem> {
     Ok(Source::ImageFolder { root: data.root.clone(), cache })
 }
 
-/// Counts files, and reads none.
+/// Counts image files, without reading any.
 pub(super) fn outline(data: &Data) -> Result<Outline, Problem> {
     let Listing { classes, train, test, .. } = Listing::of(&data.root)?;
     let images = [train.len(), test.len()];
     Ok(Outline { images, shape: shape(data), classes: classes.len() })
 }
 
-/// Maps what [`prepare`] has made. A limit takes images that are spread evenly over all.
+/// Maps the cache that [`prepare`] has made. A limit selects images that are evenly spread.
 pub(super) fn load(cache: &Path, limits: Limits) -> Result<DataSet, Problem> {
     cache::load(cache, limits)
 }

@@ -1,4 +1,4 @@
-//! What files there are, without reading them.
+//! Lists the files of an image folder, without reading them.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -6,28 +6,29 @@ use std::path::{Path, PathBuf};
 
 use super::super::Problem;
 
-/// Raised whenever the same files would be decoded to other pixels: caches made before are useless then.
+/// Version of the decoder, to be raised whenever the same files decode to other pixels: caches of earlier
+/// versions are then rebuilt.
 const CACHE_VERSION: u32 = 3;
 
-/// The files of a folder of images.
+/// The files of an image folder.
 #[derive(Debug)]
 pub(super) struct Listing {
     root: PathBuf,
-    /// The names of the folders in `train`, in order.
+    /// Names of the folders in `train`, in order.
     pub classes: Vec<String>,
-    /// By class and name.
+    /// Training images, ordered by class and file name.
     pub train: Vec<ImageFile>,
-    /// Likewise.
+    /// Test images, ordered by class and file name.
     pub test: Vec<ImageFile>,
 }
 
-/// An image that has not been read.
+/// An image file that has not been read.
 #[derive(Debug)]
 pub(super) struct ImageFile {
     pub path: PathBuf,
     pub label: u16,
     bytes: u64,
-    /// When it was changed: seconds, and nanoseconds.
+    /// Modification time: seconds and nanoseconds.
     changed: (i64, i64),
 }
 
@@ -43,8 +44,9 @@ impl Listing {
             return Err(Problem::bad(&train_root, format!("has {} classes", classes.len())));
         }
         let train = images(&train_root, &classes, &classes)?;
-        let with_images = |label| train.iter().any(|image| usize::from(image.label) == label);
-        if let Some(empty) = (0..classes.len()).find(|label| !with_images(*label)) {
+        let mut has_images = vec![false; classes.len()];
+        train.iter().for_each(|image| has_images[usize::from(image.label)] = true);
+        if let Some(empty) = has_images.iter().position(|has_images| !has_images) {
             let folder = train_root.join(&classes[empty]);
             return Err(Problem::bad(&folder, "has no PNG or JPEG file in it"));
         }
@@ -61,7 +63,7 @@ impl Listing {
         Ok(Self { root: root.to_path_buf(), classes, train, test })
     }
 
-    /// Another one when a file was added, removed or changed, or images of another shape are wanted.
+    /// Returns a hash that changes when a file is added, removed or changed, and with `shape`.
     pub(super) fn key(&self, shape: [usize; 3]) -> String {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&CACHE_VERSION.to_le_bytes());
@@ -82,7 +84,7 @@ impl Listing {
     }
 }
 
-/// The names of the folders in `folder`, in order. Links are followed.
+/// Returns the names of the folders in `folder`, in order. Symbolic links are followed.
 fn classes(folder: &Path) -> Result<Vec<String>, Problem> {
     let mut names = Vec::new();
     for path in entries(folder)? {
@@ -97,7 +99,8 @@ fn classes(folder: &Path) -> Result<Vec<String>, Problem> {
     Ok(names)
 }
 
-/// The images in the folders `names` of `folder`, by class and name; `classes`: all names, by label.
+/// Returns the images in the folders `names` of `folder`, by class and file name. `classes` has the names of
+/// all classes, by label.
 fn images(folder: &Path, names: &[String], classes: &[String]) -> Result<Vec<ImageFile>, Problem> {
     let mut images = Vec::new();
     for name in names {
@@ -111,7 +114,7 @@ fn images(folder: &Path, names: &[String], classes: &[String]) -> Result<Vec<Ima
     Ok(images)
 }
 
-/// Whether the name says so, and is not hidden.
+/// Returns whether the name has an image's extension and is not hidden.
 fn is_image(path: &Path) -> bool {
     let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
     let name = path.file_name().unwrap_or_default();
@@ -119,7 +122,7 @@ fn is_image(path: &Path) -> bool {
         && !name.as_encoded_bytes().starts_with(b".")
 }
 
-/// What is in a folder, in the order of names' bytes.
+/// Returns the paths in a folder, in byte order of their names.
 fn entries(folder: &Path) -> Result<Vec<PathBuf>, Problem> {
     let read = |error| match std::io::Error::kind(&error) {
         std::io::ErrorKind::NotFound => Problem::NoFolder { folder: folder.to_path_buf() },

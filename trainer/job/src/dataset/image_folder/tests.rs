@@ -14,7 +14,7 @@ struct Folder(TempDir);
 type Change = fn(&Folder);
 
 impl Folder {
-    /// Two classes, `ant` (red) and `bee` (blue), with three images to train on and one to test on.
+    /// Makes two classes, `ant` (red) and `bee` (blue), with three training images and one test image.
     fn new() -> Self {
         let folder = Self(tempfile::tempdir().unwrap());
         for (class, colour) in [("ant", [200, 0, 0]), ("bee", [0, 0, 100])] {
@@ -61,7 +61,7 @@ impl Folder {
         names.filter(|name| name.ends_with(".tmp")).collect()
     }
 
-    /// Which file the cache is: another number when it was made anew.
+    /// Returns the cache's inode number, which changes when the cache is rebuilt.
     fn inode(&self) -> u64 {
         use std::os::unix::fs::MetadataExt;
         fs::metadata(self.cache()).unwrap().ino()
@@ -82,7 +82,7 @@ fn images_come_by_class_and_name_with_their_own_mean_and_deviation() {
     assert_eq!((set.train.shape, set.train.pixels.len()), ([3, 8, 8], 6 * 192));
     assert_eq!(set.train.pixels[..3], [200, 0, 0]);
     assert_eq!(set.test.pixels[192..195], [0, 0, 100]);
-    // The JPEG may be a little off.
+    // JPEG is lossy: pixels may be a little off.
     let Normalization { mean, std } = &set.normalization;
     for (channel, expected) in [(0, 100.0 / 255.0), (2, 50.0 / 255.0)] {
         assert!((mean[channel] - expected).abs() < 0.01, "{mean:?}");
@@ -194,7 +194,7 @@ fn a_jpeg_that_is_cut_off_is_not_filled_with_grey() {
         let problem = read_image(&path, [3, 8, 8]).unwrap_err().to_string();
         assert!(problem.contains("noise.jpeg: not an image that can be read"), "{problem}");
     }
-    // Cameras put more behind the end.
+    // Cameras append data after the end of the image.
     fs::write(&path, [&whole[..], &[0xff, 0xda, 7, 7]].concat()).unwrap();
     read_image(&path, [3, 8, 8]).unwrap();
 }
@@ -240,7 +240,7 @@ fn a_missing_folder_falls_back_where_that_is_allowed() {
 #[test]
 fn images_whose_decoded_ones_cannot_be_kept_are_not_replaced() {
     let folder = Folder::new();
-    // Root may write where nobody else may.
+    // A folder in place of the lock file, which stops root too, unlike missing write permission.
     fs::create_dir(folder.path(".images.lock")).unwrap();
     let data = Data { fallback: Fallback::Synthetic, ..folder.data() };
     let error = folder.load(&data).unwrap_err().to_string();
@@ -255,7 +255,7 @@ fn images_whose_decoded_ones_cannot_be_kept_are_not_replaced() {
 #[test]
 fn an_image_is_scaled_to_cover_the_square_and_its_middle_is_taken() {
     let folder = Folder::new();
-    // Red, green and blue thirds, side by side: the middle is green.
+    // Red, green and blue thirds, side by side: the centre is green.
     let thirds = RgbImage::from_fn(96, 32, |x, _| {
         Rgb([[255, 0, 0], [0, 255, 0], [0, 0, 255]][x as usize / 32])
     });

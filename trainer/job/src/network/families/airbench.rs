@@ -1,8 +1,8 @@
 //! airbench: Keller Jordan, 94% on CIFAR-10 in 3.29 Seconds on a Single GPU, 2024.
 //!
-//! Small networks that are trained in ten to forty epochs, each called after the accuracy that it is for. The
-//! first convolution whitens 2x2 patches and is not trained, batch norms have no scale to train, and
-//! convolutions start as the identity as far as channels go. Names are those of the state dicts of the
+//! Small networks that are trained in ten to forty epochs, named after the accuracy they aim at. The first
+//! convolution whitens 2x2 patches and is not trained, batch norms have no trained scale, and convolutions
+//! start as the identity on as many channels as they can. Tensor names are those of the state dicts of the
 //! author's programs, `legacy/airbench94.py` and so on.
 
 use super::super::blocks::Maker;
@@ -11,22 +11,23 @@ use super::super::init::{Init, Scheme};
 use super::super::layer::{BatchNorm, Conv, Layer, Linear, Residual, Shape};
 use super::super::walk::walk;
 
-/// Groups of convolutions, behind a whitening one.
+/// A whitening convolution followed by groups of convolutions.
 #[derive(Debug)]
 pub(in super::super) struct Airbench {
     /// Channels of each group.
     widths: &'static [usize],
-    /// Whether a group has three convolutions, and a shortcut past the last two; else it has two.
+    /// Whether a group has three convolutions, with a shortcut past the last two; otherwise it has two and no
+    /// shortcut.
     residual: bool,
-    /// Of the running statistics, the part that a batch replaces.
+    /// Weight of the current batch in the running statistics.
     norm_momentum: f64,
 }
 
-/// Of the whitening convolution.
+/// Kernel size of the whitening convolution.
 const WHITENING_KERNEL: usize = 2;
-/// What logits are multiplied by.
+/// Factor of the logits.
 const LOGIT_SCALE: f64 = 1.0 / 9.0;
-/// Height and width of the last pool's windows.
+/// Height and width of the windows of the last pool.
 const LAST_POOL: usize = 3;
 const NORM_EPS: f64 = 1e-12;
 
@@ -78,7 +79,7 @@ impl Airbench {
             at = add(rest);
         }
         at = add(pool(at, LAST_POOL));
-        // The author flattens one pixel; larger images leave more.
+        // The author's program flattens a single pixel; larger images leave a larger map, which is averaged.
         layers.push(Layer::AveragePool { size: 1 });
         let head = self.widths.len() + 4;
         let [init, _] = maker.scheme.linear(at.channels);
@@ -94,7 +95,8 @@ impl Airbench {
     }
 }
 
-/// Two filters for each direction in which patches vary, of either sign.
+/// Makes the whitening convolution: two filters, of opposite sign, for each principal direction of the
+/// patches.
 fn whitening(inputs: usize, kernel: usize) -> Conv {
     Conv {
         name: "0".to_owned(),
@@ -109,7 +111,7 @@ fn whitening(inputs: usize, kernel: usize) -> Conv {
     }
 }
 
-/// None where a window would not fit.
+/// Returns a max-pool, or no layer if the window is larger than the map.
 fn pool(at: Shape, size: usize) -> Vec<Layer> {
     let fits = at.map.iter().all(|side| *side >= size);
     fits.then_some(Layer::MaxPool { kernel: size, stride: size, padding: 0 }).into_iter().collect()

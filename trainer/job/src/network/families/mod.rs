@@ -1,4 +1,4 @@
-//! The families: a table of networks each.
+//! The families of networks, each with a table of its networks.
 
 pub(super) mod airbench;
 mod plain;
@@ -10,7 +10,7 @@ mod wide;
 
 use super::catalogue::Entry;
 
-/// Every table.
+/// The tables of all families.
 pub(super) const ALL: [&[Entry]; 7] = [
     resnet::NETWORKS,
     plain::NETWORKS,

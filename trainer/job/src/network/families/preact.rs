@@ -4,7 +4,7 @@ use super::super::blocks::{Block, Order, Shortcut, Stages};
 use super::super::catalogue::{Architecture, Entry, Home};
 use super::super::init::Scheme;
 
-/// Basic blocks of 16 channels.
+/// Basic blocks with 16 channels in the first stage.
 const BASIC: Stages = Stages {
     order: Order::PreActivation,
     block: Block::Basic,
@@ -17,7 +17,7 @@ const BASIC: Stages = Stages {
     has_dropout: false,
 };
 
-/// Bottlenecks that 64 channels leave.
+/// Bottleneck blocks with 64 output channels in the first stage.
 const BOTTLENECK: Stages = Stages { block: Block::Bottleneck, out: 64, ..BASIC };
 
 const fn cifar(name: &'static str, stages: Stages) -> Entry {

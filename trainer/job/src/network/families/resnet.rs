@@ -6,7 +6,7 @@ use super::super::init::Scheme;
 
 const SOURCE: &str = "He et al., CVPR 2016";
 
-/// Basic blocks behind 64 channels.
+/// Basic blocks with 64 channels in the first stage.
 pub(super) const BASIC: Stages = Stages {
     order: Order::PostActivation,
     block: Block::Basic,
@@ -19,7 +19,7 @@ pub(super) const BASIC: Stages = Stages {
     has_dropout: false,
 };
 
-/// Bottlenecks behind 64 channels.
+/// Bottleneck blocks with 256 output channels in the first stage.
 pub(super) const BOTTLENECK: Stages = Stages { block: Block::Bottleneck, out: 256, ..BASIC };
 
 /// The paper's networks for CIFAR-10.

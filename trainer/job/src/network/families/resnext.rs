@@ -1,5 +1,5 @@
-//! ResNeXt: Xie et al., Aggregated Residual Transformations for Deep Neural Networks, CVPR 2017; and
-//! the wider ResNet that it compares with.
+//! ResNeXt: Xie et al., Aggregated Residual Transformations for Deep Neural Networks, CVPR 2017; and the
+//! wider ResNet that the paper compares it with.
 
 use super::super::blocks::Stages;
 use super::super::catalogue::{Architecture, Entry, Home};
@@ -9,7 +9,7 @@ use super::resnet::BOTTLENECK;
 const DEPTH_50: &[usize] = &[3, 4, 6, 3];
 const DEPTH_101: &[usize] = &[3, 4, 23, 3];
 
-/// `groups` paths of `group_width` channels in the first stage.
+/// Makes a network whose first stage has `groups` paths of `group_width` channels.
 const fn imagenet(
     name: &'static str,
     blocks: &'static [usize],

@@ -1,9 +1,9 @@
 //! VGG: Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition,
 //! ICLR 2015.
 //!
-//! Behind the `imagenet` stem it is torchvision's. The two stems for small images have one linear
-//! layer in place of three; the notes' also has stride 2 in the first convolution, and no pool where
-//! one pixel is left.
+//! With the `imagenet` stem the network is torchvision's. With the two stems for small images one linear
+//! layer replaces the three; with `notes` the first convolution also has stride 2. Pools that would not fit
+//! the map are left out.
 
 use super::super::blocks::{Maker, batch_norm};
 use super::super::catalogue::{Architecture, Entry, Home};
@@ -12,15 +12,15 @@ use super::super::layer::{Layer, Shape};
 use super::super::walk::walk;
 use crate::config::Stem;
 
-/// Convolutions between pools.
+/// Stages of convolutions, each followed by a max-pool.
 #[derive(Debug)]
 pub(in super::super) struct Vgg {
-    /// Of each stage: how many, and their channels.
+    /// Number of convolutions and their output channels, by stage.
     stages: &'static [(usize, usize)],
     batch_norm: bool,
 }
 
-/// Height and width that the three linear layers expect.
+/// Height and width of the map that the three linear layers expect.
 const HEAD_MAP: usize = 7;
 const HEAD_WIDTH: usize = 4096;
 const HEAD_DROPOUT: f64 = 0.5;
@@ -34,7 +34,7 @@ impl Vgg {
     ) -> Vec<Layer> {
         let mut layers = Vec::new();
         let mut shape = Shape { channels, map: [height, width] };
-        // Torchvision counts every layer of `features`.
+        // Index of a layer in torchvision's `features`, which counts every layer.
         let mut place = 0;
         for (count, outputs) in self.stages {
             for _ in 0..*count {

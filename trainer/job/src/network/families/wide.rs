@@ -7,7 +7,7 @@ use super::resnet::BOTTLENECK;
 
 const SOURCE: &str = "Zagoruyko & Komodakis, BMVC 2016";
 
-/// WRN-`6 * blocks + 4`-`factor`.
+/// Makes WRN-`6 * blocks + 4`-`factor`.
 const fn cifar(name: &'static str, blocks: &'static [usize], factor: usize) -> Entry {
     let stages = Stages {
         order: Order::PreActivation,
