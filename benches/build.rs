@@ -1,5 +1,5 @@
-//! Lets binaries find libmpi, and benches libtorch, by rpath; and know the commit and the compiler, for
-//! machines that have neither sources nor Rust.
+//! Sets the rpath by which binaries find libmpi and benches find libtorch, and embeds the commit and the
+//! compiler's version for machines that have neither sources nor Rust.
 
 use std::process::Command;
 
@@ -9,7 +9,7 @@ fn main() {
     println!("cargo::rustc-env=LOCKSTEP_COMMIT={}", first_line("git", &commit));
     let rustc = std::env::var("RUSTC").unwrap_or_default();
     println!("cargo::rustc-env=LOCKSTEP_RUSTC={}", first_line(&rustc, &["--version"]));
-    // Every commit adds a line to it.
+    // Every commit appends a line to this log.
     let log = first_line("git", &["rev-parse", "--git-path", "logs/HEAD"]);
     if !log.is_empty() {
         println!("cargo::rerun-if-changed={log}");
@@ -25,7 +25,7 @@ fn main() {
     }
 }
 
-/// What a command prints; nothing where it cannot be run.
+/// Returns the first line that a command prints; empty where it cannot be run.
 fn first_line(program: &str, args: &[&str]) -> String {
     let printed = Command::new(program).args(args).output().map(|output| output.stdout);
     let printed = String::from_utf8_lossy(&printed.unwrap_or_default()).into_owned();

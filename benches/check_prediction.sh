@@ -1,5 +1,5 @@
 #!/bin/bash
-# Measures what the prediction of a step rests on, and the steps themselves, and shows both:
+# Measures the inputs of the prediction of a step, and the steps themselves, and prints both:
 #
 #   benches/check_prediction.sh OUT [scaling options]     such as --data DIR --max-others 0.03
 #
@@ -32,5 +32,5 @@ done
 
 status=0
 "$here/../slurm/bench_test.sh" "$out" "$@" || status=$?
-# Where there can be no such cluster, it has said so.
+# Exit code 9: such a cluster cannot be made here, and the script has said so.
 [ "$status" -eq 9 ] || exit "$status"

@@ -51,7 +51,7 @@ pack() {
             fail "no target/release/$program: cargo build --release -p benches -p launcher -p trainer"
         strip -o "$1/bin/$program" "$root/target/release/$program" || exit
     done
-    # What captures a CUDA graph is looked for beside the trainer.
+    # The trainer looks for the library that captures CUDA graphs in its own folder.
     cp "$(ls -t "$root"/target/release/build/torch-ext-*/out/libtorch_ext_cuda.so | head -n 1)" "$1/bin/" ||
         fail "no libtorch_ext_cuda.so: CUDA's headers were missing; make setup, and build again"
     cp "$root"/configs/*.yaml "$1/configs/"
@@ -91,7 +91,7 @@ for program in launcher trainer scaling; do
 done
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
 PATH=$bin:$PATH
-# libtorch as Python has it: the version that the programs were built with.
+# libtorch from Python's torch, which must be the version that the programs were built with.
 if [ "$bin" = "$root/bin" ]; then
     lib=$("$python" -c 'import torch, os; print(os.path.join(torch.__path__[0], "lib"))') ||
         fail "$python has no torch"
@@ -104,30 +104,30 @@ else
     images+=(--set data.dataset=synthetic)
 fi
 config=$root/configs/resnet18.yaml
-# Rounding must stay rounding for twenty steps. AdamW's first steps are as long as the learning rate
-# whatever the gradient, and make a percent of loss out of it within three; SGD does so within ten at a
-# rate of 0.001. At this one a gradient that is wrong by a tenth still shows.
+# Settings with which rounding errors stay small for twenty steps. AdamW's first steps are as long as the
+# learning rate whatever the gradient, which turns rounding into a percent of loss within three steps; SGD
+# does so within ten at a rate of 0.001. At the rate below, a gradient that is wrong by a tenth still shows.
 comparable=(--set precision=fp32 --set performance.tf32=false --set optimizer.name=sgd --set optimizer.lr=0.00005
     --set performance.convolution=library)
 results=()
 is_correct=1
 rm -rf "$out"/run-* "$out"/speed-* "$out"/results.txt
 
-# Seconds, at least one: timeout takes 0 for no limit.
+# Prints the seconds left, at least one: timeout(1) takes 0 for no limit.
 left() {
     local rest=$((seconds - SECONDS))
     echo $((rest > 1 ? rest : 1))
 }
 
-# name, status (ok, FAILED, skipped), what was seen
+# Records a result: $1 name, $2 status (ok, FAILED, skipped, ...), $3 what was seen.
 note() {
     results+=("$(printf '%-58s %-8s %s' "$1" "$2" "$3")")
     echo "gpu_check: ${results[-1]}"
     [ "$2" != FAILED ] || is_correct=
 }
 
-# Trains $2 ranks on $1 (gpu or cpu) in $out/run-$3, with the rest of the options. With in_place=exec the shell
-# becomes what trains, so that it can be stopped.
+# Trains $2 ranks on $1 (gpu or cpu) in $out/run-$3; further arguments go to the launcher. With in_place=exec
+# the shell is replaced by the training command, so that it can be stopped.
 train() {
     local where=$1 ranks=$2 name=$3
     shift 3
@@ -142,7 +142,7 @@ train() {
 
 gpu_count() { nvidia-smi -L 2>/dev/null | grep -c ^GPU; }
 
-# The losses of two runs agree: $1 is what that shows.
+# Records under name $1 whether the losses of runs $2 and $3 agree within the relative tolerance $4.
 same_losses() {
     local seen
     if seen=$("$python" "$root/benches/gpu_check.py" losses "$out/run-$2" "$out/run-$3" --rtol "$4"); then
@@ -152,7 +152,7 @@ same_losses() {
     fi
 }
 
-# Why a run failed: what a rank said, or else its last line.
+# Prints why run $1 failed: what a rank said, or else the last line of its log.
 last_words() {
     { grep -m 1 '^ *it said: ' "$out/$1.log" || grep -v '^ *$' "$out/$1.log" | tail -n 1; } | cut -c 1-160
 }
@@ -160,7 +160,7 @@ last_words() {
 one_rank_agrees_with_the_cpu() {
     local twenty=(--set train.max_steps=20 --set metrics.log_every=1)
     train cpu 1 reference "${twenty[@]}" || { note "20 steps on the CPU" FAILED "$(last_words reference)"; return; }
-    # Without a GPU: the same mathematics by another way.
+    # Without a GPU: the same mathematics with another implementation of convolutions.
     local other=()
     [ "$device" = gpu ] || other=(--set performance.convolution=matmul)
     if train "$device" 1 device "${twenty[@]}" "${other[@]}"; then
@@ -188,8 +188,8 @@ a_graph_changes_nothing() {
     train gpu 1 eager "${twenty[@]}" --set performance.cuda_graph=off &&
         train gpu 1 graph "${twenty[@]}" --set performance.cuda_graph=on ||
         { note "$name" FAILED "$(last_words eager); $(last_words graph)"; return; }
-    # cuDNN chooses kernels by measuring, and chooses others in another run: two eager runs were seen
-    # 5e-4 apart on an H100.
+    # cuDNN chooses kernels by timing them, and may choose others in another run: two eager runs differed by
+    # 5e-4 on an H100.
     same_losses "$name" eager graph 1e-3
 }
 
@@ -201,13 +201,13 @@ fused_batch_norm_changes_little_in_bf16() {
         train gpu 1 "fused-$is_fused" "${twenty[@]}" --set performance.fused_batch_norm=$is_fused ||
             { note "$name" FAILED "$(last_words "fused-$is_fused")"; return; }
     done
-    # Loose: bf16 rounds each activation by up to 4e-3 of itself, and the two round in different places. What
-    # is wrong by a few percent in the forward pass shows; of a gradient, only what is grossly wrong.
+    # A loose tolerance: bf16 rounds each activation by up to 4e-3 of itself, and the two round in different
+    # places. An error of a few percent in the forward pass shows; in a gradient, only a gross one.
     same_losses "$name" fused-false fused-true 1e-2
 }
 
-# Batch norm takes the statistics of a rank's own images, so a run is compared with one of as many ranks.
-# On a GPU two ranks replay a graph, or fail, and four take steps without one.
+# Batch norm uses the statistics of a rank's own images, so a run is compared with one of the same number of
+# ranks. On a GPU two ranks replay a graph, or fail, and four take steps without one.
 several_ranks_agree_with_as_many_on_the_cpu() {
     local ranks name graph steps=(--set train.max_steps=10 --set metrics.log_every=1)
     for ranks in 2 4; do
@@ -262,10 +262,10 @@ a_killed_rank_is_named() {
     fi
 }
 
-# Interleaved rounds of each batch size, as many as there is time for; the strongest peers first, since the last
-# are cut off. All of a step's images: 49,152 are whole batches of 64, 256 and 1024, and peers would compile or
-# capture anew for a smaller one. Lockstep's steps take two seconds by what an H100 did (0.9 ms at 64, 2.2 at
-# 1024); a peer takes as many, or three seconds of them.
+# Measures interleaved rounds at each batch size, as many as there is time for. The strongest peers run first,
+# since the last are cut off. 49,152 training images are whole batches of 64, 256 and 1024: for a smaller last
+# batch, peers would compile or capture anew. Lockstep's steps take two seconds in total, estimated from an
+# H100 (0.9 ms at 64, 2.2 at 1024); a peer takes as many steps, or three seconds of them.
 speed() {
     local batch steps missing peer name each rounds=20 batches=${speed:-64,256,1024} counts=(--gpus 1)
     local variants=(--variant fp32:precision=fp32 --variant eager:performance.cuda_graph=off
@@ -306,8 +306,8 @@ speed() {
     done
 }
 
-# Each kernel of one step of a graph, by Nsight Compute: warm-up and cuDNN's trials come
-# before what is looked at.
+# Lists each kernel of one step of a graph, with Nsight Compute. The kernels that are skipped are those of the
+# warm-up and of cuDNN's trials.
 profile() {
     local name="profile of a step" ncu
     ncu=$(command -v ncu || ls -d /usr/local/cuda/bin/ncu 2>/dev/null)

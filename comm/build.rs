@@ -1,7 +1,7 @@
-//! Finds MPI, when it is asked for, and tells dependents where it is.
+//! Finds MPI, if the feature `mpi` is enabled, and tells dependents where it is.
 //!
-//! Binaries find libmpi by rpath. A dependent's build script gets the directory in
-//! `DEP_LOCKSTEP_COMM_MPI_LIBDIR` (several are separated by `:`).
+//! Binaries find libmpi by rpath. A dependent's build script gets the library directories in
+//! `DEP_LOCKSTEP_COMM_MPI_LIBDIR`, separated by `:`.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -31,11 +31,12 @@ fn mpi() {
     shim.file("src/mpi/shim.c").compile("lockstep_mpi_shim");
     let dirs: Vec<_> = library.lib_paths.iter().map(|dir| dir.display().to_string()).collect();
     for dir in &dirs {
-        // Unit tests are neither "tests" nor "bins" to cargo; nothing else of this package is linked.
+        // Not the `-tests` or `-bins` form: neither covers unit tests, and this package links nothing else.
+        // tests.
         println!("cargo::rustc-link-arg=-Wl,-rpath,{dir}");
     }
     println!("cargo::metadata=mpi_libdir={}", dirs.join(":"));
-    // Tests start their ranks with it.
+    // For `bootstrap::MPIRUN`, and for the tests, which start their ranks with it.
     let launcher = library.mpicc.and_then(|mpicc| {
         let beside = std::path::Path::new(&mpicc).with_file_name("mpirun");
         beside.exists().then_some(beside)

@@ -1,4 +1,4 @@
-//! Lets binaries find libtorch, and MPI where it is asked for, by rpath.
+//! Links the binaries with an rpath to libtorch and, with the `mpi` feature, to MPI.
 
 fn main() {
     for variable in ["DEP_TORCH_EXT_LIB", "DEP_LOCKSTEP_COMM_MPI_LIBDIR"] {

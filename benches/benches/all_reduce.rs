@@ -1,5 +1,5 @@
-//! `all_reduce` between two ranks over shared memory, by size, dtype, and whether the buffer lies in
-//! the segment. MPI is beside it in the binary `all_reduce`, which `mpirun` starts.
+//! `all_reduce` between two ranks over shared memory, by size, dtype, and whether the buffer lies in a shared
+//! allocation. The binary `all_reduce`, started by `mpirun`, compares it with MPI.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod support;
@@ -14,7 +14,7 @@ use support::on_ranks;
 const RANKS: usize = 2;
 const BYTES: [usize; 5] = [1 << 10, 32 << 10, 1 << 20, 4 << 20, 16 << 20];
 
-/// Seconds a call, of the sample with the most calls.
+/// Number of calls and their total time, of the sample with the most calls.
 type Longest = Cell<(u64, Duration)>;
 
 fn all_reduce(c: &mut Criterion) {
@@ -28,7 +28,7 @@ fn dtype<T: Element + Send + Sync>(c: &mut Criterion, name: &str, zero: T) {
         let mut group = c.benchmark_group(format!("all_reduce/shm-{place}/{name}"));
         for bytes in BYTES {
             let longest = Longest::default();
-            // What criterion calls throughput is nccl-tests' algorithm bandwidth.
+            // Criterion's throughput is what nccl-tests calls algorithm bandwidth.
             group.throughput(Throughput::Bytes(bytes as u64));
             group.bench_with_input(BenchmarkId::from_parameter(bytes), &bytes, |b, &bytes| {
                 b.iter_custom(|calls| {
@@ -50,7 +50,7 @@ fn dtype<T: Element + Send + Sync>(c: &mut Criterion, name: &str, zero: T) {
     }
 }
 
-/// Collective.
+/// Returns the time of `calls` all-reduces, after one untimed. Collective.
 fn timed<T: Element>(
     shm: &dyn Communicator,
     calls: u64,
@@ -62,7 +62,7 @@ fn timed<T: Element>(
     let shared = shm.alloc_shared(bytes).unwrap().unwrap();
     let mut own = vec![zero; len];
     let buffer = match in_segment {
-        // SAFETY: the memory is long enough, aligned to a page, zeroed, and used here alone.
+        // SAFETY: the memory is long enough, page-aligned, zeroed, and used only here.
         true => unsafe { std::slice::from_raw_parts_mut(shared.ptr.cast::<T>().as_ptr(), len) },
         false => &mut own[..],
     };

@@ -1,4 +1,4 @@
-//! Making batches: gathered and normalised, and with each augmentation.
+//! Making batches: gathering and normalising, alone and with each augmentation.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod support;

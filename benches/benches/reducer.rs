@@ -1,4 +1,4 @@
-//! Gradients of a ResNet-18 summed over two ranks, by bucket size: what a step pays for communication
+//! Summing the gradients of a ResNet-18 over two ranks, by bucket size: the cost of communication in a step
 //! without overlap.
 #![allow(missing_docs, clippy::unwrap_used)]
 

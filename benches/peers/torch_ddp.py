@@ -69,7 +69,7 @@ def import_torch():
         import torch
         import torch.distributed
         import torch.nn.parallel
-    except Exception as error:  # a broken installation fails in any way it likes
+    except Exception as error:  # a broken installation may raise anything
         print(f"torch_ddp: torch does not import in {sys.executable}: {error}\n"
               "torch_ddp: needs a Python with torch in full (pip install torch==2.11.0); the lean "
               "one that `make setup` installs is not enough", file=sys.stderr)
@@ -105,7 +105,7 @@ def measure(torch, trainer, place, args) -> dict:
     torch.distributed.barrier()
     timed_from = time.time()
     started, marks, images, steps = time.perf_counter(), [], 0, 0
-    # At least two steps: a GPU's times lie between them.
+    # At least two steps: on a GPU, step times are those between two events.
     while steps < args.steps and (steps < 2 or time.perf_counter() - started < args.most_seconds):
         steps += 1
         before = time.perf_counter()
@@ -168,7 +168,7 @@ def train_to(torch, trainer, place, args) -> list[dict]:
         accuracy = evaluate(torch, trainer, place, images, labels)
         ends.append({"epoch": epoch, "seconds": time.perf_counter() - started,
                      "test_accuracy": accuracy})
-        if place.rank == 0 and args.json:  # what there is, if it is stopped
+        if place.rank == 0 and args.json:  # kept even if the process is stopped
             args.json.write_text(epochs_text(args, ends) + "\n")
         if accuracy >= args.to_accuracy:
             break
@@ -204,7 +204,7 @@ def main() -> None:
         sys.exit("torch_ddp: --most-seconds is for one rank: several would not stop at the same step")
     threads = take_cores(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]),
                          not args.no_pin, args.mode != "plain")
-    if os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]:  # all are on this machine
+    if os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]:  # all ranks are on this machine
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch = import_torch()
     sys.path.insert(0, str(REFERENCE))

@@ -18,7 +18,7 @@ def read_images(torch, folder: pathlib.Path | None, files=TRAINING):
     """Images [N, 3, 32, 32] u8 and labels [N] i64."""
     if folder is None:
         generator = torch.Generator().manual_seed(0)
-        count = 50_000 if files == TRAINING else 10_000  # as CIFAR-10 has
+        count = 50_000 if files == TRAINING else 10_000  # as many as CIFAR-10 has
         images = torch.randint(0, 256, (count, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator)
         return images, torch.randint(0, 10, (count,), generator=generator)
     batches = folder / "cifar-10-batches-bin"
@@ -80,7 +80,7 @@ class Tuned:
         self.memory_format = torch.channels_last if self.is_bf16 else torch.contiguous_format
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
-        # Channels last, so that a gathered batch needs no reordering.
+        # Stored with channels last, so that a gathered batch needs no reordering.
         self.images = images.permute(0, 2, 3, 1).contiguous().to(place.device)
         self.labels = labels.to(place.device)
         self.mean, self.std = (
@@ -150,7 +150,7 @@ class Captured(Tuned):
         self.graph, self.seen = None, 0
 
     def step(self, index):
-        if len(index) < len(self.index):  # the last of an epoch
+        if len(index) < len(self.index):  # the last batch of an epoch
             return super().step(index)
         self.index.copy_(index, non_blocking=True)
         self.seen += 1

@@ -1,31 +1,32 @@
-//! Whom a failure follows from, for whoever looks for the first of them.
+//! Which ranks a failure is blamed on, so that the launcher can find the first failure of a chain.
 
 use serde::{Deserialize, Serialize};
 
-/// So many ranks are named at most: of hundreds that are late a few show where to look.
+/// At most this many late ranks are named in a packed [`Blame`]; of hundreds, a few show where to look.
 const MOST: usize = 32;
 
-/// Whom a rank that fails holds responsible, besides what it says for a person to read.
+/// Whom a failing rank holds responsible: the machine-readable counterpart of its error message.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Blame {
-    /// Nobody else.
+    /// No other rank.
     #[default]
     Nobody,
-    /// A rank that is gone, or gave up.
+    /// This rank, which is gone or gave up.
     Failed(usize),
-    /// Ranks that were waited for and did not come.
+    /// These ranks, which did not arrive before the deadline.
     Late(Vec<usize>),
-    /// Of those that were waited for, it cannot tell who did not come.
+    /// Some rank did not arrive before the deadline, and the backend cannot tell which.
     SomebodyLate,
-    /// A peer is gone, and it cannot tell which.
+    /// A peer is gone, and the backend cannot tell which.
     SomebodyGone,
-    /// It found no connection, maybe for want of a peer.
+    /// The ranks could not be connected; a missing peer may be the cause.
     Unconnected,
 }
 
 impl Blame {
-    /// What those hear who are told by a rank that failed: it is that rank's own failure, unless it blames others.
+    /// Converts `rank`'s blame into the blame that its peers report: if `rank` blames nobody else, they blame
+    /// `rank`.
     pub(crate) fn told_by(self, rank: usize) -> Self {
         match self {
             Self::Nobody | Self::Unconnected => Self::Failed(rank),
@@ -33,7 +34,7 @@ impl Blame {
         }
     }
 
-    /// The ranks that it names.
+    /// Returns the ranks that are named.
     pub fn ranks(&self) -> &[usize] {
         match self {
             Self::Failed(rank) => std::slice::from_ref(rank),
@@ -43,8 +44,8 @@ impl Blame {
     }
 }
 
-/// Why a rank gives up, in `capacity` bytes at most: a line with whom it blames, and then the reason, which is cut
-/// where it is too long.
+/// Encodes a failure in at most `capacity` bytes: a line of JSON with the [`Blame`], then the reason,
+/// truncated at a character boundary if necessary.
 pub(crate) fn pack(reason: &str, blame: &Blame, capacity: usize) -> Vec<u8> {
     let cut = match blame {
         Blame::Late(ranks) => Blame::Late(ranks.iter().copied().take(MOST).collect()),
@@ -60,7 +61,7 @@ pub(crate) fn pack(reason: &str, blame: &Blame, capacity: usize) -> Vec<u8> {
     packed
 }
 
-/// What was [`pack`]ed.
+/// Decodes what [`pack`] has encoded. A blame that cannot be parsed becomes [`Blame::Nobody`].
 pub(crate) fn unpack(packed: &[u8]) -> (String, Blame) {
     let end = packed.iter().position(|&byte| byte == b'\n').unwrap_or(0);
     let blame = serde_json::from_slice(&packed[..end]).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! How ranks find each other.
+//! How ranks find each other and connect.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,22 +8,22 @@ pub use crate::memory_store::MemoryStore;
 use crate::single::Single;
 use crate::{CommError, Communicator, Result, nccl, shm};
 
-/// A place where ranks leave small values for each other before they are connected.
+/// A key-value store through which ranks exchange small values before they are connected.
 pub trait Store: Send + Sync {
-    /// Publishes `value` under `key`, once.
+    /// Publishes `value` under `key`. Each key is published once.
     ///
     /// # Errors
     /// [`crate::CommError::Control`] when the store is gone.
     fn put(&self, key: &str, value: &str) -> Result<()>;
 
-    /// Waits until somebody has published `key`; `None` where nobody has within `timeout`.
+    /// Waits until some rank has published `key`, and returns its value, or `None` after `timeout`.
     ///
     /// # Errors
     /// [`crate::CommError::Control`] when the store is gone.
     fn get(&self, key: &str, timeout: Duration) -> Result<Option<String>>;
 }
 
-/// What rank `by` publishes under `key`, for `rank`.
+/// Waits, on behalf of `rank`, for the value that rank `by` publishes under `key`.
 ///
 /// # Errors
 /// Those of the store, and [`crate::CommError::Timeout`], which names `by`.
@@ -44,15 +44,15 @@ pub(crate) fn published(
     })
 }
 
-/// The `mpirun` of the MPI library that this build uses, if it uses one.
+/// Path of the `mpirun` that belongs to the MPI library of this build, if it uses one.
 #[cfg(feature = "mpi")]
 pub const MPIRUN: Option<&str> = option_env!("LOCKSTEP_MPIRUN");
 
-/// The `mpirun` of the MPI library that this build uses, if it uses one.
+/// Path of the `mpirun` that belongs to the MPI library of this build, if it uses one.
 #[cfg(not(feature = "mpi"))]
 pub const MPIRUN: Option<&str> = None;
 
-/// The version of the NCCL library that is found at run time.
+/// Returns the version of the NCCL library that is found at run time.
 ///
 /// # Errors
 /// [`crate::CommError::Connect`] where there is none.
@@ -63,8 +63,8 @@ pub fn nccl_version() -> Result<String> {
     Ok(version.to_string())
 }
 
-/// That the driver here serves the CUDA that libtorch was built for. True also where one of them is not
-/// found: others say that better.
+/// Checks that the installed driver supports the CUDA version that libtorch was built for. Also `Ok` where
+/// the driver or the runtime is not found: other checks report that better.
 ///
 /// # Errors
 /// A sentence with both versions.
@@ -85,10 +85,10 @@ pub enum Backend {
     Shm,
     /// MPI, for CPU ranks across machines.
     Mpi {
-        /// An all-reduce goes by way of shared memory where machines have several ranks.
+        /// Whether an all-reduce goes through shared memory first where machines have several ranks.
         hierarchical: bool,
     },
-    /// NCCL, one rank a GPU.
+    /// NCCL, one rank per GPU.
     Nccl {
         /// The CUDA device of this rank.
         device: usize,
@@ -97,8 +97,8 @@ pub enum Backend {
 
 /// Connects this process with its peers. Collective: every rank calls it with the same backend.
 ///
-/// `store`: needed by `shm` for more than one rank, and by `nccl` unless MPI started the job. Each
-/// store serves one group of a backend, since the keys are fixed.
+/// `store`: needed by `shm` for more than one rank, and by `nccl` unless MPI started the job. One store
+/// serves at most one group of each backend, since the keys are fixed.
 /// `timeout`: of every wait, here and in the collectives that follow.
 ///
 /// # Errors

@@ -1,22 +1,22 @@
-//! How gradients are grouped for communication. Pure: sizes in, plan out.
+//! How gradients are grouped into buckets for communication, as pure functions of sizes and timings.
 //!
 //! Gradients become ready from the last layer to the first. A bucket is a contiguous range of the
 //! flat gradient buffer, laid out in that order, whose all-reduce starts when all of it is ready.
 
 use std::ops::Range;
 
-/// What an all-reduce takes: a time of its own, and more with its length.
+/// Linear cost model of an all-reduce: a fixed latency plus the length over the bandwidth.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Speed {
-    /// Seconds that one takes however short it is.
+    /// Seconds that an all-reduce takes however short it is.
     pub latency_seconds: f64,
-    /// What a long one moves.
+    /// Bytes per second of a long all-reduce, without its latency.
     pub bytes_per_second: f64,
 }
 
 impl Speed {
-    /// The line through two measurements, each bytes and seconds, the first the shorter one. Where
-    /// noise has the longer one take less, all of its time is its length's.
+    /// Fits the model to two measurements, each in bytes and seconds, the shorter buffer first. Where noise
+    /// makes the longer one no slower, the bandwidth is taken from the longer one alone, without latency.
     pub fn fit([short, long]: [(usize, f64); 2]) -> Self {
         let (more_bytes, more_seconds) = (long.0.saturating_sub(short.0), long.1 - short.1);
         let bytes_per_second = if more_bytes > 0 && more_seconds > 0.0 {
@@ -28,13 +28,13 @@ impl Speed {
         Self { latency_seconds, bytes_per_second }
     }
 
-    /// How long buckets of `total_bytes` of gradients should be that are reduced while backward makes
-    /// the next.
+    /// Returns the best cap for the length of a bucket, in bytes, for `total_bytes` of gradients whose
+    /// all-reduce overlaps with backward.
     ///
-    /// Nothing overlaps the last bucket, which takes its length over the bandwidth; and each of the
-    /// others adds its latency. The sum, `b / bandwidth + total / b * latency`, is least where
-    /// `b = sqrt(total * latency * bandwidth)`. At least 1 MiB, since a bucket has work of its own on
-    /// the host besides, and at most everything.
+    /// The last bucket overlaps with nothing, so all of its time, length over bandwidth, is exposed; each of
+    /// the others adds its latency. The sum, `b / bandwidth + total / b * latency`, is least at
+    /// `b = sqrt(total * latency * bandwidth)`. The result is at least 1 MiB, since every bucket also costs
+    /// work on the host, and at most `total_bytes`.
     pub fn bucket_cap_bytes(self, total_bytes: usize) -> usize {
         let Self { latency_seconds, bytes_per_second } = self;
         let best = (total_bytes as f64 * latency_seconds * bytes_per_second).sqrt();
@@ -42,30 +42,30 @@ impl Speed {
     }
 }
 
-/// See [`Speed::bucket_cap_bytes`].
+/// Lower limit of [`Speed::bucket_cap_bytes`].
 const MIN_BUCKET_BYTES: usize = 1 << 20;
 
-/// One bucket.
+/// A contiguous part of the flat gradient buffer that is all-reduced at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bucket {
-    /// Its elements in the flat buffer.
+    /// Range of its elements in the flat buffer.
     pub elements: Range<usize>,
-    /// Its parameters, as positions in the list that the plan was made from.
+    /// Range of its parameters, as positions in the list from which the plan was made.
     pub parameters: Range<usize>,
 }
 
-/// Buckets in the order in which they become ready: disjoint, and together the whole buffer.
+/// Buckets in the order in which they become ready: disjoint, and together covering the whole buffer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BucketPlan {
     buckets: Vec<Bucket>,
 }
 
 impl BucketPlan {
-    /// Groups parameters, whose `lens` are in elements of `element_bytes` each and in the order in
-    /// which their gradients become ready: the reverse of registration.
+    /// Groups parameters into buckets. `lens` has the length of each parameter in elements of
+    /// `element_bytes`, in the order in which the gradients become ready: the reverse of registration.
     ///
-    /// A bucket is closed before the parameter that would take it over `cap_bytes`; a single longer
-    /// parameter gets a bucket of its own.
+    /// A bucket is closed before the parameter that would make it longer than `cap_bytes`; a parameter that
+    /// is longer by itself gets its own bucket.
     ///
     /// Source: Li et al., PyTorch Distributed, VLDB 2020, section 3.2.3.
     pub fn new(lens: &[usize], element_bytes: usize, cap_bytes: usize) -> Self {
@@ -86,23 +86,24 @@ impl BucketPlan {
         Self { buckets }
     }
 
-    /// The buckets, in the order in which they become ready.
+    /// Returns the buckets in the order in which they become ready.
     pub fn buckets(&self) -> &[Bucket] {
         &self.buckets
     }
 
-    /// The bucket of a parameter, given by its position in the list that the plan was made from.
+    /// Returns the index of the bucket of a parameter, given by its position in the list that the plan was
+    /// made from.
     pub fn bucket_of(&self, parameter: usize) -> Option<usize> {
         let after = self.buckets.partition_point(|bucket| bucket.parameters.end <= parameter);
         (after < self.buckets.len()).then_some(after)
     }
 
-    /// Elements of all buckets.
+    /// Returns the number of elements in all buckets.
     pub fn len(&self) -> usize {
         self.buckets.last().map_or(0, |bucket| bucket.elements.end)
     }
 
-    /// Whether there is nothing to communicate.
+    /// Returns whether there is nothing to communicate.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -161,7 +162,7 @@ mod tests {
         let Speed { latency_seconds, bytes_per_second } = Speed::fit([at(1 << 16), at(1 << 22)]);
         assert!((latency_seconds - 2e-4).abs() < 1e-9, "{latency_seconds}");
         assert!((bytes_per_second / 1e9 - 1.0).abs() < 1e-6, "{bytes_per_second}");
-        // Upside down, and all too short to tell.
+        // The longer buffer took less time; both are of the same length.
         assert_eq!(Speed::fit([(10, 3.0), (100, 2.0)]).bytes_per_second, 50.0);
         assert_eq!(Speed::fit([(10, 1.0), (10, 1.0)]).bytes_per_second, 10.0);
     }

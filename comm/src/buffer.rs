@@ -13,7 +13,7 @@ pub enum DType {
     F32,
     /// 64-bit floating point.
     F64,
-    /// bfloat16; summed in f32 where the backend adds itself.
+    /// bfloat16; summed in f32 where the backend reduces on the host (shared memory, MPI).
     Bf16,
     /// 64-bit integer.
     I64,
@@ -32,7 +32,7 @@ impl DType {
 
 /// A Rust type that a [`DType`] stands for.
 pub trait Element: Copy + Send + 'static {
-    /// Its dtype.
+    /// The corresponding [`DType`].
     const DTYPE: DType;
 }
 
@@ -49,12 +49,12 @@ impl Element for i64 {
     const DTYPE: DType = DType::I64;
 }
 
-/// What memory a buffer lies in.
+/// The memory in which a buffer lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Memory {
-    /// In this process's memory.
+    /// Host memory of this process.
     Host,
-    /// In the memory of a CUDA device.
+    /// Memory of a CUDA device.
     Cuda {
         /// The device's index in this process.
         device: usize,
@@ -66,30 +66,33 @@ pub enum Memory {
 /// A buffer without a lifetime, for collectives that outlive the call that starts them.
 #[derive(Debug, Clone, Copy)]
 pub struct RawBuffer {
-    /// Its first element. Dangling when `len` is 0.
+    /// First element. Dangling when `len` is 0.
     pub ptr: NonNull<u8>,
-    /// Elements, not bytes.
+    /// Length in elements, not bytes.
     pub len: usize,
-    /// Their type.
+    /// Type of the elements.
     pub dtype: DType,
-    /// What memory they lie in.
+    /// Memory in which the elements lie.
     pub memory: Memory,
 }
 
-// SAFETY: a RawBuffer is an address; whoever dereferences it has promised that it is valid.
+// SAFETY: a RawBuffer is only an address; whoever dereferences it has promised that it is valid.
 unsafe impl Send for RawBuffer {}
 
 impl RawBuffer {
-    /// Bytes from the first element to past the last.
+    /// Returns the length in bytes.
     pub fn size_bytes(&self) -> usize {
         self.len * self.dtype.size_bytes()
     }
 
-    /// A part of it; `range` must lie in it.
+    /// Returns the sub-buffer of the elements in `range`.
+    ///
+    /// # Panics
+    /// When `range` does not lie in the buffer.
     pub fn part(&self, range: Range<usize>) -> Self {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
         let offset = range.start * self.dtype.size_bytes();
-        // A part of memory is nowhere null.
+        // Never saturates: the range lies within valid memory.
         let ptr = self.ptr.map_addr(|address| address.saturating_add(offset));
         Self { ptr, len: range.len(), ..*self }
     }
@@ -103,7 +106,7 @@ pub struct BufferMut<'a> {
 }
 
 impl<'a> BufferMut<'a> {
-    /// A host slice, `[len]`.
+    /// Borrows a slice in host memory.
     pub fn host<T: Element>(slice: &'a mut [T]) -> Self {
         let raw = RawBuffer {
             ptr: NonNull::from(&mut *slice).cast(),
@@ -114,17 +117,17 @@ impl<'a> BufferMut<'a> {
         Self { raw, borrow: PhantomData }
     }
 
-    /// Any memory.
+    /// Wraps a buffer in any memory.
     ///
     /// # Safety
-    /// `raw` points to `raw.len` elements of `raw.dtype` in `raw.memory`,
-    /// which nothing else reads or writes during `'a`. On a device, work on it that was queued
-    /// earlier was queued on `raw.memory`'s stream.
+    /// `raw` points to `raw.len` elements of `raw.dtype` in `raw.memory`, which nothing else reads or writes
+    /// during `'a`. Device work on it that was queued earlier must have been queued on the stream in
+    /// `raw.memory`.
     pub unsafe fn from_raw(raw: RawBuffer) -> Self {
         Self { raw, borrow: PhantomData }
     }
 
-    /// The address, without the borrow.
+    /// Returns the buffer without the borrow.
     pub fn raw(&self) -> RawBuffer {
         self.raw
     }

@@ -1,42 +1,42 @@
-//! What every backend offers.
+//! The [`Communicator`] trait that every backend implements, and the types in its signatures.
 
 use std::ops::Range;
 use std::ptr::NonNull;
 
 use crate::{Blame, BufferMut, CommError, DType, RawBuffer, Result};
 
-/// How elements of different ranks become one.
+/// How the elements of all ranks at one index are combined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ReduceOp {
-    /// Their sum.
+    /// The sum.
     Sum,
-    /// Their sum divided by the number of ranks; not for integers.
+    /// The sum divided by the number of ranks; not supported for integers.
     Mean,
-    /// The largest.
+    /// The maximum.
     Max,
-    /// The smallest.
+    /// The minimum.
     Min,
 }
 
-/// A collective operation, in place on one buffer a rank.
+/// A collective operation, in place on one buffer per rank.
 ///
-/// Every rank starts the same collectives in the same order with the same length and dtype.
+/// Every rank must start the same collectives in the same order, with the same length and dtype.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Collective {
-    /// Every rank ends with the reduction over all ranks. The result is bit-equal on all of them.
+    /// Leaves the reduction over all ranks on every rank, with the same bits.
     AllReduce(ReduceOp),
-    /// Every rank ends with `root`'s buffer.
+    /// Copies `root`'s buffer to every rank.
     Broadcast {
         /// The rank whose buffer is sent.
         root: usize,
     },
-    /// Chunk [`chunk_range`]`(len, rank, world_size)` of a rank's buffer ends as the reduction over
-    /// all ranks; the rest is unspecified.
+    /// Leaves in each rank's chunk, [`chunk_range`]`(len, rank, world_size)`, its reduction over all ranks.
+    /// The rest of the buffer is unspecified afterwards.
     ReduceScatter(ReduceOp),
-    /// Chunk [`chunk_range`]`(len, r, world_size)` ends as rank r's, on every rank.
+    /// Copies each rank r's chunk, [`chunk_range`]`(len, r, world_size)`, to every other rank.
     AllGather,
-    /// Nobody returns before everybody has entered. The buffer is empty.
+    /// Completes on no rank before every rank has entered it. The buffer is empty.
     Barrier,
 }
 
@@ -53,27 +53,26 @@ impl Collective {
     }
 }
 
-/// The part of `len` elements that belongs to `rank`: contiguous, in rank order, sizes differing by
-/// at most one, the longer ones first.
+/// Returns the range of `len` elements that belongs to `rank`. The ranges of all ranks are contiguous and in
+/// rank order; their lengths differ by at most one, the longer ones first.
 pub fn chunk_range(len: usize, rank: usize, world_size: usize) -> Range<usize> {
     let (base, extra) = (len / world_size, len % world_size);
     let start = rank * base + rank.min(extra);
     start..start + base + usize::from(rank < extra)
 }
 
-/// A collective that is under way.
+/// Handle of a collective that is under way.
 ///
-/// Dropping it waits for it, so that its buffer is never freed under it.
+/// Dropping it waits for the collective, so that the buffer is not freed while the collective uses it.
 #[must_use = "a collective is complete only after `wait`"]
 pub struct Work(Option<Box<dyn Pending>>);
 
-/// A backend's handle of a collective under way.
+/// A backend's part of a [`Work`].
 pub trait Pending: Send {
-    /// Waits for the end: for a host buffer until the result is there; for a device buffer until
-    /// work queued later on the buffer's stream will see the result.
-    ///
+    /// Waits for the collective to complete. With a host buffer the result is there on return; with a device
+    /// buffer, work that is queued later on the buffer's stream sees the result.
     /// # Errors
-    /// Whatever made the collective fail; the deadline included.
+    /// The failure of the collective, a passed deadline included.
     fn wait(&mut self) -> Result<()>;
 }
 
@@ -83,15 +82,15 @@ impl Work {
         Self(Some(Box::new(pending)))
     }
 
-    /// A collective that is complete already.
+    /// Returns the handle of a collective that is already complete.
     pub fn done() -> Self {
         Self(None)
     }
 
-    /// See [`Pending::wait`].
+    /// Waits for the collective to complete; see [`Pending::wait`].
     ///
     /// # Errors
-    /// Whatever made the collective fail; the deadline included.
+    /// The failure of the collective, a passed deadline included.
     pub fn wait(mut self) -> Result<()> {
         self.0.take().map_or(Ok(()), |mut pending| pending.wait())
     }
@@ -100,17 +99,18 @@ impl Work {
 impl Drop for Work {
     fn drop(&mut self) {
         if let Some(mut pending) = self.0.take() {
-            // The collective's own error reaches the caller through the next one.
+            // The error is not lost: after a failure every later collective returns it.
             let _ = pending.wait();
         }
     }
 }
 
-/// Memory in which a collective needs no copy, from [`Communicator::alloc_shared`].
+/// Host memory that all ranks map, from [`Communicator::alloc_shared`]: collectives on it need no staging
+/// copy.
 pub struct SharedMemory {
-    /// Its first byte, aligned to a page, zeroed.
+    /// First byte of this rank's part: page-aligned, zeroed when allocated.
     pub ptr: NonNull<u8>,
-    /// Its length.
+    /// Length of this rank's part in bytes, rounded up to whole pages.
     pub len_bytes: usize,
     /// Keeps the mapping alive.
     pub owner: std::sync::Arc<dyn Send + Sync>,
@@ -121,68 +121,69 @@ unsafe impl Send for SharedMemory {}
 
 /// A group of ranks that call collectives together.
 ///
-/// The blocking methods are safe: the buffer is borrowed until they return. [`Self::start`] is
-/// what a backend implements, and lets a collective run while the caller does something else. On device
-/// memory they return as soon as the collective is queued on the device, in order with what the caller
-/// queues there; [`Self::check`] tells afterwards whether it was good.
+/// The blocking methods are safe: they borrow the buffer until they return. On device memory they return as
+/// soon as the collective is queued on the device, in order with what the caller queues there;
+/// [`Self::check`] tells afterwards whether it succeeded. [`Self::start`] is the unsafe primitive that a
+/// backend implements; it lets a collective run while the caller does something else.
 pub trait Communicator: Send + Sync {
-    /// This process's place, from 0.
+    /// Returns this process's rank, from 0.
     fn rank(&self) -> usize;
 
-    /// Ranks in the group.
+    /// Returns the number of ranks in the group.
     fn world_size(&self) -> usize;
 
-    /// `shm`, `mpi`, `nccl` or `single`.
+    /// Returns the backend's name: `shm`, `mpi`, `nccl` or `single`.
     fn backend(&self) -> &'static str;
 
-    /// Starts a collective. Collectives run one after another in the order in which they were
-    /// started.
+    /// Starts a collective. Collectives run one after another, in the order in which they were started.
     ///
     /// # Safety
-    /// `buffer` is valid, as [`BufferMut::from_raw`] asks, until the returned [`Work`] was waited
-    /// for or dropped; that must happen ([`std::mem::forget`] on it is not allowed).
+    /// `buffer` must be valid, as for [`BufferMut::from_raw`], until the returned [`Work`] was waited for or
+    /// dropped; one of the two must happen ([`std::mem::forget`] on the [`Work`] is not allowed).
     ///
     /// # Errors
-    /// [`crate::CommError`] when the communicator has already failed or cannot do this.
+    /// [`crate::CommError`] when the communicator has already failed or does not support this collective.
     unsafe fn start(&self, collective: Collective, buffer: RawBuffer) -> Result<Work>;
 
-    /// Runs a collective: to its end on host memory, until it is queued on device memory. A backend overrides
-    /// this where that is cheaper than starting it and waiting.
+    /// Runs a collective and returns when it is complete (host memory) or queued (device memory). A backend
+    /// overrides this where that is cheaper than [`Self::start`] followed by [`Work::wait`].
     ///
     /// # Safety
-    /// `buffer` is valid, as [`BufferMut::from_raw`] asks, until this returns.
+    /// `buffer` must be valid, as for [`BufferMut::from_raw`], until this returns.
     ///
     /// # Errors
     /// Those of [`Self::start`] and [`Work::wait`].
     unsafe fn run(&self, collective: Collective, buffer: RawBuffer) -> Result<()> {
-        // SAFETY: the caller keeps `buffer` valid until the work has been waited for, here.
+        // SAFETY: the caller keeps `buffer` valid until this returns, after the wait.
         unsafe { self.start(collective, buffer) }?.wait()
     }
 
-    /// Memory of `len_bytes` in which collectives over all or part of it need no copy, or `None`
-    /// where the backend has no such thing. Collective: every rank asks for the same length.
+    /// Allocates at least `len_bytes` of memory in which collectives over all or part of it need no staging
+    /// copy. Returns `None` where the backend has no such memory. Collective: every rank asks for the same
+    /// length.
     ///
     /// # Errors
-    /// [`crate::CommError`] when a peer is gone or memory is short.
+    /// [`crate::CommError`] when a peer is gone or memory is short on any rank.
     fn alloc_shared(&self, len_bytes: usize) -> Result<Option<SharedMemory>> {
         let _ = len_bytes;
         Ok(None)
     }
 
-    /// Whether all collectives on device memory that were started so far are good. Their [`Work`] ends before they
-    /// do: ask after the device was waited for. Those on host memory have said it themselves.
+    /// Checks that all collectives on device memory that were started so far have succeeded. Their [`Work`]
+    /// ends before they do, so call this after synchronising with the device. Collectives on host memory
+    /// report errors themselves.
     ///
     /// # Errors
-    /// Whatever made one of them fail.
+    /// The failure of one of them.
     fn check(&self) -> Result<()> {
         Ok(())
     }
 
-    /// Has collectives looked after that were captured into a CUDA graph, which was just queued on
-    /// `stream`: when a graph is replayed, nobody calls [`Self::start`].
+    /// Puts the collectives of a CUDA graph that was just launched on `stream` under the watchdog: a replay
+    /// runs them without a call of [`Self::start`].
     ///
     /// # Safety
-    /// `stream` is a `cudaStream_t` of the device whose memory the collectives are on.
+    /// `stream` must be a `cudaStream_t` of the device on which the collectives' buffers lie.
     ///
     /// # Errors
     /// [`crate::CommError`] when the communicator has already failed.
@@ -191,23 +192,23 @@ pub trait Communicator: Send + Sync {
         Ok(())
     }
 
-    /// Makes this rank's present and future collectives fail with [`crate::CommError::Aborted`], and over shared
-    /// memory and MPI those of every other rank, with this rank's `reason` and whom it blames. Over NCCL the others
-    /// see that a peer is gone, or their deadlines pass. Waits for nobody, but up to two seconds for NCCL itself;
-    /// may be called from any thread.
+    /// Makes this rank's present and future collectives fail with [`crate::CommError::Aborted`], and over
+    /// shared memory and MPI also those of every other rank, which get this rank's `reason` and `blame`. Over
+    /// NCCL the other ranks notice that a peer is gone, or time out. Does not wait for any peer; over NCCL it
+    /// may wait up to two seconds for the library. May be called from any thread.
     fn abort(&self, reason: &str, blame: Blame);
 
-    /// Ends the group in good order, after the last collective. Collective.
+    /// Shuts the group down, after the last collective. Collective.
     ///
     /// # Errors
-    /// [`crate::CommError`] when a peer does not come.
+    /// [`crate::CommError`] when a peer does not call this before the deadline.
     fn finalize(&self) -> Result<()>;
 
     /// Reduces `buffer` over all ranks, in place.
     ///
     /// # Errors
-    /// [`crate::CommError`]; it names the peer that is gone or late, where the backend knows it: NCCL and
-    /// MPI without shared memory do not, and the launcher finds out.
+    /// [`crate::CommError`]. It names the rank that is gone or late where the backend knows it: NCCL, and MPI
+    /// without shared memory, do not; there the launcher finds out.
     fn all_reduce(&self, buffer: BufferMut<'_>, op: ReduceOp) -> Result<()> {
         run(self, Collective::AllReduce(op), buffer)
     }
@@ -220,7 +221,7 @@ pub trait Communicator: Send + Sync {
         run(self, Collective::Broadcast { root }, buffer)
     }
 
-    /// Leaves in this rank's chunk of `buffer` its reduction over all ranks.
+    /// Leaves in this rank's chunk of `buffer` the reduction over all ranks.
     ///
     /// # Errors
     /// As [`Self::all_reduce`].
@@ -228,7 +229,7 @@ pub trait Communicator: Send + Sync {
         run(self, Collective::ReduceScatter(op), buffer)
     }
 
-    /// Fills every chunk of `buffer` with the one of the rank that it belongs to.
+    /// Copies each rank's chunk of `buffer` to every other rank.
     ///
     /// # Errors
     /// As [`Self::all_reduce`].
@@ -236,7 +237,7 @@ pub trait Communicator: Send + Sync {
         run(self, Collective::AllGather, buffer)
     }
 
-    /// Returns when every rank has called it.
+    /// Waits until every rank has called it.
     ///
     /// # Errors
     /// As [`Self::all_reduce`].
@@ -254,7 +255,7 @@ fn run<C: Communicator + ?Sized>(
     unsafe { communicator.run(collective, buffer.raw()) }
 }
 
-/// Refuses what no backend does, before a sequence number is spent on it.
+/// Refuses requests that no backend supports, before a sequence number is used up.
 pub(crate) fn check_request(
     backend: &'static str,
     collective: Collective,

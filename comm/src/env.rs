@@ -1,50 +1,51 @@
-//! Who this process is among its peers: the only file that names the variables that say so.
+//! The rank and world size of this process, from the environment variables of whatever started it. Nothing
+//! else in `comm` and `trainer` names these variables.
 
 use crate::{CommError, Result};
 
-/// Path of the launcher's Unix socket for this rank.
+/// Environment variable with the path of the launcher's Unix socket for this rank.
 pub const CONTROL_SOCKET: &str = "LOCKSTEP_CONTROL";
 
-/// In what form a rank logs: `pretty`, or `json` for one object a line.
+/// Environment variable with the log format of a rank: `pretty`, or `json` for one object per line.
 pub const LOG_FORMAT: &str = "LOCKSTEP_LOG_FORMAT";
 
-/// NCCL's own, from 2.30 on: with 1, several ranks may work on one GPU.
+/// NCCL's own environment variable, since NCCL 2.30: with 1, several ranks may use one GPU.
 const MULTI_RANK_GPU: &str = "NCCL_MULTI_RANK_GPU_ENABLE";
 
-/// Whether NCCL has been told that several ranks may work on one GPU.
+/// Returns whether NCCL is configured to allow several ranks on one GPU.
 pub fn shares_gpus() -> bool {
     std::env::var(MULTI_RANK_GPU).is_ok_and(|value| value.trim() == "1")
 }
 
-/// Who started this process.
+/// What started this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StartedBy {
-    /// Our launcher, or a user who set `RANK` and `WORLD_SIZE`.
+    /// Lockstep's launcher, or a user who set `RANK` and `WORLD_SIZE`.
     Launcher,
     /// `mpirun`.
     Mpirun,
     /// `srun`.
     Srun,
-    /// Nobody: a single process.
+    /// None of these: a single process.
     Nobody,
 }
 
-/// This process's place in the job.
+/// The rank of this process in the job and on its machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct World {
-    /// Global, from 0.
+    /// Global rank, from 0.
     pub rank: usize,
-    /// Processes in the job.
+    /// Number of processes in the job.
     pub world_size: usize,
-    /// Among the processes of this machine, from 0.
+    /// Rank among the job's processes on this machine, from 0.
     pub local_rank: usize,
-    /// Processes of the job on this machine.
+    /// Number of the job's processes on this machine.
     pub local_world_size: usize,
-    /// Which variables said so.
+    /// The starter whose variables were read.
     pub started_by: StartedBy,
 }
 
-/// The variables of one kind of starter: rank, world size, local rank, local world size.
+/// Variable names of one kind of starter: rank, world size, local rank, local world size.
 type Names = [&'static str; 4];
 
 const LAUNCHER: Names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"];
@@ -56,7 +57,7 @@ const OPEN_MPI: Names = [
 ];
 const HYDRA: Names = ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"];
 const SLURM: Names = ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"];
-/// Tasks of each node of the step, as in `4(x2),3`.
+/// Slurm's number of tasks on each node of the step, as in `4(x2),3`.
 const SLURM_TASKS: &str = "SLURM_STEP_TASKS_PER_NODE";
 
 impl World {
@@ -77,13 +78,13 @@ impl World {
         Self::from_lookup(|name| std::env::var(name).ok())
     }
 
-    /// Reads variables through `lookup`. The launcher's win over `mpirun`'s, and those over
-    /// `srun`'s, since each may have been started by the next.
+    /// Reads the variables through `lookup`. The launcher's variables take precedence over `mpirun`'s, and
+    /// those over `srun`'s, since each starter may itself have been started by the next.
     ///
     /// # Errors
     /// As [`Self::from_env`].
     pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Result<Self> {
-        // An `sbatch` script without `srun` has SLURM_PROCID=0 too; only a step has a step id.
+        // An `sbatch` script without `srun` has SLURM_PROCID=0 too; only a job step has a step id.
         let in_step = lookup("SLURM_STEP_ID").is_some() && lookup(SLURM[0]).is_some();
         let starters = [
             (LAUNCHER, StartedBy::Launcher),
@@ -91,7 +92,7 @@ impl World {
             (HYDRA, StartedBy::Mpirun),
         ];
         for (names, started_by) in starters {
-            // Slurm's PMI says of the ranks, as Hydra does, and nothing of the machines.
+            // Slurm's PMI sets PMI_RANK and PMI_SIZE, as Hydra does, but not the local rank and size.
             let is_slurms = names == HYDRA && in_step && lookup(names[2]).is_none();
             if lookup(names[0]).is_some() && !is_slurms {
                 return Self::read(&lookup, names, started_by);
@@ -140,7 +141,7 @@ impl World {
         Ok(Self { rank, world_size, local_rank, local_world_size, started_by })
     }
 
-    /// The variables that tell a child process its place.
+    /// Returns the variables from which a child process reads this place in the job.
     pub fn to_env(self) -> [(&'static str, String); 4] {
         let [rank, world_size, local_rank, local_world_size] = LAUNCHER;
         [
@@ -152,7 +153,8 @@ impl World {
     }
 }
 
-/// From Slurm's list of tasks by node, as in `4(x2),3`: two nodes of four, then one of three.
+/// Returns the number of tasks on `node` from Slurm's list, in which `4(x2),3` means two nodes with four
+/// tasks, then one with three.
 fn tasks_of_node(list: &str, node: usize) -> Option<usize> {
     let mut before = 0;
     for entry in list.split(',') {

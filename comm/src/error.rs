@@ -1,10 +1,10 @@
-//! What can go wrong between ranks, with what an operator needs to find the culprit.
+//! Errors of communication between ranks, with what an operator needs to find the rank at fault.
 
 use std::time::Duration;
 
 use crate::Blame;
 
-/// The result of anything that involves peers.
+/// The result of an operation that involves peers.
 pub type Result<T> = std::result::Result<T, CommError>;
 
 /// A failure in which other ranks are involved.
@@ -39,12 +39,12 @@ pub enum CommError {
         /// What is known of the missing ranks, such as the last collective that they joined.
         detail: String,
     },
-    /// A peer gave up and told the others.
+    /// A rank, possibly this one, gave up and told the others.
     #[error("rank {by} aborted the job: {reason}")]
     Aborted {
         /// The rank that aborted.
         by: usize,
-        /// Its reason.
+        /// That rank's reason.
         reason: String,
         /// Whom that rank held responsible.
         blame: Blame,
@@ -54,7 +54,7 @@ pub enum CommError {
     PeerGone {
         /// The rank that is gone.
         rank: usize,
-        /// Its process id.
+        /// The process id of that rank.
         pid: u32,
         /// The collective that was under way.
         op: &'static str,
@@ -70,7 +70,7 @@ pub enum CommError {
         sequence: u64,
         /// The rank that reports.
         rank: usize,
-        /// What the backend says.
+        /// The backend's error message.
         reason: String,
     },
     /// Ranks called different collectives, or with different lengths or dtypes.
@@ -82,14 +82,14 @@ pub enum CommError {
         sequence: u64,
         /// The rank that reports.
         rank: usize,
-        /// What it called.
+        /// What the reporting rank called.
         here: String,
-        /// The rank it disagrees with.
+        /// The rank with which it disagrees.
         peer: usize,
-        /// What that one called.
+        /// What `peer` called.
         there: String,
     },
-    /// The caller asked for what the backend cannot do.
+    /// The backend does not support what the caller asked for.
     #[error("{backend} cannot {what}")]
     Unsupported {
         /// The backend's name.
@@ -97,10 +97,10 @@ pub enum CommError {
         /// What was asked for.
         what: String,
     },
-    /// The environment says contradictory things about ranks.
+    /// The environment variables that describe the ranks are incomplete or contradictory.
     #[error("{0}")]
     Environment(String),
-    /// This machine has no thread left for collectives.
+    /// The communication thread could not be spawned.
     #[error("cannot start a communication thread: {0}")]
     Thread(String),
     /// A collective panicked on this rank; peers may be blocked in it.
@@ -109,7 +109,7 @@ pub enum CommError {
         /// How many collectives this communicator had started before this one.
         sequence: u64,
     },
-    /// Ranks could not be connected.
+    /// The ranks could not be connected.
     #[error("cannot connect ranks over {backend}: {reason}")]
     Connect {
         /// The backend's name.
@@ -123,7 +123,7 @@ pub enum CommError {
 }
 
 impl CommError {
-    /// Whom it follows from.
+    /// Returns which ranks are responsible for the error, as far as this rank can tell.
     pub fn blame(&self) -> Blame {
         match self {
             Self::Timeout { missing, .. } if missing.is_empty() => Blame::SomebodyLate,
@@ -142,7 +142,8 @@ impl CommError {
         }
     }
 
-    /// As an error of connecting over `backend`: what peers may be the reason of stays as it is.
+    /// Converts an error of this rank alone into [`Self::Connect`]; an error that a peer may have caused
+    /// stays as it is.
     pub(crate) fn while_connecting(self, backend: &'static str) -> Self {
         match self {
             Self::Unsupported { .. } | Self::Environment(_) | Self::Thread(_) => {

@@ -1,9 +1,8 @@
 //! Runs collectives of one communicator one after another, in the order in which they were started.
 //!
-//! Shared by the backends whose collectives block a CPU. Whoever waits for a collective that nobody
-//! runs yet runs it, and what was queued before it, on its own thread: a blocking call never pays
-//! for a change of threads. Only [`Executor::start`] needs the communication thread, which is
-//! spawned by the first such call.
+//! Used by the backends whose collectives block a CPU thread. A thread that waits for a collective which is
+//! still queued runs it itself, and everything queued before it, so a blocking call never pays for a thread
+//! switch. Only [`Executor::start`] needs the communication thread, which the first such call spawns.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,24 +12,22 @@ use std::thread::JoinHandle;
 use crate::communicator::Pending;
 use crate::{Collective, CommError, RawBuffer, Result, Work};
 
-/// One collective, with its place in the communicator's order.
+/// One queued collective.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Job {
-    /// Collectives that were started before this one.
+    /// Number of collectives that this communicator had started before this one.
     pub(crate) sequence: u64,
-    /// What to do.
     pub(crate) collective: Collective,
-    /// On what.
     pub(crate) buffer: RawBuffer,
 }
 
-/// A backend that blocks while it runs a collective. It is never called by two threads at a time.
+/// A backend that blocks while it runs a collective. Never called by two threads at a time.
 pub(crate) trait Engine: Send + Sync + 'static {
-    /// Runs `job` to its end.
+    /// Runs `job` to completion.
     fn run(&self, job: &Job) -> Result<()>;
 }
 
-/// The queue and its thread.
+/// The queue of a communicator, and its communication thread once there is one.
 pub(crate) struct Executor<E: Engine> {
     shared: Arc<Shared<E>>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -39,24 +36,24 @@ pub(crate) struct Executor<E: Engine> {
 struct Shared<E> {
     engine: E,
     state: Mutex<State>,
-    /// There is something to do for the communication thread.
+    /// Signalled when there is work for the communication thread, or when it shall exit.
     queued: Condvar,
-    /// A collective ended.
+    /// Signalled when a collective has ended.
     ended: Condvar,
 }
 
 #[derive(Default)]
 struct State {
     queue: VecDeque<Job>,
-    /// Somebody runs a collective.
+    /// Whether some thread is running a collective.
     busy: bool,
     started: u64,
     ended: u64,
-    /// The first failure; everything from that sequence number on fails with it.
+    /// First failure, and its sequence number: this and all later collectives fail with it.
     failed: Option<(u64, CommError)>,
-    /// Why nothing more may be started.
+    /// Error for every collective started after [`Executor::close`].
     closed: Option<CommError>,
-    /// The thread shall end when the queue is empty.
+    /// Whether the communication thread shall exit once the queue is empty.
     leaving: bool,
 }
 
@@ -79,7 +76,7 @@ impl State {
 }
 
 impl<E: Engine> Executor<E> {
-    /// An executor without a thread.
+    /// Creates an executor, without a thread yet.
     pub(crate) fn new(engine: E) -> Self {
         let shared = Shared {
             engine,
@@ -90,7 +87,6 @@ impl<E: Engine> Executor<E> {
         Self { shared: Arc::new(shared), thread: Mutex::new(None) }
     }
 
-    /// What runs the collectives.
     pub(crate) fn engine(&self) -> &E {
         &self.shared.engine
     }
@@ -105,15 +101,15 @@ impl<E: Engine> Executor<E> {
         Ok(Work::new(Ticket { shared: Arc::clone(&self.shared), sequence }))
     }
 
-    /// Runs a collective on this thread, after those that were started before.
+    /// Runs a collective on the calling thread, after all that were started before it.
     pub(crate) fn run(&self, collective: Collective, buffer: RawBuffer) -> Result<()> {
         let mut state = self.shared.lock();
         let sequence = enqueue(&mut state, collective, buffer)?;
         self.shared.wait_for(state, sequence)
     }
 
-    /// Calls `body` with a sequence number of its own, while no collective runs. An error of `body`
-    /// is a failure of the communicator.
+    /// Calls `body` with a sequence number of its own, while no collective runs. An error of `body` fails the
+    /// communicator.
     pub(crate) fn exclusive<R>(&self, body: impl FnOnce(&E, u64) -> Result<R>) -> Result<R> {
         let shared = &*self.shared;
         let mut state = shared.lock();
@@ -132,7 +128,7 @@ impl<E: Engine> Executor<E> {
         result
     }
 
-    /// Refuses, with `reason`, all that comes from now on.
+    /// Makes every collective that is started from now on fail with `reason`.
     pub(crate) fn close(&self, reason: CommError) {
         self.shared.lock().closed.get_or_insert(reason);
     }
@@ -157,7 +153,7 @@ impl<E: Engine> Drop for Executor<E> {
         self.shared.queued.notify_one();
         let thread = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
-            // A panic there has already become the communicator's failure.
+            // A panic in an engine has already become the communicator's failure.
             let _ = thread.join();
         }
     }
@@ -188,7 +184,7 @@ impl<E: Engine> Shared<E> {
         state.outcome(sequence)
     }
 
-    /// Runs the first of the queue, or waits for the end of the one that somebody else runs.
+    /// Runs the first queued collective, or waits for the one that another thread is running.
     fn advance<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         if state.busy {
             return self.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -229,7 +225,7 @@ fn enqueue(state: &mut State, collective: Collective, buffer: RawBuffer) -> Resu
     Ok(sequence)
 }
 
-/// A panic must not leave the queue busy for ever.
+/// Turns a panic of `body` into an error, so that the queue does not stay busy for ever.
 fn guarded<R>(sequence: u64, body: impl FnOnce() -> Result<R>) -> Result<R> {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or(Err(CommError::Panicked { sequence }))
 }
@@ -251,7 +247,7 @@ mod tests {
     use crate::{Blame, BufferMut, ReduceOp};
     use std::thread::ThreadId;
 
-    /// Records who ran what; fails at one sequence number.
+    /// Records which thread ran which collective; fails at `fail_at`.
     #[derive(Default)]
     struct Recorder {
         ran: Mutex<Vec<(u64, ThreadId)>>,

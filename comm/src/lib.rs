@@ -1,12 +1,12 @@
 //! Collectives between the ranks of one training job.
 //!
-//! A [`Communicator`] moves gradients: over NCCL between GPUs, through one shared-memory segment
-//! between CPU ranks of a machine, over MPI between machines. It knows nothing of tensors: a buffer
-//! is an address, a length, a dtype and a place. Every wait has a deadline, but for MPI's own start; a
-//! failure names the rank that caused it where the backend can know it.
+//! A [`Communicator`] moves gradients: over NCCL between GPUs, through one shared-memory segment between CPU
+//! ranks of a machine, over MPI between machines. It knows nothing of tensors: a buffer is an address, a
+//! length, a dtype and the memory it lies in. Every wait has a deadline, except initialising and finalizing
+//! MPI itself; an error names the rank that caused it where the backend can know it.
 //!
-//! [`control`] is the other plane: small messages between a trainer and its launcher. It never
-//! carries tensors, and nothing here waits for it once the ranks are connected.
+//! [`control`] is the control plane: small messages between a trainer and its launcher. It never
+//! carries tensors, and collectives never wait for it once the ranks are connected.
 
 mod blame;
 pub mod bootstrap;

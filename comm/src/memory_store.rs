@@ -1,4 +1,4 @@
-//! Values that ranks of one process leave for each other.
+//! A [`Store`] in memory.
 
 use std::collections::HashMap;
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::Result;
 use crate::bootstrap::Store;
 
-/// A store for ranks that are threads of one process.
+/// A [`Store`] for ranks that are threads of one process.
 #[derive(Debug, Default)]
 pub struct MemoryStore {
     values: Mutex<HashMap<String, String>>,

@@ -1,15 +1,15 @@
 //! Element-wise reductions of several vectors into one, or into several copies of it.
 //!
-//! Elements are always joined in rank order, from rank 0 on, by the same instructions, so every rank
+//! Elements are always combined in rank order, from rank 0 on, by the same instructions, so every rank
 //! that reduces the same elements gets the same bits. bf16 is summed in f32 and rounded once, to
-//! nearest, ties to even. Maximum and minimum hand on NaN, as PyTorch's do. Integer sums wrap.
+//! nearest, ties to even. Maximum and minimum propagate NaN, as PyTorch's do. Integer sums wrap.
 
 use half::bf16;
 
 use crate::{DType, ReduceOp};
 
-/// Elements between the first source and the targets at a time. With 64, and loops over arrays, each
-/// dtype becomes vector code; with 32, or with `array::from_fn`, bf16 is four times slower.
+/// Elements that are loaded, combined and stored at a time. With 64, and loops over arrays, the code for each
+/// dtype is vectorised; with 32, or with `array::from_fn`, bf16 is four times slower.
 const BLOCK: usize = 64;
 
 /// Reduces `len` elements of each of `sources`, given in rank order, into each of `targets`.

@@ -1,4 +1,4 @@
-//! The MPI backend. Each test starts itself again under `mpirun`, as every rank.
+//! Tests of the MPI backend. Each test starts itself again under `mpirun`, as every rank.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -17,7 +17,7 @@ use mpi::traits::{Communicator as _, Destination, Source};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// In the test itself: starts `world_size` ranks and gives what they print. In a rank: its place.
+/// What this process is: the test itself, which has run the ranks and has their output, or one rank.
 enum Role {
     Starter { succeeded: bool, output: String },
     Rank(World),
@@ -41,7 +41,7 @@ fn role(test: &str, world_size: usize) -> Role {
     Role::Starter { succeeded: output.status.success(), output: output_text }
 }
 
-/// Connects a rank of machines that have `ranks` each. Really there is one machine alone.
+/// Connects a rank as if each machine had `ranks` of them; in fact all are on one machine.
 fn over_mpi(world: World, ranks: usize, timeout: Duration) -> Arc<dyn Communicator> {
     let world = World { local_rank: world.rank % ranks, local_world_size: ranks, ..world };
     connect(Backend::Mpi { hierarchical: true }, world, None, timeout).unwrap()
@@ -127,7 +127,7 @@ fn shared_memory_finds_its_ranks_over_mpi() {
     });
 }
 
-/// A rank that has failed does not finalize MPI, and `mpirun` ends the job with a failure.
+/// Runs a test whose ranks all fail: they do not finalize MPI, and `mpirun` ends the job with a failure.
 fn every_rank_fails_as_it_should(
     test: &str,
     [machines, ranks]: [usize; 2],
@@ -144,7 +144,7 @@ fn every_rank_fails_as_it_should(
             let comm = over_mpi(world, ranks, timeout);
             body(&*comm);
             println!("rank {} failed as it should", world.rank);
-            // Nobody leaves before all have seen what they wait for.
+            // No rank leaves before all have seen the error that they wait for.
             let world = SimpleCommunicator::world();
             mpi::traits::CommunicatorCollectives::barrier(&world);
             std::process::exit(1);
@@ -163,7 +163,7 @@ fn a_deadline_ends_the_wait_for_a_late_rank() {
             assert!(matches!(error, Some(CommError::Timeout { sequence: 0, .. })), "{error:?}");
             (1..world.size()).for_each(|peer| world.process_at_rank(peer).send(&token));
         } else {
-            // Late: it comes when rank 0 has given up, and learns why.
+            // Late: it calls the collective only after rank 0 has timed out, and learns why that failed.
             world.process_at_rank(0).receive_into(&mut token);
             let error = comm.barrier().err();
             assert!(matches!(error, Some(CommError::Aborted { by: 0, .. })), "{error:?}");
@@ -204,8 +204,8 @@ fn signal(pid: i32, signal: i32) {
     assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
 }
 
-/// Frozen while it exchanges with the other machine: those there wait for it, and those of its own machine
-/// are the ones who can tell.
+/// A rank is frozen while it exchanges data with the other machine. Ranks there wait for it too, but only the
+/// ranks of its own machine can name it.
 #[test]
 fn a_rank_that_freezes_between_machines_is_named_and_none_that_waits_for_it() {
     let test = "a_rank_that_freezes_between_machines_is_named_and_none_that_waits_for_it";
@@ -228,7 +228,7 @@ fn a_rank_that_freezes_between_machines_is_named_and_none_that_waits_for_it() {
         match &error {
             CommError::Timeout { rank: 3, missing, .. } if comm.rank() == mate => {
                 assert_eq!(missing, &[frozen]);
-                // It learns why, and can end.
+                // Resumed, the rank learns why the job failed, and can exit.
                 signal(pid[0], libc::SIGCONT);
             }
             CommError::Aborted { by: 3, reason, blame } => {
@@ -259,7 +259,7 @@ fn different_calls_on_one_machine_are_named_on_all() {
 
 fn an_abort_reaches_all(comm: &dyn Communicator, by: usize) {
     if comm.rank() == by {
-        // The others wait by then, some of them in shared memory.
+        // By then the others wait, some of them in shared memory.
         std::thread::sleep(Duration::from_millis(300));
         comm.abort("loss is not finite", Blame::Nobody);
     }

@@ -1,4 +1,4 @@
-//! The NCCL backend, where there are GPUs; each rank is a thread with a GPU of its own.
+//! Tests of the NCCL backend, where there are GPUs. Each rank is a thread with its own GPU.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -25,7 +25,7 @@ fn world(rank: usize, world_size: usize) -> World {
     }
 }
 
-/// GPUs that NCCL can use here; says why there are none.
+/// Returns the number of GPUs that NCCL can use here; prints why if there are none.
 fn gpus() -> usize {
     let devices = Cuda::open().and_then(|cuda| cuda.device_count());
     match (devices, nccl_rs::Nccl::open()) {
@@ -73,7 +73,7 @@ fn a_device_buffer_is_ordered_with_its_stream() {
         let stream = cuda.stream().unwrap();
         let (host, data) =
             (cuda.pinned_memory(LEN * 4).unwrap(), cuda.device_memory(LEN * 4).unwrap());
-        // SAFETY: the pinned memory is this long, and the device has not been told of it yet.
+        // SAFETY: the pinned memory is this long, and no device operation uses it yet.
         let values = unsafe { std::slice::from_raw_parts_mut(host.start().cast::<f32>(), LEN) };
         values.fill(comm.rank() as f32 + 1.0);
         let ptr = NonNull::new(data.start().cast()).unwrap();

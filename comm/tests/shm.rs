@@ -1,4 +1,4 @@
-//! The shared-memory backend, with ranks that are threads.
+//! Tests of the shared-memory backend, with ranks that are threads.
 
 #![allow(clippy::unwrap_used)]
 
@@ -14,7 +14,7 @@ use common::table::check_all;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Runs `body` as each of `world_size` ranks; a panic in one is a panic here.
+/// Runs `body` on each of `world_size` ranks; a panic in one is a panic here.
 fn with_ranks(world_size: usize, body: impl Fn(&dyn Communicator) + Sync) {
     with_timeout(world_size, TIMEOUT, |shm| body(shm));
 }
@@ -152,7 +152,7 @@ fn a_late_rank_is_named_with_its_last_collective() {
         comm.broadcast(BufferMut::host(&mut [0_i64; 5]), 0).unwrap();
         if comm.rank() == 1 {
             given_up.wait();
-            // Too late: it learns why rather than wait for a deadline of its own.
+            // Too late: it gets the others' failure instead of waiting for its own deadline.
             let error = comm.barrier().unwrap_err();
             assert!(matches!(error, CommError::Aborted { .. }), "{error}");
             return;
@@ -235,7 +235,7 @@ fn a_rank_that_waits_for_something_else_is_not_taken_for_one_that_hangs() {
                 std::thread::sleep(Duration::from_millis(50));
             }
             shm.barrier().unwrap();
-            // Longer than its last sign counts.
+            // Longer than its last sign of life lasts.
             std::thread::sleep(Duration::from_secs(3));
         } else {
             shm.barrier().unwrap();

@@ -1,4 +1,4 @@
-//! The shared-memory backend, with ranks that are processes and may be killed.
+//! Tests of the shared-memory backend, with ranks that are processes and may be killed.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -72,7 +72,7 @@ fn a_rank_killed_in_the_middle_of_transfers_is_named() {
         }
         report("moving");
     };
-    // The one of the two that looks first tells the other, who may not look himself.
+    // The first of the two to notice publishes the failure, so the other may not notice it itself.
     assert_eq!(error.blame(), Blame::Failed(1));
     match error {
         CommError::PeerGone { rank: 1, .. } => {}

@@ -1,4 +1,4 @@
-//! What layers compute in, and whether the hardware does that.
+//! The arithmetic in which layers compute, and whether the CPU supports it natively.
 
 use comm::{Communicator, ReduceOp};
 use job::config::Precision;
@@ -8,11 +8,11 @@ use tracing::{info, warn};
 
 use crate::Result;
 
-/// What layers compute in.
+/// The arithmetic in which layers compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Arithmetic {
-    /// 32 bits.
+    /// Single precision.
     Fp32,
     /// bfloat16, by autocast.
     Bf16,
@@ -21,8 +21,9 @@ pub enum Arithmetic {
 }
 
 impl Arithmetic {
-    /// What `precision` means here. Collective: all ranks compute alike. Says so where this CPU takes a
-    /// detour.
+    /// Returns the arithmetic for `precision`. `auto` is bf16 if all ranks support it natively, else fp32.
+    /// Warns if this CPU does not compute in the result natively, which is slow. Collective: all ranks
+    /// return the same.
     ///
     /// # Errors
     /// When a peer is gone or late.
@@ -59,7 +60,7 @@ impl Arithmetic {
         Ok(chosen)
     }
 
-    /// Its dtype, where that is not f32.
+    /// Returns the 16-bit dtype of this arithmetic, or `None` for fp32.
     pub fn half(self) -> Option<Kind> {
         match self {
             Self::Fp32 => None,
@@ -73,7 +74,8 @@ fn cpu_flags() -> String {
     std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default()
 }
 
-/// Whether a CPU that says this of itself multiplies in that dtype: x86's `flags`, Arm's `Features`.
+/// Returns whether a CPU multiplies natively in `arithmetic`. `cpu`: the text of `/proc/cpuinfo`, with the
+/// `flags` of x86 or the `Features` of Arm.
 fn computes_in(arithmetic: Arithmetic, cpu: &str) -> bool {
     let wanted: &[&str] = match arithmetic {
         Arithmetic::Fp32 => return true,

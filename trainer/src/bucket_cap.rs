@@ -1,4 +1,4 @@
-//! How long buckets should be, from what an all-reduce takes here.
+//! Chooses the maximum size of gradient buckets from the measured latency and bandwidth of all-reduces.
 
 use std::time::Instant;
 
@@ -12,14 +12,17 @@ use tracing::info;
 use crate::Result;
 use crate::grad_sync::Timing;
 
-/// Elements of the all-reduces that are timed.
+/// Numbers of f32 elements of the two all-reduces that are timed.
 const LENS: [usize; 2] = [1 << 14, 1 << 20];
-/// The fastest of so many counts.
+/// Number of timed repeats after the first, of which the fastest counts.
 const REPEATS: usize = 3;
 
-/// The most bytes of a bucket: as configured, or, where gradients of `element_bytes` each are reduced
-/// while backward goes on, by measurement, and where they are not, all in one. Collective: it is the
-/// same on every rank. `grads`: `[live]` f32 zeros, and so they stay.
+/// Returns the maximum size of a bucket in bytes: as configured, or with `comm.bucket_cap_mib: auto` by
+/// measurement if gradients overlap with backward, and unlimited (one bucket) if they do not. Collective:
+/// all ranks return the same.
+///
+/// `element_bytes`: size of an element as it is sent. `grads`: `[live]` f32 zeros, on which the measurement
+/// runs and which remain zero.
 ///
 /// # Errors
 /// When a peer is gone or late.
@@ -60,12 +63,12 @@ fn measure(grads: &Tensor, communicator: &dyn Communicator) -> Result<Speed> {
             communicator.barrier()?;
             let started = Instant::now();
             all_reduce(communicator, &mut part, ReduceOp::Sum)?;
-            // On a device, the result is there when an element can be read.
+            // On a GPU, reading an element waits for the result.
             part.get(0).double_value(&[]);
             *least = least.min(started.elapsed().as_secs_f64());
         }
     }
-    // Ranks must agree, and the slowest is the one that the others wait for.
+    // All ranks take the times of the slowest, for which the others wait, so that they agree.
     let mut slowest = Tensor::from_slice(&seconds).to_kind(Kind::Double).to_device(grads.device());
     all_reduce(communicator, &mut slowest, ReduceOp::Max)?;
     let slowest = Vec::<f64>::try_from(&slowest)?;

@@ -20,18 +20,18 @@ use crate::device::DeviceKind;
     after_help = format!("{}.", ExitCode::help())
 )]
 pub struct Cli {
-    /// What to do instead of training.
+    /// A subcommand instead of training.
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// What to train; there unless a command is.
+    /// The arguments of a training run; `None` with a subcommand.
     #[command(flatten)]
     pub train: Option<TrainArgs>,
 }
 
-/// What the trainer does besides training.
+/// Subcommands of the trainer other than training.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// List the networks, with what they cost and where they are from.
+    /// List the networks with their costs and sources.
     Models(commands::models::ModelsArgs),
     /// Print a network's layers, their shapes, parameters and multiply-adds.
     Summary(commands::summary::SummaryArgs),
@@ -39,13 +39,13 @@ pub enum Command {
     Export(commands::export::ExportArgs),
     /// Measure a checkpoint on the data set's test images: accuracy, loss, confusion matrix.
     Eval(commands::eval::EvalArgs),
-    /// Draw what a configuration makes of its training images.
+    /// Draw training images as a configuration augments them.
     Augment(commands::augment::AugmentArgs),
-    /// Say what a checkpoint takes images for.
+    /// Print the likeliest classes of images according to a checkpoint.
     Predict(commands::predict::PredictArgs),
 }
 
-/// A rank of a training job.
+/// Arguments of one rank of a training job.
 #[derive(Debug, Args)]
 pub struct TrainArgs {
     /// The configuration, a YAML file.
@@ -53,17 +53,17 @@ pub struct TrainArgs {
     /// Override one configuration key; repeatable: --set train.epochs=2
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Where the run's files go; default: runs/CONFIG-TIME, in UTC.
+    /// The directory for the run's files; default: runs/CONFIG-TIME, in UTC.
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
-    /// Go on from the run directory's newest good checkpoint (auto), never, or from DIR's.
+    /// Resume from the newest good checkpoint of the run directory (auto) or of DIR, or not at all (never).
     #[arg(long, value_name = "auto|never|DIR", default_value = "auto")]
     pub resume: Resume,
     /// Start from torchvision's weights: a state dict as safetensors. Short for
     /// --set model.from_torchvision=FILE
     #[arg(long, value_name = "FILE")]
     pub from_torchvision: Option<PathBuf>,
-    /// Where to train.
+    /// The device to train on.
     #[arg(long, value_enum, default_value = "auto")]
     pub device: DeviceKind,
     /// Measure an all-reduce of the gradients instead of training, for `launcher doctor`.
@@ -72,10 +72,10 @@ pub struct TrainArgs {
 }
 
 impl TrainArgs {
-    /// All overrides, in the order in which they apply.
+    /// Returns all configuration overrides, in the order in which they apply.
     pub fn overrides(&self) -> Vec<String> {
         let file = self.from_torchvision.iter();
-        // In JSON's quotes, which are YAML's.
+        // Quoted as a JSON string, which is also a valid YAML scalar.
         let quoted = file.map(|file| Value::from(file.to_string_lossy()));
         let from_torchvision = quoted.map(|file| format!("model.from_torchvision={file}"));
         self.set.iter().cloned().chain(from_torchvision).collect()

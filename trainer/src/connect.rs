@@ -1,4 +1,4 @@
-//! From a command line to a rank that is connected with its peers.
+//! Reads the configuration, opens the device and connects a rank with its peers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,23 +14,23 @@ use crate::cli::TrainArgs;
 use crate::link::Link;
 use crate::{Result, device};
 
-/// One of all ranks.
+/// A rank that is connected with its peers.
 pub struct Connected {
-    /// What is to be done.
+    /// The configuration with all overrides applied.
     pub config: Config,
-    /// On what.
+    /// The device of this rank.
     pub device: Device,
-    /// Over what ranks talk.
+    /// The backend of the collectives.
     pub backend: Backend,
-    /// The other ranks.
+    /// The collectives with the other ranks.
     pub communicator: Arc<dyn Communicator>,
 }
 
 /// Reads the configuration, opens this rank's device and connects it with its peers. Collective.
 ///
 /// # Errors
-/// When the configuration is wrong or does not go with the ranks, there is no such device, or ranks do not
-/// find each other.
+/// When the configuration is invalid or does not fit the number of ranks, the device cannot be opened, or
+/// ranks do not find each other.
 pub fn connect(args: &TrainArgs, world: World, link: &Link) -> Result<Connected> {
     let overrides = args.overrides();
     let config = config::load(&args.config, &overrides)?;
@@ -45,10 +45,10 @@ pub fn connect(args: &TrainArgs, world: World, link: &Link) -> Result<Connected>
     Ok(Connected { config, device, backend, communicator })
 }
 
-/// Connects a rank with its peers. Collective.
+/// Connects a rank with its peers over `backend`. Collective.
 ///
 /// # Errors
-/// When they do not find each other.
+/// When the ranks do not find each other within `comm.timeout_seconds`.
 pub fn find_peers(
     comm: &config::Comm,
     backend: Backend,

@@ -1,7 +1,7 @@
-//! By which method each convolution is computed on the CPU: measured before the first step.
+//! Chooses the method by which each convolution is computed on the CPU, by measurement before the first step.
 //!
-//! A choice changes results by rounding only.
-//! It is agreed by all ranks and kept in checkpoints: a run that goes on computes as before.
+//! The methods' results differ by rounding only. All ranks make the same choice, which is kept in
+//! checkpoints, so that a resumed run computes as before.
 
 use std::rc::Rc;
 
@@ -17,34 +17,36 @@ use crate::arithmetic::Arithmetic;
 use crate::model::Mode;
 use crate::replica::Replica;
 
-/// In half precision nothing is measured: libtorch's gradient of the weight takes hundreds of times as
-/// long as the product, where the other passes differ little.
+/// The methods in fp16, which are not measured: libtorch's gradient of the weight takes hundreds of times as
+/// long as the matrix product, and the other passes differ little.
 const FP16_METHODS: ConvMethods = [ConvMethod::Library, ConvMethod::Matmul, ConvMethod::Matmul];
 
-/// Multiply-adds of a pass for each thread that are enough to tell its methods apart: ten milliseconds and more. A
-/// pass that has more is timed on fewer images than it will be given.
+/// Number of multiply-adds per thread in a timed pass that is enough to tell methods apart; it takes ten
+/// milliseconds or more. Limits the batch of the measurement: a pass with more is timed on fewer images
+/// than training gives it.
 const ENOUGH_MULTIPLY_ADDS: i64 = 500_000_000;
 
 /// The names of the three passes, in the order of [`ConvMethods`].
 const PASSES: [&str; 3] = ["forward", "the gradient of the input", "the gradient of the weight"];
 
-/// In the order of [`ConvMethod::ALL`].
+/// The names of the methods, in the order of [`ConvMethod::ALL`].
 const NAMES: [&str; 3] = ["the library", "a matrix product", "Winograd's filtering"];
 
 /// How the convolutions of one shape are computed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ConvChoice {
-    /// Which ones.
+    /// The shape of the convolutions.
     pub shape: ConvShape,
-    /// How.
+    /// The method of each pass.
     pub methods: ConvMethods,
-    /// What it was chosen for; `None` in checkpoints from before it was written.
+    /// The arithmetic for which the methods were chosen; `None` in checkpoints written before this field
+    /// existed.
     #[serde(default)]
     pub arithmetic: Option<Arithmetic>,
 }
 
-/// What a checkpoint says of it.
+/// Returns the lookup table of the choices in a checkpoint.
 pub fn table(choices: &[ConvChoice]) -> Rc<ConvTable> {
     let table = Rc::<ConvTable>::default();
     for ConvChoice { shape, methods, .. } in choices {
@@ -53,12 +55,12 @@ pub fn table(choices: &[ConvChoice]) -> Rc<ConvTable> {
     table
 }
 
-/// Chooses for every convolution of `replica`, with batches of size `[N, C, H, W]`, and returns all choices. Where
-/// they are measured, `known` stays, as far as it was measured in this arithmetic: a run that goes on computes as
-/// before. Collective.
+/// Chooses the methods of every convolution of `replica` for batches of size `[N, C, H, W]`, sets them in
+/// its table, and returns all choices. With `performance.convolution: auto`, the choices in `known` that
+/// were made for the same arithmetic are kept, so that a resumed run computes as before. Collective.
 ///
-/// Measuring is given up where `is_stopped` says so on any rank: what is left has no choice, and the library
-/// computes it.
+/// Measuring ends early if `is_stopped` returns true on any rank; libtorch then computes the convolutions
+/// that have no choice yet.
 ///
 /// # Errors
 /// When a peer is gone or late, or libtorch refuses.
@@ -105,7 +107,8 @@ pub fn choose(
     Ok(known)
 }
 
-/// Runs two images through the network: one alone might be taken for a special case.
+/// Returns the shapes of the network's convolutions that are not in the table, by running two images
+/// through it; a single image might be treated as a special case.
 fn shapes_without_choice(replica: &Replica, image: [usize; 3]) -> Result<Vec<ConvShape>> {
     let [channels, height, width] = image.map(|size| size as i64);
     let images = Tensor::zeros([2, channels, height, width], (Kind::Float, replica.device));
@@ -118,8 +121,9 @@ fn images_to_time(shape: &ConvShape, images: usize) -> usize {
     images.min(enough.max(1) as usize)
 }
 
-/// The faster methods of the first shapes by the sum of all ranks' times, measured at the same time as they
-/// will train: of all, unless some rank is stopped.
+/// Returns the fastest method of each pass of each of `shapes`, by the sum of all ranks' times. Ranks
+/// measure simultaneously, as they will train. If a rank is stopped, the result covers only the first
+/// shapes. Collective.
 fn measure(
     shapes: &[ConvShape],
     arithmetic: Arithmetic,

@@ -1,11 +1,11 @@
 //! One CUDA graph for a whole step: captured once, replayed with a single launch.
 //!
 //! At small batches a GPU waits for the host, which launches a thousand kernels a step. A graph holds all
-//! of them: forward, backward, all-reduce, optimizer. What changes from step to step,
-//! images, labels, learning rate and count of steps, lies in memory that stays where it is.
+//! of them: forward, backward, all-reduce, optimizer. The inputs that change from step to step, which are
+//! images, labels, learning rate and step count, lie at fixed addresses in memory.
 //!
-//! Whether a step can be captured is decided by a pure function, [`decide`]. Ranks replay a graph all together
-//! or not at all: NCCL wants all ranks of a collective to have captured it, or none.
+//! A pure function, [`decide`], decides whether steps are to be captured. Either all ranks replay a graph
+//! or none does: NCCL requires that all ranks of a collective have captured it, or none.
 
 use comm::{Blame, CommError, Communicator, ReduceOp};
 use job::{ExitCode, config};
@@ -18,36 +18,36 @@ use crate::replica::Replica;
 use crate::step::{Microbatch, Phases, StepParts, queue_step, train_step};
 use crate::{Result, TrainError, caught};
 
-/// Whole batches before the capture: cuDNN has then measured its kernels, and libtorch and NCCL have made
-/// what they make when first used.
+/// Number of eager steps on whole batches before the capture. In these cuDNN benchmarks its kernels, and
+/// libtorch and NCCL do the initialization of their first use.
 const STEPS_BEFORE_CAPTURE: usize = 3;
 
 /// How steps are executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Execution {
-    /// Whole batches by a graph, after a warm-up; others kernel by kernel.
+    /// By a graph for whole batches, after a warm-up; kernel by kernel for others.
     Graph,
-    /// Kernel by kernel, and why.
+    /// Kernel by kernel, with the reason why not by a graph.
     Eager(&'static str),
 }
 
-/// What decides it.
+/// The inputs of [`decide`].
 #[derive(Debug, Clone, Copy)]
 pub struct Circumstances {
-    /// Of the configuration.
+    /// The key `performance.cuda_graph` of the configuration.
     pub cuda_graph: config::CudaGraph,
-    /// Where the replica is.
+    /// The device of the replica.
     pub device: Device,
-    /// Whether steps draw random numbers: a replay would draw the same ones.
+    /// Whether steps draw random numbers, of which a replay would draw the same ones again.
     pub is_random: bool,
-    /// Whether ranks exchange batch norm's sums while they compute.
+    /// Whether batch norm layers exchange statistics between ranks.
     pub sync_batch_norm: bool,
 }
 
-/// How steps are executed, and why not by a graph.
+/// Decides how steps are executed.
 ///
 /// # Errors
-/// [`TrainError::Usage`] when a graph is asked for and cannot be.
+/// [`TrainError::Usage`] with `performance.cuda_graph: on` when a graph is impossible.
 pub fn decide(circumstances: Circumstances) -> Result<Execution> {
     let Circumstances { cuda_graph, device, is_random, sync_batch_norm } = circumstances;
     let obstacle = if cuda_graph == config::CudaGraph::Off {
@@ -70,27 +70,28 @@ pub fn decide(circumstances: Circumstances) -> Result<Execution> {
     }
 }
 
-/// Executes steps, by a graph where that can be.
+/// Executes steps, by a CUDA graph where possible.
 pub struct StepGraph {
-    /// Whether a step that cannot be captured ends the run.
+    /// Whether a failed capture ends the run.
     is_required: bool,
     /// Whether all steps are eager.
     is_eager: bool,
-    /// Images of a whole batch over all ranks.
+    /// Number of images of a whole batch over all ranks.
     whole_batch: usize,
-    /// Whole batches still to come before the capture.
+    /// Number of eager steps on whole batches that remain before the capture.
     warmup: usize,
     captured: Option<Captured>,
 }
 
 struct Captured {
     graph: CudaGraph,
-    /// What the graph reads: each step's images and targets are copied here.
+    /// The memory that the graph reads; the images and targets of each step are copied into it.
     inputs: Vec<Microbatch>,
 }
 
 impl StepGraph {
-    /// For steps of `whole_batch` images over all ranks. On a GPU, says why there is no graph.
+    /// Creates an executor of steps of `whole_batch` images over all ranks. On a GPU, logs why steps run
+    /// without a graph.
     ///
     /// # Errors
     /// Those of [`decide`].
@@ -108,10 +109,11 @@ impl StepGraph {
         })
     }
 
-    /// As [`train_step`].
+    /// Takes one step as [`train_step`] does, by a CUDA graph where possible. Collective.
     ///
     /// # Errors
-    /// Those of [`train_step`]; where `performance.cuda_graph: on`, also when a rank cannot capture a step.
+    /// Those of [`train_step`]; with `performance.cuda_graph: on`, also when any rank fails to capture a
+    /// step.
     pub fn step(
         &mut self,
         replica: &mut Replica,
@@ -121,8 +123,8 @@ impl StepGraph {
         lr: f64,
     ) -> Result<Phases> {
         let is_whole = self.whole_batch == global_batch_size;
-        // cuDNN's trials take seconds for each shape: more than the last batch of every epoch, and
-        // evaluation, could make up for.
+        // Only for whole batches: cuDNN's benchmark takes seconds for each shape, which faster kernels for
+        // the last batch of an epoch or for evaluation would not make up for.
         tch::Cuda::cudnn_set_benchmark(is_whole);
         let phases = if self.is_eager || !is_whole || self.warmup > 0 {
             self.warmup = self.warmup.saturating_sub(usize::from(is_whole));
@@ -159,8 +161,8 @@ impl StepGraph {
         }
     }
 
-    /// The graph, where every rank has captured one. Otherwise says why not, and leaves everything as it was.
-    /// Collective.
+    /// Captures a step on this rank, and returns the graph if every rank has captured one. Otherwise logs
+    /// the reason, restores the state before the capture and returns `None`. Collective.
     fn capture(
         &self,
         replica: &mut Replica,
@@ -169,7 +171,7 @@ impl StepGraph {
     ) -> Result<Option<Captured>> {
         let captured = Captured::new(replica, parts, microbatches, self.whole_batch);
         if let Err(error) = &captured {
-            // Before the others are asked, which fails where NCCL has failed.
+            // Logged before the collective, which fails if NCCL has failed.
             warn!("a step cannot be captured into a CUDA graph: {}", reason(error));
         }
         let communicator = parts.grad_sync.communicator();
@@ -185,14 +187,16 @@ impl StepGraph {
         Ok(None)
     }
 
-    /// Frees the graph. Before the communicator ends: NCCL waits for graphs that have its kernels.
+    /// Frees the graph; later steps are eager. To be called before the communicator is finalized or
+    /// aborted, since NCCL waits until graphs with its kernels are freed.
     pub fn release(&mut self) {
         self.captured = None;
         self.is_eager = true;
     }
 }
 
-/// The first rank that has not captured its step, if there is one. Collective; waits for the device.
+/// Returns the lowest rank that has failed to capture its step, if there is one. Collective; waits for the
+/// device.
 fn first_without(
     communicator: &dyn Communicator,
     device: Device,
@@ -203,7 +207,7 @@ fn first_without(
     let mut first = Tensor::from_slice(&[mine as i64]).to_device(device);
     all_reduce(communicator, &mut first, ReduceOp::Min)?;
     let first = first.int64_value(&[0]);
-    communicator.check()?; // an aborted collective ends too
+    communicator.check()?; // an aborted collective also ends
     Ok(usize::try_from(first).ok().filter(|first| *first < world_size))
 }
 
@@ -227,13 +231,14 @@ impl Captured {
         let inputs: Vec<_> = like.iter().map(Microbatch::copy).collect();
         let capture =
             || CudaGraph::capture(|| queue_step(replica, parts, inputs.iter(), global_batch_size));
-        // libtorch's errors are panics where `tch` has no result to give.
+        // libtorch's errors become panics in functions of `tch` that return no `Result`.
         let captured = caught(capture);
         let (graph, _) = captured?;
         Ok(Self { graph, inputs })
     }
 
-    /// Does what [`train_step`] does, but for waiting for the images.
+    /// Takes the step that [`train_step`] would take, by replaying the graph on copies of the microbatches.
+    /// Returns no times of phases, which are not observable from the host.
     fn replay(
         &mut self,
         replica: &mut Replica,
@@ -329,7 +334,8 @@ mod tests {
         assert_eq!(firsts([false, true, false]), [Some(0); 3]);
     }
 
-    /// Executes one step as `graph` wants, with `grad` left at each leaf. The weights afterwards.
+    /// Executes one step with `graph`, with `grad` already present at each leaf, and returns the weights
+    /// afterwards.
     fn step_with(graph: &mut StepGraph, grad: Option<f64>) -> Result<Tensor> {
         let (alone, config) = (Arc::new(Single::default()), Config::default());
         let network = Network::new(&config.model, [3, 32, 32], 10);

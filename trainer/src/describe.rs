@@ -1,10 +1,10 @@
-//! `trainer --describe [gpus]`: what this program is built on and finds here, as JSON for the launcher,
-//! which does not link it.
+//! `trainer --describe [gpus]`: describes this build and the GPUs that it finds, as JSON for the launcher,
+//! which is not linked with libtorch.
 
 use serde_json::{Value, json};
 
-/// What this build is. With `gpus`, also whether libtorch and NCCL get along with the driver here, which
-/// takes a while to find out.
+/// Returns the version and the MPI of this build. With `gpus`, also whether libtorch and NCCL work with the
+/// driver of this machine, which takes a while to find out.
 pub fn describe(gpus: bool) -> Value {
     let mut about = json!({
         "version": env!("CARGO_PKG_VERSION"),

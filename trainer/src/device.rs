@@ -1,4 +1,4 @@
-//! Which device a rank works on, and with how many threads.
+//! The device of a rank, its number of threads, and its communication backend.
 
 use comm::bootstrap::Backend;
 use comm::env::{StartedBy, World};
@@ -7,14 +7,14 @@ use tch::Device;
 
 use crate::{Result, TrainError};
 
-/// Where to train.
+/// The kind of device to train on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum DeviceKind {
-    /// On a GPU where there is one.
+    /// A GPU if there is one, else the CPU.
     Auto,
-    /// On the CPU.
+    /// The CPU.
     Cpu,
-    /// On the GPU with this rank's local number.
+    /// The GPU with this rank's local number.
     Cuda,
 }
 
@@ -45,8 +45,9 @@ pub fn open(kind: DeviceKind, world: World) -> Result<Device> {
     Ok(Device::Cuda(index))
 }
 
-/// The number of this rank's GPU among the `visible` that it sees. Under `srun` and `mpirun` a rank that sees
-/// one has been given it: `--gpus-per-task=1` shows each its own, as number 0.
+/// Returns the index of this rank's GPU among the `visible` ones. Under `srun` and `mpirun` a rank that
+/// sees a single GPU has been assigned it: with `--gpus-per-task=1` each rank sees only its own, as number
+/// 0. `shares_gpus`: whether several ranks may use the same GPU.
 fn gpu_of(world: World, visible: usize, shares_gpus: bool) -> usize {
     match world.started_by {
         StartedBy::Mpirun | StartedBy::Srun if visible == 1 => 0,
@@ -55,8 +56,8 @@ fn gpu_of(world: World, visible: usize, shares_gpus: bool) -> usize {
     }
 }
 
-/// On a GPU, puts products of fp32 on tensor cores where the configuration allows that. On the CPU, has
-/// activations of one step reuse the memory of the step before.
+/// On a GPU, lets fp32 matrix products use tensor cores (TF32) if the configuration allows it. On the CPU,
+/// keeps freed memory in the process, so that the activations of a step reuse that of the step before.
 ///
 /// # Errors
 /// When libtorch refuses.
@@ -73,16 +74,18 @@ fn has_nvidia_device() -> bool {
     std::path::Path::new("/dev/nvidiactl").exists()
 }
 
-/// Limits libtorch to this rank's share of the cores, where the launcher has not done so. Once a process.
+/// Limits libtorch's threads to this rank's share of the cores, or to `OMP_NUM_THREADS` if it is set, as by
+/// the launcher. To be called once per process.
 pub fn limit_threads(world: World) {
     limit_own_threads(world);
     tch::set_num_interop_threads(1);
 }
 
-/// The same for a rank that is a thread: of what that thread computes. Once a thread.
+/// Like [`limit_threads`], for a rank that is a thread: limits the threads of what that thread computes. To
+/// be called once per thread.
 pub fn limit_own_threads(world: World) {
     let limit = std::env::var("OMP_NUM_THREADS").ok().and_then(|text| text.parse::<i32>().ok());
-    // `mpirun` and `srun` may have bound each rank to cores of its own: then those are its share.
+    // `mpirun` and `srun` may have bound each rank to cores of its own, which are then its share.
     let allowed = std::thread::available_parallelism().map_or(1, usize::from);
     let online = cores_online();
     let share = if allowed < online { allowed } else { allowed / world.local_world_size };
@@ -90,16 +93,16 @@ pub fn limit_own_threads(world: World) {
     tch::set_num_threads(limit.unwrap_or(share).max(1));
 }
 
-/// Cores of the machine, whoever may use them.
+/// Returns the number of online logical CPUs of the machine, regardless of this process's affinity.
 fn cores_online() -> usize {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     text.lines().filter(|line| line.starts_with("processor")).count()
 }
 
-/// The backend that `comm` means here.
+/// Returns the backend that `comm.backend` selects for this device and these ranks.
 ///
 /// # Errors
-/// When it does not serve `device`.
+/// When the configured backend does not support the device or the placement of ranks.
 pub fn backend(
     comm: &config::Comm,
     device: Device,
@@ -134,7 +137,7 @@ mod tests {
         }
         assert_eq!(gpu(StartedBy::Srun, 1, false), 0);
         assert_eq!(gpu(StartedBy::Mpirun, 1, false), 0);
-        // The launcher shows all to all: this one is missing.
+        // The launcher makes all GPUs visible to all ranks, so the GPU of this rank is missing.
         assert_eq!(gpu(StartedBy::Launcher, 1, false), 2);
     }
 }

@@ -1,8 +1,8 @@
 //! An exponential moving average of the weights and of batch norm's running statistics.
 //!
-//! It follows training and does not influence it; it is evaluated and saved beside the weights. Each
-//! of its buffers is one, so an update is a fused call for each. Dead taps
-//! ([`job::network::Taps`]) take the same average, of what weight decay makes of them.
+//! The average does not influence training; it is evaluated and saved beside the weights. It lies in flat
+//! buffers like the weights, so that an update is one fused call per buffer. Dead taps
+//! ([`job::network::Taps`]) are averaged in the same way; only weight decay changes them.
 //!
 //! Source: Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992; the rule is
 //! that of PyTorch's `get_ema_multi_avg_fn` in an `AveragedModel` with `use_buffers=True`.
@@ -15,7 +15,7 @@ use crate::flat::{Flat, Storage};
 use crate::optim::Optimizer;
 use crate::replica::Replica;
 
-/// An average of weights.
+/// An exponential moving average of weights and running statistics.
 pub struct Ema {
     decay: f64,
     every: u64,
@@ -23,24 +23,24 @@ pub struct Ema {
 }
 
 impl Ema {
-    /// Starts with the weights of `flat`; `None` where the configuration has no average.
+    /// Starts an average with the weights of `flat`, or returns `None` without `train.ema_decay`.
     pub fn new(train: &Train, flat: &Flat) -> Option<Self> {
         let decay = train.ema_decay?;
         Some(Self { decay, every: train.ema_every, storage: flat.storage().copy() })
     }
 
-    /// The averages, laid out like what they are of.
+    /// Returns the averages, laid out like the storage of the weights.
     pub fn storage(&self) -> &Storage {
         &self.storage
     }
 
-    /// Starts anew with the weights of `flat`.
+    /// Resets the average to the weights of `flat`.
     pub fn restart(&mut self, flat: &Flat) {
         self.storage.copy_from(&flat.storage());
     }
 
-    /// Takes in the weights after step `step` of the run, which counts from 1, where it is time for it.
-    /// The first time, the average becomes the weights.
+    /// Updates the average with the weights after step `step` of the run, from 1, if `step` is a multiple of
+    /// `train.ema_every`. The first update sets the average to the weights.
     ///
     /// # Errors
     /// When libtorch refuses.
@@ -67,8 +67,8 @@ impl Ema {
         Ok(())
     }
 
-    /// Runs `body` with a replica that has the averages instead of its weights and running statistics,
-    /// and keeps what it makes of the statistics.
+    /// Runs `body` with a replica whose weights and running statistics are replaced by the averages, then
+    /// restores them. Running statistics that `body` changes become the averages'.
     ///
     /// # Errors
     /// Those of `body`.

@@ -1,4 +1,4 @@
-//! What can end a rank, and with which exit code.
+//! The errors that can end a rank, and their exit codes.
 
 use std::any::Any;
 use std::borrow::Cow;
@@ -15,20 +15,20 @@ use crate::checkpoint::CheckpointError;
 use crate::log::complain;
 use crate::metrics::MetricsError;
 
-/// The result of anything a rank does.
+/// The result of the trainer's functions.
 pub type Result<T> = std::result::Result<T, TrainError>;
 
-/// What ended a rank.
+/// An error that ends a rank.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
-    /// The command line asks for what cannot be.
+    /// The command line or the configuration asks for something impossible.
     #[error("{0}")]
     Usage(String),
     /// The configuration is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A value of the configuration does not go with the ranks.
+    /// A value of the configuration does not fit the device or the ranks.
     #[error(transparent)]
     Invalid(#[from] Invalid),
     /// The run directory cannot be used.
@@ -37,7 +37,7 @@ pub enum TrainError {
     /// The data set is missing or bad.
     #[error(transparent)]
     Data(#[from] DataError),
-    /// Something between ranks.
+    /// Communication between ranks or with the launcher failed.
     #[error(transparent)]
     Comm(#[from] CommError),
     /// A checkpoint could not be written or read.
@@ -52,40 +52,40 @@ pub enum TrainError {
          checkpoint is from before; a lower optimizer.lr or precision: fp32 may help"
     )]
     NotFinite {
-        /// As in `training loss`, `gradient` or `norm of the weights`.
+        /// The quantity, for example `training loss`, `gradient` or `norm of the weights`.
         what: &'static str,
-        /// NaN or infinity.
+        /// Its value, NaN or an infinity.
         value: f64,
         /// Optimizer steps since the start of the run, this one included.
         step: u64,
-        /// From 1.
+        /// The epoch in progress, from 1.
         epoch: usize,
-        /// The learning rate of the step.
+        /// The learning rate.
         lr: f64,
     },
-    /// The network's answer to an image is not finite.
+    /// The network's output for an image is not finite.
     #[error("the network's answer is not a number")]
     AnswerNotFinite,
-    /// What rank 0 tells the others of the run cannot be sent or read.
+    /// The state of the run that rank 0 broadcasts cannot be serialized or parsed.
     #[error("rank 0's state of the run cannot be shared: {0}")]
     State(serde_json::Error),
-    /// This machine cannot do what was asked for.
+    /// The set-up cannot work on this machine.
     #[error("{0}")]
     Setup(String),
-    /// libtorch refused.
+    /// libtorch returned an error.
     #[error("libtorch: {0}")]
     Torch(String),
-    /// A bug of this program.
+    /// A panic, which is a bug of this program.
     #[error("panic: {0}")]
     Panic(String),
 }
 
 impl TrainError {
-    /// The documented code for this end.
+    /// Returns the process's documented exit code for this error.
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Usage(_) | Self::Invalid(_) => ExitCode::Usage,
-            // The same command would end so again.
+            // Retrying the same command would fail in the same way.
             Self::Checkpoint(
                 CheckpointError::DoesNotFit { .. } | CheckpointError::NoneGood { .. },
             ) => ExitCode::Usage,
@@ -108,7 +108,7 @@ impl TrainError {
         }
     }
 
-    /// Whom it follows from.
+    /// Returns the rank that this error is attributed to, if it follows from another rank's failure.
     pub fn blame(&self) -> Blame {
         match self {
             Self::Comm(error) => error.blame(),
@@ -116,7 +116,7 @@ impl TrainError {
         }
     }
 
-    /// The error in a caught panic; see [`caught`].
+    /// Converts the payload of a caught panic; see [`caught`].
     pub fn from_panic(payload: &(dyn Any + Send)) -> Self {
         if let Some(error) = payload.downcast_ref::<TorchError>() {
             return error.clone().into();
@@ -136,9 +136,10 @@ fn text_of(payload: &(dyn Any + Send)) -> Cow<'_, str> {
     text.unwrap_or("a panic without a message").into()
 }
 
-/// A panic's message without what `tch` writes around libtorch's, and without the C++ backtrace behind that.
+/// Returns a panic's message without the text that `tch` adds around libtorch's message, and without the
+/// C++ backtrace that follows it.
 fn short(text: &str) -> String {
-    // With line ends as they are, or as `Debug` shows them.
+    // Line ends are either literal or escaped by `Debug`.
     let backtrace =
         ["\\nException raised from", "\\nframe #", "\nException raised from", "\nframe #"];
     let end = backtrace.iter().filter_map(|begin| text.find(begin)).min();
@@ -147,7 +148,8 @@ fn short(text: &str) -> String {
     torch.unwrap_or(text).to_owned()
 }
 
-/// Has panics say where and why in a line, unless `RUST_BACKTRACE` asks for more.
+/// Installs a panic hook that prints the location and the message in one line, unless `RUST_BACKTRACE` is
+/// set.
 pub fn keep_panics_short() {
     if std::env::var_os("RUST_BACKTRACE").is_some() {
         return;
@@ -158,10 +160,11 @@ pub fn keep_panics_short() {
     }));
 }
 
-/// What `work` gives. A panic in it becomes an error: `tch` panics where libtorch throws, and so do layers.
+/// Runs `work` and returns its result. Converts a panic into an error: `tch` and the layers panic where
+/// libtorch throws.
 ///
 /// # Errors
-/// Those of `work`.
+/// Those of `work`, and panics in it.
 pub fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     let ended = catch_unwind(AssertUnwindSafe(work));
     ended.unwrap_or_else(|payload| Err(TrainError::from_panic(&*payload)))

@@ -1,4 +1,4 @@
-//! Loss and accuracy on images that are not trained on.
+//! Evaluation: loss and accuracy on images that the network is not trained on.
 
 use comm::{Communicator, ReduceOp};
 use job::config::Tta;
@@ -13,20 +13,23 @@ use crate::replica::Replica;
 use crate::tally::{Counter, Tally};
 use crate::tta;
 
-/// Most images that go through the network together; the result does not depend on it.
+/// Largest number of images in an evaluation batch; the result does not depend on it.
 const BATCH_SIZE: usize = 500;
-/// Pixels of as many images as that of the largest size that they may have: of larger ones, fewer take as
-/// much memory.
+/// Largest number of pixels in an evaluation batch: those of [`BATCH_SIZE`] images of 64x64. Larger images
+/// go in smaller batches, so that memory stays bounded.
 const BATCH_PIXELS: usize = BATCH_SIZE * 64 * 64;
 
-/// How many images of `area` pixels go through the network together.
+/// Returns the number of images in an evaluation batch of images of `area` pixels, at least 1.
 pub fn batch_size(area: usize) -> usize {
     (BATCH_PIXELS / area.max(1)).clamp(1, BATCH_SIZE)
 }
 
-/// Counts every image once, over all ranks. Collective; every rank ends with rank 0's running
-/// statistics, as PyTorch DDP's do, since each rank saw other images. Loss and accuracy are those of the
-/// logits that `tta` says. `None` where `wants_to_stop` said so on any rank before the last batch.
+/// Returns loss and accuracy over all of `images`, each evaluated on exactly one rank, with test-time
+/// augmentation `tta`. Returns `None` if `wants_to_stop` returned true on any rank before the last batch.
+/// Collective.
+///
+/// First broadcasts rank 0's running statistics, which differ between ranks since each was trained on other
+/// images; every rank keeps them, as in PyTorch DDP.
 ///
 /// # Errors
 /// When a peer is gone or late, or libtorch refuses.
@@ -54,8 +57,8 @@ pub fn evaluate(
     Ok(Some(sum))
 }
 
-/// As [`evaluate`], and counts besides which class was taken for which. `classes`: outputs of the
-/// network.
+/// Returns loss and accuracy as [`evaluate`] does, and the confusion matrix. `classes`: number of outputs
+/// of the network. Ranks must have the same running statistics: none are broadcast. Collective.
 ///
 /// # Errors
 /// As [`evaluate`].
@@ -68,7 +71,7 @@ pub fn evaluate_by_class(
 ) -> Result<(Tally, Confusion)> {
     let mut counter = Counter::new(replica.device);
     let cells = (classes * classes) as i64;
-    // f64 counts exactly, and every backend adds it up.
+    // f64, which represents such counts exactly, and which every backend can sum.
     let mut counts = Tensor::zeros([cells], (Kind::Double, replica.device));
     for batch in batches(images, communicator) {
         let Some((logits, labels)) = outputs(replica, images, &batch, tta)? else { continue };
@@ -82,7 +85,8 @@ pub fn evaluate_by_class(
     Ok((tally, Confusion::new(classes, counts)))
 }
 
-/// The indices of this rank's images, batch by batch: on every rank as many batches, of which the last may be empty.
+/// Returns the indices of this rank's images, batch by batch. The number of batches is the same on every
+/// rank; the last ones may be empty.
 fn batches(images: &Images, communicator: &dyn Communicator) -> Vec<Vec<u32>> {
     let (rank, world_size) = (communicator.rank(), communicator.world_size());
     let size = batch_size(images.area());
@@ -93,7 +97,7 @@ fn batches(images: &Images, communicator: &dyn Communicator) -> Vec<Vec<u32>> {
     (0..count).map(|_| indices.by_ref().take(size).collect()).collect()
 }
 
-/// Logits and labels of the images at `indices`, if there are any.
+/// Returns logits `[N, classes]` and labels `[N]` of the images at `indices`, or `None` if there are none.
 fn outputs(
     replica: &Replica,
     images: &Images,

@@ -1,10 +1,13 @@
-//! Gradients of all ranks become their sum, in which each rank has divided its loss by the global batch.
+//! Gradient synchronization: sums gradients over ranks, each of which has divided its loss by the global
+//! batch size.
 //!
 //! Backward fills the flat gradient buffer from its start to its end. With overlap, a hook on each
-//! parameter counts down its bucket, and a full bucket's all-reduce starts while backward goes on.
-//! Buckets start in the same order on every rank, whatever the order in which they fill.
+//! parameter decrements the counter of its bucket, and the all-reduce of a full bucket starts while
+//! backward continues. All-reduces start in the same order on every rank, whatever the order in which
+//! buckets fill.
 //!
-//! In bf16, a bucket is rounded into a buffer of its own, and its sum widened back: half the bytes.
+//! With `comm.wire_dtype: bf16`, a bucket is rounded into a separate buffer, and the sum is widened back to
+//! f32, which halves the bytes that are sent.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,73 +23,75 @@ use crate::bucket_cap::bucket_cap_bytes;
 use crate::flat::{Flat, shared_bf16};
 use crate::{Result, TrainError};
 
-/// How gradients are communicated.
+/// How gradients are synchronized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
     /// When each bucket is reduced.
     pub timing: Timing,
-    /// How long a bucket is at most, unless it is a single parameter.
+    /// Maximum size of a bucket; a bucket of a single parameter may be larger.
     pub bucket_cap: BucketCap,
-    /// What elements are sent as.
+    /// The dtype in which gradients are sent.
     pub wire_dtype: WireDtype,
 }
 
 /// When gradients are reduced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Timing {
-    /// As soon as backward has made all of a bucket.
+    /// As soon as backward has computed all gradients of a bucket.
     Overlapped,
     /// When backward has ended.
     AfterBackward,
-    /// Never: replicas diverge. For measuring what communication costs.
+    /// Never, so that replicas diverge. For a single rank, and for measuring the cost of communication.
     Never,
 }
 
-/// Adds up gradients, bucket by bucket.
+/// Sums gradients over ranks, bucket by bucket.
 pub struct GradSync {
     shared: Arc<Shared>,
-    /// Parameters in each bucket.
+    /// Number of parameters in each bucket.
     lens: Vec<usize>,
     timing: Timing,
 }
 
 struct Shared {
     communicator: Arc<dyn Communicator>,
-    /// Parameters of each bucket whose gradient is still to come.
+    /// Number of parameters of each bucket whose gradient backward has not computed yet.
     missing: Vec<AtomicUsize>,
     flight: Mutex<Flight>,
 }
 
-/// All-reduces under way.
+/// The buckets and their all-reduces in flight.
 struct Flight {
     buckets: Vec<Bucket>,
-    /// The bucket that starts next; as many as there are while nobody expects gradients.
+    /// Index of the bucket whose all-reduce starts next; the number of buckets before the first
+    /// [`GradSync::begin`] and after the last bucket has started.
     next: usize,
     works: Vec<Result<TensorWork>>,
 }
 
-/// A part of the gradient buffer that is reduced at once.
+/// A slice of the flat gradient buffer that one all-reduce covers.
 struct Bucket {
     grads: Tensor,
-    /// Where backward has left them, and the parts of `grads` that they belong in.
+    /// The bucket's gradients that backward leaves outside `grads`.
     scattered: Scattered,
-    /// What is sent instead, where that is not the gradients themselves: `[len]` bf16.
+    /// Buffer that is sent instead of `grads` with `comm.wire_dtype: bf16`: `[len]` bf16.
     wire: Option<Tensor>,
 }
 
-/// Gradients that backward does not add to the flat buffer.
+/// Gradients that backward leaves at the parameters (`leaves`), and the slices of the flat buffer
+/// (`places`) that they are moved to. Both are empty where backward adds to the flat buffer.
 struct Scattered {
     leaves: Vec<Tensor>,
     places: Vec<Tensor>,
 }
 
 impl Bucket {
-    /// Brings this rank's gradients together.
+    /// Moves this rank's scattered gradients into `grads`.
     fn gather(&mut self) -> torch_ext::Result<()> {
         gather_grads(&self.scattered.leaves, &self.scattered.places)
     }
 
-    /// The tensor to reduce, filled from the gradients.
+    /// Returns the tensor to reduce, filled with this rank's gradients.
     fn pack(&mut self) -> torch_ext::Result<&mut Tensor> {
         self.gather()?;
         Ok(match &mut self.wire {
@@ -98,7 +103,7 @@ impl Bucket {
         })
     }
 
-    /// Takes over what the tensor has been reduced to.
+    /// Copies the reduced sum from the wire buffer back to `grads`.
     fn unpack(&mut self) {
         if let Some(wire) = &self.wire {
             self.grads.copy_(wire);
@@ -107,7 +112,8 @@ impl Bucket {
 }
 
 impl GradSync {
-    /// Buckets over the parameters of `flat`. Collective: every rank gives the same options.
+    /// Divides the parameters of `flat` into buckets and, with overlap, installs a gradient hook on each.
+    /// Collective: every rank passes the same options.
     ///
     /// # Errors
     /// When a peer is gone or late, libtorch refuses a hook, or memory is short.
@@ -116,7 +122,7 @@ impl GradSync {
         communicator: Arc<dyn Communicator>,
         Options { timing, bucket_cap, wire_dtype }: Options,
     ) -> Result<Self> {
-        // Alone, a rank has nobody to wait for.
+        // A single rank has nothing to reduce.
         let timing = if communicator.world_size() == 1 { Timing::Never } else { timing };
         let parameters: Vec<_> = flat.parameters_in_flat_order().collect();
         let sizes: Vec<_> = parameters.iter().map(|parameter| parameter.numel()).collect();
@@ -146,7 +152,8 @@ impl GradSync {
         });
         if timing == Timing::Overlapped {
             for (place, parameter) in parameters.iter().enumerate() {
-                // Buckets hold the parameters, and parameters their hooks.
+                // A weak reference, to break a cycle: buckets hold the parameters, and parameters hold
+                // their hooks.
                 let (shared, bucket) =
                     (Arc::downgrade(&shared), plan.bucket_of(place).unwrap_or(0));
                 torch_ext::on_gradient(parameter, move || {
@@ -160,26 +167,26 @@ impl GradSync {
         Ok(Self { shared, lens, timing })
     }
 
-    /// Expects the gradients of the backward that follows.
+    /// With overlap, prepares for the gradients of the next backward pass.
     pub fn begin(&self) {
         if self.timing == Timing::Overlapped {
             for (missing, len) in self.shared.missing.iter().zip(&self.lens) {
                 missing.store(*len, Ordering::Relaxed);
             }
             let mut flight = self.shared.lock();
-            // A capture that failed may have left some.
+            // A failed capture may have left some.
             flight.works.clear();
             flight.next = 0;
         }
     }
 
-    /// Who the ranks are.
+    /// Returns the communicator over which gradients are reduced.
     pub(crate) fn communicator(&self) -> &dyn Communicator {
         &*self.shared.communicator
     }
 
-    /// Has gradients forgotten that backward has left and nobody has gathered: a capture that failed leaves
-    /// memory that no kernel has written, to which the next backward would add.
+    /// Discards gradients that backward has left at parameters and that were not gathered. A failed capture
+    /// leaves gradients in memory that no kernel has written, and the next backward would add to them.
     ///
     /// # Errors
     /// When libtorch refuses.
@@ -190,7 +197,8 @@ impl GradSync {
         Ok(())
     }
 
-    /// Has the all-reduces of a CUDA graph looked after, which was just replayed on `device`.
+    /// Tells the communicator that a CUDA graph with its all-reduces was just replayed on `device`, so that
+    /// it watches them for timeouts and failures.
     ///
     /// # Errors
     /// When the communicator has failed.
@@ -201,10 +209,10 @@ impl GradSync {
         }
     }
 
-    /// Waits until the gradients of all ranks are summed, in place. Every rank has scaled its loss by
-    /// the size of the global batch, so that the sum is the gradient of its mean also where ranks
+    /// Waits until gradients are summed over ranks, in place. Every rank has divided its loss by
+    /// the size of the global batch, so the sum is the gradient of the mean loss even if ranks
     /// have different numbers of images. Buckets that did not fill, because a parameter had no part
-    /// in the loss or the rank no images, are summed as they are.
+    /// in the loss or the rank had no images, are summed as they are. Collective.
     ///
     /// # Errors
     /// When a peer is gone or late; the error names it.
@@ -239,7 +247,8 @@ impl GradSync {
 }
 
 impl Shared {
-    /// A parameter of `bucket` has its gradient.
+    /// Called by the hook of a parameter of `bucket` when its gradient is computed. Starts all-reduces of
+    /// full buckets, in order.
     fn ready(&self, bucket: usize) {
         let before = self.missing[bucket].fetch_sub(1, Ordering::AcqRel);
         if before != 1 {

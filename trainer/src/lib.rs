@@ -1,11 +1,11 @@
 //! One rank of a data-parallel training job.
 //!
-//! [`run`] is the loop; everything else is a part that it calls: [`data`] makes batches, [`model`]
-//! turns them into logits, [`flat`] holds parameters and gradients in one buffer each,
-//! [`grad_sync`] adds gradients up over ranks, [`optim`] takes the step, [`checkpoint`] and [`metrics`]
-//! write what is left of a run.
+//! [`run`] is the training loop, and the other modules are the parts that it calls: [`data`] makes batches,
+//! [`model`] computes logits from them, [`flat`] holds all parameters and all gradients in one buffer each,
+//! [`grad_sync`] sums gradients over ranks, [`optim`] takes the optimizer step, [`checkpoint`] and
+//! [`metrics`] write the files of a run.
 
-// A rank's start.
+// Start-up of a rank.
 pub mod cli;
 pub mod connect;
 pub mod device;
@@ -14,7 +14,7 @@ pub mod log;
 mod resume;
 pub mod setup;
 
-// The network, and its numbers.
+// The network and its tensors.
 pub mod describe;
 pub mod flat;
 pub mod init;
@@ -22,7 +22,7 @@ pub mod model;
 pub mod pretrained;
 pub mod replica;
 
-// A step.
+// One training step.
 pub mod arithmetic;
 mod bucket_cap;
 pub mod convolutions;
@@ -35,7 +35,7 @@ pub mod optim;
 pub mod schedule;
 pub mod step;
 
-// A run, and what is left of it.
+// A whole run and the files that it writes.
 pub mod checkpoint;
 pub mod ema;
 pub mod eval;
@@ -47,7 +47,7 @@ pub mod saver;
 pub mod step_times;
 pub mod tally;
 
-// What is asked of a run besides: `trainer eval` and the like.
+// Subcommands other than training, such as `trainer eval`.
 pub mod commands;
 pub mod confusion;
 pub mod measure;

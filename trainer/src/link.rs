@@ -1,4 +1,4 @@
-//! A rank's connection to its launcher, and what asks it to stop.
+//! A rank's connection to its launcher, and requests to stop.
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -11,13 +11,13 @@ use signal_hook::iterator::Signals;
 
 use crate::{Result, TrainError};
 
-/// How often a rank says that it is alive.
+/// Shortest interval between two reports of an unchanged phase.
 const STATE_INTERVAL: Duration = Duration::from_secs(1);
-/// How often rank 0 says how far it is.
+/// Shortest interval between two progress messages of rank 0.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Talks to the launcher where there is one. That the launcher is gone is no error here: it sets
-/// the stop flag, and the run ends at the next step boundary.
+/// The connection to the launcher, if there is one, and the stop flag. A launcher that is gone is not an
+/// error here: it sets the stop flag, and the run ends at the next step boundary.
 pub struct Link {
     client: Option<ControlClient>,
     stop: StopFlag,
@@ -32,10 +32,11 @@ struct Last {
 }
 
 impl Link {
-    /// Connects to the launcher's socket, if one is named, and listens for signals.
+    /// Connects to the launcher's socket, if one is given, and starts to handle signals: the first one sets
+    /// the stop flag, the second one exits.
     ///
     /// # Errors
-    /// When nobody listens at the socket.
+    /// When nobody listens at the socket, or signals cannot be handled.
     pub fn connect(socket: Option<&Path>, rank: usize) -> Result<Self> {
         let stop = StopFlag::default();
         let client =
@@ -44,22 +45,23 @@ impl Link {
         Ok(Self { client, stop, last: Mutex::default() })
     }
 
-    /// Where ranks leave values for each other.
+    /// Returns the launcher's key-value store, by which ranks find each other; `None` without a launcher.
     pub fn store(&self) -> Option<&dyn Store> {
         self.client.as_ref().map(|client| client as &dyn Store)
     }
 
-    /// Whether a launcher is there.
+    /// Returns whether this rank was started by a launcher.
     pub fn has_launcher(&self) -> bool {
         self.client.is_some()
     }
 
-    /// Why this rank was asked to stop, if it was.
+    /// Returns why this rank was asked to stop, or `None` if it was not.
     pub fn stop_reason(&self) -> Option<String> {
         self.stop.reason()
     }
 
-    /// Says what the rank is doing: when that changes, and about once a second.
+    /// Reports to the launcher what this rank is doing. Sends only when the phase changes or more than a
+    /// second has passed, and never waits. `epoch` counts from 1.
     pub fn state(&self, phase: Phase, epoch: usize, step: u64) {
         let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let is_due =
@@ -70,34 +72,34 @@ impl Link {
         }
     }
 
-    /// Whether it is time for [`Self::progress`] again.
+    /// Returns whether [`Self::progress`] should be called again. `false` without a launcher.
     pub fn progress_is_due(&self) -> bool {
         let last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         self.client.is_some() && last.progress.is_none_or(|at| at.elapsed() > PROGRESS_INTERVAL)
     }
 
-    /// Sends a [`ToLauncher::Progress`].
+    /// Sends a [`ToLauncher::Progress`], unless that would have to wait.
     pub fn progress(&self, message: &ToLauncher) {
         let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         last.progress = Some(Instant::now());
         self.send_now_or_never(message);
     }
 
-    /// Says why the rank is about to end, once.
+    /// Reports the error that is about to end this rank. Later calls do nothing.
     pub fn failed(&self, error: &TrainError) {
         let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(client) = self.client.as_ref().filter(|_| !last.failed) {
             last.failed = true;
             let (exit_code, message) = (error.exit_code() as u8, error.to_string());
             let failed = ToLauncher::Failed { exit_code, message, blame: error.blame() };
-            // Without a launcher there is nobody to tell.
+            // If the launcher is gone, nobody is left to be told.
             let _ = client.send(&failed);
         }
     }
 
     fn send_now_or_never(&self, message: &ToLauncher) {
         if let Some(client) = &self.client {
-            // A launcher that is gone has set the stop flag.
+            // If the launcher is gone, the client has set the stop flag.
             let _ = client.send_now_or_never(message);
         }
     }
@@ -111,8 +113,8 @@ fn stop_on_signals(stop: StopFlag) -> Result<()> {
         for signal in &mut signals {
             let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
             if stop.reason().is_some() {
-                // The second one: whoever sends it does not want to wait. Other threads still compute,
-                // so nothing is torn down under them.
+                // The second signal ends the process at once, without saving. Other threads are still
+                // computing, so exit without running destructors or exit handlers.
                 signal_hook::low_level::exit(128 + signal);
             }
             stop.request(name);

@@ -1,39 +1,40 @@
-//! What logits are compared with, and the loss that comes of it.
+//! Targets and the cross-entropy loss.
 
 use tch::{Kind, Reduction, Tensor};
 
-/// What a batch's logits are to be.
+/// The targets of a batch of images.
 pub struct Targets {
-    /// `[N]` i64: the class of each image; of a mixed one, that of its larger part.
+    /// `[N]` i64: the class of each image; for a mixed image, the class of its larger part.
     pub labels: Tensor,
-    /// What else mixed images are.
+    /// The classes of the smaller parts of mixed images; `None` if images are not mixed.
     pub mixed: Option<Mixed>,
-    /// The part of each target that is spread evenly over all classes: 0 to below 1.
+    /// The share of each target that is spread evenly over all classes: 0 to below 1.
     pub label_smoothing: f64,
 }
 
-/// The smaller parts of mixed images.
+/// The targets of the smaller parts of mixed images.
 pub struct Mixed {
-    /// `[N]` i64: their classes.
+    /// `[N]` i64: the class of each smaller part.
     pub labels: Tensor,
-    /// `[N]` f32: how much of the target they are, 0 to 0.5.
+    /// `[N]` f32: the share of each smaller part in its target, 0 to 0.5.
     pub share: Tensor,
 }
 
 impl Targets {
-    /// Each image is of one class, and certainly so.
+    /// Targets of images that are each of one class, without label smoothing. `labels`: `[N]` i64.
     pub fn certain(labels: Tensor) -> Self {
         Self { labels, mixed: None, label_smoothing: 0.0 }
     }
 
-    /// The same with tensors of their own.
+    /// Returns a deep copy.
     pub fn copy(&self) -> Self {
         let copy =
             |Mixed { labels, share }: &Mixed| Mixed { labels: labels.copy(), share: share.copy() };
         Self { labels: self.labels.copy(), mixed: self.mixed.as_ref().map(copy), ..*self }
     }
 
-    /// Takes over targets of as many images, mixed where these are, in place.
+    /// Copies the labels and shares of `other` into these tensors. `other` must have as many images, and be
+    /// mixed if and only if these targets are.
     pub fn copy_from(&mut self, other: &Self) {
         self.labels.copy_(&other.labels);
         if let (Some(mixed), Some(other)) = (&mut self.mixed, &other.mixed) {
@@ -42,18 +43,19 @@ impl Targets {
         }
     }
 
-    /// Images that they are for.
+    /// Returns the number of images.
     pub fn len(&self) -> usize {
         self.labels.numel()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no images.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The sum of the losses of `[N, classes]` logits, a number: of each image the cross-entropy with
-    /// its target, as PyTorch's `cross_entropy` defines it for probabilities and `label_smoothing`.
+    /// Returns the sum over images of the cross-entropy of `[N, classes]` logits with these targets, as a
+    /// 0-d f32 tensor. As defined by PyTorch's `cross_entropy` for class probabilities with
+    /// `label_smoothing`.
     ///
     /// Source: Szegedy et al., Rethinking the Inception Architecture, CVPR 2016, section 7; Zhang et
     /// al., mixup, ICLR 2018.
@@ -66,7 +68,8 @@ impl Targets {
     }
 }
 
-/// The sum of the losses of `[N, classes]` logits, a number.
+/// Returns the sum over images of the cross-entropy of `[N, classes]` logits with `[N]` labels, as a 0-d
+/// f32 tensor.
 pub fn cross_entropy_sum(logits: &Tensor, labels: &Tensor) -> Tensor {
     cross_entropy(logits, labels, Reduction::Sum, 0.0)
 }

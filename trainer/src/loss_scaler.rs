@@ -1,8 +1,8 @@
-//! A loss that is scaled so that small gradients survive half precision.
+//! Dynamic loss scaling, so that small gradients do not underflow in half precision.
 //!
-//! The scale doubles after 2,000 good steps and halves whenever a gradient overflows, whose
-//! step is skipped. All of it happens on the device: the host waits for nothing. Ranks see the same sum
-//! of gradients, so they agree without asking each other.
+//! The scale doubles after 2,000 consecutive steps without overflow, and halves when a gradient overflows;
+//! that step is skipped. All of it happens on the device, so the host does not wait. Ranks see the same sum
+//! of gradients, so they agree without communication.
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -15,17 +15,17 @@ const GROWTH_FACTOR: f64 = 2.0;
 const BACKOFF_FACTOR: f64 = 0.5;
 const GROWTH_INTERVAL: i64 = 2000;
 
-/// The smallest scale that can help, the least number above zero that half precision has: gradients
-/// that overflow with less are not finite by themselves.
+/// The smallest useful scale, which is the smallest positive number of half precision. Gradients that
+/// overflow at a smaller scale are not finite without scaling either.
 pub const MIN_SCALE: f64 = 1.0 / (1 << 24) as f64;
 
-/// Where a scaler is.
+/// The state of a [`LossScaler`], as saved in checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LossScalerState {
-    /// What losses are multiplied by.
+    /// The factor by which losses are multiplied.
     pub scale: f32,
-    /// Good steps since it last changed.
+    /// Number of consecutive steps without overflow since the scale last changed.
     pub growth_tracker: i32,
 }
 
@@ -35,7 +35,7 @@ impl Default for LossScalerState {
     }
 }
 
-/// Scales losses, and notices when gradients overflow.
+/// Scales losses, and detects gradients that overflow.
 ///
 /// Source: Micikevicius et al., Mixed Precision Training, ICLR 2018; the numbers are those of
 /// `torch.amp.GradScaler`.
@@ -49,7 +49,7 @@ pub struct LossScaler {
 }
 
 impl LossScaler {
-    /// Where `state` says, on `device`.
+    /// Creates a scaler on `device` that continues from `state`.
     pub fn new(state: LossScalerState, device: Device) -> Self {
         let number = |value: f64, kind| Tensor::full([0i64; 0], value, (kind, device));
         Self {
@@ -59,13 +59,13 @@ impl LossScaler {
         }
     }
 
-    /// `loss` times the scale.
+    /// Returns `loss` times the scale.
     pub fn scale(&self, loss: &Tensor) -> Tensor {
         loss * &self.scale
     }
 
-    /// Divides `grads`, `[n]` f32, by the scale, in place. Gives 1 when one of them is not finite, else
-    /// 0: 0-d f32, which the next call changes.
+    /// Divides `grads`, `[n]` f32, by the scale, in place. Returns a 0-d f32 tensor, 1 if an element is not
+    /// finite and else 0, which the next call overwrites.
     ///
     /// # Errors
     /// When libtorch refuses.
@@ -75,12 +75,12 @@ impl LossScaler {
         Ok(&self.found_inf)
     }
 
-    /// A copy of what [`Self::unscale`] gave last.
+    /// Returns a copy of the flag that [`Self::unscale`] returned last.
     pub fn found_inf(&self) -> Tensor {
         self.found_inf.copy()
     }
 
-    /// Adapts the scale to what [`Self::unscale`] found.
+    /// Adapts the scale to the flag that [`Self::unscale`] returned last.
     pub fn update(&mut self) {
         let Self { scale, growth_tracker, found_inf } = self;
         let (growth, backoff) = (GROWTH_FACTOR, BACKOFF_FACTOR);
@@ -93,7 +93,7 @@ impl LossScaler {
         );
     }
 
-    /// Where it is. Waits for the device.
+    /// Returns the current state. Waits for the device.
     pub fn state(&self) -> LossScalerState {
         LossScalerState {
             scale: self.scale.double_value(&[]) as f32,

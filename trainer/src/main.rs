@@ -1,4 +1,4 @@
-//! Starts one rank and turns how it ended into an exit code.
+//! Starts one rank and maps its outcome to an exit code.
 
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::process::CommandExt;
@@ -17,7 +17,7 @@ use trainer::run::Outcome;
 use trainer::{Result, TrainError, caught, keep_panics_short, log, setup};
 
 fn main() -> ExitCode {
-    // Not `args`, which panics at what is no UTF-8; clap says what is wrong with it.
+    // `args_os` instead of `args`, which panics on arguments that are not UTF-8; clap reports those.
     let args: Vec<_> = std::env::args_os().skip(1).collect();
     if args.first().is_some_and(|arg| arg == "--describe") {
         println!("{}", describe(args.get(1).is_some_and(|arg| arg == "gpus")));
@@ -33,7 +33,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Answers on standard output.
+/// Runs a subcommand and prints its answer on standard output.
 fn run(command: Command) -> ExitCode {
     let answer = World::from_env().map_err(TrainError::from).and_then(|world| {
         log::start(world, false);
@@ -41,7 +41,7 @@ fn run(command: Command) -> ExitCode {
     });
     match answer {
         Ok(Answer { text, exit_code }) => match print(&text) {
-            // Whoever reads may have seen enough.
+            // A closed pipe is no failure: the reader may have seen enough.
             Err(error) if error.kind() != ErrorKind::BrokenPipe => {
                 complain(format_args!("trainer: cannot print the answer: {error}"));
                 job::ExitCode::Setup.into()
@@ -106,16 +106,16 @@ fn connect() -> Result<(World, Link)> {
     Ok((world, Link::connect(socket.as_deref(), world.rank)?))
 }
 
-/// Starts this program anew with OpenMP threads that sleep while they wait, unless the launcher or
-/// the user has chosen. OpenMP reads that as the program is loaded, so it cannot be set later; threads
-/// that spin slow a machine down that has other work.
+/// Re-executes this program with `OMP_WAIT_POLICY=passive`, unless the launcher or the user has set that
+/// variable. OpenMP reads it when the program is loaded, so it cannot be set later. With the passive policy
+/// idle OpenMP threads sleep; threads that spin slow down a machine that has other work.
 fn wait_passively() {
     const POLICY: &str = "OMP_WAIT_POLICY";
     if std::env::var_os(POLICY).is_some() {
         return;
     }
     if let Ok(program) = std::env::current_exe() {
-        // Returns only if it fails, and then the program goes on as it is.
+        // `exec` returns only if it fails; then this process continues with the default policy.
         let _ = process::Command::new(program)
             .args(std::env::args_os().skip(1))
             .env(POLICY, "passive")

@@ -1,5 +1,5 @@
-//! `trainer CONFIG --measure-all-reduce`: what averaging gradients takes here, for `launcher doctor`.
-//! Ranks are started and connect as for training, and need no data.
+//! `trainer CONFIG --measure-all-reduce`: measures the time of averaging gradients on this set-up, for
+//! `launcher doctor`. Ranks are started and connect as for training, but load no data.
 
 use std::time::Instant;
 
@@ -18,14 +18,15 @@ use crate::flat::shared_f32;
 use crate::link::Link;
 use crate::{Result, TrainError};
 
-/// Rounds that are timed, after one for warming up.
+/// Number of timed all-reduces, after one for warm-up.
 const ROUNDS: usize = 5;
 
-/// Averages gradients as long as the network's, and leaves `{bytes, seconds}` in the run directory's
-/// `all_reduce.json`: the median over rounds, on the slowest rank.
+/// Averages a buffer with as many f32 elements as the network has parameters, and writes `{bytes, seconds}`
+/// to `all_reduce.json` in the run directory; `seconds` is the median over rounds on the slowest rank.
+/// Collective.
 ///
 /// # Errors
-/// When ranks do not find each other, or one leaves; when there is no run directory.
+/// When ranks do not find each other, a peer is gone or late, or on rank 0 there is no run directory.
 pub fn measure_all_reduce(args: &TrainArgs, world: World, link: &Link) -> Result<()> {
     let Connected { config, device, communicator, .. } = connect(args, world, link)?;
 
@@ -39,7 +40,7 @@ pub fn measure_all_reduce(args: &TrainArgs, world: World, link: &Link) -> Result
         communicator.barrier()?;
         let started = Instant::now();
         all_reduce(&*communicator, &mut grads, ReduceOp::Mean)?;
-        // On a device, the result is there when an element can be read.
+        // On a GPU, reading an element waits for the result.
         grads.get(0).double_value(&[]);
         rounds.push(started.elapsed().as_secs_f64());
     }

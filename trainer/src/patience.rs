@@ -1,4 +1,5 @@
-//! Work of rank 0 alone that may take any time, as the disk likes: checkpoints are read and written there.
+//! Work of rank 0 alone that may take longer than the timeout of collectives, such as disk I/O for
+//! checkpoints.
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
@@ -9,12 +10,13 @@ use tch::{Device, Kind, Tensor};
 
 use crate::Result;
 
-/// How often rank 0 lets the others know that it is at work. The least that `comm.timeout_seconds` can be is
-/// longer.
+/// Interval of the heartbeats with which a working rank 0 keeps the others waiting. Shorter than the smallest
+/// `comm.timeout_seconds`, which is one second.
 const BEAT: Duration = Duration::from_millis(500);
 
-/// Runs `work` on rank 0, and returns its result there. The others wait, longer than `comm.timeout_seconds` where it must
-/// be, as long as rank 0's process lives, and call `waiting` now and then. Collective.
+/// Runs `work` on rank 0 and returns its result there, `None` on the other ranks. These wait as long as
+/// rank 0's process lives, if necessary longer than `comm.timeout_seconds`, and call `waiting` after each
+/// heartbeat. Collective.
 ///
 /// # Errors
 /// Those of `work`; when a peer is gone or late.
@@ -34,7 +36,7 @@ pub fn on_rank_0<T>(
         return Ok(None);
     }
     let result = thread::scope(|scope| {
-        // The sender is dropped when the work ends, also by a panic.
+        // Dropping the sender ends the heartbeats, also if `work` panics.
         let (working, ended) = channel::<()>();
         let beats = scope.spawn(move || {
             while ended.recv_timeout(BEAT) == Err(RecvTimeoutError::Timeout) {
@@ -51,7 +53,7 @@ pub fn on_rank_0<T>(
     Ok(Some(result))
 }
 
-/// Whether it is so on any rank; `mine`: on this one. Collective.
+/// Returns whether `mine` is true on any rank. Collective; waits for the device.
 ///
 /// # Errors
 /// When a peer is gone or late.
@@ -59,7 +61,7 @@ pub fn any_rank(communicator: &dyn Communicator, device: Device, mine: bool) -> 
     let mut ranks = Tensor::from_slice(&[f64::from(mine)]).to_kind(Kind::Double).to_device(device);
     torch_ext::collective::all_reduce(communicator, &mut ranks, ReduceOp::Sum)?;
     let any = ranks.double_value(&[0]) > 0.0;
-    // On a device, an aborted collective ends too, and leaves what was there.
+    // On a GPU an aborted collective also ends, with the buffer unchanged.
     communicator.check()?;
     Ok(any)
 }

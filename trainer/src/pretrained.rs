@@ -1,4 +1,4 @@
-//! Starting from weights that somebody else has trained.
+//! Starting from pretrained weights.
 
 use std::path::Path;
 
@@ -10,11 +10,11 @@ use crate::checkpoint::tensors;
 use crate::flat::Flat;
 use crate::{Result, TrainError};
 
-/// Fills `flat` from a state dict of torchvision's, a safetensors file. Where only the number of
+/// Fills `flat` from a safetensors file with a state dict under torchvision's names. If only the number of
 /// classes differs, the last layer keeps its initial weights.
 ///
 /// # Errors
-/// [`TrainError::Usage`] when the file cannot be read, or names every tensor that does not fit.
+/// [`TrainError::Usage`] when the file cannot be read or tensors do not fit; the error names all of these.
 pub fn load_torchvision(file: &Path, flat: &mut Flat) -> Result<()> {
     let refuse = |reason: String| TrainError::Usage(format!("{}: {reason}", file.display()));
     let read = tensors::read(file).map_err(|error| TrainError::Usage(error.to_string()))?;

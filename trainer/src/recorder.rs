@@ -1,4 +1,4 @@
-//! What a run leaves in `metrics.jsonl` and in the curves.
+//! Collects the metrics of a run and writes them to `metrics.jsonl`, TensorBoard events and the curves.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -19,19 +19,20 @@ use crate::metrics::{EventFile, Writer, draw_curves};
 use crate::step_times::StepTimes;
 use crate::tally::Tally;
 
-/// What an evaluation found.
+/// The result of an evaluation on the test images.
 #[derive(Debug, Clone, Copy)]
 pub struct Evaluation {
-    /// Of the weights.
+    /// Loss and accuracy of the weights.
     pub test: Tally,
-    /// Of their averages, where there are some.
+    /// Loss and accuracy of the averaged weights; `None` without `train.ema_decay`.
     pub ema_test: Option<Tally>,
 }
 
-/// Collects what steps and epochs report; on rank 0, writes it.
+/// Collects the measurements of steps and epochs on every rank, and writes the records on rank 0.
 pub struct Recorder {
     writer: Option<Writer>,
-    /// For TensorBoard.
+    /// The event file for TensorBoard; `None` if not configured, on ranks other than 0, and after it could
+    /// not be written.
     events: Option<EventFile>,
     run_dir: RunDir,
     world: World,
@@ -42,30 +43,31 @@ pub struct Recorder {
     seconds_to_first_step: Option<f64>,
     steps_taken: u64,
     window: Window,
-    /// Of this process, after the warm-up.
+    /// Images and seconds of all steps of this process since its warm-up.
     total: Throughput,
-    /// The part of it in this epoch.
+    /// The part of `total` in the epoch in progress.
     epoch: Throughput,
     step_ms: Vec<f64>,
-    /// Of steps since the host last waited for the device; on the CPU, of one.
+    /// Milliseconds of each step since the host last waited for the device, of which a GPU may still
+    /// execute some; on the CPU, of a single step.
     queued_ms: Vec<f64>,
     has_waited: bool,
-    /// Whether records are kept that the disk did not take.
+    /// Whether the disk refused records, which are kept in memory until it takes them.
     is_behind: bool,
-    /// The best test accuracy so far and its epoch, also where the disk took no checkpoint of it.
+    /// The best test accuracy so far and its epoch, whether or not its checkpoint could be written.
     best: Option<(f64, usize)>,
 }
 
-/// Steps since the last record.
+/// Measurements of the steps since the last step record.
 #[derive(Default)]
 struct Window {
     times: StepTimes,
-    /// Of each step.
+    /// Milliseconds of each step.
     step_ms: Vec<f64>,
     throughput: Throughput,
 }
 
-/// Images over seconds.
+/// Number of images of some steps over all ranks, and the seconds that these steps took.
 #[derive(Debug, Clone, Copy, Default)]
 struct Throughput {
     images: f64,
@@ -78,17 +80,18 @@ impl Throughput {
         self.seconds += time.as_secs_f64();
     }
 
-    /// `None` when nothing was counted.
+    /// Returns `None` if no step was counted.
     fn images_per_s(self) -> Option<f64> {
         (self.seconds > 0.0).then(|| self.images / self.seconds)
     }
 }
 
 impl Recorder {
-    /// Opens `metrics.jsonl`, without what it holds from after `state`.
+    /// Opens `metrics.jsonl` on rank 0, dropping the records of steps and epochs after `state`, which the
+    /// run will write again. `started`: when this process started.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// When `metrics.jsonl` cannot be read or written.
     pub fn open(
         config: &Config,
         run_dir: &RunDir,
@@ -97,7 +100,8 @@ impl Recorder {
         device: Device,
         started: Instant,
     ) -> Result<Self> {
-        // A run that ended within an epoch has its record, and will not write it again.
+        // The record of an epoch that ended early at `train.max_steps` is kept: the run will not write it
+        // again.
         let epochs = match state.is_at_max_steps(&config.train) {
             true => state.epoch(),
             false => state.epochs_completed,
@@ -127,13 +131,13 @@ impl Recorder {
         })
     }
 
-    /// Notes that the host has waited for the device.
+    /// Notes that the host has waited for the device since the last call of [`Self::step`].
     pub fn waited(&mut self) {
         self.has_waited = true;
     }
 
-    /// Counts a step of `images` images over all ranks, and writes a record where one is due, with the
-    /// norm of its gradients and how its loss was scaled.
+    /// Counts a step of `images` images over all ranks, and writes a step record if one is due. `gradients`
+    /// is called only then, for the norm of the gradients and the loss scaling.
     pub fn step(
         &mut self,
         state: &mut State,
@@ -153,7 +157,8 @@ impl Recorder {
             self.queued_ms.push(milliseconds(times.total));
         }
         if std::mem::take(&mut self.has_waited) {
-            // One by one they are no times of steps: the last waited for those before it.
+            // The mean over all of these steps, since the last one waited for the device to finish those
+            // before it.
             let mean = self.queued_ms.iter().sum::<f64>() / self.queued_ms.len() as f64;
             self.step_ms.extend(self.queued_ms.drain(..).map(|_| mean));
         }
@@ -177,7 +182,7 @@ impl Recorder {
         let mean = |sum: Duration| milliseconds(sum) / window.step_ms.len() as f64;
         let StepTimes { total, data, phases, skew } = window.times;
         let (grad_norm, loss_scaling) = gradients();
-        // The host does not see when a GPU begins and ends something.
+        // On a GPU the host does not observe when the phases of a step begin and end.
         let is_seen = !self.device.is_cuda();
         let split = is_seen.then(|| StepSplit {
             skew_ms: mean(skew),
@@ -202,12 +207,12 @@ impl Recorder {
         self.write(&Record::Step(record), state.step);
     }
 
-    /// On rank 0, writes a record, or keeps it where the disk does not take it. A run goes on without its events for
-    /// TensorBoard.
+    /// On rank 0, writes a record, or keeps it in memory if the disk refuses it. If the TensorBoard events
+    /// cannot be written, the run goes on without them.
     fn write(&mut self, record: &Record, step: u64) {
         let Some(writer) = &mut self.writer else { return };
         let ended = writer.write(record);
-        // Of a summary it is said by who waits for it to be written.
+        // For a summary, the caller that waits until it is written logs the failure.
         if let Err(error) = &ended
             && !self.is_behind
             && !matches!(record, Record::Summary(_))
@@ -219,10 +224,10 @@ impl Recorder {
         self.events = events.and_then(|mut it| heard(it.write(record, step).map(|()| it)));
     }
 
-    /// On rank 0, writes the records that are kept.
+    /// On rank 0, writes the records that are kept in memory.
     ///
     /// # Errors
-    /// When the disk still does not take them.
+    /// When the disk still refuses them.
     pub fn flush(&mut self) -> Result<()> {
         if let Some(writer) = &mut self.writer {
             writer.flush()?;
@@ -231,12 +236,12 @@ impl Recorder {
         Ok(())
     }
 
-    /// Of this process so far, over all ranks; 0 before the first step that counts.
+    /// Returns the images per second over all ranks since the warm-up of this process; 0 during the warm-up.
     pub fn images_per_s(&self) -> f64 {
         self.total.images_per_s().unwrap_or(0.0)
     }
 
-    /// Writes an epoch's record, with the evaluation after it where there was one.
+    /// Writes the record of the epoch in progress, with the evaluation at its end if there was one.
     pub fn epoch(&mut self, state: &State, evaluation: Option<Evaluation>) {
         let images_per_s = std::mem::take(&mut self.epoch).images_per_s();
         if let Some(Evaluation { test, .. }) = evaluation
@@ -283,7 +288,7 @@ impl Recorder {
         self.write(&Record::Epoch(record), state.step);
     }
 
-    /// Redraws the curves. A run goes on without them.
+    /// Redraws the curves on rank 0. A failure is only logged.
     pub fn draw(&self) {
         if self.writer.is_none() {
             return;
@@ -293,7 +298,8 @@ impl Recorder {
         }
     }
 
-    /// Whether the run ended between its last checkpoint and its summary. `false` on ranks that write none.
+    /// Returns whether a complete run has no summary in `metrics.jsonl`, because it was cut off between its
+    /// last checkpoint and the summary. Always `false` on ranks other than 0.
     ///
     /// # Errors
     /// When `metrics.jsonl` cannot be read.
@@ -302,7 +308,7 @@ impl Recorder {
         self.writer.as_ref().map_or(Ok(false), lacks)
     }
 
-    /// Writes the summary, or keeps it for [`Self::flush`].
+    /// Writes the summary on rank 0, or keeps it in memory for [`Self::flush`] if the disk refuses it.
     pub fn finish(&mut self, state: &State, peak_memory_bytes: u64) {
         if self.writer.is_none() {
             return;
@@ -327,7 +333,7 @@ impl Recorder {
     }
 }
 
-/// Warns of what TensorBoard will not see.
+/// Converts an error of the TensorBoard events into `None`, with a warning.
 fn heard<T>(events: io::Result<T>) -> Option<T> {
     events.inspect_err(|error| warn!("no more events for TensorBoard: {error}")).ok()
 }
@@ -336,7 +342,7 @@ fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// The value below which `fraction` of the sorted values lie; `None` without values.
+/// Returns the value below which `fraction` of the sorted values lie, or `None` if there are no values.
 fn percentile(sorted: &[f64], fraction: f64) -> Option<f64> {
     let last = sorted.len().checked_sub(1)?;
     sorted.get((last as f64 * fraction).round() as usize).copied()

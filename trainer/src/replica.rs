@@ -10,27 +10,27 @@ use crate::arithmetic::Arithmetic;
 use crate::flat::Flat;
 use crate::model::{Mode, Module};
 
-/// The numbers and the layers over them.
+/// A network's tensors and the layers over them.
 pub struct Replica {
-    /// Its numbers.
+    /// Parameters, gradients and running statistics.
     pub flat: Flat,
-    /// Its layers.
+    /// The layers, whose tensors are views into `flat`.
     pub model: Module,
-    /// Where both are.
+    /// The device of the tensors.
     pub device: Device,
-    /// What the layers compute in.
+    /// The arithmetic in which layers compute.
     pub arithmetic: Arithmetic,
-    /// How its convolutions are computed.
+    /// The methods by which convolutions are computed on the CPU.
     pub convolutions: Rc<ConvTable>,
-    /// Of training steps: [`Mode::TrainFrozenNorm`] freezes batch norm's statistics.
+    /// The mode of training steps; [`Mode::TrainFrozenNorm`] freezes batch norm's statistics.
     pub mode: Mode,
-    /// Whether batch norm's statistics are those of all ranks' images.
+    /// Whether batch norm computes its training statistics over the images of all ranks.
     pub sync_batch_norm: bool,
 }
 
 impl Replica {
-    /// The layers over `flat`, computed in `arithmetic`: for training, each rank with statistics of its own
-    /// images, and libtorch's convolutions.
+    /// Creates a replica for training, in which batch norm's statistics are those of this rank's images,
+    /// and convolutions are libtorch's.
     pub fn new(flat: Flat, model: Module, arithmetic: Arithmetic) -> Self {
         Self {
             device: flat.parameters.device(),
@@ -43,7 +43,7 @@ impl Replica {
         }
     }
 
-    /// Runs `body`, which calls the layers, in its arithmetic.
+    /// Runs `body`, which calls the layers, in the replica's arithmetic and with its methods of convolution.
     ///
     /// # Errors
     /// When libtorch refuses.

@@ -1,5 +1,5 @@
-//! A disk that does not take a checkpoint does not end the run: training goes on without it, and what is written at
-//! the end is tried again until there is room.
+//! Saving on a disk that may be full. A checkpoint that cannot be written does not end the run: training
+//! goes on without it, and the last checkpoint is retried until there is room or a time limit is reached.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,52 +14,54 @@ use crate::metrics::MetricsError;
 use crate::patience::{any_rank, on_rank_0};
 use crate::{Result, TrainError};
 
-/// Between two tries: at first, and at most.
+/// Back-off between two attempts to write: the first pause, which doubles each time, and the longest.
 const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 
-/// How often somebody who waits looks whether he shall stop.
+/// Interval at which a waiting rank 0 checks whether it was asked to stop.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// What is done where the disk refuses.
+/// What to do when the disk refuses a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IfRefused {
-    /// Training goes on, and the end of the next epoch tries again.
+    /// Training goes on, and the end of the next epoch retries.
     GoOn,
-    /// It is tried again for `checkpoint.retry_minutes`, or until somebody asks to stop.
+    /// Retry for `checkpoint.retry_minutes` or until rank 0 is asked to stop; then the run ends with the
+    /// error.
     Wait,
-    /// The run ends.
+    /// The run ends with the error.
     End,
 }
 
-/// What is done while rank 0 waits for its disk.
+/// Callbacks while rank 0 waits for its disk.
 pub struct Waiting<'a> {
-    /// Called now and then, on all ranks.
+    /// Heartbeat to the launcher, called repeatedly on all ranks.
     pub beat: &'a dyn Fn(),
-    /// Whether rank 0 was asked to stop: the launcher asks all.
+    /// Returns whether rank 0 was asked to stop. The launcher asks all ranks.
     pub asked_to_stop: &'a dyn Fn() -> bool,
 }
 
-/// Saves, and knows whether that is overdue.
+/// Saves, and remembers whether the newest checkpoint is still to be written.
 pub struct Saver {
     retry_for: Duration,
     is_behind: bool,
 }
 
 impl Saver {
-    /// For a run with nothing to save yet.
+    /// Creates a saver for a run that is not behind.
     pub const fn new(config: &config::Checkpoint) -> Self {
         Self { retry_for: Duration::from_secs(config.retry_minutes * 60), is_behind: false }
     }
 
-    /// Whether the disk has refused the newest checkpoint; alike on all ranks.
+    /// Returns whether the disk has refused the newest checkpoint. The same on all ranks.
     pub const fn is_behind(&self) -> bool {
         self.is_behind
     }
 
-    /// Has rank 0 `write` a checkpoint, or the records that are kept. Collective.
+    /// Has rank 0 call `write`, which writes a checkpoint or pending records, and retries as `if_refused`
+    /// says. Collective.
     ///
     /// # Errors
-    /// Those of `write`, but for a disk's where training goes on; when a peer is gone or late.
+    /// Those of `write`, except for a disk's with [`IfRefused::GoOn`]; when a peer is gone or late.
     pub fn save(
         &mut self,
         communicator: &dyn Communicator,
@@ -94,7 +96,8 @@ impl Saver {
     }
 }
 
-/// Tries `write` for so long, and at least once. Whether it has waited.
+/// Calls `write` at least once, and retries errors of the disk for `retry_for` or until asked to stop.
+/// Returns whether a retry was necessary.
 fn patiently(
     retry_for: Duration,
     waiting: &Waiting<'_>,
@@ -128,7 +131,8 @@ fn patiently(
     }
 }
 
-/// Whether a file could not be written, and not, for example, a tensor that cannot be.
+/// Returns whether the error is one of file I/O, which a retry may cure, and not, for example, an invalid
+/// tensor.
 fn is_the_disks(error: &TrainError) -> bool {
     matches!(
         error,

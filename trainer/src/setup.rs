@@ -289,7 +289,7 @@ fn check_equal_on_ranks(
     let _ = digests.get(rank as i64).fill_(i64::from(u32::from_le_bytes([a, b, c, d])));
     torch_ext::collective::all_reduce(communicator, &mut digests, comm::ReduceOp::Sum)?;
     let digests = Vec::<i64>::try_from(&digests)?;
-    communicator.check()?; // on a GPU a late rank shows here
+    communicator.check()?; // on a GPU, a late rank is detected here
     match digests.iter().position(|digest| *digest != digests[0]) {
         None => Ok(()),
         Some(other) => Err(TrainError::Setup(format!(

@@ -11,24 +11,25 @@ use crate::optim::Optimizer;
 use crate::replica::Replica;
 use crate::tally::Counter;
 
-/// What goes through the network at once.
+/// A batch that goes through the network at once: the whole step's, or a part of it with gradient
+/// accumulation.
 pub struct Microbatch {
-    /// This rank's images; may be none.
+    /// This rank's images and their targets; may be empty.
     pub batch: Batch,
-    /// Images of all ranks.
+    /// Number of images of this microbatch on all ranks together.
     pub global_len: usize,
 }
 
 impl Microbatch {
-    /// The same images in memory of their own.
+    /// Returns a deep copy.
     pub fn copy(&self) -> Self {
         Self { batch: self.batch.copy(), global_len: self.global_len }
     }
 }
 
-/// What a step needs besides the replica.
+/// The parts that a step needs besides the replica.
 pub struct StepParts<'a> {
-    /// Takes the step.
+    /// Updates the parameters.
     pub optimizer: &'a mut Optimizer,
     /// Sums gradients over ranks.
     pub grad_sync: &'a GradSync,
@@ -36,29 +37,28 @@ pub struct StepParts<'a> {
     pub counter: &'a mut Counter,
 }
 
-/// How long the phases of a step took on the host; on a GPU, how long it took to queue them.
+/// Time that the host spent in each phase of a step. On a GPU this is the time to queue the phase's work.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Phases {
-    /// Clearing gradients, and from the images to the loss.
+    /// Clearing the gradients, and the forward pass up to the loss.
     pub forward: Duration,
-    /// From the loss to this rank's gradients.
+    /// The backward pass, up to this rank's gradients.
     pub backward: Duration,
-    /// Waiting for the other ranks' gradients.
+    /// Waiting for all-reduces of gradients: the communication that backward does not hide.
     pub comm_exposed: Duration,
-    /// Changing the weights.
+    /// The optimizer's update of the parameters.
     pub optimizer: Duration,
 }
 
-/// One step on this rank's part of a global batch of `global_batch_size` images, which goes through
-/// the network in `microbatches`. Where all of them are empty the rank still takes part in the
-/// collectives. Gradients are added up over microbatches, and reduced over ranks as the last one makes
-/// them. Making microbatches belongs to no phase.
+/// Takes one step on this rank's part of a global batch of `global_batch_size` images, which goes through
+/// the network in `microbatches`. A rank whose microbatches are all empty still takes part in the
+/// collectives. Gradients are accumulated over microbatches, and reduced over ranks during the last one's
+/// backward. The time that `microbatches` takes to produce its items belongs to no phase. Collective.
 ///
-/// On a GPU the step is queued and the host waits for nothing: batches come through pinned memory,
+/// On a GPU the step is queued and the host does not wait for the device: batches come through pinned memory,
 /// gradients are ordered with the communicator's stream by events, loss and correct answers stay in
-/// [`Counter`]. What does wait for the device is [`Counter::exchange`], the gradient's norm of a step
-/// record, evaluation, a checkpoint, and cuDNN, which measures its kernels in the first step of a
-/// shape.
+/// [`Counter`]. Only [`Counter::exchange`], the gradient norm of a step record, evaluation, a checkpoint, and
+/// cuDNN's benchmark of its kernels in the first step of each shape wait for the device.
 ///
 /// # Errors
 /// When a peer is gone or late, or libtorch refuses.
@@ -79,7 +79,7 @@ pub fn train_step(
     Ok(phases)
 }
 
-/// The part of [`train_step`] that is the device's: on a GPU it can be captured into a CUDA graph.
+/// The part of [`train_step`] that runs on the device; on a GPU it can be captured into a CUDA graph.
 pub(crate) fn queue_step(
     replica: &mut Replica,
     parts: &mut StepParts<'_>,
@@ -119,8 +119,9 @@ pub(crate) fn queue_step(
     Ok(phases)
 }
 
-/// The mode in which a microbatch goes through the network, or `None` where this rank has nothing to do in it. A
-/// single image has no variance over a 1x1 map: batch norm takes the running statistics.
+/// Returns the mode in which a microbatch goes through the network, or `None` if this rank has nothing to
+/// compute for it. A single image has no variance over a 1x1 map, so batch norm takes the running
+/// statistics for it.
 fn mode_for(replica: &Replica, microbatch: &Microbatch) -> Option<Mode> {
     let images = microbatch.batch.len();
     let together = if replica.sync_batch_norm { microbatch.global_len } else { images };

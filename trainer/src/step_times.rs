@@ -1,4 +1,4 @@
-//! How long a step took, and where.
+//! Times of a step and of its parts.
 
 use std::time::Duration;
 
@@ -7,24 +7,25 @@ use comm::{BufferMut, Communicator, ReduceOp};
 use crate::Result;
 use crate::step::Phases;
 
-/// How long a step took, and parts of it.
+/// The time of a step and of its parts, or sums of these over steps.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct StepTimes {
     /// The whole step.
     pub total: Duration,
-    /// Making the batch.
+    /// Preparing the batch: gathering and augmenting images.
     pub data: Duration,
-    /// What follows it.
+    /// The phases after that.
     pub phases: Phases,
-    /// Of waiting for gradients: until the slowest rank had its own, the mean over ranks.
+    /// The part of `phases.comm_exposed` in which ranks wait until the slowest one has computed its
+    /// gradients; the mean over ranks.
     pub skew: Duration,
 }
 
 impl StepTimes {
-    /// The means over CPU ranks of a step's parts, without its total. Collective.
+    /// Returns the means over CPU ranks of a step's parts; `total` is zero. Collective.
     ///
-    /// The rank that comes last waits for communication alone; what others wait for longer than it
-    /// is skew.
+    /// The last rank to finish backward waits for communication only; the time that other ranks wait longer
+    /// than this one is skew.
     ///
     /// # Errors
     /// When a peer is gone or late.
@@ -47,7 +48,7 @@ impl StepTimes {
         })
     }
 
-    /// Adds those of another step.
+    /// Adds the times of another step.
     pub fn add(&mut self, other: Self) {
         let (mine, its) = (&mut self.phases, other.phases);
         for (sum, part) in [
@@ -64,7 +65,7 @@ impl StepTimes {
     }
 }
 
-/// Sums of times are neither negative nor infinite.
+/// Converts a sum of times, which is neither negative nor infinite.
 fn duration(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or_default()
 }

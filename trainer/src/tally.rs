@@ -1,4 +1,4 @@
-//! Losses and correct answers, counted on the device and added up over ranks.
+//! Losses and correct answers, accumulated on the device and summed over ranks.
 
 use comm::{Communicator, ReduceOp};
 use serde::{Deserialize, Serialize};
@@ -6,15 +6,15 @@ use tch::{Device, Kind, Tensor};
 
 use crate::Result;
 
-/// Sums over images. Of one rank, until [`Counter::exchange`] makes them those of all.
+/// Sums over images of all ranks, as [`Counter::exchange`] returns them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Tally {
-    /// Sum of the losses.
+    /// Sum of the losses of the images.
     pub loss_sum: f64,
-    /// Images whose class was right.
-    #[serde(alias = "hits")] // in checkpoints from before
+    /// Number of images that were classified correctly.
+    #[serde(alias = "hits")] // the name in older checkpoints
     pub correct: f64,
-    /// Images.
+    /// Number of images.
     pub images: f64,
 }
 
@@ -26,20 +26,21 @@ impl Tally {
         self.images += other.images;
     }
 
-    /// Mean loss of an image; NaN without images.
+    /// Returns the mean loss per image; NaN without images.
     pub fn loss(&self) -> f64 {
         self.loss_sum / self.images
     }
 
-    /// Fraction of images whose class was right; NaN without images.
+    /// Returns the fraction of images that were classified correctly; NaN without images.
     pub fn accuracy(&self) -> f64 {
         self.correct / self.images
     }
 }
 
-/// Counts on the device, so that a step need not wait for its own result.
+/// Accumulates loss and correct answers of one rank on the device, so that a step need not wait for its own
+/// result.
 pub struct Counter {
-    /// `[4]` f64: sum of losses, correct answers, images, ranks that want to stop.
+    /// `[4]` f64: sum of losses, correct answers, images, number of ranks that want to stop.
     sums: Tensor,
 }
 
@@ -49,7 +50,7 @@ impl Counter {
         Self { sums: Tensor::zeros([4], (Kind::Double, device)) }
     }
 
-    /// Adds a batch: logits `[N, classes]`, and the sum of its losses.
+    /// Adds a batch: its logits `[N, classes]`, labels `[N]` i64, and the sum of its losses.
     pub fn add(&mut self, logits: &Tensor, labels: &Tensor, loss_sum: &Tensor) {
         let correct = logits.argmax(-1, false).eq_tensor(labels).sum(Kind::Double);
         let number =
@@ -60,8 +61,8 @@ impl Counter {
         self.sums += added;
     }
 
-    /// Adds up what all ranks have counted since the last call, and says whether any of them wants
-    /// to stop. Collective; waits for the device.
+    /// Returns the sums over all ranks since the last call, and whether any rank wants to stop. Resets the
+    /// counter. Collective; waits for the device.
     ///
     /// # Errors
     /// When a peer is gone or late.
@@ -75,7 +76,7 @@ impl Counter {
         }
         torch_ext::collective::all_reduce(communicator, &mut self.sums, ReduceOp::Sum)?;
         let sums = Vec::<f64>::try_from(&self.sums)?;
-        // On a device, an aborted collective ends too, and leaves what was there.
+        // On a GPU an aborted collective also ends, with the buffer unchanged.
         communicator.check()?;
         let _ = self.sums.zero_();
         let tally = Tally { loss_sum: sums[0], correct: sums[1], images: sums[2] };

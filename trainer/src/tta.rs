@@ -1,11 +1,11 @@
-//! Test-time augmentation: logits of several views of an image, averaged.
+//! Test-time augmentation: averages the logits of several views of an image.
 
 use job::config::Tta;
 use tch::{Kind, Tensor};
 
 use crate::model::{Mode, Module};
 
-/// The logits of `[N, C, H, W]` images: `[N, classes]`.
+/// Returns logits `[N, classes]` of images `[N, C, H, W]`, averaged over the views of `tta`.
 ///
 /// Source: Jordan, airbench, 2024, `infer_mirror` and `infer_mirror_translate`.
 pub fn logits(model: &Module, images: &Tensor, tta: Tta) -> Tensor {

@@ -1,4 +1,4 @@
-//! What several benches share: ranks that are threads of this process.
+//! Code shared by several benches. Ranks are threads of this process.
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use trainer::replica::Replica;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Runs `body` as each rank of a group over shared memory; gives what rank 0 gives.
+/// Runs `body` on each rank of a shared-memory group, and returns rank 0's result.
 pub fn on_ranks<T: Send>(world_size: usize, body: impl Fn(Arc<dyn Communicator>) -> T + Sync) -> T {
     let store = MemoryStore::default();
     let run = |rank| {
@@ -36,7 +36,7 @@ pub fn on_ranks<T: Send>(world_size: usize, body: impl Fn(Arc<dyn Communicator>)
     })
 }
 
-/// Made-up images.
+/// Returns synthetic images.
 pub fn data() -> DataSet {
     let config = config::Data {
         train_images: Some(10_000),
@@ -46,17 +46,17 @@ pub fn data() -> DataSet {
     dataset::load(&Source::Synthetic { because: None }, &config, 0).unwrap()
 }
 
-/// A single rank.
+/// Returns the communicator of a single rank.
 pub fn alone() -> Arc<dyn Communicator> {
     connect(Backend::Shm, World::SINGLE, None, TIMEOUT).unwrap()
 }
 
-/// Gradients are sent as they are, after backward.
+/// Returns options that all-reduce the gradients in fp32, after backward.
 pub fn options(bucket_cap: BucketCap) -> Options {
     Options { timing: Timing::AfterBackward, bucket_cap, wire_dtype: WireDtype::Fp32 }
 }
 
-/// One rank's ResNet-18 as the notes have it.
+/// Returns one rank's ResNet-18, with the notes' stem.
 pub fn replica(communicator: &dyn Communicator, arithmetic: Arithmetic) -> Replica {
     let network = Network::new(&Model::default(), [3, 32, 32], 10);
     let mut flat = Flat::new(network.tensors(true), Device::Cpu, communicator).unwrap();

@@ -1,4 +1,4 @@
-//! Communicators.
+//! NCCL communicators.
 
 use std::ffi::{c_int, c_void};
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
@@ -11,17 +11,17 @@ use crate::{Error, Nccl, Result};
 /// What a communicator is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// It takes the next call.
+    /// The communicator accepts the next call.
     Ready,
-    /// A non-blocking call goes on in the background.
+    /// A non-blocking call is still in progress in the background.
     InProgress,
 }
 
 /// One rank of a group of GPUs. Aborted when dropped, unless finalized.
 ///
-/// Non-blocking where NCCL is 2.14 or later: no call waits for peers, so another thread can always
-/// [`abort`](Self::abort). After a call the state is [`State::InProgress`] until NCCL has dealt with
-/// it; [`settle`](Self::settle) waits for that, outside of groups.
+/// Non-blocking with NCCL 2.14 or later: no call waits for peers, so another thread can always
+/// [`abort`](Self::abort). After a call the state is [`State::InProgress`] until NCCL has completed it in the
+/// background; [`settle`](Self::settle) waits for that, outside of groups.
 pub struct Comm {
     nccl: Nccl,
     cuda: Cuda,
@@ -32,25 +32,26 @@ pub struct Comm {
 
 struct Handle(CommHandle);
 
-// SAFETY: NCCL's communicators may be used from any thread, one at a time, which the mutex sees to.
+// SAFETY: NCCL's communicators may be used from any thread, one at a time, which the mutex ensures.
 unsafe impl Send for Handle {}
 
 impl Handle {
     fn abort(self, nccl: &Nccl) -> Result<()> {
-        // SAFETY: the handle is valid and ends here, so nobody uses it afterwards.
+        // SAFETY: the handle is valid and consumed here, so nothing uses it afterwards.
         let code = unsafe { (nccl.functions.ncclCommAbort)(self.0) };
         nccl.check("ncclCommAbort", code)
     }
 }
 
-/// What failed, where NCCL tells of it after the call.
+/// Name of the failed function in an error that NCCL reports only after the call.
 pub(crate) const BACKGROUND: &str = "background operation";
 
-/// How long an abort is waited for.
+/// Timeout of an abort, after which it continues in the background.
 const ABORT_TIME: Duration = Duration::from_secs(2);
 
 impl Comm {
-    /// Begins to connect `rank` of `world_size` on `device`, the current CUDA device. Collective.
+    /// Starts connecting `rank` of `world_size` on `device`, which must be the current CUDA device.
+    /// Collective.
     ///
     /// <https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api/comms.html#ncclcomminitrankconfig>
     ///
@@ -84,7 +85,7 @@ impl Comm {
         Ok(Self { nccl: nccl.clone(), cuda: cuda.clone(), device, handle })
     }
 
-    /// What the communicator is doing, or what has gone wrong in the background.
+    /// Returns what the communicator is doing, or the error of a background operation.
     ///
     /// <https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api/comms.html#ncclcommgetasyncerror>
     ///
@@ -101,10 +102,11 @@ impl Comm {
         })
     }
 
-    /// Waits until the last call has been dealt with.
+    /// Waits until the last call has completed in the background.
     ///
     /// # Errors
-    /// Those of [`Self::state`]; [`Error::Timeout`], `what` being what was waited for.
+    /// Those of [`Self::state`]; [`Error::Timeout`] with `what`, which names the operation that is waited
+    /// for.
     pub fn settle(&self, what: &'static str, timeout: Duration) -> Result<()> {
         let start = Instant::now();
         while self.state()? == State::InProgress {
@@ -122,24 +124,24 @@ impl Comm {
         Ok(())
     }
 
-    /// Stops what runs on the device, here, and frees the communicator. A device that does not answer
-    /// keeps NCCL waiting, but not the caller: after two seconds that goes on in the background.
+    /// Aborts what runs on this rank's device and frees the communicator. An unresponsive device can block
+    /// NCCL here, but not the caller: after two seconds the abort continues in the background.
     ///
     /// <https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api/comms.html#ncclcommabort>
     ///
     /// # Errors
-    /// [`Error::Nccl`], [`Error::Timeout`]; none when that has happened already.
+    /// [`Error::Nccl`], [`Error::Timeout`]; none when the communicator was already aborted or finalized.
     pub fn abort(&self) -> Result<()> {
         let Some(handle) = self.take() else { return Ok(()) };
         let (nccl, cuda, device) = (self.nccl.clone(), self.cuda.clone(), self.device);
         within("ncclCommAbort", ABORT_TIME, move || {
-            // NCCL puts back the device that it finds. Where this fails, it aborts all the same.
+            // NCCL restores the device that is current here. Where this fails, it aborts all the same.
             let _ = cuda.set_device(device);
             handle.abort(&nccl)
         })
     }
 
-    /// Waits for what is under way on all ranks, and frees the communicator. Collective.
+    /// Waits for the operations under way on all ranks, and frees the communicator. Collective.
     ///
     /// <https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api/comms.html#ncclcommfinalize>
     ///
@@ -152,13 +154,13 @@ impl Comm {
                 self.nccl.check_for(comm, "ncclCommFinalize", unsafe { finalize(comm) })
             })?;
             if let Err(error) = self.settle("ncclCommFinalize", timeout) {
-                // What it says would only hide the reason.
+                // An error of the abort would only hide the reason.
                 let _ = self.abort();
                 return Err(error);
             }
         }
         let Some(Handle(comm)) = self.take() else { return Err(Error::Aborted) };
-        // SAFETY: the handle is valid and was taken, so nobody uses it afterwards.
+        // SAFETY: the handle is valid and was taken, so nothing uses it afterwards.
         let code = unsafe { (self.nccl.functions.ncclCommDestroy)(comm) };
         self.nccl.check("ncclCommDestroy", code)
     }
@@ -167,13 +169,13 @@ impl Comm {
         self.handle.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Calls `body` with the handle, which nobody frees meanwhile.
+    /// Calls `body` with the handle, which is not freed meanwhile.
     fn with<R>(&self, body: impl FnOnce(CommHandle) -> Result<R>) -> Result<R> {
         let handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner);
         body(handle.as_ref().ok_or(Error::Aborted)?.0)
     }
 
-    /// Begins to queue collectives. Nobody can abort the communicator until the result is dropped.
+    /// Locks the communicator for queueing collectives. It cannot be aborted until the result is dropped.
     ///
     /// # Errors
     /// [`Error::Aborted`].
@@ -186,14 +188,14 @@ impl Comm {
     }
 }
 
-/// A communicator while collectives are queued; see [`Comm::calls`].
+/// A communicator locked for queueing collectives; see [`Comm::calls`].
 pub struct Calls<'a> {
     nccl: &'a Nccl,
     handle: MutexGuard<'a, Option<Handle>>,
 }
 
 impl Calls<'_> {
-    /// Makes the calls in `body` one operation.
+    /// Makes the calls in `body` one operation, an NCCL group.
     ///
     /// <https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api/group.html#ncclgroupstart>
     ///
@@ -214,14 +216,14 @@ impl Calls<'_> {
     }
 }
 
-/// The collectives, in place on `count` elements, queued on a CUDA stream.
+/// The collectives. Each is queued on a CUDA stream; `count` is in elements.
 ///
 /// # Safety
-/// Of all of them: the pointers are device memory of the communicator's device, valid until the
-/// stream has come to the end of the operation, and `stream` is a `cudaStream_t` of that device.
+/// For all of them: the pointers must be device memory of the communicator's device, valid until the stream
+/// has completed the operation, and `stream` must be a `cudaStream_t` of that device.
 #[allow(clippy::missing_safety_doc)]
 impl Calls<'_> {
-    /// Reduces `data` over all ranks, to all ranks.
+    /// Reduces `data` over all ranks, in place on all ranks.
     ///
     /// <https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api/colls.html#ncclallreduce>
     ///
@@ -262,7 +264,7 @@ impl Calls<'_> {
         })
     }
 
-    /// Reduces `data` over all ranks, to `root`.
+    /// Reduces `data` over all ranks, in place on `root`.
     ///
     /// <https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api/colls.html#ncclreduce>
     ///
@@ -284,8 +286,8 @@ impl Calls<'_> {
         })
     }
 
-    /// Reduces `send`, of `count` elements a rank, and leaves each rank its part in `receive`, which
-    /// may be that part of `send`.
+    /// Reduces `send`, which has `count` elements for each rank, and leaves each rank its part in `receive`,
+    /// which may be that part of `send`.
     ///
     /// <https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api/colls.html#ncclreducescatter>
     ///
@@ -306,8 +308,8 @@ impl Calls<'_> {
         })
     }
 
-    /// Gathers `send`, of `count` elements, from all ranks in `receive`, of which `send` may be this
-    /// rank's part.
+    /// Gathers `send`, of `count` elements, from all ranks into `receive`. `send` may be this rank's part of
+    /// `receive`.
     ///
     /// <https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api/colls.html#ncclallgather>
     ///
@@ -328,14 +330,14 @@ impl Calls<'_> {
     }
 }
 
-/// Does `work` on another thread, and waits for `limit` at most.
+/// Runs `work` on another thread and waits at most `limit` for its result.
 fn within(
     what: &'static str,
     limit: Duration,
     work: impl FnOnce() -> Result<()> + Send + 'static,
 ) -> Result<()> {
     let (sender, receiver) = mpsc::channel();
-    // Where there can be no thread, the sender is dropped at once, and nothing comes.
+    // If no thread can be spawned, the sender is dropped at once, and `recv_timeout` fails.
     let _ = std::thread::Builder::new().name(what.into()).spawn(move || sender.send(work()));
     let late = Err(Error::Timeout { what, after: limit });
     receiver.recv_timeout(limit).unwrap_or(late)
@@ -348,7 +350,7 @@ impl Drop for Comm {
     }
 }
 
-/// A rank or a number of ranks; NCCL refuses what is out of range.
+/// Converts a rank or a world size; NCCL rejects the -1 of one that is out of range.
 fn as_int(number: usize) -> c_int {
     c_int::try_from(number).unwrap_or(-1)
 }

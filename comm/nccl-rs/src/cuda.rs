@@ -1,7 +1,7 @@
-//! The little of the CUDA runtime that collectives need: devices, streams, events, staging memory.
+//! The few functions of the CUDA runtime that collectives need: devices, streams, events, staging memory.
 //!
-//! Opened at run time, like NCCL. Streams and events are the driver's, so those that another copy of
-//! the runtime in this process has made can be passed in.
+//! Opened at run time, like NCCL. Streams and events belong to the driver, so those created through another
+//! copy of the runtime in this process can be passed in.
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::marker::PhantomData;
@@ -33,7 +33,7 @@ table! {
     fn cudaSetDevice(c_int) -> ErrorCode;
     /// <https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__ERROR.html>
     fn cudaGetErrorString(ErrorCode) -> *const c_char;
-    /// The same page; forgets the thread's last error.
+    /// The same page. Clears the calling thread's last error.
     fn cudaGetLastError() -> ErrorCode;
     /// <https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__STREAM.html>
     fn cudaStreamCreateWithFlags(*mut *mut c_void, c_uint) -> ErrorCode;
@@ -64,14 +64,14 @@ table! {
     optional
 }
 
-/// The CUDA runtime, opened. Cheap to clone.
+/// The opened CUDA runtime. Cheap to clone.
 #[derive(Clone)]
 pub struct Cuda {
     functions: Arc<Functions>,
 }
 
 impl Cuda {
-    /// Opens the runtime that this process has already, such as libtorch's, or the system's.
+    /// Opens the runtime that is already loaded in this process, such as libtorch's, or else the system's.
     ///
     /// # Errors
     /// [`Error::Open`] when there is none.
@@ -83,7 +83,7 @@ impl Cuda {
         Ok(Self { functions: Arc::new(functions) })
     }
 
-    /// Devices that this process can see.
+    /// Returns the number of devices that are visible to this process.
     ///
     /// # Errors
     /// [`Error::Cuda`], also when there is no driver.
@@ -95,8 +95,8 @@ impl Cuda {
         Ok(usize::try_from(count).unwrap_or(0))
     }
 
-    /// Makes `device` this thread's current one, for a thread that has not used another: to put the first
-    /// back, as [`Self::use_device`] does, would make a context on it.
+    /// Makes `device` the current device of this thread, for good. For a thread that has used no other
+    /// device: restoring the previous one, as [`Self::use_device`] does, would create a context on it.
     ///
     /// # Errors
     /// [`Error::Cuda`].
@@ -106,7 +106,7 @@ impl Cuda {
         self.check("cudaSetDevice", unsafe { (self.functions.cudaSetDevice)(device) })
     }
 
-    /// Makes `device` this thread's current one until the guard is dropped.
+    /// Makes `device` the current device of this thread until the guard is dropped.
     ///
     /// # Errors
     /// [`Error::Cuda`].
@@ -119,7 +119,7 @@ impl Cuda {
         Ok(DeviceGuard { cuda: self.clone(), previous, not_send: PhantomData })
     }
 
-    /// A new stream of the current device, which the default stream does not wait for.
+    /// Creates a stream on the current device that does not synchronise with the default stream.
     ///
     /// # Errors
     /// [`Error::Cuda`].
@@ -132,7 +132,7 @@ impl Cuda {
         Ok(Stream { cuda: self.clone(), handle })
     }
 
-    /// A new event of the current device, recorded now on `stream`.
+    /// Creates an event on the current device and records it on `stream`.
     ///
     /// # Safety
     /// `stream` is a stream of the current device.
@@ -152,7 +152,7 @@ impl Cuda {
         Ok(event)
     }
 
-    /// `len_bytes` of the current device's memory.
+    /// Allocates `len_bytes` of the current device's memory.
     ///
     /// # Errors
     /// [`Error::Cuda`].
@@ -164,7 +164,8 @@ impl Cuda {
         Ok(Memory { cuda: self.clone(), start, on_device: true })
     }
 
-    /// `len_bytes` of this process's memory that copies to and from devices need not wait for.
+    /// Allocates `len_bytes` of page-locked host memory, which can be copied to and from devices
+    /// asynchronously.
     ///
     /// # Errors
     /// [`Error::Cuda`].
@@ -179,8 +180,8 @@ impl Cuda {
     /// Queues a copy on `stream`.
     ///
     /// # Safety
-    /// Both addresses are valid for `len_bytes` until the stream has come there, one of them is
-    /// pinned and the other on the stream's device, and nobody writes to either meanwhile.
+    /// Both addresses must be valid for `len_bytes` until the stream has completed the copy; one is pinned
+    /// host memory and the other memory of the stream's device; and nothing else writes to either meanwhile.
     ///
     /// # Errors
     /// [`Error::Cuda`].
@@ -211,7 +212,7 @@ impl Cuda {
         self.check("cudaStreamWaitEvent", code)
     }
 
-    /// Whether what is queued on `stream` is captured instead of executed.
+    /// Returns whether work queued on `stream` is captured instead of executed.
     ///
     /// # Safety
     /// `stream` is a stream.
@@ -240,32 +241,32 @@ impl Cuda {
         if code == SUCCESS {
             return Ok(());
         }
-        // It is returned from here: the next who asks CUDA for the thread's last error, as libtorch does after
-        // its kernels, must not take it for one of its own.
+        // The error is returned from here, so clear it: code that later asks CUDA for the thread's last
+        // error, as libtorch does after its kernels, must not take it for its own.
         // SAFETY: plain call.
         unsafe { (self.functions.cudaGetLastError)() };
-        // SAFETY: CUDA keeps the string.
+        // SAFETY: CUDA owns the string.
         let text = unsafe { text_of((self.functions.cudaGetErrorString)(code)) };
         Err(Error::Cuda { function, code, text })
     }
 }
 
-/// Puts the thread's previous device back when dropped.
+/// Restores the thread's previous device when dropped.
 pub struct DeviceGuard {
     cuda: Cuda,
     previous: c_int,
-    /// It must be dropped on its own thread.
+    /// The guard must be dropped on the thread that created it.
     not_send: PhantomData<*const ()>,
 }
 
 impl Drop for DeviceGuard {
     fn drop(&mut self) {
-        // SAFETY: plain call with what CUDA itself has said.
+        // SAFETY: plain call with a device that CUDA itself has returned.
         unsafe { (self.cuda.functions.cudaSetDevice)(self.previous) };
     }
 }
 
-/// A stream, destroyed when dropped, which does not stop what is queued.
+/// A stream, destroyed when dropped; work that is queued on it still completes.
 pub struct Stream {
     cuda: Cuda,
     handle: *mut c_void,
@@ -273,7 +274,7 @@ pub struct Stream {
 
 // SAFETY: CUDA's streams may be used from any thread.
 unsafe impl Send for Stream {}
-// SAFETY: as above, also by several at once.
+// SAFETY: as above, also concurrently.
 unsafe impl Sync for Stream {}
 
 impl Stream {
@@ -298,14 +299,14 @@ pub struct Event {
 
 // SAFETY: CUDA's events may be used from any thread.
 unsafe impl Send for Event {}
-// SAFETY: as above, also by several at once.
+// SAFETY: as above, also concurrently.
 unsafe impl Sync for Event {}
 
 impl Event {
-    /// Whether its stream has come there.
+    /// Returns whether the stream has completed all work queued before the event.
     ///
     /// # Errors
-    /// [`Error::Cuda`], also that of earlier work on the device.
+    /// [`Error::Cuda`], also for a failure of earlier work on the device.
     pub fn is_reached(&self) -> Result<bool> {
         // SAFETY: the event is valid.
         match unsafe { (self.cuda.functions.cudaEventQuery)(self.handle) } {
@@ -317,19 +318,19 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        // SAFETY: the event is this object's own; CUDA frees it when its stream has come there.
+        // SAFETY: the event is this object's own; CUDA frees it once the stream has reached it.
         unsafe { (self.cuda.functions.cudaEventDestroy)(self.handle) };
     }
 }
 
-/// Memory, freed when dropped, after the device's work.
+/// Device or pinned host memory, freed when dropped, after the device's work.
 pub struct Memory {
     cuda: Cuda,
     start: *mut c_void,
     on_device: bool,
 }
 
-// SAFETY: an address; whoever accesses the memory orders the accesses.
+// SAFETY: only an address; users of the memory synchronise their accesses.
 unsafe impl Send for Memory {}
 
 impl Memory {
@@ -360,7 +361,7 @@ mod tests {
             Err(error @ Error::Open { .. }) => return println!("skipped: {error}"),
             Err(error) => panic!("{error}"),
         };
-        // Without a GPU an error, which CUDA has words for.
+        // Without a GPU this is an error, with CUDA's description of it.
         if let Err(error) = cuda.device_count() {
             let Error::Cuda { function: "cudaGetDeviceCount", code, text } = &error else {
                 panic!("{error}")

@@ -1,4 +1,4 @@
-//! What can go wrong.
+//! Errors of NCCL and CUDA.
 
 use std::ffi::{CStr, c_char};
 
@@ -15,9 +15,9 @@ pub enum Error {
     /// A library could not be opened.
     #[error("cannot open {library}: {reason}")]
     Open {
-        /// Its names that were tried.
+        /// The file names that were tried.
         library: String,
-        /// What the dynamic linker says.
+        /// The dynamic linker's error messages.
         reason: String,
     },
     /// A library is too old.
@@ -28,44 +28,44 @@ pub enum Error {
         /// The function.
         function: &'static str,
     },
-    /// NCCL refused or failed.
+    /// An NCCL function failed.
     #[error("{function}: {text}{}{detail}", if detail.is_empty() { "" } else { "; " })]
     Nccl {
         /// The function that was called.
         function: &'static str,
         /// The `ncclResult_t`.
         code: i32,
-        /// NCCL's words for the code.
+        /// NCCL's description of the code.
         text: String,
-        /// NCCL's words for the last error of this communicator; may be empty.
+        /// NCCL's description of the communicator's last error; may be empty.
         detail: String,
     },
-    /// CUDA refused or failed.
+    /// A CUDA function failed.
     #[error("{function}: {text}")]
     Cuda {
         /// The function that was called.
         function: &'static str,
         /// The `cudaError_t`.
         code: i32,
-        /// CUDA's words for the code.
+        /// CUDA's description of the code.
         text: String,
     },
-    /// The communicator was aborted, here or by a watchdog.
+    /// The communicator was aborted or finalized before the call.
     #[error("the NCCL communicator was aborted")]
     Aborted,
     /// A deadline passed.
     #[error("{what} did not end within {after:.1?}")]
     Timeout {
-        /// What was waited for.
+        /// The operation that was waited for.
         what: &'static str,
-        /// How long.
+        /// How long it was waited for.
         after: std::time::Duration,
     },
 }
 
 impl Error {
-    /// Whether a peer is the likely cause: NCCL says that one is gone, or a socket failed while ranks were
-    /// talking to each other, which is what a process that has ended leaves of its connections.
+    /// Returns whether a peer is the likely cause: NCCL reports that a peer is gone, or a socket failed in a
+    /// background operation, which is how the connections of an exited process break.
     pub fn is_of_a_peer(&self) -> bool {
         match self {
             Self::Nccl { code: REMOTE_ERROR, .. } => true,
@@ -75,7 +75,7 @@ impl Error {
     }
 }
 
-/// A copy of a string that a library keeps.
+/// Copies a string that a library owns.
 ///
 /// # Safety
 /// `text` is null or points to a C string.
@@ -87,7 +87,7 @@ pub(crate) unsafe fn text_of(text: *const c_char) -> String {
     unsafe { CStr::from_ptr(text) }.to_string_lossy().trim().to_owned()
 }
 
-/// An error and what it came from, where its own words do not say.
+/// Formats an error with its source, if it has one.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     match error.source() {
         Some(source) => format!("{error}: {source}"),

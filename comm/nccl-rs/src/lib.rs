@@ -1,8 +1,8 @@
-//! A thin binding to NCCL and to the little of CUDA that its use needs, opened at run time: one
-//! binary serves machines with and without a GPU.
+//! A thin binding to NCCL and to the few functions of the CUDA runtime that its use needs, opened at run
+//! time: one binary serves machines with and without a GPU.
 //!
-//! - [`sys`]: the C functions as they are, in a table filled by `dlopen`;
-//! - [`Nccl`] and [`Comm`]: results with NCCL's own words, and communicators that are aborted when
+//! - [`sys`]: the raw C functions, in a table filled by `dlopen`;
+//! - [`Nccl`] and [`Comm`]: results with NCCL's error texts, and communicators that are aborted when
 //!   dropped;
 //! - [`cuda`]: devices, streams, events and staging memory of the CUDA runtime.
 //!

@@ -1,4 +1,4 @@
-//! The opened library: what needs no communicator.
+//! The opened NCCL library, and its functions that need no communicator.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ pub struct Version {
 }
 
 impl Version {
-    /// From `NCCL_VERSION_CODE`, which changed its form after 2.8.
+    /// Decodes an `NCCL_VERSION_CODE`, whose form changed after 2.8.
     pub const fn from_code(code: u32) -> Self {
         if code < 10_000 {
             Self { major: code / 1000, minor: code / 100 % 10, patch: code % 100 }
@@ -35,14 +35,14 @@ impl fmt::Display for Version {
     }
 }
 
-/// NCCL, opened. Cheap to clone.
+/// The opened NCCL library. Cheap to clone.
 #[derive(Clone)]
 pub struct Nccl {
     pub(crate) functions: Arc<Functions>,
 }
 
 impl Nccl {
-    /// Opens the NCCL that this process has already, such as libtorch's, or the system's
+    /// Opens the NCCL that is already loaded in this process, such as libtorch's, or else the system's
     /// `libnccl.so.2`.
     ///
     /// # Errors
@@ -54,7 +54,7 @@ impl Nccl {
         Ok(Self { functions: Arc::new(functions) })
     }
 
-    /// The version that is in use.
+    /// Returns the version of the opened library.
     ///
     /// <https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api/comms.html#ncclgetversion>
     ///
@@ -67,7 +67,7 @@ impl Nccl {
         Ok(Version::from_code(code.unsigned_abs()))
     }
 
-    /// An id for one new communicator. Rank 0 makes it, and hands it to the others.
+    /// Creates the id of one new communicator. Rank 0 creates it and sends it to the other ranks.
     ///
     /// <https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api/comms.html#ncclgetuniqueid>
     ///
@@ -85,7 +85,7 @@ impl Nccl {
         self.check_for(std::ptr::null_mut(), function, code)
     }
 
-    /// As [`Self::check`], for a call with a communicator.
+    /// As [`Self::check`], for a call with a communicator, which may be null.
     pub(crate) fn check_for(
         &self,
         comm: CommHandle,

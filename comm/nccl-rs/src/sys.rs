@@ -1,6 +1,6 @@
-//! NCCL's C interface, as far as it is used, in a table that is filled at run time.
+//! The part of NCCL's C interface that is used, in a table that is filled at run time.
 //!
-//! Types and values are those of `nccl.h` of NCCL 2.14 and later, which only ever adds to them.
+//! Types and values are those of `nccl.h` of NCCL 2.14; later versions only add to them.
 
 use std::ffi::{c_char, c_int, c_void};
 
@@ -21,11 +21,11 @@ pub type ResultCode = c_int;
 
 /// `ncclSuccess`.
 pub const SUCCESS: ResultCode = 0;
-/// `ncclSystemError`: a socket or another call to the system failed.
+/// `ncclSystemError`: a system call failed, on a socket for example.
 pub const SYSTEM_ERROR: ResultCode = 2;
 /// `ncclRemoteError`: a peer's process or the network to it is gone.
 pub const REMOTE_ERROR: ResultCode = 6;
-/// `ncclInProgress`: a non-blocking communicator is still at it.
+/// `ncclInProgress`: an operation of a non-blocking communicator has not completed yet.
 pub const IN_PROGRESS: ResultCode = 7;
 
 /// `ncclUniqueId`.
@@ -68,8 +68,8 @@ pub enum RedOp {
     Avg = 4,
 }
 
-/// `ncclConfig_t` as of 2.14: later versions take it and fill in what they have added, by its
-/// `version`.
+/// `ncclConfig_t` as of 2.14. Later versions recognise it by `version`, and use defaults for the members that
+/// they have added.
 ///
 /// <https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api/types.html#ncclconfig-t>
 #[derive(Debug, Clone, Copy)]
@@ -78,9 +78,9 @@ pub struct Config {
     size: usize,
     magic: u32,
     version: u32,
-    /// Whether calls return only when they are done; `UNDEFINED` for NCCL's default.
+    /// Whether calls block until they are done (0 or 1); `UNDEFINED` for NCCL's default.
     pub blocking: c_int,
-    /// Where later versions have their next member.
+    /// Occupies the place of the next member in later versions.
     padding: c_int,
 }
 
@@ -98,7 +98,8 @@ impl Config {
     };
 }
 
-/// Opens a library of this process's, or the first of `names`, for all to see.
+/// Returns a handle of this process if it has the symbol `loaded_if` already; otherwise opens the first of
+/// `names` that can be opened, with its symbols visible to all libraries.
 pub(crate) fn open(names: &[&str], loaded_if: &[u8]) -> Result<Library> {
     let this = Library::this();
     // SAFETY: the symbol is only looked for.
@@ -107,7 +108,7 @@ pub(crate) fn open(names: &[&str], loaded_if: &[u8]) -> Result<Library> {
     }
     let mut reasons = Vec::new();
     for &name in names {
-        // SAFETY: opening NCCL or the CUDA runtime runs their initialisers, which ask nothing of us.
+        // SAFETY: opening NCCL or the CUDA runtime runs their initialisers, which have no preconditions.
         match unsafe { Library::open(Some(name), RTLD_NOW | RTLD_GLOBAL) } {
             Ok(library) => return Ok(library),
             Err(error) => reasons.push(chain(&error)),
@@ -117,7 +118,8 @@ pub(crate) fn open(names: &[&str], loaded_if: &[u8]) -> Result<Library> {
     Err(Error::Open { library: names.join(" or "), reason: reasons.join("; ") })
 }
 
-/// Declares a struct of C functions and how it is filled. Functions after `optional` may be absent.
+/// Declares a struct of C functions and its loader. Functions after `optional` may be absent from the
+/// library.
 macro_rules! table {
     (
         $(#[$meta:meta])* $table:ident of $library:literal;
@@ -135,13 +137,13 @@ macro_rules! table {
         }
 
         impl $table {
-            /// Looks all functions up.
+            /// Looks up all functions.
             ///
             /// # Safety
             /// `library` is the library that this table describes.
             ///
             /// # Errors
-            /// [`Error::Missing`] names the first that is not there.
+            /// [`Error::Missing`] with the first required function that is not there.
             pub unsafe fn load(library: Library) -> Result<Self> {
                 Ok(Self {
                     // SAFETY: the symbol of this name in this library has this type.

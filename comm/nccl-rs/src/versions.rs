@@ -1,4 +1,4 @@
-//! Which versions of CUDA the driver and the runtime are of.
+//! The CUDA versions of the driver and the runtime.
 
 use std::ffi::c_int;
 use std::fmt;
@@ -18,13 +18,13 @@ pub struct CudaVersion {
 }
 
 impl CudaVersion {
-    /// From `CUDA_VERSION`: 12040 is 12.4.
+    /// Decodes a `CUDA_VERSION`: 12040 is 12.4.
     pub const fn from_code(code: u32) -> Self {
         Self { major: code / 1000, minor: code % 1000 / 10 }
     }
 
-    /// The newest one that the driver here serves. It serves programs that were built for any version of
-    /// the same first number, or a smaller one.
+    /// Returns the newest CUDA version that the installed driver supports. It runs programs built for any
+    /// version with the same major number, or a smaller one.
     ///
     /// <https://docs.nvidia.com/deploy/cuda-compatibility/>
     ///
@@ -37,10 +37,10 @@ impl CudaVersion {
         read("cuDriverGetVersion", driver.cuDriverGetVersion)
     }
 
-    /// That of the runtime, which libtorch brings.
+    /// Returns the version of the CUDA runtime, which libtorch brings.
     ///
     /// # Errors
-    /// [`Error::Open`] when there is none.
+    /// [`Error::Open`] when there is no CUDA runtime.
     pub fn of_runtime() -> Result<Self> {
         let names = ["libcudart.so.13", "libcudart.so.12", "libcudart.so"];
         let library = sys::open(&names, b"cudaRuntimeGetVersion\0")?;

@@ -13,29 +13,29 @@ use super::{PROTOCOL, ToLauncher, ToTrainer, read_frame, write_frame};
 use crate::bootstrap::Store;
 use crate::{CommError, Result};
 
-/// Set once, when this rank has been asked to stop.
+/// A flag, with a reason, that is set when this rank shall stop. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct StopFlag(Arc<Mutex<Option<String>>>);
 
 impl StopFlag {
-    /// Asks to stop; the first reason stays.
+    /// Requests a stop; the first reason stays.
     pub fn request(&self, reason: &str) {
         lock(&self.0).get_or_insert_with(|| reason.to_owned());
     }
 
-    /// Why to stop, if anybody asked.
+    /// Returns the reason to stop, if a stop was requested.
     pub fn reason(&self) -> Option<String> {
         lock(&self.0).clone()
     }
 }
 
-/// How often a rank says that its process runs.
+/// Interval at which a rank sends its heartbeat, [`ToLauncher::Alive`].
 pub const ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A connection to the launcher.
+/// The connection of a rank to its launcher.
 ///
-/// A thread reads what comes, and another says [`ToLauncher::Alive`] once a second. All else is sent on the
-/// caller's thread, which never waits for an answer, but for [`Store::get`].
+/// One thread reads incoming messages, another sends the heartbeat [`ToLauncher::Alive`] once a second. All
+/// other messages are sent on the caller's thread, which waits for an answer only in [`Store::get`].
 pub struct ControlClient {
     stream: Arc<Mutex<UnixStream>>,
     inbox: Arc<Inbox>,
@@ -50,17 +50,17 @@ struct Inbox {
 #[derive(Default)]
 struct InboxState {
     values: HashMap<String, String>,
-    /// Why nothing more comes.
+    /// Why the connection was closed, if it was.
     closed: Option<String>,
 }
 
 impl ControlClient {
     /// Connects to the launcher's socket and says hello.
     ///
-    /// `stop` is requested when the launcher says so, and when the launcher is gone.
+    /// `stop` is requested when the launcher sends [`ToTrainer::Stop`], and when the connection is lost.
     ///
     /// # Errors
-    /// [`CommError::Control`] when nobody listens there.
+    /// [`CommError::Control`] when nothing listens on `socket`.
     pub fn connect(socket: &Path, rank: usize, stop: StopFlag) -> Result<Self> {
         let failed = |error: std::io::Error| {
             CommError::Control(format!("cannot reach {}: {error}", socket.display()))
@@ -88,8 +88,8 @@ impl ControlClient {
         Ok(client)
     }
 
-    /// Sends one message, unless that would have to wait: what is only of interest now must not hold
-    /// up a rank whose launcher is suspended.
+    /// Sends one message, or drops it if sending would block: a message that matters only at this moment must
+    /// not hold up a rank whose launcher is suspended.
     ///
     /// # Errors
     /// [`CommError::Control`] when the launcher is gone.
@@ -139,7 +139,7 @@ impl Store for ControlClient {
 
 fn send_now_or_never(stream: &Mutex<UnixStream>, message: &ToLauncher) -> Result<()> {
     let mut stream = lock(stream);
-    // The kernel says that a stream has room while a good part of its buffer is free, which is
+    // The kernel reports a stream as writable only while a good part of its buffer is free, which is
     // far more than a frame.
     let mut fds = [PollFd::new(&*stream, PollFlags::OUT)];
     match poll(&mut fds, Some(&Timespec::default())) {
@@ -149,7 +149,7 @@ fn send_now_or_never(stream: &Mutex<UnixStream>, message: &ToLauncher) -> Result
     }
 }
 
-/// Until the client is dropped or the launcher is gone.
+/// Sends heartbeats until the client is dropped or the launcher is gone.
 fn say_alive(stream: &Weak<Mutex<UnixStream>>) {
     while let Some(stream) = stream.upgrade() {
         if send_now_or_never(&stream, &ToLauncher::Alive).is_err() {

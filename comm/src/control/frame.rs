@@ -1,14 +1,14 @@
-//! Length-prefixed JSON.
+//! Length-prefixed frames of JSON.
 
 use std::io::{self, Read, Write};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// A longer frame is a protocol error: nothing that is sent here comes near it.
+/// Longest body of a frame; a longer one is a protocol error. No message comes near it.
 pub const MAX_FRAME_BYTES: usize = 64 * 1024;
 
-/// A whole frame, its length included.
+/// Encodes a message as a whole frame, length prefix included.
 ///
 /// # Errors
 /// When the message is longer than [`MAX_FRAME_BYTES`].
@@ -20,10 +20,10 @@ pub fn encode<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
     Ok(frame)
 }
 
-/// The message in a frame's body.
+/// Decodes the message in a frame's body.
 ///
 /// # Errors
-/// When the body is not such a message.
+/// When the body is not a valid message of this type.
 pub fn decode<T: DeserializeOwned>(body: &[u8]) -> io::Result<T> {
     Ok(serde_json::from_slice(body)?)
 }
@@ -31,7 +31,7 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> io::Result<T> {
 /// Writes one message.
 ///
 /// # Errors
-/// Of the stream, or as [`encode`].
+/// Those of the stream, or as [`encode`].
 pub fn write_frame<T: Serialize>(stream: &mut impl Write, message: &T) -> io::Result<()> {
     stream.write_all(&encode(message)?)
 }
@@ -39,7 +39,7 @@ pub fn write_frame<T: Serialize>(stream: &mut impl Write, message: &T) -> io::Re
 /// Reads one message; `None` at the end of the stream.
 ///
 /// # Errors
-/// Of the stream, as [`decode`], or when the frame is longer than [`MAX_FRAME_BYTES`].
+/// Those of the stream or of [`decode`], or when the frame is longer than [`MAX_FRAME_BYTES`].
 pub fn read_frame<T: DeserializeOwned>(stream: &mut impl Read) -> io::Result<Option<T>> {
     let mut length = [0; 4];
     let first = loop {
@@ -56,7 +56,7 @@ pub fn read_frame<T: DeserializeOwned>(stream: &mut impl Read) -> io::Result<Opt
     decode(&body).map(Some)
 }
 
-/// How long the body of a frame is, from the four bytes before it.
+/// Returns the length in bytes of a frame's body from its four-byte length prefix.
 ///
 /// # Errors
 /// When it is longer than [`MAX_FRAME_BYTES`].

@@ -1,8 +1,8 @@
 //! Messages between a trainer and its launcher: who is alive, what they are doing, when to stop.
 //!
-//! One Unix socket a rank. A frame is a length in four bytes, little-endian, and that many bytes of
-//! JSON. This module holds the messages and the trainer's end; the launcher's end is asynchronous
-//! and lives there.
+//! Each rank has one Unix socket. A frame is a length in four bytes, little-endian, and that many bytes of
+//! JSON. This module holds the messages and the trainer's end; the launcher's end is asynchronous and lives
+//! in the `launcher` crate.
 
 mod client;
 mod frame;
@@ -14,14 +14,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::Blame;
 
-/// Changes when a message, also one between launchers, changes its meaning; both ends must have the same.
+/// Version of the control protocol. Changes when any message, also one between launchers, changes its
+/// meaning; both ends of a connection must have the same.
 pub const PROTOCOL: u32 = 5;
 
 /// What a rank is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// Finding its peers.
+    /// Connecting to its peers.
     Connecting,
     /// Reading the data set.
     LoadingData,
@@ -35,22 +36,22 @@ pub enum Phase {
     Saving,
 }
 
-/// From a trainer.
+/// A message from a trainer to its launcher.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ToLauncher {
     /// The first message.
     Hello {
-        /// [`PROTOCOL`].
+        /// The sender's [`PROTOCOL`].
         protocol: u32,
-        /// The sender.
+        /// The sender's rank.
         rank: usize,
-        /// Its process.
+        /// The sender's process id.
         pid: u32,
-        /// Its crate's version.
+        /// The sender's crate version.
         version: String,
     },
-    /// The process runs. Sent once a second, whatever the rank does or waits for.
+    /// Heartbeat: the process runs. Sent once a second, whatever the rank does or waits for.
     Alive,
     /// Publishes a value under a key, for ranks to find each other.
     Put {
@@ -59,7 +60,7 @@ pub enum ToLauncher {
         /// The value.
         value: String,
     },
-    /// Asks for a key's value, which comes when somebody has published it.
+    /// Asks for a key's value; the answer comes once some rank has published it.
     Get {
         /// The key.
         key: String,
@@ -73,21 +74,21 @@ pub enum ToLauncher {
         /// Optimizer steps completed since the start of the run.
         step: u64,
     },
-    /// From rank 0, several times a second at most.
+    /// Progress within an epoch. Sent by rank 0, at most several times a second.
     Progress {
         /// The epoch, from 1.
         epoch: usize,
-        /// Epochs in the run.
+        /// Number of epochs in the run.
         epochs: usize,
         /// Steps completed in this epoch.
         step: usize,
-        /// Steps in an epoch.
+        /// Number of steps in an epoch.
         steps: usize,
         /// Mean training loss of the epoch so far.
         loss: f64,
-        /// Training accuracy of the epoch so far, a fraction.
+        /// Training accuracy of the epoch so far, as a fraction.
         accuracy: f64,
-        /// Over all ranks.
+        /// Images per second over all ranks.
         images_per_s: f64,
     },
     /// The rank is about to exit with this code for this reason.
@@ -101,7 +102,7 @@ pub enum ToLauncher {
     },
 }
 
-/// From the launcher.
+/// A message from the launcher to a trainer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ToTrainer {

@@ -1,4 +1,4 @@
-//! One collective after another: over MPI alone, or through the machine's shared memory too.
+//! Runs the collectives of a rank, over MPI alone or through the machine's shared memory first.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,18 +13,19 @@ use crate::env::World;
 use crate::executor::{Engine, Job};
 use crate::{Collective, Result, SharedMemory};
 
-/// A rank's end of the job.
+/// The [`Engine`] of a rank.
 pub(super) struct MpiEngine {
     pub(super) rank: usize,
     pub(super) world_size: usize,
     pub(super) common: Arc<Common>,
     world: Group,
-    /// Where machines have several ranks.
+    /// `None` unless all-reduces are hierarchical.
     machine: Option<Machine>,
 }
 
 impl MpiEngine {
-    /// Collective. `hierarchical`: by way of shared memory where machines have several ranks.
+    /// Connects this rank. Collective. `hierarchical`: all-reduces go through shared memory where machines
+    /// have several ranks.
     pub(super) fn new(world: World, hierarchical: bool, timeout: Duration) -> Result<Self> {
         let World { rank, world_size, .. } = world;
         let at = At { op: "connect", sequence: 0, rank };
@@ -44,7 +45,7 @@ impl MpiEngine {
         At { op, sequence, rank: self.rank }
     }
 
-    /// The last collective: nobody leaves before all have come.
+    /// Runs the last collective: no rank returns before all have called it.
     pub(super) fn finalize(&self, sequence: u64) -> Result<()> {
         let at = self.at("finalize", sequence);
         if let Some(error) = self.common.mail.received(at) {

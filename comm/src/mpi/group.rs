@@ -1,4 +1,4 @@
-//! What the ranks of one MPI communicator do together: non-blocking calls that are polled.
+//! Collectives among the ranks of one MPI communicator, as non-blocking operations that are polled.
 
 use std::collections::VecDeque;
 use std::ffi::{c_int, c_void};
@@ -16,42 +16,43 @@ use crate::reduce;
 use crate::shm::Shm;
 use crate::{CommError, DType, RawBuffer, ReduceOp, Result};
 
-/// How much longer a rank waits for other machines than for those of its own.
+/// Added to the timeout of waits between machines, so that waits in shared memory, which can name the missing
+/// rank, time out first.
 const NAMING_TIME: Duration = Duration::from_secs(5);
 
-/// Elements of a long buffer that one MPI call reduces.
+/// Elements of a long buffer that one call of MPI reduces.
 const PIECE_ELEMENTS: usize = 64 * 1024;
 
-/// Such calls under way at once. Two are as fast as one over 1 Gb/s and faster over 10 and 40; four are slower than
-/// two over all of them.
+/// Calls per buffer that are under way at once. Two are as fast as one over 1 Gb/s and faster over 10 and 40
+/// Gb/s; four are slower than two over all of these.
 const IN_FLIGHT: usize = 2;
 
 unsafe extern "C" {
     safe fn lockstep_mpi_in_place() -> *mut c_void;
 }
 
-/// What all groups of a job use.
+/// State that all groups of a job share.
 pub(super) struct Common {
     pub(super) extremes: Extremes,
     pub(super) mail: AbortMail,
 }
 
-/// A communicator of MPI's, and this rank's place in it.
+/// An MPI communicator, and this rank's place in it.
 pub(super) struct Group {
     comm: Comm,
     rank: usize,
     size: usize,
     timeout: Duration,
     common: Arc<Common>,
-    /// Ranks of this machine that may wait for this one while it waits here.
+    /// Shared-memory group of this machine, whose ranks may wait for this rank while it waits here.
     mates: Option<Arc<Shm>>,
-    /// All ranks' bf16 elements of this rank's chunk, kept for the next one.
+    /// Receive buffer for all ranks' bf16 elements of this rank's chunk, kept to be reused.
     gathered: Mutex<Vec<u16>>,
 }
 
 impl Group {
-    /// `comm`: of MPI's ranks this one is `rank`; nobody else's messages travel in it. A wait lasts for
-    /// `timeout` at most.
+    /// `comm`: carries no other messages. `rank`: this rank's number in `comm`, of `size`. A wait takes at
+    /// most `timeout`.
     pub(super) fn new(
         comm: Comm,
         rank: usize,
@@ -63,8 +64,8 @@ impl Group {
         Self { comm, rank, size, timeout, common, mates: None, gathered: Mutex::default() }
     }
 
-    /// From now on, those of this machine hear that this rank is alive while it waits here, and it waits longer
-    /// than they do in shared memory: they know the name of who is missing.
+    /// From now on this rank gives its machine's ranks signs of life while it waits here, and waits longer
+    /// than they do in shared memory, since they can name the missing rank.
     pub(super) fn add_mates(&mut self, mates: &Arc<Shm>) {
         self.mates = Some(Arc::clone(mates));
         self.timeout += NAMING_TIME;
@@ -79,11 +80,11 @@ impl Group {
         })
     }
 
-    /// Starts an operation through `start`, which gets the place for its request, and waits.
+    /// Starts an operation with `start`, which gets the location for the request, and waits for it.
     ///
-    /// A request that fails stays in MPI, which still has the addresses of the buffer and of `arguments`. The latter
-    /// are then never freed. The buffer MPI touches only in calls of this process, of which this communicator makes no
-    /// other after a failure but [`AbortMail::send`].
+    /// A request that fails stays in MPI, which still has the addresses of the buffer and of `arguments`. The
+    /// arguments are then leaked. The buffer is safe: MPI accesses it only during calls from this process,
+    /// and after a failure this communicator makes no call but [`AbortMail::send`].
     fn complete<A>(
         &self,
         at: At,
@@ -99,7 +100,7 @@ impl Group {
         ended
     }
 
-    /// Waits for everybody.
+    /// Waits until all ranks of the group have called it.
     pub(super) fn barrier(&self, at: At) -> Result<()> {
         // SAFETY: no buffer is involved.
         self.complete(at, (), |(), request| unsafe { ffi::MPI_Ibarrier(self.comm.0, request) })
@@ -138,7 +139,7 @@ impl Group {
         Ok(pairs.collect::<Result<Vec<_>>>()?.into_iter().unzip())
     }
 
-    /// `scatters`: leaves this rank's chunk alone reduced.
+    /// Reduces `buffer` over all ranks. `scatters`: only this rank's chunk holds the result.
     pub(super) fn reduce(
         &self,
         buffer: &RawBuffer,
@@ -153,8 +154,8 @@ impl Group {
         if scatters { Ok(()) } else { self.all_gather(buffer, at) }
     }
 
-    /// Leaves this rank's chunk reduced. MPI has no bf16, and an operation of ours would round each
-    /// sum: so elements travel as they are, and each rank reduces everybody's part of its chunk.
+    /// Reduces this rank's chunk. MPI has no bf16, and a user-defined operation would round each partial sum:
+    /// so elements are exchanged as they are, and each rank reduces all ranks' parts of its chunk.
     fn reduce_bf16(&self, buffer: &RawBuffer, op: ReduceOp, at: At) -> Result<()> {
         let (counts, offsets) = self.chunks(buffer.len)?;
         let chunk = chunk_range(buffer.len, self.rank, self.size);
@@ -184,7 +185,7 @@ impl Group {
                 )
             });
         if let Err(error) = ended {
-            std::mem::forget(std::mem::take(&mut *gathered)); // as the arguments
+            std::mem::forget(std::mem::take(&mut *gathered)); // leaked, as the arguments are in `complete`
             return Err(error);
         }
         let source = |rank| to.wrapping_add(rank * chunk.len()).cast_const().cast::<u8>();
@@ -230,8 +231,8 @@ impl Group {
         Ok(())
     }
 
-    /// Open MPI's non-blocking all-reduce takes twice as long as its blocking one on a long buffer,
-    /// and as long in pieces.
+    /// All-reduces in pieces: on a long buffer, Open MPI's non-blocking all-reduce takes twice as long as its
+    /// blocking one, and in pieces as long.
     fn all_reduce_pieces(
         &self,
         buffer: &RawBuffer,
@@ -287,7 +288,7 @@ impl Group {
     }
 }
 
-/// MPI counts in `int`.
+/// Converts a length to `int`, the type in which MPI counts.
 pub(super) fn count(len: usize) -> Result<c_int> {
     c_int::try_from(len).map_err(|_| CommError::Unsupported {
         backend: super::BACKEND,

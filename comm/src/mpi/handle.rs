@@ -1,4 +1,4 @@
-//! MPI's own communicators.
+//! Handles of MPI communicators.
 
 use std::time::Duration;
 
@@ -8,31 +8,32 @@ use super::group::count;
 use super::request::{At, Request, checked};
 use crate::Result;
 
-/// A handle, freed by `MPI_Finalize`.
+/// Handle of an MPI communicator, which `MPI_Finalize` frees.
 #[derive(Clone, Copy)]
 pub(super) struct Comm(pub(super) ffi::MPI_Comm);
 
-// SAFETY: with MPI_THREAD_MULTIPLE any thread may use it; users see to the order of collectives.
+// SAFETY: with MPI_THREAD_MULTIPLE any thread may use the handle; users ensure the order of collectives.
 unsafe impl Send for Comm {}
 // SAFETY: as above.
 unsafe impl Sync for Comm {}
 
 impl Comm {
-    /// What MPI itself begins with.
+    /// Returns `MPI_COMM_WORLD`.
     pub(super) fn world() -> Self {
         // SAFETY: a constant of the library.
         Self(unsafe { ffi::RSMPI_COMM_WORLD })
     }
 
-    /// Has MPI return errors of this communicator, and of those that are made of it, instead of ending the job.
+    /// Makes MPI return errors of this communicator, and of those derived from it, instead of ending the job.
     pub(super) fn return_errors(self, at: At) -> Result<()> {
-        // SAFETY: a constant of the library, and a communicator that is there.
+        // SAFETY: a constant of the library, and a valid communicator.
         checked(at, unsafe { ffi::MPI_Comm_set_errhandler(self.0, ffi::RSMPI_ERRORS_RETURN) })
     }
 
-    /// The same ranks, whose messages are kept apart. Collective over all, which come within `timeout`.
+    /// Duplicates `MPI_COMM_WORLD`, so that messages are kept apart. Collective over all ranks, within
+    /// `timeout`.
     pub(super) fn duplicate_world(at: At, timeout: Duration) -> Result<Self> {
-        // On the heap, where MPI may write to it for as long as the request is there.
+        // On the heap and leaked: MPI may write to it for as long as the request exists.
         // SAFETY: a constant of the library, overwritten by the call.
         let comm = Box::leak(Box::new(unsafe { ffi::RSMPI_COMM_NULL }));
         let mut request = Request::null();
@@ -45,8 +46,8 @@ impl Comm {
         Ok(Self(*comm))
     }
 
-    /// The ranks that give the same `color`, in their order. Collective over all, which must have come: MPI waits
-    /// for them without a deadline.
+    /// Splits `MPI_COMM_WORLD` into groups of the ranks with the same `color`, in rank order. Collective over
+    /// all ranks, which must have connected: MPI waits for them without a deadline.
     pub(super) fn split_world(color: usize, at: At) -> Result<Self> {
         let (color, key) = (count(color)?, count(at.rank)?);
         // SAFETY: a constant of the library, overwritten by the call.

@@ -1,5 +1,5 @@
-//! All-reduce by way of the machines: ranks of one add up in shared memory first, so that each element
-//! crosses the network once a machine rather than once a rank.
+//! Hierarchical all-reduce: the ranks of each machine reduce in shared memory first, so that each element
+//! crosses the network once per machine rather than once per rank.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,18 +13,18 @@ use crate::env::World;
 use crate::shm::{self, MAX_RANKS, Shm};
 use crate::{BufferMut, Collective, Communicator, RawBuffer, ReduceOp, Result, SharedMemory};
 
-/// This rank's machine, and its part in what machines do together.
+/// This rank's groups within its machine and across machines.
 pub(super) struct Machine {
     shm: Arc<Shm>,
-    /// The ranks with this one's place in all machines: they reduce one chunk between them.
+    /// The ranks with the same local rank on all machines: they reduce the same chunk.
     column: Group,
     place: usize,
     ranks: usize,
 }
 
 impl Machine {
-    /// `None` unless there are several machines, each with the same number of ranks, more than one, in
-    /// their order, and all ranks want to be `hierarchical`. Collective.
+    /// Connects the groups. Collective. Returns `None` unless `hierarchical` is set on all ranks and there
+    /// are several machines, each with the same number of consecutive ranks, more than one.
     pub(super) fn connect(
         world: World,
         hierarchical: bool,
@@ -54,12 +54,13 @@ impl Machine {
         Ok(Some(Self { shm, column, place, ranks }))
     }
 
-    /// The ranks of this machine.
+    /// Returns the communicator of this machine's ranks.
     pub(super) fn mates(&self) -> &Arc<Shm> {
         &self.shm
     }
 
-    /// A mean of the machines' means is the mean of all, since each has as many ranks.
+    /// All-reduces `buffer`. A mean of the machines' means is the mean of all ranks, since machines have
+    /// equally many.
     pub(super) fn all_reduce(&self, buffer: &RawBuffer, op: ReduceOp, at: At) -> Result<()> {
         // SAFETY: the caller of `start` keeps the buffer until the collective has ended.
         unsafe { self.shm.run(Collective::ReduceScatter(op), *buffer) }?;
@@ -80,7 +81,8 @@ impl Machine {
     }
 }
 
-/// From each rank's place in its machine and the ranks there, one pair after another.
+/// Returns the number of ranks per machine, if machines can be used. `places`: for each rank its local rank
+/// and its local world size.
 fn ranks_a_machine(places: &[i64]) -> Option<usize> {
     let ranks = usize::try_from(*places.get(1)?).ok()?;
     let (pairs, _) = places.as_chunks::<2>();

@@ -1,4 +1,4 @@
-//! How an abort reaches ranks that wait in a collective: a message that every rank always expects.
+//! Delivers an abort to ranks that wait in a collective: every rank has a receive posted for it.
 
 use std::ffi::c_int;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -13,22 +13,24 @@ use crate::{CommError, Result};
 const TAG: c_int = 1;
 const MAIL_BYTES: usize = 1024;
 
-/// A rank's letter box.
+/// The posted receive of a rank, and the means to send an abort to all others.
 pub(super) struct AbortMail {
     group: Comm,
     rank: usize,
     world_size: usize,
-    /// The receive under way, and where it will write: the sender, then why.
+    /// The receive under way and the buffer that it writes: the sender's rank in four bytes, then a packed
+    /// reason.
     inbox: Mutex<Option<(Request, Box<[u8; MAIL_BYTES]>)>>,
     aborted: OnceLock<CommError>,
 }
 
 impl AbortMail {
-    /// Expects mail in `group` of `world_size` ranks, in which nothing else is sent.
+    /// Posts the receive in `group`, of `world_size` ranks, which carries nothing else.
     pub(super) fn open(group: Comm, world_size: usize, at: At) -> Result<Self> {
         let mut mail = Box::new([0; MAIL_BYTES]);
         let mut request = Request::null();
-        // SAFETY: the box stays where it is until the request has ended or was cancelled, or for ever.
+        // SAFETY: the box is not moved or freed until the request has ended or was cancelled, or it is
+        // leaked.
         checked(at, unsafe {
             ffi::MPI_Irecv(
                 mail.as_mut_ptr().cast(),
@@ -44,7 +46,7 @@ impl AbortMail {
         Ok(Self { group, rank: at.rank, world_size, inbox, aborted: OnceLock::new() })
     }
 
-    /// The abort that has come, or was sent from here.
+    /// Returns the abort that was received, or sent by this rank, if there is one.
     pub(super) fn received(&self, at: At) -> Option<CommError> {
         if let Some(error) = self.aborted.get() {
             return Some(error.clone());
@@ -61,7 +63,7 @@ impl AbortMail {
         Some(self.aborted.get_or_init(|| CommError::Aborted { by, reason, blame }).clone())
     }
 
-    /// Tells everybody, without waiting for anybody.
+    /// Sends an abort to all other ranks, without waiting for any.
     pub(super) fn send(&self, reason: &str, blame: Blame) {
         let packed = blame::pack(reason, &blame, MAIL_BYTES - 5);
         let error = CommError::Aborted { by: self.rank, reason: reason.to_owned(), blame };
@@ -71,11 +73,11 @@ impl AbortMail {
         let mut mail = [0; MAIL_BYTES];
         mail[..4].copy_from_slice(&(self.rank as u32).to_le_bytes());
         mail[4..4 + packed.len()].copy_from_slice(&packed);
-        // Sent from here for as long as the process lives: nobody waits for the request's end.
+        // MPI may read this for as long as the process lives: nothing waits for the requests.
         let mail: &'static [u8; MAIL_BYTES] = Box::leak(Box::new(mail));
         for peer in (0..self.world_size).filter(|&peer| peer != self.rank) {
             let mut request = Request::null();
-            // SAFETY: the mail is never freed. That a peer cannot be reached is no news here.
+            // SAFETY: the mail is never freed. An unreachable peer is ignored.
             unsafe {
                 ffi::MPI_Isend(
                     mail.as_ptr().cast(),
@@ -90,7 +92,7 @@ impl AbortMail {
         }
     }
 
-    /// Tells everybody of a failure that this rank has seen itself, and passes `result` on.
+    /// Passes `result` on, after sending an error that this rank has seen itself to all other ranks.
     pub(super) fn tell_of<T>(&self, result: Result<T>) -> Result<T> {
         result.inspect_err(|error| {
             if !matches!(error, CommError::Aborted { .. }) {
@@ -99,7 +101,7 @@ impl AbortMail {
         })
     }
 
-    /// Expects nothing more.
+    /// Cancels the receive.
     pub(super) fn close(&self) {
         if let Some((request, _mail)) = self.lock().take() {
             request.cancel();
@@ -113,7 +115,7 @@ impl AbortMail {
 
 impl Drop for AbortMail {
     fn drop(&mut self) {
-        // Not closed: nobody knows whether MPI can still be called, and it may write there yet.
+        // Leaked, not cancelled: MPI may no longer be callable, and may still write to it.
         let inbox = self.inbox.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, mail)) = inbox.take() {
             Box::leak(mail);

@@ -1,13 +1,12 @@
 //! Collectives between CPU ranks of one or several machines, over MPI.
 //!
-//! Every collective is a non-blocking one that is polled, so that deadlines and aborts hold while it
-//! waits. MPI does not say which rank is late, and does not notice that ranks called different
-//! collectives. Where machines have several ranks, all as many, an all-reduce goes by way of shared
-//! memory (`machine`), which does both for the ranks of one. When a process dies, `mpirun` ends the
-//! others. bf16 is exchanged as it is, and summed in f32 by each rank for its chunk. Results are
-//! bit-equal on all ranks with the algorithms of Open MPI and MPICH, which reduce each element once or
-//! in mirrored order.
-//!
+//! Every collective is a non-blocking operation that is polled, so that deadlines and aborts take effect
+//! while it waits. MPI does not say which rank is late, and does not notice that ranks called different
+//! collectives. Where several machines have the same number of ranks, more than one, an all-reduce goes
+//! through shared memory (`machine`), which does both for the ranks of one machine. When a process dies,
+//! `mpirun` ends the others. bf16 is sent as it is, and each rank sums its chunk in f32. Results are
+//! bit-equal on all ranks with the algorithms of Open MPI and MPICH, which reduce each element once or in
+//! mirrored order.
 //! Does not read the environment, but MPI does.
 
 mod engine;
@@ -34,7 +33,7 @@ pub use session::{BroadcastStore, Session};
 
 const BACKEND: &str = "mpi";
 
-/// A rank of the group that MPI has started.
+/// The communicator of a rank in the group of all processes that `mpirun` started.
 pub struct Mpi {
     executor: Executor<MpiEngine>,
     session: &'static Session,
@@ -43,9 +42,9 @@ pub struct Mpi {
 
 /// Connects all processes that `mpirun` started. Collective.
 ///
-/// `hierarchical`: an all-reduce goes by way of shared memory where machines have several ranks.
-/// `timeout`: of every wait, here and in the collectives that follow. How long MPI itself takes to start and to end
-/// is `mpirun`'s affair.
+/// `hierarchical`: an all-reduce goes through shared memory first where machines have several ranks.
+/// `timeout`: of every wait, here and in the collectives that follow. It does not cover MPI's own
+/// initialisation and finalisation, which are up to `mpirun`.
 ///
 /// # Errors
 /// [`CommError::Connect`] when MPI cannot be initialised or was not started as `world` says; and those of
@@ -130,7 +129,7 @@ impl Communicator for Mpi {
 impl Drop for Mpi {
     fn drop(&mut self) {
         if !*self.finalized.get_mut() {
-            // No MPI_Finalize: it would wait for peers that may never come. `mpirun` ends them.
+            // No MPI_Finalize: it would wait for peers that may never call it. `mpirun` ends them.
             self.abort(&format!("rank {} left before the end", self.rank()), Blame::Nobody);
         }
     }

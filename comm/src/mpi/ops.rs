@@ -1,4 +1,4 @@
-//! Datatypes and reduction operations as MPI knows them.
+//! MPI's datatypes and reduction operations.
 
 use std::ffi::{c_int, c_void};
 
@@ -7,7 +7,7 @@ use mpi::ffi;
 use super::request::{At, checked};
 use crate::{DType, ReduceOp, Result};
 
-/// The MPI type of elements that are only moved.
+/// Returns the MPI datatype that moves elements of `dtype`; bf16, which MPI lacks, moves as `uint16_t`.
 pub(super) fn moved_type(dtype: DType) -> ffi::MPI_Datatype {
     // SAFETY: constants of the library.
     unsafe {
@@ -20,7 +20,7 @@ pub(super) fn moved_type(dtype: DType) -> ffi::MPI_Datatype {
     }
 }
 
-/// Maxima and minima that hand on NaN, which MPI's own need not do.
+/// Maximum and minimum operations that propagate NaN, which MPI's own need not do.
 pub(super) struct Extremes {
     max_f32: ffi::MPI_Op,
     min_f32: ffi::MPI_Op,
@@ -36,7 +36,7 @@ unsafe impl Sync for Extremes {}
 type Function = unsafe extern "C" fn(*mut c_void, *mut c_void, *mut c_int, *mut ffi::MPI_Datatype);
 
 impl Extremes {
-    /// The operations are freed by `MPI_Finalize`.
+    /// Creates the operations, which `MPI_Finalize` frees.
     pub(super) fn new(at: At) -> Result<Self> {
         let create = |function: Function| {
             // SAFETY: overwritten by the call below.
@@ -53,7 +53,7 @@ impl Extremes {
         })
     }
 
-    /// The operation for elements that are reduced as `dtype`, which is not bf16.
+    /// Returns the operation for elements of `dtype`, which is not bf16. For a mean it is the sum.
     pub(super) fn op(&self, op: ReduceOp, dtype: DType) -> ffi::MPI_Op {
         // SAFETY: constants of the library.
         let (sum, max, min) = unsafe { (ffi::RSMPI_SUM, ffi::RSMPI_MAX, ffi::RSMPI_MIN) };

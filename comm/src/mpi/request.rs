@@ -1,4 +1,4 @@
-//! Non-blocking MPI operations, waited for with a deadline.
+//! Non-blocking MPI operations that are waited for with a deadline.
 
 use std::ffi::{c_char, c_int};
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use mpi::ffi;
 
 use crate::{CommError, Result};
 
-/// What is under way, for errors.
+/// The operation under way, for errors.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct At {
     pub(super) op: &'static str,
@@ -22,7 +22,7 @@ impl At {
     }
 }
 
-/// Turns an MPI error code into an error.
+/// Turns an MPI return code into a result.
 pub(super) fn checked(at: At, code: c_int) -> Result<()> {
     if code == ffi::MPI_SUCCESS as c_int {
         return Ok(());
@@ -35,16 +35,16 @@ pub(super) fn checked(at: At, code: c_int) -> Result<()> {
     Err(at.failed(format!("MPI says: {}", String::from_utf8_lossy(text))))
 }
 
-/// An operation under way.
+/// A non-blocking operation under way.
 pub(super) struct Request(ffi::MPI_Request);
 
 // SAFETY: with MPI_THREAD_MULTIPLE a request may be tested by any one thread at a time.
 unsafe impl Send for Request {}
 
-/// This long a wait only spins, as MPI's own does.
+/// How long a wait polls without yielding, as MPI's own waits do.
 const SPIN: Duration = Duration::from_micros(100);
 
-/// After this long a wait sleeps between looks: a peer is busy with something else.
+/// How long a wait polls before it sleeps between polls: by then a peer is busy with something else.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Request {
@@ -53,7 +53,7 @@ impl Request {
         Self(unsafe { ffi::RSMPI_REQUEST_NULL })
     }
 
-    /// For MPI to write the request to.
+    /// Returns the location to which MPI writes the request.
     pub(super) fn as_mut_ptr(&mut self) -> *mut ffi::MPI_Request {
         &raw mut self.0
     }
@@ -68,7 +68,7 @@ impl Request {
         Ok(done != 0)
     }
 
-    /// Waits for the end, or until `interrupted` gives a reason not to.
+    /// Waits until the operation has ended, `timeout` has passed, or `interrupted` returns an error.
     pub(super) fn wait(
         mut self,
         at: At,
@@ -100,7 +100,7 @@ impl Request {
         Ok(())
     }
 
-    /// Gives up a receive that nobody will answer.
+    /// Cancels a receive for which no message will come.
     pub(super) fn cancel(mut self) {
         // SAFETY: the request is this object's own; a null request is left alone by both calls.
         unsafe {

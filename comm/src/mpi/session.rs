@@ -1,4 +1,4 @@
-//! The process's one use of MPI, and values that rank 0 hands to the others.
+//! MPI's lifetime in this process, and a [`Store`] over MPI.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -15,10 +15,10 @@ use crate::bootstrap::Store;
 use crate::env::World;
 use crate::{CommError, Result};
 
-/// MPI can be initialised once a process, and not again after its end.
+/// MPI in this process, which can be initialised only once, and not again after it was finalized.
 pub struct Session {
     universe: Mutex<Option<Universe>>,
-    /// Communicators that have not been finalized.
+    /// Number of communicators that use MPI and have not been finalized.
     open: AtomicUsize,
     rank: usize,
     world_size: usize,
@@ -29,7 +29,7 @@ impl Session {
     /// all processes that `mpirun` started, the first time.
     ///
     /// # Errors
-    /// [`CommError::Connect`] when somebody else has initialised it, or it allows only one thread.
+    /// [`CommError::Connect`] when other code has initialised MPI, or the library supports only one thread.
     pub fn get() -> Result<&'static Self> {
         static SESSION: OnceLock<std::result::Result<Session, String>> = OnceLock::new();
         SESSION
@@ -58,11 +58,11 @@ impl Session {
         })
     }
 
-    /// Whether MPI and the environment have this process for the same rank: a library that whoever started
-    /// the processes does not know takes each for a world of its own.
+    /// Checks that MPI and the environment agree on this process's rank: an MPI library that does not match
+    /// the program that started the processes makes each of them a world of its own.
     ///
     /// # Errors
-    /// A sentence that says what each has it for.
+    /// A sentence with both ranks and world sizes.
     pub fn fits(&self, world: World) -> std::result::Result<(), String> {
         let Self { rank, world_size, .. } = self;
         if (*rank, *world_size) == (world.rank, world.world_size) {
@@ -75,28 +75,28 @@ impl Session {
         ))
     }
 
-    /// A communicator uses it from now on.
+    /// Registers a communicator that uses MPI.
     pub(crate) fn enter(&'static self) -> &'static Self {
         self.open.fetch_add(1, Ordering::AcqRel);
         self
     }
 
-    /// A communicator was finalized. The last one ends MPI in this process; nothing of it may be used
-    /// afterwards. Collective.
+    /// Deregisters a communicator that was finalized. The last one finalizes MPI in this process; nothing of
+    /// MPI may be used afterwards. Collective.
     pub(crate) fn leave(&self) {
         if self.open.fetch_sub(1, Ordering::AcqRel) == 1 {
             drop(self.universe.lock().unwrap_or_else(PoisonError::into_inner).take());
         }
     }
 
-    /// A store whose values rank 0 sends to all others.
+    /// Returns a store through which rank 0 sends values to all other ranks.
     pub fn store(&'static self) -> BroadcastStore {
         BroadcastStore::new(Comm::world(), self.rank, 0)
     }
 }
 
-/// A [`Store`] over `MPI_Bcast`: the first rank puts, and every other rank gets each value once, in the
-/// order in which they were put.
+/// A [`Store`] over `MPI_Bcast`: the first rank puts values, and every other rank must get each of them once,
+/// in the order in which they were put.
 pub struct BroadcastStore {
     comm: Comm,
     rank: usize,
@@ -104,18 +104,19 @@ pub struct BroadcastStore {
 }
 
 impl BroadcastStore {
-    /// `rank`: this one, and `first`: the first in `comm`, as errors call them.
+    /// `rank`: this rank; `first`: the first rank of `comm`; both as errors name them.
     pub(super) fn new(comm: Comm, rank: usize, first: usize) -> Self {
         Self { comm, rank, first }
     }
 
-    /// `bytes`: the value on rank 0, as long as the value on the others. Returns rank 0's.
+    /// Broadcasts from the first rank. `bytes`: the value on the first rank, a buffer of the same length on
+    /// the others. Returns the first rank's value.
     fn broadcast(&self, mut bytes: Vec<u8>, timeout: Duration) -> Result<Vec<u8>> {
         let at = At { op: "bootstrap", sequence: 0, rank: self.rank };
         let count = i32::try_from(bytes.len())
             .map_err(|_| at.failed(format!("a value of {} bytes is too long", bytes.len())))?;
         let mut request = Request::null();
-        // SAFETY: `bytes` outlives the request, which is waited for below; where that fails, it is never freed.
+        // SAFETY: `bytes` outlives the request, which is waited for below; if that fails, `bytes` is leaked.
         checked(at, unsafe {
             ffi::MPI_Ibcast(
                 bytes.as_mut_ptr().cast(),
@@ -136,7 +137,7 @@ impl BroadcastStore {
     }
 }
 
-/// The first rank need not wait long for an eager broadcast of a short value.
+/// Timeout of a `put`: the first rank need not wait long for an eager broadcast of a short value.
 const PUT_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Store for BroadcastStore {

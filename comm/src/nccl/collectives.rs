@@ -1,4 +1,4 @@
-//! Each collective as NCCL's calls, in place on device memory.
+//! Maps each collective to calls of NCCL, in place on device memory.
 
 use std::ffi::c_void;
 
@@ -9,7 +9,7 @@ use crate::communicator::chunk_range;
 use crate::{Collective, DType, RawBuffer, ReduceOp};
 
 impl Shared {
-    /// Queues a collective on the communicator's stream, the current device being its own.
+    /// Queues a collective on the communicator's stream. The communicator's device must be the current one.
     pub(super) fn queue(&self, collective: Collective, buffer: &RawBuffer) -> Result<()> {
         if buffer.len == 0 {
             return Ok(());
@@ -32,11 +32,11 @@ impl Shared {
             }
         }
         drop(calls);
-        // Only what has been launched can be recorded.
+        // An event covers a collective only once it has been launched.
         self.comm.settle("launching a collective", self.timeout)
     }
 
-    /// Where the chunk of `rank` begins, and how many elements it has.
+    /// Returns the address and the number of elements of the chunk of `rank`.
     fn chunk(&self, buffer: &RawBuffer, rank: usize) -> (*mut c_void, usize) {
         let range = chunk_range(buffer.len, rank, self.world_size);
         let offset = range.start * buffer.dtype.size_bytes();
@@ -80,7 +80,8 @@ impl Shared {
         })
     }
 
-    /// NCCL's own calls want equal chunks; one call a rank in a group does the same for others.
+    /// Makes one call per rank in a group, for chunks of different lengths: NCCL's own collectives need equal
+    /// ones.
     fn for_each_chunk(
         &self,
         calls: &Calls<'_>,

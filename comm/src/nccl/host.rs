@@ -1,4 +1,4 @@
-//! Collectives on host memory, such as sums of losses, and barriers: staged on the device.
+//! Barriers, and collectives on host memory such as sums of losses, staged on the device.
 
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -9,13 +9,14 @@ use super::Shared;
 use crate::communicator::Pending;
 use crate::{Collective, CommError, DType, RawBuffer, ReduceOp, Result};
 
-/// A collective whose result comes back to the host.
+/// Handle of a collective whose result is copied back to the host.
 pub(super) struct HostWork {
     shared: Arc<Shared>,
     done: Arc<Event>,
     sequence: u64,
     buffer: RawBuffer,
-    /// What `done` covers: a copy that the device can read and write while the host goes on.
+    /// Page-locked copy of the buffer, from and to which the device copies; holds the result once `done` is
+    /// reached.
     pinned: Memory,
     _on_device: Memory,
 }
@@ -42,7 +43,8 @@ impl HostWork {
     }
 }
 
-/// A barrier is the sum of one element that nobody looks at.
+/// Returns the collective to queue and its buffer on the device; a barrier becomes the sum of one ignored
+/// element.
 fn staged(
     collective: Collective,
     buffer: &RawBuffer,
@@ -89,7 +91,7 @@ impl Pending for HostWork {
         let reached = || {
             let is_reached = self.done.is_reached()?;
             if is_reached {
-                // The kernel of a communicator that NCCL gave up ends too.
+                // A kernel also ends when NCCL has given up on the communicator.
                 self.shared.comm.state()?;
             }
             Ok(is_reached)

@@ -1,21 +1,21 @@
-//! Collectives between GPUs, one rank a GPU, over NCCL, which is opened at run time.
+//! Collectives between GPUs, one rank per GPU, over NCCL, which is opened at run time.
 //!
-//! Collectives run on a stream of the communicator's own. Events order it with the buffer's stream:
-//! a collective begins when what was queued on the buffer's stream before is done, and
-//! [`Work::wait`] makes what is queued there afterwards wait for the result. The host waits for
-//! nothing, but where a buffer lies on the host: that is staged, and `wait` waits for it.
+//! Collectives run on the communicator's own stream, ordered with the buffer's stream by events: a collective
+//! begins when what was queued on the buffer's stream before is done, and [`Work::wait`] makes what is queued
+//! there afterwards wait for the result. The host does not block, except for a buffer in host memory: that is
+//! staged on the device, and `wait` waits for the result.
 //!
-//! A watchdog looks after what is under way: an error that NCCL reports, or a passed deadline, ends
+//! A watchdog observes the collectives under way: an error that NCCL reports, or a passed deadline, aborts
 //! the communicator, so that no kernel waits for ever. NCCL cannot say which rank is late, and an
-//! abort does not reach the others' processes: they fail at their own deadline, or when the launcher
-//! stops them. Maxima and minima of NaN are NCCL's affair.
+//! abort does not reach the other processes: they fail at their own deadline, or when the launcher
+//! stops them. Whether maximum and minimum propagate NaN is up to NCCL.
 //!
-//! Where the buffer's stream is being captured into a CUDA graph, nothing is executed, and the watchdog
-//! looks after each replay instead. A capture that CUDA refuses leaves the communicator as it was; one
-//! that NCCL refuses ends it. NCCL waits for graphs that have its kernels: they are to be dropped
-//! before the communicator ends.
+//! While the buffer's stream is being captured into a CUDA graph, nothing is executed, and the watchdog
+//! observes each replay instead. A capture that fails in CUDA leaves the communicator usable; one that
+//! fails in NCCL ends it. NCCL waits for graphs that contain its kernels: they must be dropped before the
+//! communicator is.
 //!
-//! Tried with one, two and four ranks on one GPU; several GPUs have not been tried.
+//! Tested with one, two and four ranks on one GPU, not yet with several GPUs.
 //!
 //! Does not read the environment, but NCCL does.
 
@@ -39,21 +39,22 @@ use watchdog::{Flight, Watched};
 
 const BACKEND: &str = "nccl";
 
-/// Where rank 0 publishes the id of the group.
+/// Key under which rank 0 publishes the unique id of the group.
 const ID_KEY: &str = "comm/nccl";
 
-/// A rank of a group of GPUs.
+/// The communicator of a rank in a group of GPUs.
 pub struct Nccl {
     shared: Arc<Shared>,
     watchdog: Option<JoinHandle<()>>,
-    /// Held while a collective is queued, so that events and collectives alternate properly.
+    /// Held while a collective is queued, so that concurrent callers do not interleave events and
+    /// collectives.
     launching: Mutex<()>,
-    /// MPI, where the id came that way, which ends with the group.
+    /// The MPI session, where the unique id was exchanged over MPI; left in `finalize`.
     #[cfg(feature = "mpi")]
     session: Option<&'static crate::mpi::Session>,
 }
 
-/// What the watchdog, the communicator and its works have in common.
+/// State shared by the communicator, its watchdog and its [`Work`]s.
 struct Shared {
     cuda: Cuda,
     comm: Comm,
@@ -69,7 +70,7 @@ struct Shared {
 ///
 /// # Errors
 /// [`CommError::Connect`] where there is no such GPU or no NCCL; [`CommError::Timeout`] where a peer does
-/// not come.
+/// not join before the deadline.
 pub fn connect(
     world: World,
     device: usize,
@@ -227,10 +228,10 @@ impl Communicator for Nccl {
     fn check(&self) -> Result<()> {
         let shared = &self.shared;
         shared.watched.outcome(u64::MAX)?;
-        // What the watchdog has not seen yet.
+        // An error that the watchdog has not seen yet.
         match shared.comm.state() {
             Ok(_) => Ok(()),
-            // Ended by somebody here: well, or for a reason that is known.
+            // Finalized, or aborted in this process for a reason that is recorded.
             Err(nccl_rs::Error::Aborted) => shared.watched.outcome(u64::MAX),
             Err(error) => {
                 let sequence = shared.watched.newest();
@@ -291,7 +292,7 @@ impl Drop for Nccl {
 }
 
 impl Shared {
-    /// Queues a collective behind the work on `stream`.
+    /// Queues a collective behind the work on `stream`, and returns the event of its end.
     fn queue_after(
         &self,
         stream: *mut std::ffi::c_void,
@@ -308,7 +309,7 @@ impl Shared {
         unsafe { self.cuda.record(self.stream.handle()) }
     }
 
-    /// Hands a queued collective to the watchdog.
+    /// Hands a queued collective to the watchdog; fails the communicator where it could not be queued.
     fn watch_flight(
         &self,
         op: &'static str,
@@ -320,8 +321,8 @@ impl Shared {
         Ok(done)
     }
 
-    /// Fails where a collective could not be captured. An event of a capture is none that can be asked, so
-    /// the watchdog does not get it.
+    /// Handles a collective that was captured: fails where it could not be. An event recorded during a
+    /// capture cannot be queried, so the watchdog does not get it.
     fn captured(
         &self,
         op: &'static str,
@@ -334,7 +335,7 @@ impl Shared {
         }
     }
 
-    /// Fails where a collective could not be queued.
+    /// Fails the communicator where a collective could not be queued.
     fn queued(
         &self,
         op: &'static str,
@@ -358,13 +359,14 @@ impl Shared {
     }
 }
 
-/// Whether the communicator is as it was after a failure within a capture. What CUDA refuses ends the capture,
-/// of which nothing is executed; an error of its own NCCL keeps, and answers all later calls with it.
+/// Returns whether the communicator remains usable after this error within a capture. An error of CUDA only
+/// ends the capture, of which nothing is executed; NCCL keeps an error of its own and returns it from all
+/// later calls.
 fn leaves_the_communicator(error: &nccl_rs::Error) -> bool {
     matches!(error, nccl_rs::Error::Cuda { .. })
 }
 
-/// A collective on device memory.
+/// Handle of a collective on device memory.
 struct DeviceWork {
     shared: Arc<Shared>,
     done: Arc<Event>,
@@ -379,7 +381,7 @@ impl Pending for DeviceWork {
     fn wait(&mut self) -> Result<()> {
         self.shared.watched.outcome(self.sequence)?;
         let failed = |error: nccl_rs::Error| self.shared.error("wait", self.sequence, &error);
-        // The null stream is the current device's.
+        // The null stream means that of the current device.
         let _guard = self.shared.cuda.use_device(self.shared.device).map_err(failed)?;
         // SAFETY: the caller of `start` gave the stream, which lives as long as the buffer is used.
         unsafe { self.shared.cuda.wait_on_stream(self.stream, &self.done) }.map_err(failed)

@@ -1,4 +1,5 @@
-//! What is under way, and the thread that ends it when it takes too long or NCCL has failed.
+//! The collectives under way, and the watchdog thread, which aborts the communicator when one of them times
+//! out or NCCL has failed.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -9,20 +10,20 @@ use nccl_rs::cuda::Event;
 use super::{Shared, late};
 use crate::{CommError, Result};
 
-/// How often the watchdog looks.
+/// Interval at which the watchdog checks the collectives under way.
 const TICK: Duration = Duration::from_millis(20);
 
-/// How often a host thread looks whether its result is there.
+/// Interval at which a host thread that waits for a result checks whether it is there.
 const HOST_TICK: Duration = Duration::from_micros(50);
 
-/// A queued collective.
+/// A queued collective, and the event of its end.
 pub(super) struct Flight {
     pub(super) op: &'static str,
     pub(super) sequence: u64,
     pub(super) done: Arc<Event>,
 }
 
-/// What is under way and how it goes.
+/// The collectives under way, and the outcome of those that have ended.
 #[derive(Default)]
 pub(super) struct Watched {
     state: Mutex<State>,
@@ -32,10 +33,10 @@ pub(super) struct Watched {
 #[derive(Default)]
 struct State {
     started: u64,
-    /// Collectives that have ended, all in order.
+    /// Number of collectives that have completed, in order.
     ended: u64,
     flights: VecDeque<Flight>,
-    /// Since when the first of `flights` is the first.
+    /// Time at which the first of `flights` became the first.
     first_since: Option<Instant>,
     failed: Option<CommError>,
     finalized: Option<CommError>,
@@ -47,7 +48,7 @@ impl Watched {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The number of the next collective.
+    /// Takes the sequence number of the next collective.
     pub(super) fn next_sequence(&self) -> Result<u64> {
         let mut state = self.lock();
         if let Some(error) = state.failed.as_ref().or(state.finalized.as_ref()) {
@@ -57,7 +58,7 @@ impl Watched {
         Ok(state.started - 1)
     }
 
-    /// The number of the collective that was started last; 0 where none was.
+    /// Returns the sequence number of the collective that was started last, or 0 if there was none.
     pub(super) fn newest(&self) -> u64 {
         self.lock().started.saturating_sub(1)
     }
@@ -71,7 +72,7 @@ impl Watched {
         self.changed.notify_all();
     }
 
-    /// The failure that a collective did not end before.
+    /// Returns the communicator's failure, unless this collective completed before it.
     pub(super) fn outcome(&self, sequence: u64) -> Result<()> {
         let state = self.lock();
         match &state.failed {
@@ -80,12 +81,12 @@ impl Watched {
         }
     }
 
-    /// Whether the watchdog has seen the good end of a collective.
+    /// Returns whether the watchdog has seen this collective complete.
     fn has_ended(&self, sequence: u64) -> bool {
         self.lock().ended > sequence
     }
 
-    /// Keeps the host waiting until `reached`.
+    /// Blocks the host thread until `reached` returns true; `failed` converts an error of `reached`.
     pub(super) fn wait_for(
         &self,
         sequence: u64,
@@ -93,12 +94,13 @@ impl Watched {
         failed: impl Fn(nccl_rs::Error) -> CommError,
     ) -> Result<()> {
         loop {
-            // Asked first: an aborted kernel ends too, with a result that is none.
+            // Checked first: an aborted kernel also reaches its event, without a valid result.
             self.outcome(sequence)?;
             match reached() {
                 Ok(true) => return self.outcome(sequence),
                 Ok(false) => {}
-                // What is known of it counts more: that the watchdog has seen a good end, or why there was none.
+                // The watchdog's record takes precedence: that it saw the collective complete, or why it
+                // failed.
                 Err(_) if self.has_ended(sequence) => return Ok(()),
                 Err(error) => {
                     self.outcome(sequence)?;
@@ -109,7 +111,7 @@ impl Watched {
         }
     }
 
-    /// Waits until the watchdog has seen the end of everything.
+    /// Waits until the watchdog has seen all collectives complete.
     pub(super) fn wait_until_idle(&self) -> Result<()> {
         let mut state = self.lock();
         while state.failed.is_none() && !state.flights.is_empty() {
@@ -122,12 +124,12 @@ impl Watched {
         self.lock().finalized.is_some()
     }
 
-    /// Refuses, with `reason`, all that comes from now on.
+    /// Makes every collective that is started from now on fail with `reason`.
     pub(super) fn set_finalized(&self, reason: CommError) {
         self.lock().finalized = Some(reason);
     }
 
-    /// Sends the watchdog home.
+    /// Makes the watchdog thread exit.
     pub(super) fn leave(&self) {
         self.lock().leaving = true;
         self.changed.notify_all();
@@ -135,19 +137,19 @@ impl Watched {
 }
 
 impl Shared {
-    /// Makes everything under way and everything to come fail; gives the failure that counts, the
-    /// first.
+    /// Aborts the communicator: all collectives under way and to come fail. Returns the failure that they
+    /// report, the first one.
     pub(super) fn fail(&self, error: CommError) -> CommError {
         let first = self.watched.lock().failed.get_or_insert(error).clone();
         self.watched.changed.notify_all();
-        // What it says would only hide the reason.
+        // An error of the abort would only hide the reason.
         let _ = self.comm.abort();
         first
     }
 
-    /// The watchdog's life.
+    /// Main loop of the watchdog thread.
     pub(super) fn watch(&self) {
-        // Where this fails, so does the first look at an event.
+        // Where this fails, so does the first query of an event.
         let _ = self.cuda.set_device(self.device);
         let mut state = self.watched.lock();
         while !state.leaving {
@@ -166,12 +168,12 @@ impl Shared {
         }
     }
 
-    /// Takes note of what has ended; gives the reason to end the rest.
+    /// Records the collectives that have completed; returns the reason to abort the others, if there is one.
     fn look(&self, state: &mut State) -> Option<CommError> {
         while let Some(Flight { op, sequence, done }) = state.flights.front() {
             match done.is_reached() {
                 Ok(true) => {
-                    // The kernel of a communicator that NCCL gave up ends too.
+                    // A kernel also ends when NCCL has given up on the communicator.
                     if let Err(error) = self.comm.state() {
                         return Some(self.error(op, *sequence, &error));
                     }

@@ -1,5 +1,5 @@
-//! How data move: at once when short, in the buffers themselves when all ranks can reach them, and
-//! otherwise through staging pieces.
+//! How collectives move data: short buffers in one round, buffers in shared allocations in place, and all
+//! others through staging pieces.
 
 use super::engine::{Entered, ShmEngine};
 use super::region::Region;
@@ -10,12 +10,11 @@ use crate::executor::Job;
 use crate::reduce::reduce;
 use crate::{Collective, RawBuffer, Result};
 
-/// Buffers up to this length are staged whole, and every rank reduces all of them itself: one round
-/// instead of several.
+/// Longest buffer that is staged whole and reduced by every rank itself: one round instead of several.
 const SHORT_BYTES: usize = 32 * 1024;
 
-/// Elements of a chunk's boundaries are a multiple of this where we choose them, so that no cache
-/// line has two writers.
+/// Chunk boundaries inside a collective are multiples of this many elements, so that no cache line has two
+/// writers.
 const LINE_ELEMENTS: usize = 64;
 
 impl ShmEngine {
@@ -40,7 +39,7 @@ impl ShmEngine {
         self.rounds.segment().world_size()
     }
 
-    /// One round: everything staged, everything read.
+    /// Runs a collective on a short buffer in one round: every rank stages its data, then reads all it needs.
     fn short(&self, job: &Job, at: At) -> Result<()> {
         let (rank, buffer) = (self.rounds.rank(), Buffer(job.buffer));
         let segment = self.rounds.segment();
@@ -50,11 +49,11 @@ impl ShmEngine {
             Collective::AllGather => buffer.chunk(rank, self.world_size()),
             _ => 0..buffer.0.len,
         };
-        // SAFETY: staging pieces are longer than short buffers, and this rank's is its own until it
+        // SAFETY: short buffers fit in a staging piece, and this rank's piece is its own until it
         // posts the round.
         unsafe { buffer.copy_out(sends.clone(), mine.add(buffer.bytes(sends.start))) };
         let Entered { round, .. } = self.enter(at, None)?;
-        // SAFETY: what peers staged for `round` stays until this rank posts two rounds more.
+        // SAFETY: what peers staged for `round` stays until this rank has posted two more rounds.
         unsafe {
             match job.collective {
                 Collective::AllReduce(op) => {
@@ -94,8 +93,8 @@ impl ShmEngine {
         (0..self.world_size()).filter(move |&peer| peer != rank)
     }
 
-    /// Every rank's buffer is at `offset` of its part of `region`, and all ranks have entered; the
-    /// caller waits for them afterwards.
+    /// Runs a collective directly on the buffers of all ranks, each of which lies at `offset` of its rank's
+    /// part of `region`. All ranks must have entered; the caller waits for them afterwards.
     fn in_place(&self, job: &Job, region: &Region, offset: usize) {
         let (rank, world_size, buffer) =
             (self.rounds.rank(), self.world_size(), Buffer(job.buffer));
@@ -148,8 +147,8 @@ impl ShmEngine {
         }
     }
 
-    /// Each of the two ranks stages all of its buffer and reduces all of it: a byte is copied once
-    /// and reduced once, where handing on reduced halves would cost another copy and another round.
+    /// All-reduce of two ranks: each stages all of its buffer and reduces all of it, so a byte is copied once
+    /// and reduced once. Exchanging reduced halves would cost another copy and another round.
     fn all_reduce_of_two(&self, job: &Job, at: At) -> Result<()> {
         let Collective::AllReduce(op) = job.collective else { return Ok(()) };
         let (rank, buffer, segment) =
@@ -158,7 +157,7 @@ impl ShmEngine {
         let mut before = None;
         for start in (0..buffer.0.len).step_by(step) {
             let piece = start..buffer.0.len.min(start + step);
-            // SAFETY: a piece fits its staging place, which is this rank's own until it posts.
+            // SAFETY: the elements fit in the staging piece, which is this rank's own until it posts.
             unsafe { buffer.copy_out(piece.clone(), segment.input(rank, self.rounds.next())) };
             let round = self.rounds.post();
             self.reduce_whole(&buffer, op, before.replace((piece, round)));
@@ -168,19 +167,19 @@ impl ShmEngine {
         Ok(())
     }
 
-    /// Reduces a piece that both ranks have staged in a round that was waited for.
+    /// Reduces a piece that both ranks have staged, in a round that this rank has waited for.
     fn reduce_whole(&self, buffer: &Buffer, op: crate::ReduceOp, piece: Option<Piece>) {
         let Some((piece, round)) = piece else { return };
         let rank = self.rounds.rank();
         let target = buffer.at(piece.start);
         let mut sources = self.inputs(round);
         sources[rank] = target.cast_const();
-        // SAFETY: peers' inputs stay until this rank posts two rounds more; the target is a source.
+        // SAFETY: peers' inputs stay until this rank has posted two more rounds; the target is a source.
         unsafe { reduce(buffer.0.dtype, op, &sources, &[target], piece.len()) };
     }
 
-    /// `reduce_scatter`, and `all_reduce` as one whose results are gathered, piece by piece: while
-    /// piece `i` is staged, piece `i - 1` is reduced and piece `i - 2` gathered.
+    /// Runs `reduce_scatter`, or `all_reduce` as `reduce_scatter` plus gathering the results, as a pipeline
+    /// of pieces: while piece `i` is staged, piece `i - 1` is reduced and piece `i - 2` gathered.
     fn reduce_chunks(&self, job: &Job, at: At) -> Result<()> {
         let (op, gathers) = match job.collective {
             Collective::AllReduce(op) => (op, true),
@@ -211,7 +210,8 @@ impl ShmEngine {
         Ok(())
     }
 
-    /// Reduces this rank's share of a piece, staged in the previous round, for everybody.
+    /// Reduces this rank's share of a piece that was staged in the previous round; if `gathers`, also stages
+    /// the result for the other ranks.
     fn reduce_share(
         &self,
         buffer: &Buffer,
@@ -230,17 +230,17 @@ impl ShmEngine {
         let result = self.rounds.segment().result(next).wrapping_add(share);
         let targets = [own, result];
         let targets = if gathers { &targets[..] } else { &targets[..1] };
-        // SAFETY: peers' inputs stay until this rank posts two rounds more; its share of the
+        // SAFETY: peers' inputs stay until this rank has posted two more rounds; its share of the
         // result's staging piece is its own until it posts.
         unsafe { reduce(buffer.0.dtype, op, &sources, targets, range.len()) };
     }
 
-    /// Copies the other ranks' results, staged in the previous round.
+    /// Copies the shares of the other ranks, staged as results in the previous round, into the buffer.
     fn gather_shares(&self, buffer: &Buffer, chunks: &Chunks, piece: usize) {
         let results = self.rounds.segment().result(self.rounds.next() - 1);
         for peer in self.peers() {
             let from = results.wrapping_add(chunks.share(peer));
-            // SAFETY: results stay until this rank posts two rounds more.
+            // SAFETY: results stay until this rank has posted two more rounds.
             unsafe { buffer.copy_in(chunks.piece(peer, piece), from) };
         }
     }
@@ -273,12 +273,12 @@ impl ShmEngine {
         for start in (0..buffer.0.len).step_by(step) {
             let piece = start..buffer.0.len.min(start + step);
             if rank == root {
-                // SAFETY: a piece fits its staging place, the root's own until it posts.
+                // SAFETY: the elements fit in the staging piece, which is the root's own until it posts.
                 unsafe { buffer.copy_out(piece.clone(), segment.input(root, self.rounds.next())) };
             }
             let round = self.rounds.post();
             if let Some((piece, round)) = before.replace((piece, round)).filter(|_| rank != root) {
-                // SAFETY: the root's input stays until this rank posts two rounds more.
+                // SAFETY: the root's input stays until this rank has posted two more rounds.
                 unsafe { buffer.copy_in(piece, segment.input(root, round)) };
             }
             self.rounds.wait(round, at)?;
@@ -291,20 +291,20 @@ impl ShmEngine {
     }
 }
 
-/// Elements, and the round in which they were staged.
+/// Range of elements, and the round in which they were staged.
 type Piece = (std::ops::Range<usize>, u64);
 
-/// As [`chunk_range`], at multiples of [`LINE_ELEMENTS`].
+/// As [`chunk_range`], with boundaries at multiples of [`LINE_ELEMENTS`].
 fn aligned_chunk(len: usize, rank: usize, world_size: usize) -> std::ops::Range<usize> {
     let lines = chunk_range(len.div_ceil(LINE_ELEMENTS), rank, world_size);
     (lines.start * LINE_ELEMENTS).min(len)..(lines.end * LINE_ELEMENTS).min(len)
 }
 
-/// How the ranks' chunks of a buffer are cut, so that every rank has work in every piece.
+/// Cuts the chunks of all ranks into pieces such that every piece has a share of each rank's chunk.
 struct Chunks {
     len: usize,
     world_size: usize,
-    /// Elements of each chunk in one piece.
+    /// Elements of each rank's chunk in one piece.
     step: usize,
     element_bytes: usize,
 }
@@ -320,20 +320,20 @@ impl Chunks {
         self.len.div_ceil(self.world_size).div_ceil(self.step)
     }
 
-    /// Elements of `rank`'s chunk that belong to piece `i`.
+    /// Returns the range of elements of `rank`'s chunk that belong to piece `i`.
     fn piece(&self, rank: usize, i: usize) -> std::ops::Range<usize> {
         let chunk = chunk_range(self.len, rank, self.world_size);
         (chunk.start + i * self.step).min(chunk.end)
             ..(chunk.start + (i + 1) * self.step).min(chunk.end)
     }
 
-    /// Where `rank`'s elements lie in a staging piece, in bytes.
+    /// Returns the offset in bytes of `rank`'s share in a staging piece.
     fn share(&self, rank: usize) -> usize {
         rank * self.step * self.element_bytes
     }
 }
 
-/// A buffer on the host, addressed by element.
+/// A host buffer, addressed by element.
 struct Buffer(RawBuffer);
 
 impl Buffer {

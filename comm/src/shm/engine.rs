@@ -1,4 +1,4 @@
-//! Enters collectives, checks that all ranks called the same, and chooses how to move the data.
+//! Enters collectives and checks that all ranks have called the same one.
 
 use std::sync::atomic::Ordering::*;
 use std::sync::{Mutex, PoisonError};
@@ -9,15 +9,15 @@ use super::segment::{Call, SharedPlace};
 use crate::executor::{Engine, Job};
 use crate::{CommError, Result, SharedMemory};
 
-/// A rank's end of the group.
+/// The [`Engine`] of a rank: its rounds and its shared allocations.
 pub(super) struct ShmEngine {
     pub(super) rounds: Rounds,
     regions: Mutex<Regions>,
 }
 
-/// How the ranks entered a collective.
+/// Result of entering a collective.
 pub(super) struct Entered {
-    /// Where the buffer lies, when that is the same place in shared memory on every rank.
+    /// Location of the buffer, if it is the same in shared memory on every rank.
     pub(super) place: Option<SharedPlace>,
     /// The round that was waited for.
     pub(super) round: u64,
@@ -28,11 +28,12 @@ impl ShmEngine {
         Self { rounds, regions: Mutex::default() }
     }
 
-    /// Joins a collective and waits until all ranks have, with data for the first round written
-    /// before.
+    /// Joins a collective and waits until all ranks have joined. The caller has staged its data for the first
+    /// round already.
     ///
     /// # Errors
-    /// [`CommError::Mismatch`] when a rank called something else; all ranks get it then.
+    /// [`CommError::Mismatch`] on all ranks when they called different collectives; and those of
+    /// [`Rounds::wait`].
     pub(super) fn enter(&self, at: At, place: Option<SharedPlace>) -> Result<Entered> {
         self.rounds.check()?;
         let slots = self.rounds.segment().slots();
@@ -56,13 +57,13 @@ impl ShmEngine {
         Ok(Entered { place: place.filter(|_| same), round })
     }
 
-    /// Waits until every rank has come to the same point.
+    /// Waits until every rank has come to the same point of the collective.
     pub(super) fn meet(&self, at: At) -> Result<()> {
         let round = self.rounds.post();
         self.rounds.wait(round, at)
     }
 
-    /// Tells the others why this rank does not go on.
+    /// Publishes a failure that this rank has seen itself, so that its peers fail too.
     pub(super) fn publish(&self, error: &CommError) {
         let kind = match error {
             CommError::Aborted { .. } => return,
@@ -79,13 +80,13 @@ impl ShmEngine {
         result
     }
 
-    /// The last collective: nobody leaves before all have come.
+    /// Runs the last collective: no rank returns before all have called it.
     pub(super) fn finalize(&self, sequence: u64) -> Result<()> {
         let at = At { call: Call::FINALIZE, sequence };
         self.published(self.enter(at, None).map(|_| ()))
     }
 
-    /// Where a buffer lies in memory of [`Self::alloc_shared`].
+    /// Returns the allocation of [`Self::alloc_shared`] in which a buffer lies, if it does, and where.
     pub(super) fn locate(&self, job: &Job) -> Option<(std::sync::Arc<Region>, SharedPlace)> {
         self.regions().locate(&job.buffer)
     }
@@ -94,7 +95,8 @@ impl ShmEngine {
         self.regions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The outer result is a failure of the group, the inner one of this allocation alone.
+    /// Allocates memory that all ranks map. The outer result is a failure of the group, the inner one of this
+    /// allocation alone.
     pub(super) fn alloc_shared(
         &self,
         len_bytes: usize,

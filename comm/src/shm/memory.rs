@@ -1,14 +1,14 @@
 //! Anonymous memory that processes of one machine and one user share.
 //!
-//! It is a memfd that the others open through `/proc`, not a file in `/dev/shm`: it has no name, so
-//! nothing stays behind however the job ends, and containers limit `/dev/shm` to 64 MiB.
+//! It is a memfd that peers open through `/proc`, not a file in `/dev/shm`: it has no name, so nothing
+//! stays behind however the job ends, and containers limit `/dev/shm` to 64 MiB.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 
-/// Where another process finds a memfd.
+/// The process and file descriptor by which another process opens a memfd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Locator {
     pub(super) pid: u32,
@@ -24,7 +24,7 @@ pub(super) struct Mapping {
 
 // SAFETY: a mapping is an address range that is valid in every thread of the process.
 unsafe impl Send for Mapping {}
-// SAFETY: as above; whoever accesses the memory orders the accesses.
+// SAFETY: as above; users of the memory synchronise their accesses.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
@@ -54,7 +54,7 @@ impl Mapping {
         }
     }
 
-    /// Asks for huge pages; a kernel that has none for shared memory goes on with small ones.
+    /// Asks for huge pages; without support for them in shared memory, the kernel keeps using small ones.
     pub(super) fn advise_huge_pages(&self) {
         // SAFETY: the range is this mapping's own, and the advice changes nothing in it.
         unsafe {
@@ -65,14 +65,14 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the range was mapped by `new`, and nothing refers to it after its owner.
+        // SAFETY: the range was mapped by `new`, and nothing refers to it once its owner is dropped.
         unsafe {
             libc::munmap(self.start.as_ptr().cast(), self.len_bytes);
         }
     }
 }
 
-/// New memory, zeroed. The file must stay open until every peer has called [`open`].
+/// Creates zeroed shared memory. The file must stay open until every peer has called [`open`].
 pub(super) fn create(len_bytes: usize) -> io::Result<(File, Locator, Mapping)> {
     check_available(len_bytes)?;
     let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
@@ -84,7 +84,7 @@ pub(super) fn create(len_bytes: usize) -> io::Result<(File, Locator, Mapping)> {
     // SAFETY: the descriptor is new, so nothing else owns it.
     let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
     file.set_len(len_bytes as u64)?;
-    // A file cut short under a mapping would kill its readers with SIGBUS.
+    // Truncating the file under a mapping would kill its readers with SIGBUS.
     let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
     // SAFETY: plain call on a descriptor that `file` owns.
     if unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, seals) } < 0 {
@@ -107,14 +107,14 @@ pub(super) fn open(locator: Locator, len_bytes: usize) -> io::Result<Mapping> {
     Mapping::new(&file, len_bytes)
 }
 
-/// A number that nobody else has chosen.
+/// Returns a random nonce.
 pub(super) fn random() -> io::Result<u64> {
     let mut bytes = [0; 8];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(u64::from_ne_bytes(bytes))
 }
 
-/// The kernel would grant any length and kill the process when it is touched.
+/// Fails when less memory is available: the kernel would grant any length, and kill the process on access.
 fn check_available(len_bytes: usize) -> io::Result<()> {
     let available = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
         let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;

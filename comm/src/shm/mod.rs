@@ -1,18 +1,18 @@
 //! Collectives between processes of one machine, through memory that they share.
 //!
-//! The ranks of a group map one segment (`segment`). It holds a slot a rank, in which the rank says
-//! what it has called and how far it is, and places for staging data. Ranks wait for each other by
-//! rounds (`rounds`), asleep on a futex; every 50 ms a sleeping rank looks whether its peers'
-//! processes live and whether its deadline has passed. A deadline is for one wait, so a collective
-//! that makes progress may take longer.
+//! The ranks of a group map one segment (`segment`). It holds one slot per rank, in which the rank publishes
+//! which collective it has called and how far it is, and buffers for staging data. Ranks wait for each
+//! other in rounds (`rounds`), asleep on a futex; every 50 ms a sleeping rank checks whether its peers'
+//! processes are alive and whether its deadline has passed. The deadline applies to a single wait, so a
+//! collective that makes progress may take longer.
 //!
-//! Reductions join elements in rank order, so all ranks end with the same bits, whatever the path:
+//! Reductions combine elements in rank order, so all ranks end with the same bits, whatever the path:
 //! - up to 32 KiB: every rank stages its buffer and reduces all of them itself, in one round;
 //! - a buffer in [`alloc_shared`](crate::Communicator::alloc_shared) memory, at the same offset on
 //!   all ranks: each rank reduces its chunk straight from and into all ranks' buffers;
 //! - anything else goes through staging pieces that fit in a core's own cache.
 //!
-//! Does not read the environment. Needs Linux, one user and one PID namespace for all ranks.
+//! Does not read the environment. Needs Linux, and one user and one PID namespace for all ranks.
 
 mod collectives;
 mod engine;
@@ -40,7 +40,7 @@ use segment::Segment;
 
 const BACKEND: &str = "shm";
 
-/// A rank of a group that shares memory.
+/// The communicator of a rank in a group that shares memory.
 pub struct Shm {
     executor: Executor<ShmEngine>,
     finalized: AtomicBool,
@@ -48,8 +48,9 @@ pub struct Shm {
 
 /// Connects the ranks of one machine. Collective.
 ///
-/// `rank`: of `ranks`. The communicator counts them from 0; its errors call them what they are called here.
-/// `key`: under which the first rank publishes the segment in `store`, another one for each group.
+/// `rank`: this rank, one of `ranks`. The communicator counts ranks from 0; its errors use the numbers in
+/// `ranks`.
+/// `key`: where the first rank publishes the segment in `store`; each group needs its own.
 /// `timeout`: of every wait, here and in the collectives that follow.
 ///
 /// # Errors
@@ -70,7 +71,7 @@ pub fn connect(
     }
     let rank = rank - first;
     let deadline = Instant::now() + timeout;
-    // The file stays open, for the others to find, until all have joined.
+    // The file stays open until all ranks have joined, so that they can open it through `/proc`.
     let (_file, segment) = if rank == 0 {
         let (file, segment) = publish(world_size, store, key)?;
         (Some(file), segment)
@@ -126,7 +127,8 @@ impl Shm {
         &self.executor.engine().rounds
     }
 
-    /// Has collectives that wait ask `interruption`, every 50 ms, whether there is a reason not to.
+    /// Makes waiting collectives call `interruption` every 50 ms; they fail with the error that it returns,
+    /// if any.
     pub fn interrupt_by(
         &self,
         interruption: impl Fn() -> Option<CommError> + Send + Sync + 'static,
@@ -134,8 +136,8 @@ impl Shm {
         self.rounds().interrupt_by(Box::new(interruption));
     }
 
-    /// Says that this rank waits for something other than shared memory, with a deadline of its own: the
-    /// others do not take it for the one that hangs until it has said so for the last time a second ago.
+    /// Signals that this rank waits for something other than shared memory, with a deadline of its own. Peers
+    /// do not treat it as hanging until one second after its last call.
     pub fn sign_of_life(&self) {
         self.rounds().sign_of_life();
     }
@@ -198,7 +200,7 @@ impl Communicator for Shm {
 impl Drop for Shm {
     fn drop(&mut self) {
         if !*self.finalized.get_mut() {
-            // Peers learn it now rather than at their deadline.
+            // Peers fail now rather than at their deadline.
             let reason = format!("rank {} left before the end", self.rounds().name(self.rank()));
             self.rounds().publish_failure(FailureKind::Abort, &reason, &Blame::Nobody);
         }

@@ -1,4 +1,4 @@
-//! Memory for buffers that all ranks can reach.
+//! Allocations of shared memory in which collectives reach the buffers of all ranks directly.
 
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering::*;
@@ -10,7 +10,7 @@ use super::rounds::At;
 use super::segment::SharedPlace;
 use crate::{CommError, RawBuffer, Result, SharedMemory};
 
-/// One allocation: a part for each rank, all of them mapped by every rank.
+/// One allocation: one part per rank, all of them mapped by every rank.
 #[derive(Debug)]
 pub(super) struct Region {
     mapping: Mapping,
@@ -19,8 +19,8 @@ pub(super) struct Region {
 }
 
 impl Region {
-    /// Collective. The outer result is a failure of the group; the inner one says that some rank
-    /// could not have the memory, which all ranks learn.
+    /// Allocates `len_bytes` for each rank. Collective. The outer result is a failure of the group; the inner
+    /// one is an allocation that failed on some rank, which all ranks learn and survive.
     pub(super) fn allocate(engine: &ShmEngine, len_bytes: usize, at: At) -> Result<Result<Self>> {
         let segment = engine.rounds.segment();
         let (rank, header) = (engine.rounds.rank(), segment.header());
@@ -32,7 +32,7 @@ impl Region {
             offer(&header.offered, locator);
         }
         engine.enter(at, None)?;
-        // The file stays open until everybody has mapped it.
+        // The file stays open until every rank has mapped it.
         let (_file, mapped) = match created {
             Some(Ok((file, _, mapping))) => (Some(file), Ok(mapping)),
             Some(Err(error)) => (None, Err(error)),
@@ -60,7 +60,7 @@ impl Region {
         }))
     }
 
-    /// The first byte of `rank`'s part.
+    /// Returns the first byte of `rank`'s part.
     pub(super) fn part(&self, rank: usize) -> *mut u8 {
         let offset = rank * self.part_bytes;
         assert!(offset < self.mapping.len_bytes());
@@ -97,8 +97,8 @@ fn take(engine: &ShmEngine, total_bytes: usize) -> std::io::Result<Mapping> {
     memory::open(Locator { pid, fd }, total_bytes)
 }
 
-/// All allocations of a group. Their number is the same on every rank, since every rank takes part
-/// in each.
+/// All allocations of a group. Their indices are the same on every rank, since every rank takes part in each
+/// allocation.
 #[derive(Default)]
 pub(super) struct Regions(Vec<Weak<Region>>);
 
@@ -106,7 +106,7 @@ impl Regions {
     pub(super) fn add(&mut self, region: Region) -> SharedMemory {
         let region = Arc::new(region);
         self.0.push(Arc::downgrade(&region));
-        // `part` is not null: the mapping starts at no null pointer.
+        // Never null: the part lies in the mapping.
         let ptr = NonNull::new(region.part(region.rank)).unwrap_or(region.mapping.start());
         SharedMemory { ptr, len_bytes: region.part_bytes, owner: region }
     }

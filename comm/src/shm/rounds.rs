@@ -1,10 +1,10 @@
 //! How ranks wait for each other: numbered rounds, a futex, deadlines.
 //!
-//! A rank *posts* a round when it has written what it has for it, and *waits* until all have posted
-//! that round. What was written before round `t` was posted may be read after waiting for `t` and
-//! until the reader posts `t + 2`; so with [`super::segment::DEPTH`] = 3 places, used in turn, a rank
-//! that has waited for `t + 2` may write where it wrote for `t`. Between posting and waiting a rank
-//! works on what the previous round brought, so it seldom has to sleep.
+//! A rank *posts* a round when it has written its data for that round, and *waits* until all ranks have
+//! posted it. What a peer wrote before it posted round `t` may be read after waiting for `t` and until the
+//! reader posts `t + 2`. So with [`super::segment::DEPTH`] = 3 buffers, used in turn, a rank that has waited
+//! for `t + 2` may overwrite what it wrote for `t`. Between posting and waiting a rank works on the data of
+//! the previous round, so it seldom has to sleep.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -15,17 +15,17 @@ use std::time::{Duration, Instant};
 use super::segment::{Call, Segment};
 use crate::{Blame, CommError, Result};
 
-/// Asleep, a rank looks this often whether its peers live and whether its deadline has passed.
+/// Interval at which a sleeping rank checks whether its peers are alive and whether its deadline has passed.
 const TICK: Duration = Duration::from_millis(50);
 
-/// A rank that waited for something other than shared memory so long ago at most does not hang.
+/// How long a rank does not count as hanging after its last [`super::Shm::sign_of_life`].
 const ALIVE: Duration = Duration::from_secs(1);
 
-/// What a [`super::segment::FailureRecord`] records.
+/// Kind of failure in a [`super::segment::FailureRecord`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum FailureKind {
-    /// Somebody called `abort`, or left.
+    /// A rank called `abort`, or dropped its communicator without `finalize`.
     Abort = 1,
     /// A deadline passed.
     Timeout = 2,
@@ -33,23 +33,23 @@ pub(super) enum FailureKind {
     Other = 3,
 }
 
-/// What a rank waits in, for its errors.
+/// The collective in which a rank waits, for its errors.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct At {
     pub(super) call: Call,
     pub(super) sequence: u64,
 }
 
-/// A reason not to wait any longer that others know of.
+/// Returns an error from outside shared memory that ends a wait, if there is one.
 type Interruption = Box<dyn Fn() -> Option<CommError> + Send + Sync>;
 
-/// A rank's place in the rounds.
+/// A rank's view of the rounds of its group.
 pub(super) struct Rounds {
     segment: Segment,
     rank: usize,
-    /// What the rank in the first slot is called in errors.
+    /// Rank number of the first slot, for errors.
     first: usize,
-    /// The last round that this rank has posted.
+    /// Last round that this rank has posted.
     posted: AtomicU64,
     timeout: Duration,
     spins: u32,
@@ -57,17 +57,17 @@ pub(super) struct Rounds {
     interruption: OnceLock<Interruption>,
 }
 
-/// What tells whether a peer's process is there.
+/// How to find out whether a peer's process is alive.
 enum Liveness {
-    /// Not looked at: this process itself, or a kernel without pidfd.
+    /// Not checked: this process itself, or a kernel without pidfd.
     Unknown,
     Watched(OwnedFd),
     Gone,
 }
 
 impl Rounds {
-    /// Announces this process in its slot, and waits until all have, for `join_timeout`; later waits
-    /// last for `timeout`. In errors slots are counted from `first`.
+    /// Announces this process in its slot and waits up to `join_timeout` until all ranks have done so. Later
+    /// waits time out after `timeout`. Errors number the slots from `first`.
     pub(super) fn join(
         segment: Segment,
         rank: usize,
@@ -75,7 +75,7 @@ impl Rounds {
         join_timeout: Duration,
         timeout: Duration,
     ) -> Result<Self> {
-        // Where every core has a rank, a spinning one takes time from the one it waits for.
+        // Where every core has a rank, a spinning rank takes CPU time from the one that it waits for.
         let spins = if online_cores() > segment.world_size() { 2000 } else { 20 };
         segment.slots()[rank].pid.store(std::process::id(), Release);
         let mut rounds = Self {
@@ -104,14 +104,13 @@ impl Rounds {
         self.rank
     }
 
-    /// What the rank in `slot` is called in errors.
+    /// Returns the rank number of `slot` that errors use.
     pub(super) fn name(&self, slot: usize) -> usize {
         self.first + slot
     }
 
-    /// Has waiting ranks ask `interruption`, every 50 ms, whether there is a reason not to.
+    /// See [`super::Shm::interrupt_by`]. The first interruption stays; a second one is ignored.
     pub(super) fn interrupt_by(&self, interruption: Interruption) {
-        // One is enough: a second is not asked.
         let _ = self.interruption.set(interruption);
     }
 
@@ -120,7 +119,7 @@ impl Rounds {
         self.segment.slots()[self.rank].alive_at.store(monotonic_ns(), Relaxed);
     }
 
-    /// Refuses to begin what peers that have given up would leave undone.
+    /// Fails if the group has already failed.
     pub(super) fn check(&self) -> Result<()> {
         match self.segment.header().failure.read() {
             Some(failure) => Err(failure.into_error()),
@@ -128,13 +127,13 @@ impl Rounds {
         }
     }
 
-    /// The round that this rank posts next.
+    /// Returns the round that this rank posts next.
     pub(super) fn next(&self) -> u64 {
         self.posted.load(Relaxed) + 1
     }
 
-    /// Says that this rank has written all that it has for the next round, and has read all that it
-    /// wants of the round before the previous one.
+    /// Posts the next round and returns its number. This rank has written all its data for it, and no longer
+    /// reads data of the round before the previous one.
     pub(super) fn post(&self) -> u64 {
         let round = self.next();
         self.posted.store(round, Relaxed);
@@ -172,7 +171,7 @@ impl Rounds {
             if reached(seen, round) {
                 return Ok(());
             }
-            // A rank that was killed between posting and ringing has posted all the same.
+            // The last rank to post may have been killed before it rang the bell: look at the slots too.
             let missing = self.missing(round);
             if missing.is_empty() {
                 std::sync::atomic::fence(SeqCst);
@@ -195,7 +194,7 @@ impl Rounds {
             .collect()
     }
 
-    /// Why waiting for `missing` to post `round` makes no sense any more.
+    /// Returns the reason to stop waiting for `missing` to post `round`, if there is one.
     fn failure(
         &self,
         round: u64,
@@ -211,7 +210,7 @@ impl Rounds {
         if let Some(error) = self.interruption.get().and_then(|interruption| interruption()) {
             return Some(error);
         }
-        // One that posted the last round and ended, both since it was looked at, is not missing.
+        // A rank that posted `round` and then exited, since `missing` was determined, is not lost.
         let is_lost = |rank: usize| {
             let posted = &self.segment.slots()[rank].posted;
             self.is_gone(rank) && !reached(posted.load(SeqCst), round)
@@ -233,7 +232,7 @@ impl Rounds {
         (waited >= self.timeout && !hanging.is_empty()).then(|| self.timeout(hanging, waited, at))
     }
 
-    /// Whether a rank that is missing has not said for a while that it waits for something else.
+    /// Returns whether a missing rank has given no sign of life for [`ALIVE`].
     fn hangs(&self, rank: usize) -> bool {
         let alive_at = self.segment.slots()[rank].alive_at.load(Relaxed);
         Duration::from_nanos(monotonic_ns().saturating_sub(alive_at)) >= ALIVE
@@ -255,7 +254,7 @@ impl Rounds {
         }
     }
 
-    /// What is known of a rank that is waited for.
+    /// Describes the last collective that a missing rank has joined.
     fn last_joined(&self, rank: usize, at: At) -> String {
         let (slot, rank) = (&self.segment.slots()[rank], self.name(rank));
         if slot.pid.load(Acquire) == 0 {
@@ -272,7 +271,7 @@ impl Rounds {
         }
     }
 
-    /// Makes every rank's waits fail, present and future.
+    /// Makes the present and future waits of every rank fail.
     pub(super) fn publish_failure(&self, kind: FailureKind, reason: &str, blame: &Blame) {
         self.segment.header().failure.publish(self.name(self.rank), kind as u32, reason, blame);
         wake_all(&self.segment.header().bell.round);
@@ -285,7 +284,7 @@ impl Liveness {
         if pid == std::process::id() {
             return Self::Unknown;
         }
-        // A pidfd, unlike the number, is never another process's, and knows a zombie for dead.
+        // A pidfd, unlike a process id, is never reused for another process, and polls readable for a zombie.
         // SAFETY: plain system call; a new descriptor comes back or -1.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, signed, 0) };
         match i32::try_from(fd) {
@@ -310,13 +309,13 @@ impl Liveness {
     }
 }
 
-/// Of the machine: a pinned rank is not the only one that has cores.
+/// Returns the number of online cores of the machine, not only of those that this rank is pinned to.
 fn online_cores() -> usize {
     // SAFETY: plain call.
     usize::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }).unwrap_or(1)
 }
 
-/// One clock for all processes of the machine.
+/// Returns the time of a clock that all processes of the machine share.
 fn monotonic_ns() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the call writes to `time`.
@@ -329,7 +328,7 @@ fn low(round: u64) -> u32 {
     (round & u64::from(u32::MAX)) as u32
 }
 
-/// Whether a counter cut to 32 bits has come to `round`.
+/// Returns whether a counter that is truncated to 32 bits has reached `round`.
 fn reached(counter: u32, round: u64) -> bool {
     counter.wrapping_sub(low(round)) < 1 << 31
 }

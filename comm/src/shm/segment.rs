@@ -14,23 +14,24 @@ use crate::{Collective, CommError, DType, RawBuffer, ReduceOp};
 /// Bytes of one staging piece: several of them fit in a core's level-2 cache.
 pub(super) const PIECE_BYTES: usize = 256 * 1024;
 
-/// Pieces of a rank that may be in use at once; see [`super::rounds`].
+/// Staging pieces of a rank that may be in use at once; see [`super::rounds`].
 pub(super) const DEPTH: u64 = 3;
 
-/// More ranks than a machine has cores make no sense, and a rank's share of a piece stays long
-/// enough for vectors.
+/// Limit on the ranks of a group: enough for one per core of any machine, while a rank's share of a piece
+/// stays long enough for vector code.
 pub(crate) const MAX_RANKS: usize = 256;
 
 const MAGIC: u64 = 0x4c4f_434b_5354_0002;
 const REASON_BYTES: usize = 1024;
 
-/// What all ranks share.
+/// State of the whole group.
 #[repr(C, align(128))]
 pub(super) struct Header {
     pub(super) magic: AtomicU64,
     pub(super) nonce: AtomicU64,
     pub(super) world_size: AtomicU64,
-    /// Where the memory of the `alloc_shared` under way is: process, descriptor, and whether it is.
+    /// Location of the memory of the `alloc_shared` under way: process id, file descriptor, and 1 if there is
+    /// any.
     pub(super) offered: [AtomicU64; 3],
     pub(super) bell: Bell,
     pub(super) failure: FailureRecord,
@@ -39,16 +40,16 @@ pub(super) struct Header {
 /// The futex that ranks sleep on.
 #[repr(C, align(128))]
 pub(super) struct Bell {
-    /// The last round that all ranks have posted, cut to 32 bits.
+    /// Last round that all ranks have posted, truncated to 32 bits.
     pub(super) round: AtomicU32,
-    /// Ranks that may sleep on `round`.
+    /// Number of ranks that may sleep on `round`.
     pub(super) sleepers: AtomicU32,
 }
 
 /// The first failure of the group.
 #[repr(C, align(128))]
 pub(super) struct FailureRecord {
-    /// 0: none; 1: being written; 2: to be read.
+    /// 0: no failure; 1: being written; 2: ready to be read.
     pub(super) state: AtomicU32,
     pub(super) by: AtomicU32,
     pub(super) kind: AtomicU32,
@@ -57,7 +58,7 @@ pub(super) struct FailureRecord {
 }
 
 impl FailureRecord {
-    /// Writes the record unless somebody has before.
+    /// Writes the record, unless another failure was recorded before.
     pub(super) fn publish(&self, by: usize, kind: u32, reason: &str, blame: &Blame) {
         let packed = blame::pack(reason, blame, REASON_BYTES);
         if self.state.compare_exchange(0, 1, AcqRel, Acquire).is_err() {
@@ -72,7 +73,7 @@ impl FailureRecord {
         self.state.store(2, SeqCst);
     }
 
-    /// Who failed, how and why.
+    /// Returns the recorded failure, if any.
     pub(super) fn read(&self) -> Option<Failure> {
         if self.state.load(SeqCst) != 2 {
             return None;
@@ -95,49 +96,49 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    /// What it is to the other ranks.
+    /// Converts the record into the error that the other ranks return.
     pub(super) fn into_error(self) -> CommError {
         let Self { by, reason, blame, .. } = self;
         CommError::Aborted { by, reason, blame }
     }
 }
 
-/// What one rank writes and the others read.
+/// State of one rank, written by it and read by its peers.
 #[repr(C, align(128))]
 pub(super) struct Slot {
-    /// The last round that this rank has posted, cut to 32 bits.
+    /// Last round that this rank has posted, truncated to 32 bits.
     pub(super) posted: AtomicU32,
     pub(super) pid: AtomicU32,
-    /// Collectives that this rank has joined.
+    /// Number of collectives that this rank has joined.
     pub(super) joined: AtomicU64,
-    /// When this rank last waited for something other than shared memory, in nanoseconds of the machine's
-    /// monotonic clock.
+    /// Time of this rank's last [`super::Shm::sign_of_life`], in nanoseconds of the machine's monotonic
+    /// clock.
     pub(super) alive_at: AtomicU64,
     /// 1 when this rank could not map the memory that was offered.
     pub(super) map_failed: AtomicU32,
-    /// What it called, by the parity of the sequence number: the print of a collective is
-    /// overwritten two collectives later, when nobody can still be comparing it.
+    /// Calls of this rank, by the parity of the sequence number: an entry is overwritten two collectives
+    /// later, when no peer can still be comparing it.
     pub(super) prints: [Print; 2],
 }
 
-/// What a rank called, for the others to compare.
+/// Arguments of a rank's call, which its peers compare with their own.
 #[repr(C)]
 pub(super) struct Print {
     call: AtomicU64,
     len: AtomicU64,
-    /// 0, or 1 more than the number of the shared memory in which the buffer lies.
+    /// 0 for ordinary memory, otherwise 1 plus the index of the shared allocation in which the buffer lies.
     memory: AtomicU64,
     offset: AtomicU64,
 }
 
-/// A [`Print`]'s content.
+/// The part of a [`Print`] in which all ranks must agree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Call {
     code: u64,
     len: u64,
 }
 
-/// Where a buffer lies in shared memory.
+/// Location of a buffer in shared memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SharedPlace {
     pub(super) memory: u64,
@@ -201,7 +202,7 @@ impl Call {
         }
     }
 
-    /// The call in words, such as `all_reduce(sum) of 1000 x f32`.
+    /// Returns the call as text, such as `all_reduce(sum) of 1000 x f32`.
     pub(super) fn describe(self) -> String {
         let op = ["sum", "mean", "max", "min"][(self.code >> 8 & 3) as usize];
         let dtype = ["f32", "f64", "bf16", "i64"][(self.code >> 16 & 3) as usize];
@@ -216,7 +217,7 @@ impl Call {
     }
 }
 
-// The codes above are these enums' values.
+// `collective` and `describe` rely on the values of these enums.
 const _: () = assert!(ReduceOp::Min as u64 == 3 && DType::I64 as u64 == 3);
 
 /// A rank's view of the segment.
@@ -227,7 +228,7 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    /// How long the segment of `world_size` ranks is.
+    /// Returns the length in bytes of the segment of `world_size` ranks.
     pub(super) fn size_bytes(world_size: usize) -> usize {
         Self::inputs_offset(world_size) + (world_size + 1) * DEPTH as usize * PIECE_BYTES
     }
@@ -237,7 +238,7 @@ impl Segment {
         records.next_multiple_of(4096)
     }
 
-    /// Makes a segment of zeroed memory.
+    /// Initialises a segment in zeroed memory, as rank 0.
     pub(super) fn initialise(mapping: Mapping, world_size: usize, nonce: u64) -> Self {
         let segment = Self { mapping, world_size };
         let header = segment.header();
@@ -247,7 +248,7 @@ impl Segment {
         segment
     }
 
-    /// Takes the segment that rank 0 has made.
+    /// Attaches to the segment that rank 0 has initialised, and checks that it is this group's.
     pub(super) fn attach(mapping: Mapping, world_size: usize, nonce: u64) -> io::Result<Self> {
         let segment = Self { mapping, world_size };
         let header = segment.header();
@@ -267,7 +268,7 @@ impl Segment {
 
     pub(super) fn header(&self) -> &Header {
         debug_assert!(self.mapping.len_bytes() >= Self::size_bytes(self.world_size));
-        // SAFETY: the mapping is page-aligned, long enough, zeroed at first, and all of `Header` is
+        // SAFETY: the mapping is page-aligned, long enough and initially zeroed, and all of `Header` is
         // atomics, for which any bytes are valid.
         unsafe { self.mapping.start().cast::<Header>().as_ref() }
     }
@@ -281,13 +282,13 @@ impl Segment {
         }
     }
 
-    /// Where `rank` stages its data in `round`.
+    /// Returns the staging piece for the data of `rank` in `round`.
     pub(super) fn input(&self, rank: usize, round: u64) -> *mut u8 {
         assert!(rank < self.world_size);
         self.piece(rank * DEPTH as usize + (round % DEPTH) as usize)
     }
 
-    /// Where reduced data are staged in `round`.
+    /// Returns the staging piece for reduced data in `round`; each rank owns a share of it.
     pub(super) fn result(&self, round: u64) -> *mut u8 {
         self.piece(self.world_size * DEPTH as usize + (round % DEPTH) as usize)
     }

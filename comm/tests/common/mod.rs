@@ -1,4 +1,4 @@
-//! What the tests of several backends share.
+//! Code shared by the tests of several backends.
 #![allow(dead_code, clippy::unwrap_used)]
 
 pub mod processes;

@@ -1,4 +1,4 @@
-//! Ranks that are processes: a test starts itself again, once a rank.
+//! Ranks as processes: a test starts itself again, once per rank.
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -13,10 +13,10 @@ use comm::shm::Shm;
 
 use super::MemoryStore;
 
-/// Long enough for a store that always answers.
+/// Timeout for a store that always answers.
 const STORE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// This process's rank, when a test has started it as one.
+/// Returns this process's rank if a test has started it as one.
 pub fn as_rank() -> Option<World> {
     let world = World::from_env().unwrap();
     (world.started_by == StartedBy::Launcher).then_some(world)
@@ -31,7 +31,7 @@ pub fn connect(world: World, timeout: Duration) -> Shm {
 
 /// Tells the test that this rank has come to a point, on a line of its own.
 pub fn report(what: &str) {
-    // Behind the harness's "test NAME ... ", which ends no line.
+    // The test harness has printed "test NAME ... " without ending the line.
     println!("\n{what}");
 }
 
@@ -41,13 +41,13 @@ pub fn wait_for_release() {
     std::io::stdin().read_to_end(&mut rest).unwrap();
 }
 
-/// One rank.
+/// The process of one rank.
 pub struct Process {
     child: Child,
     stdout: BufReader<ChildStdout>,
 }
 
-/// All ranks of a test; those that still run at its end are killed.
+/// All ranks of a test. Those that still run when it ends are killed.
 pub struct Ranks {
     pub processes: Vec<Process>,
     _socket: tempfile::TempDir,
@@ -82,7 +82,7 @@ impl Ranks {
         Self { processes: (0..world_size).map(start).collect(), _socket: dir }
     }
 
-    /// All ranks end well.
+    /// Asserts that all ranks exit successfully.
     pub fn all_pass(&mut self) {
         for (rank, process) in self.processes.iter_mut().enumerate() {
             process.passes(rank);

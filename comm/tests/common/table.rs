@@ -1,4 +1,4 @@
-//! What every backend must do, against closed forms. Included by the tests of each backend.
+//! Checks that every backend must pass, against closed forms.
 
 #![allow(clippy::unwrap_used)]
 
@@ -71,7 +71,7 @@ impl Value for i64 {
     }
 }
 
-/// What `rank` holds at `index`: signed, fractional, different on each rank.
+/// Returns the input of `rank` at `index`: signed, fractional, different on each rank.
 fn element<T: Value>(rank: usize, index: usize) -> T {
     let hash = (index as u64 * 2_654_435_761 + rank as u64 * 40_503 + 1) % 100_003;
     T::new(hash as f64 / 7919.0 - 6.0)
@@ -81,7 +81,7 @@ fn filled<T: Value>(rank: usize, len: usize) -> Vec<T> {
     (0..len).map(|index| element(rank, index)).collect()
 }
 
-/// The closed form, and how far from it rounding may lead.
+/// Returns the result by the closed form, and the tolerance for rounding.
 fn expected<T: Value>(op: ReduceOp, world_size: usize, index: usize) -> (f64, f64) {
     let values = (0..world_size).map(|rank| element::<T>(rank, index).value());
     let magnitude: f64 = values.clone().map(f64::abs).sum();
@@ -93,7 +93,7 @@ fn expected<T: Value>(op: ReduceOp, world_size: usize, index: usize) -> (f64, f6
     }
 }
 
-/// Buffers to run on: ordinary memory, and memory of `alloc_shared`.
+/// The kinds of memory to test: ordinary memory, and memory of `alloc_shared`.
 struct Buffers<'a> {
     comm: &'a dyn Communicator,
     shared: Option<comm::SharedMemory>,
@@ -115,7 +115,7 @@ impl Buffers<'_> {
                 std::slice::from_raw_parts_mut(start.as_ptr(), data.len())
             };
             slice.copy_from_slice(data);
-            // Peers write into this memory as soon as they are in the collective.
+            // Peers write into this memory as soon as they have entered the collective.
             self.comm.barrier().unwrap();
             call(self.comm, collective, BufferMut::host(slice));
             let defined = match collective {
@@ -145,7 +145,7 @@ fn call(comm: &dyn Communicator, collective: Collective, buffer: BufferMut<'_>) 
     }
 }
 
-/// All checks; every rank calls it.
+/// Runs all checks. Every rank calls this.
 pub fn check_all(comm: &dyn Communicator) {
     let longest = LENS[LENS.len() - 1] * 8 + 64;
     let buffers = Buffers { comm, shared: comm.alloc_shared(longest).unwrap() };
@@ -227,7 +227,7 @@ fn a_root_outside_the_group_is_refused(comm: &dyn Communicator) {
 }
 
 fn nan_reaches_every_rank(comm: &dyn Communicator) {
-    // NCCL's maxima and minima may lose it.
+    // NCCL's maximum and minimum may lose NaN.
     let reduced = if comm.backend() == "nccl" { &OPS[..2] } else { &OPS };
     for &op in reduced {
         let last = comm.rank() + 1 == comm.world_size();
@@ -237,7 +237,7 @@ fn nan_reaches_every_rank(comm: &dyn Communicator) {
     }
 }
 
-/// Starts an all-reduce of `data`, which the caller keeps until the work has been waited for.
+/// Starts an all-reduce of `data`, which the caller must keep until the work has been waited for.
 fn start(comm: &dyn Communicator, data: &mut [f32]) -> comm::Work {
     let buffer: RawBuffer = BufferMut::host(data).raw();
     // SAFETY: callers keep `data` and leave it alone until they have waited.
@@ -250,7 +250,7 @@ fn works_end_in_any_order_of_waiting(comm: &dyn Communicator) {
     let mut data: Vec<Vec<f32>> =
         lens.iter().enumerate().map(|(i, &n)| vec![i as f32; n]).collect();
     let mut works: Vec<_> = data.iter_mut().map(|data| start(comm, data)).collect();
-    // A blocking call goes behind what was started, and ranks wait in different orders.
+    // A blocking call runs after what was started before, and ranks wait in different orders.
     comm.barrier().unwrap();
     if comm.rank().is_multiple_of(2) {
         works.reverse();

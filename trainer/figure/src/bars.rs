@@ -1,4 +1,4 @@
-//! Bars of several parts, side by side.
+//! Stacked bar charts.
 
 use crate::colour;
 use crate::legend::{Entry, Legend};
@@ -10,16 +10,16 @@ const LEFT: f32 = 72.0;
 const TOP: f32 = 42.0;
 const BOTTOM: f32 = HEIGHT - 58.0;
 
-/// A bar of several parts.
+/// A stacked bar.
 #[derive(Debug)]
 pub struct Bar {
-    /// Below it, on a line or more.
+    /// Label below the bar, of one or more lines.
     pub name: String,
-    /// From below, one of each part's name.
+    /// Heights of the parts from the bottom up, in the order of the parts' names; negative ones count as 0.
     pub parts: Vec<f64>,
 }
 
-/// Bars side by side, with the parts' names in a legend.
+/// Draws stacked bars side by side, with the names of the parts in a legend.
 pub fn stacked_bars(title: &str, parts: &[&str], bars: &[Bar]) -> Picture {
     let width = f32::max(540.0, 120.0 + 110.0 * bars.len() as f32);
     let entry = |(index, name)| Entry { name, colour: colour(index), is_dashed: false };

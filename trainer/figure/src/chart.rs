@@ -1,4 +1,4 @@
-//! Lines in panels side by side, with one legend below.
+//! Line charts: panels side by side, with one legend below.
 
 use crate::legend::{Entry, Legend};
 use crate::picture::{Anchor, Colour, GRID, INK, Picture, Place, QUIET, Shape};
@@ -7,7 +7,7 @@ use crate::scale::{Scale, XAxis, YAxis};
 /// Width and height of a panel, in pixels.
 const PANEL: (f32, f32) = (540.0, 400.0);
 const MARGIN: f32 = 32.0;
-/// Sizes of the heading's letters.
+/// Font sizes of the heading, in pixels.
 const TITLE: f32 = 19.0;
 const SUBTITLE: f32 = 13.0;
 /// The plotting area within a panel.
@@ -15,81 +15,81 @@ const LEFT: f32 = 72.0;
 const RIGHT: f32 = PANEL.0 - 14.0;
 const TOP: f32 = 42.0;
 const BOTTOM: f32 = PANEL.1 - 58.0;
-/// With more points, dots and bars would run into one another.
+/// Most points of a line that are drawn as dots and error bars; with more, these would run into one another.
 const MOST_DOTS: usize = 40;
-/// Marks that are nearer to the one before have no label, in pixels.
+/// Least distance between labels of the x axis, in pixels; marks in between have no label.
 const LABEL: f32 = 30.0;
 
-/// A figure of lines.
+/// A line chart of one or more panels.
 #[derive(Debug, Default)]
 pub struct Chart {
-    /// Above all panels.
+    /// Title above all panels, if any.
     pub heading: Option<Heading>,
-    /// Side by side.
+    /// The panels, from left to right.
     pub panels: Vec<Panel>,
-    /// Whether all panels have the same y axis, that of the first, over the values of all.
+    /// Whether all panels share the y axis of the first panel, scaled to the values of all.
     pub shares_y: bool,
 }
 
-/// What is above all panels.
+/// Title and subtitle above all panels.
 #[derive(Debug)]
 pub struct Heading {
-    /// In large letters.
+    /// Title, in large bold letters; wrapped if too long.
     pub title: String,
-    /// Below it.
+    /// Subtitle below the title; wrapped if too long.
     pub subtitle: String,
 }
 
-/// One diagram.
+/// One diagram of a chart.
 #[derive(Debug)]
 pub struct Panel {
-    /// Above it.
+    /// Title above the diagram.
     pub title: String,
-    /// Below it.
+    /// Label below the x axis.
     pub x_label: String,
-    /// From left to right.
+    /// Kind of the x axis.
     pub x: XAxis,
-    /// From below.
+    /// Kind of the y axis.
     pub y: YAxis,
-    /// What it shows, the later ones on top.
+    /// Lines of the diagram; later ones are drawn on top.
     pub lines: Vec<Line>,
 }
 
-/// Values of one contestant.
+/// One data series.
 #[derive(Debug)]
 pub struct Line {
-    /// For the legend, where lines of the same name stand once.
+    /// Name in the legend, which lists lines of the same name once.
     pub name: String,
-    /// Of the line and of its spread.
+    /// Colour of the line and of its spread.
     pub colour: Colour,
-    /// How it is drawn.
+    /// Whether the line is solid or dashed.
     pub stroke: Stroke,
-    /// In order of `x`; those that are not finite are left out.
+    /// Points in ascending order of `x`; points with a value that is not finite are left out.
     pub points: Vec<Point>,
 }
 
-/// How a line is drawn.
+/// The style in which a line is drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stroke {
-    /// With a dot at each of a few points.
+    /// A solid line, with a dot at each point if there are few.
     Solid,
-    /// Thin, with no dots and no spread.
+    /// A thin dashed line, without dots and spread.
     Dashed,
 }
 
-/// A value with its spread.
+/// A point of a line, with its spread.
 #[derive(Debug, Clone, Copy)]
 pub struct Point {
-    /// Where.
+    /// Position on the x axis.
     pub x: f64,
-    /// The value.
+    /// Value on the y axis.
     pub y: f64,
-    /// From, to; both `y` where there is none.
+    /// Lower and upper end of the spread; both equal `y` if there is none.
     pub range: (f64, f64),
 }
 
 impl Point {
-    /// Without a spread.
+    /// Makes a point without a spread.
     pub const fn exact(x: f64, y: f64) -> Self {
         Self { x, y, range: (y, y) }
     }
@@ -100,7 +100,8 @@ impl Point {
 }
 
 impl Heading {
-    /// Its lines in a picture of this width: text, where it stands, and whether it is of the title.
+    /// Lays out the heading for a picture of this width: each line's text, its baseline's y, and whether it
+    /// belongs to the title.
     fn lines(&self, width: f32) -> Vec<(String, f32, bool)> {
         let mut y = 14.0;
         let mut below = |distance| {
@@ -119,7 +120,8 @@ impl Heading {
     }
 }
 
-/// `text` in lines of this width, broken between words. Letters are taken to be as wide as those of bold text are.
+/// Breaks `text` between words into lines of at most `width` pixels. Letters are taken to be as wide as those
+/// of bold text.
 fn wrap(text: &str, size: f32, width: f32) -> Vec<String> {
     let most = (width / (0.54 * size)) as usize;
     let mut lines: Vec<String> = Vec::new();
@@ -136,7 +138,7 @@ fn wrap(text: &str, size: f32, width: f32) -> Vec<String> {
 }
 
 impl Chart {
-    /// The figure as a picture.
+    /// Draws the chart.
     pub fn draw(&self) -> Picture {
         let width = PANEL.0 * self.panels.len().max(1) as f32;
         let legend = Legend::new(self.legend(), width);

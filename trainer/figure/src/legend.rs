@@ -1,4 +1,4 @@
-//! Names beside their colours, in rows.
+//! The legend of a figure: names beside their colours, in rows.
 
 use crate::picture::{Anchor, Colour, INK, Picture, Place, Shape};
 
@@ -6,10 +6,10 @@ const ROW: f32 = 22.0;
 const PAD: f32 = 12.0;
 const INDENT: f32 = 58.0;
 const SWATCH: f32 = 18.0;
-/// Letters are about this wide.
+/// Approximate width of a letter, in pixels.
 const LETTER: f32 = 7.0;
 
-/// What a colour means.
+/// A name of the legend with its colour.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Entry<'a> {
     pub(crate) name: &'a str,
@@ -17,7 +17,7 @@ pub(crate) struct Entry<'a> {
     pub(crate) is_dashed: bool,
 }
 
-/// Of a figure.
+/// The legend, laid out in columns of equal width.
 pub(crate) struct Legend<'a> {
     entries: Vec<Entry<'a>>,
     columns: usize,
@@ -25,7 +25,7 @@ pub(crate) struct Legend<'a> {
 }
 
 impl<'a> Legend<'a> {
-    /// For a figure of this width.
+    /// Lays out the legend for a figure of this width.
     pub(crate) fn new(entries: Vec<Entry<'a>>, width: f32) -> Self {
         let letters = entries.iter().map(|entry| entry.name.chars().count()).max().unwrap_or(0);
         let entry_width = SWATCH + 28.0 + LETTER * letters as f32;
@@ -37,7 +37,7 @@ impl<'a> Legend<'a> {
         self.entries.len().div_ceil(self.columns) as f32 * ROW + PAD
     }
 
-    /// Draws it from `top` on.
+    /// Draws the legend with its upper edge at `top`.
     pub(crate) fn draw(&self, picture: &mut Picture, top: f32) {
         for (index, entry) in self.entries.iter().enumerate() {
             let x = INDENT + (index % self.columns) as f32 * self.entry_width;

@@ -1,7 +1,7 @@
-//! Figures: lines over steps, epochs or rank counts, stacked bars, and whatever else is drawn shape by
-//! shape, as SVG and PNG.
+//! Figures as SVG and PNG: line charts over steps, epochs or rank counts, stacked bars, and pictures drawn
+//! shape by shape.
 //!
-//! No font of the machine is needed, and the same figure gives the same bytes everywhere. Does no I/O.
+//! No font of the machine is used, and the same figure gives the same bytes everywhere. Does no I/O.
 
 mod bars;
 mod chart;
@@ -17,7 +17,7 @@ pub use chart::{Chart, Heading, Line, Panel, Point, Stroke};
 pub use picture::{Anchor, Colour, GRID, INK, Picture, Place, QUIET, Shape};
 pub use scale::{XAxis, YAxis};
 
-/// Told apart by the colour-blind too.
+/// Colours that colour-blind readers can tell apart too.
 ///
 /// Source: Okabe and Ito, Color Universal Design, 2008.
 const COLOURS: [Colour; 8] = [
@@ -31,7 +31,7 @@ const COLOURS: [Colour; 8] = [
     [190, 180, 40],
 ];
 
-/// The colour of the contestant `index`; they come again after eight.
+/// Returns the colour of data series `index`; colours repeat after eight.
 pub const fn colour(index: usize) -> Colour {
     COLOURS[index % COLOURS.len()]
 }

@@ -1,6 +1,7 @@
-//! Numbers beside axes.
+//! Labels of axis marks.
 
-/// With as many digits as tell marks apart: three from ten thousand on, as in `64k` and `11.2M`.
+/// Formats `value` with up to six decimals, or from ten thousand on with three digits and a unit, as in `64k`
+/// and `11.2M`.
 pub(crate) fn number(value: f64) -> String {
     let size = value.abs();
     match size {

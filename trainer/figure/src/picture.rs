@@ -5,73 +5,73 @@ use crate::{png, svg};
 /// Red, green and blue.
 pub type Colour = [u8; 3];
 
-/// Of text that is read.
+/// Colour of primary text.
 pub const INK: Colour = [31, 41, 55];
-/// Of text beside that.
+/// Colour of secondary text and of axes.
 pub const QUIET: Colour = [107, 114, 128];
-/// Of lines behind what is shown.
+/// Colour of grid lines.
 pub const GRID: Colour = [229, 231, 235];
 
-/// What is drawn of dashes and what is not, in pixels.
+/// Length of a dash and of the gap after it, in pixels.
 pub(crate) const DASH: (f32, f32) = (6.0, 4.0);
 
-/// A place, in pixels from the top left.
+/// A point `(x, y)`, in pixels from the top left corner.
 pub type Place = (f32, f32);
 
-/// Which part of a text is at its place.
+/// The part of a text that is aligned with its x coordinate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Anchor {
-    /// Its left end.
+    /// The left end.
     Start,
-    /// Its middle.
+    /// The middle.
     Middle,
-    /// Its right end.
+    /// The right end.
     End,
 }
 
-/// Something to draw.
+/// A drawing primitive.
 #[derive(Debug, Clone, PartialEq)]
-#[allow(missing_docs)] // the fields say it
+#[allow(missing_docs)] // the fields are self-explanatory
 pub enum Shape {
-    /// Straight from point to point.
+    /// Straight segments from point to point.
     Line { points: Vec<Place>, width: f32, colour: Colour },
-    /// Likewise, with gaps.
+    /// Straight segments from point to point, dashed.
     Dashes { points: Vec<Place>, width: f32, colour: Colour },
-    /// Within the points; what is below it can be seen.
+    /// A filled polygon; with an opacity below 1, shapes below it show through.
     Area { points: Vec<Place>, colour: Colour, opacity: f32 },
     /// A filled circle with a white rim.
     Dot { at: Place, radius: f32, colour: Colour },
-    /// A filled one, from its top left corner.
+    /// A filled rectangle; `at` is its top left corner.
     Rectangle { at: Place, size: (f32, f32), colour: Colour },
-    /// Pixels of their own, row by row, from the top left corner.
+    /// A bitmap, row by row, scaled to `size`; `at` is its top left corner.
     Image { at: Place, size: (f32, f32), columns: usize, pixels: Vec<Colour> },
-    /// One line of text on its baseline.
+    /// One line of text; `at` is on its baseline.
     Text { at: Place, text: String, size: f32, bold: bool, anchor: Anchor, colour: Colour },
 }
 
-/// Shapes on white, the later ones on top.
+/// A drawing: shapes on white, later ones on top.
 #[derive(Debug)]
 pub struct Picture {
-    /// In pixels of the SVG; the PNG has twice as many.
+    /// Width in pixels of the SVG; the PNG has twice as many.
     pub width: f32,
-    /// Likewise.
+    /// Height in pixels of the SVG; the PNG has twice as many.
     pub height: f32,
-    /// What is drawn.
+    /// The shapes, in drawing order.
     pub shapes: Vec<Shape>,
 }
 
 impl Picture {
-    /// With nothing on it.
+    /// Makes an empty picture.
     pub fn new(width: f32, height: f32) -> Self {
         Self { width, height, shapes: Vec::new() }
     }
 
-    /// Draws a line.
+    /// Adds a line from point to point.
     pub fn line(&mut self, points: Vec<Place>, width: f32, colour: Colour) {
         self.shapes.push(Shape::Line { points, width, colour });
     }
 
-    /// Draws a line of text.
+    /// Adds a line of text.
     pub fn text(
         &mut self,
         at: Place,
@@ -85,12 +85,12 @@ impl Picture {
         self.shapes.push(Shape::Text { at, text, size, bold, anchor, colour });
     }
 
-    /// The picture as an SVG document.
+    /// Renders the picture as an SVG document.
     pub fn to_svg(&self) -> String {
         svg::draw(self)
     }
 
-    /// The picture as a PNG file.
+    /// Renders the picture as a PNG file.
     ///
     /// # Errors
     /// When memory is short.

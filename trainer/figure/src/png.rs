@@ -1,4 +1,4 @@
-//! Shapes as a PNG file, with a font that is part of the binary.
+//! Renders pictures as PNG files, with a font that is part of the binary.
 
 use tiny_skia::{
     FillRule, FilterQuality, IntSize, LineCap, LineJoin, Paint, Path, PathBuilder, Pixmap,
@@ -8,7 +8,7 @@ use ttf_parser::{Face, OutlineBuilder};
 
 use crate::picture::{Anchor, Colour, DASH, Picture, Place, Shape};
 
-/// Pixels of the PNG a pixel of the SVG.
+/// Pixels of the PNG per pixel of the SVG.
 const ZOOM: f32 = 2.0;
 
 pub(super) fn draw(Picture { width, height, shapes }: &Picture) -> Result<Vec<u8>, String> {
@@ -61,7 +61,7 @@ fn draw_shape(pixmap: &mut Pixmap, fonts: &Fonts, shape: &Shape) {
     }
 }
 
-/// Without smoothing: what was a pixel stays one.
+/// Draws an image without smoothing: each of its pixels becomes a rectangle.
 fn draw_image(
     pixmap: &mut Pixmap,
     (x, y): Place,
@@ -91,7 +91,7 @@ fn polyline(points: &[Place]) -> Option<Path> {
     path.finish()
 }
 
-/// A path without extent is not drawn.
+/// Fills a path; `None`, a path without extent, draws nothing.
 fn fill(pixmap: &mut Pixmap, path: Option<Path>, colour: Colour, opacity: f32) {
     if let Some(path) = path {
         pixmap.fill_path(&path, &paint(colour, opacity), FillRule::Winding, zoom(), None);
@@ -122,7 +122,8 @@ fn paint([red, green, blue]: Colour, opacity: f32) -> Paint<'static> {
     paint
 }
 
-/// The outline of a line of text. A letter that the font lacks is drawn as its box.
+/// Returns the outline of a line of text. A letter that the font lacks is drawn as the font's box for missing
+/// glyphs.
 fn outline(face: &Face<'_>, text: &str, size: f32, at: Place, anchor: Anchor) -> Option<Path> {
     let scale = size / f32::from(face.units_per_em());
     let glyphs: Vec<_> =
@@ -142,7 +143,7 @@ fn outline(face: &Face<'_>, text: &str, size: f32, at: Place, anchor: Anchor) ->
     pen.path.finish()
 }
 
-/// Draws letters: font units, y upwards, become pixels, y downwards.
+/// Converts glyph outlines from font units, y upwards, to pixels, y downwards.
 struct Pen {
     path: PathBuilder,
     x: f32,

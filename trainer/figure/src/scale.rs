@@ -1,50 +1,50 @@
-//! Axes: where values lie, and which of them are marked.
+//! Axes: mapping values to pixels, and choosing the values to mark.
 
 use crate::number::number;
 
-/// How an x axis counts.
+/// The kind of an x axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum XAxis {
-    /// Evenly, from zero.
+    /// Linear, from zero.
     FromZero,
-    /// Evenly, from the first epoch to the last, with marks at whole ones.
+    /// Linear, from the first epoch to the last, with marks at whole epochs.
     Epochs,
-    /// In doublings, with a mark at each value.
+    /// Logarithmic to base 2, with a mark at each value.
     Doublings,
 }
 
-/// How a y axis counts.
+/// The kind of a y axis.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum YAxis {
-    /// Evenly, from zero.
+    /// Linear, from zero.
     FromZero {
-        /// Where it ends; `None`: above the largest value.
+        /// Upper end of the axis; `None` for a little above the largest value.
         to: Option<f64>,
     },
-    /// Evenly, between the round values around those that there are; none of these is negative.
+    /// Linear, between round values around the data, and never below zero.
     Tight {
-        /// What it covers at least: noise must not look like a trend.
+        /// Least range that the axis covers, so that noise does not look like a trend.
         span: f64,
-        /// The largest value that makes sense.
+        /// Largest value that can occur, such as 1 for an accuracy; padding does not go beyond it.
         limit: f64,
     },
-    /// Each power of ten as long as the next.
+    /// Logarithmic.
     Log,
 }
 
-/// Maps values to pixels.
+/// Maps values to pixels along one axis.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Scale {
-    /// The values at the ends, or their logarithms; they differ.
+    /// The values at the two ends, or their logarithms; they differ.
     ends: (f64, f64),
     is_log: bool,
     pixels: (f32, f32),
-    /// The values that are marked, ascending, with their labels.
+    /// The marked values, ascending, with their labels.
     pub(crate) marks: Vec<(f64, String)>,
 }
 
 impl Scale {
-    /// The pixel of `value`.
+    /// Returns the pixel of `value`.
     pub(crate) fn at(&self, value: f64) -> f32 {
         let place = if self.is_log { logarithm(value) } else { value };
         let part = (place - self.ends.0) / (self.ends.1 - self.ends.0);
@@ -58,7 +58,7 @@ impl Scale {
 }
 
 impl XAxis {
-    /// The scale for `values`, finite and at least one of them, from the left to the right pixel.
+    /// Returns the scale for `values` (at least one, all finite), from the left to the right pixel.
     pub(crate) fn scale(self, values: &[f64], pixels: (f32, f32)) -> Scale {
         let (first, last) = ends(values);
         match self {
@@ -85,7 +85,7 @@ impl XAxis {
 }
 
 impl YAxis {
-    /// The scale for `values`, all of them finite, from the lower to the upper pixel.
+    /// Returns the scale for `values` (all finite), from the lower to the upper pixel.
     pub(crate) fn scale(self, values: &[f64], pixels: (f32, f32)) -> Scale {
         let (low, high) = ends(values);
         match self {
@@ -103,7 +103,7 @@ impl YAxis {
     }
 }
 
-/// The smallest and the largest; 0 and 1 where there is none.
+/// Returns the smallest and the largest value; 0 and 1 if there are none.
 fn ends(values: &[f64]) -> (f64, f64) {
     let low = values.iter().copied().fold(f64::INFINITY, f64::min);
     let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -114,7 +114,7 @@ fn logarithm(value: f64) -> f64 {
     value.max(f64::MIN_POSITIVE).log2()
 }
 
-/// Free space before the first and behind the last value.
+/// Returns the free space to leave before the first and after the last value.
 fn room(from: f64, to: f64) -> f64 {
     match to - from {
         0.0 => 1.0,
@@ -122,7 +122,8 @@ fn room(from: f64, to: f64) -> f64 {
     }
 }
 
-/// The smallest step of 1, 2, 2.5, 5 or 10 times a power of ten that makes at most five of `span`.
+/// Returns the smallest step of 1, 2, 2.5, 5 or 10 times a power of ten that divides `span` into at most
+/// five.
 fn round_step(span: f64) -> f64 {
     let rough = span.max(f64::MIN_POSITIVE) / 5.0;
     let power = 10f64.powf(rough.log10().floor());
@@ -130,14 +131,14 @@ fn round_step(span: f64) -> f64 {
     steps.into_iter().find(|step| *step >= rough * 0.999).unwrap_or(10.0 * power)
 }
 
-/// About five round values.
+/// Returns about five round values between `from` and `to`.
 fn round_marks(from: f64, to: f64) -> Vec<f64> {
     let step = round_step(to - from);
     let ticks = (from / step - 1e-9).ceil() as i64..=(to / step + 1e-9).floor() as i64;
     ticks.map(|tick| tick as f64 * step).collect()
 }
 
-/// 1, 2 and 5 of each power of ten, or fewer.
+/// Returns 1, 2 and 5 times each power of ten between `from` and `to`; above a ratio of 1000 only the powers.
 fn power_marks(from: f64, to: f64) -> Vec<f64> {
     let powers = (from.log10().floor() as i32)..=(to.log10().ceil() as i32);
     let digits: &[f64] = if to / from > 1e3 { &[1.0] } else { &[1.0, 2.0, 5.0] };
@@ -147,20 +148,20 @@ fn power_marks(from: f64, to: f64) -> Vec<f64> {
         .collect()
 }
 
-/// The epochs to mark from `first` to `last`: whole ones, about ten at most.
+/// Returns the epochs to mark from `first` to `last`: multiples of a round step, about ten at most.
 fn epoch_marks(first: usize, last: usize) -> Vec<usize> {
     let span = last - first;
     let steps = (0..9).flat_map(|power| [1, 2, 5].map(|digit| digit * 10usize.pow(power)));
     let step = steps.into_iter().find(|step| span / step <= 10).unwrap_or(1);
     let mut marks: Vec<usize> = (first..=last).filter(|epoch| epoch.is_multiple_of(step)).collect();
-    // The first epoch is worth a mark where there is room for it.
+    // The first epoch is marked too if there is room for its label.
     if marks.first().is_none_or(|mark| (mark - first) * 3 >= step * 2) {
         marks.insert(0, first);
     }
     marks
 }
 
-/// Both ends are marked.
+/// Returns a scale whose two ends are marked.
 fn tight((low, high): (f64, f64), span: f64, limit: f64, pixels: (f32, f32)) -> Scale {
     let missing = (span - (high - low)).max(0.0);
     let (low, high) = ((low - missing / 2.0).max(0.0), (high + missing / 2.0).min(limit));
@@ -174,7 +175,7 @@ fn tight((low, high): (f64, f64), span: f64, limit: f64, pixels: (f32, f32)) -> 
     Scale { ends: (value(first), value(last)), is_log: false, pixels, marks }
 }
 
-/// How many decimals tell multiples of `step` apart.
+/// Returns how many decimals are needed to tell multiples of `step` apart.
 fn decimals(step: f64) -> usize {
     (0..12)
         .find(|decimals| {

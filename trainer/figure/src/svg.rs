@@ -1,4 +1,4 @@
-//! Shapes as an SVG document.
+//! Renders pictures as SVG documents.
 
 use crate::picture::{Anchor, Colour, DASH, Picture, Place, Shape};
 

@@ -1,4 +1,4 @@
-//! Batches, gathered, augmented and normalised on the device that holds the images.
+//! Batches of images, gathered, augmented and normalised on the device that holds the images.
 
 pub mod augment;
 
@@ -13,49 +13,49 @@ use crate::loss::Targets;
 
 /// One split of a data set, as bytes on the device.
 ///
-/// Pixels lie channels last, so that a gathered batch needs no reordering.
+/// Pixels are channels-last, so that a gathered batch needs no reordering.
 pub struct Images {
-    /// `[len, H, W, C]` u8.
+    /// Pixels, `[len, H, W, C]` u8.
     pixels: Tensor,
-    /// `[len]` i64.
+    /// Labels, `[len]` i64.
     labels: Tensor,
-    /// `[C]` f32, in units of a byte.
+    /// Mean, `[C]` f32, in units of a byte.
     mean: Tensor,
-    /// `[C]` f32, in units of a byte.
+    /// Standard deviation, `[C]` f32, in units of a byte.
     std: Tensor,
 }
 
-/// Images that go through the network together.
+/// Images that go through the network together, with their targets.
 pub struct Batch {
-    /// `[N, C, H, W]` f32, normalised, in channels-last order.
+    /// Normalised images, `[N, C, H, W]` f32, in channels-last order.
     pub images: Tensor,
-    /// What they are.
+    /// Targets of the images.
     pub targets: Targets,
 }
 
 impl Batch {
-    /// Images in it.
+    /// Returns the number of images.
     pub fn len(&self) -> usize {
         self.targets.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no images.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// One with tensors of its own.
+    /// Returns a copy with tensors of its own.
     pub fn copy(&self) -> Self {
         Self { images: self.images.copy(), targets: self.targets.copy() }
     }
 
-    /// Takes over images and targets of a batch of the same kind and size, in place.
+    /// Copies images and targets of a batch of the same kind and size into this one, in place.
     pub fn copy_from(&mut self, other: &Self) {
         self.images.copy_(&other.images);
         self.targets.copy_from(&other.targets);
     }
 
-    /// The same images with softer targets, see [`Targets::label_smoothing`].
+    /// Sets label smoothing, see [`Targets::label_smoothing`].
     pub fn smoothed(mut self, label_smoothing: f64) -> Self {
         self.targets.label_smoothing = label_smoothing;
         self
@@ -63,7 +63,7 @@ impl Batch {
 }
 
 impl Images {
-    /// Moves one split of a data set to the device.
+    /// Copies one split of a data set to the device.
     pub fn new(
         split: &job::dataset::Images,
         normalization: &Normalization,
@@ -82,22 +82,22 @@ impl Images {
         }
     }
 
-    /// Images in the split.
+    /// Returns the number of images in the split.
     pub fn len(&self) -> usize {
         self.labels.numel()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no images.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Pixels of an image.
+    /// Returns the number of pixels of an image.
     pub fn area(&self) -> usize {
         (self.pixels.size()[1] * self.pixels.size()[2]) as usize
     }
 
-    /// The images of these indices, unchanged but for normalisation.
+    /// Returns the images of these indices, normalised but not augmented.
     pub fn batch(&self, indices: &[u32]) -> Batch {
         let index = self.index(indices);
         Batch {
@@ -106,7 +106,7 @@ impl Images {
         }
     }
 
-    /// The images of these indices, changed as `augmenter` says for `epoch`.
+    /// Returns the images of these indices, augmented by `augmenter` for `epoch` and normalised.
     pub fn augmented_batch(&self, indices: &[u32], augmenter: &Augmenter, epoch: usize) -> Batch {
         if indices.is_empty() {
             return self.batch(indices);
@@ -131,7 +131,7 @@ impl Images {
         }
     }
 
-    /// Images that are changed each by itself, and their labels.
+    /// Returns images with all augmentations except mixing, normalised, and their labels.
     fn augmented(&self, indices: &[u32], augmenter: &Augmenter, epoch: usize) -> (Tensor, Tensor) {
         let index = self.index(indices);
         let draws = augmenter.draw(indices, epoch);
@@ -139,7 +139,7 @@ impl Images {
         (draws.blank(self.normalize(&pixels)), self.labels.index_select(0, &index))
     }
 
-    /// The opposite of normalisation: `[N, C, H, W]` f32 to the nearest `[N, H, W, C]` bytes.
+    /// The inverse of normalisation: converts `[N, C, H, W]` f32 to the nearest `[N, H, W, C]` bytes.
     pub fn bytes(&self, images: &Tensor) -> Tensor {
         let values = images.permute([0, 2, 3, 1]) * &self.std + &self.mean;
         values.round().clamp(0.0, 255.0).to_kind(Kind::Uint8)
@@ -156,12 +156,12 @@ impl Images {
     }
 }
 
-/// `[len]` i64 on `device`, for which the host does not wait.
+/// Copies values to `device` as `[len]` i64; the host does not wait for the copy.
 fn upload(values: &[i64], device: Device) -> Tensor {
     send(Tensor::from_slice(values), device)
 }
 
-/// Likewise `[len]` f32.
+/// Copies values to `device` as `[len]` f32; the host does not wait for the copy.
 fn upload_f32(values: &[f64], device: Device) -> Tensor {
     send(Tensor::from_slice(values).to_kind(Kind::Float), device)
 }
@@ -169,7 +169,7 @@ fn upload_f32(values: &[f64], device: Device) -> Tensor {
 fn send(values: Tensor, device: Device) -> Tensor {
     match torch_ext::upload(values, device) {
         Ok(tensor) => tensor,
-        // As `tch` does where libtorch refuses.
+        // Panics as `tch` does when libtorch reports an error.
         Err(error) => panic_any(error),
     }
 }

@@ -1,31 +1,31 @@
-//! Where each tensor lies, and how it is taken out and put back.
+//! The place of each tensor in the flat buffers, and conversion from and to whole tensors.
 
 use std::ops::Range;
 
 use job::network::{Role, Taps, TensorSpec};
 use tch::{Device, Kind, Tensor};
 
-/// Elements of f32 in 64 bytes, which are a cache line and the longest vector.
+/// Number of f32 elements in 64 bytes, the size of a cache line and of the longest vector register.
 const ALIGNED_LEN: usize = 16;
 
-/// Where a parameter lies.
+/// The place of a parameter in the flat buffers.
 pub struct Extent<'a> {
-    /// What it is.
+    /// The description of the parameter.
     pub spec: &'a TensorSpec,
-    /// In `parameters` and whatever is laid out like it.
+    /// Its range in `parameters` and in buffers of the same layout.
     pub live: Range<usize>,
-    /// In `dead`; empty where all taps live.
+    /// Its range in `dead`; empty if it has no dead taps.
     pub dead: Range<usize>,
 }
 
-/// A tensor and its extents.
+/// A tensor of the network and its place in the flat buffers.
 pub(super) struct Entry {
     pub spec: TensorSpec,
-    /// In `parameters` or `buffers`, by the role.
+    /// The tensor's range in `parameters` or `buffers`, depending on its role.
     pub range: Range<usize>,
-    /// In `dead`; empty where all taps live.
+    /// The tensor's range in `dead`; empty if it has no dead taps.
     pub dead: Range<usize>,
-    /// The tensor that layers use; none for the counter of batches.
+    /// The view that layers use; `None` for the counter of batches.
     pub view: Option<Tensor>,
 }
 
@@ -42,7 +42,8 @@ impl Entry {
         !self.dead.is_empty()
     }
 
-    /// A contiguous CPU tensor of its own, in the usual order of elements.
+    /// Returns the whole tensor as a contiguous copy on the CPU, in the usual order of elements. `live`: a
+    /// buffer in the layout of `parameters` or `buffers`. Without `dead`, dead taps are zero.
     pub fn assemble(&self, live: &Tensor, dead: Option<&Tensor>) -> Tensor {
         tch::no_grad(|| {
             let live = view(live, &self.range, &self.spec.live_shape()).to_device(Device::Cpu);
@@ -58,7 +59,7 @@ impl Entry {
         })
     }
 
-    /// Puts a tensor where [`Self::assemble`] finds it.
+    /// Copies the whole tensor `full` into the buffers, from which [`Self::assemble`] returns it.
     pub fn scatter(&self, full: &Tensor, live: &Tensor, dead: &Tensor) {
         self.scatter_live(full, live);
         if self.has_dead_taps() {
@@ -87,8 +88,9 @@ impl Entry {
     }
 }
 
-/// Gives every tensor its place: from the last to the first, in `entries` as they came, which is the
-/// state dict's order.
+/// Assigns every tensor its ranges in the flat buffers, from the last tensor to the first, those that would
+/// misalign others at the end. Returns the entries in the order of `tensors`, which is that of the state
+/// dict.
 pub(super) fn lay_out(tensors: Vec<TensorSpec>) -> Vec<Entry> {
     let (mut parameters, mut buffers, mut dead) = (0, 0, 0);
     let take = |next: &mut usize, len: usize| {
@@ -111,14 +113,16 @@ pub(super) fn lay_out(tensors: Vec<TensorSpec>) -> Vec<Entry> {
     entries
 }
 
-/// By how many halvings a tensor would misalign those behind it: such tensors come last, so that vector
-/// loads can reach all others, and cuDNN takes them, which refuses what does not start at 16 bytes.
+/// Returns by how many factors of two a tensor's length reduces the 64-byte alignment of the tensors behind
+/// it. Tensors with the largest loss come last, so that all others are aligned for vector loads and for
+/// cuDNN, which rejects tensors that do not start at a multiple of 16 bytes.
 fn alignment_loss(spec: &TensorSpec) -> u32 {
     let len = if spec.role.is_parameter() { spec.live_len() } else { spec.len() };
     ALIGNED_LEN.trailing_zeros().saturating_sub(len.trailing_zeros())
 }
 
-/// The part `range` of a flat buffer with a shape; a convolution's weight in channels-last order.
+/// Returns `range` of a flat buffer as a view of the given shape. Four-dimensional tensors, the weights of
+/// convolutions, are stored in channels-last order.
 pub(super) fn view(flat: &Tensor, range: &Range<usize>, shape: &[usize]) -> Tensor {
     let part = flat.narrow(0, range.start as i64, range.len() as i64);
     match *shape {

@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Result, TrainError};
 
-/// `[len]` f32 zeros on the device, in memory that the communicator can reduce without a copy, where
+/// Allocates `[len]` f32 zeros on the device, in memory that the communicator can reduce without a copy if
 /// it has such memory. Collective.
 pub(crate) fn shared_f32(
     len: usize,
@@ -20,7 +20,7 @@ pub(crate) fn shared_f32(
     Tensor::f_zeros([len as i64], (Kind::Float, device)).map_err(TrainError::from)
 }
 
-/// `[len]` bf16, likewise. Collective.
+/// Allocates `[len]` bf16 zeros like [`shared_f32`]. Collective.
 pub(crate) fn shared_bf16(
     len: usize,
     device: Device,

@@ -1,14 +1,14 @@
-//! All parameters, all gradients and all running statistics: one buffer each.
+//! Flat storage: one buffer each for all parameters, all gradients and all running statistics.
 //!
-//! A tensor of the network is a view into its buffer. Parameters lie in the order in which backward
-//! makes their gradients: the last layer first; but those whose odd lengths would misalign the rest, such
-//! as the bias of ten classes, come at the end. So a bucket of gradients is a slice, an
-//! optimizer step is one call, and a broadcast is one call. Convolution weights lie in channels-last
-//! order, in which libtorch's convolutions are fastest; files have the usual order.
+//! Each tensor of the network is a view into its buffer. Parameters lie in the order in which backward
+//! computes their gradients, the last layer first, except that those whose odd lengths would misalign the
+//! rest, such as the bias of ten classes, come at the end. So a bucket of gradients is a slice, an
+//! optimizer step is one call, and a broadcast is one call. Convolution weights lie in channels-last order,
+//! in which libtorch's convolutions are fastest; files have the usual order.
 //!
-//! Taps of a kernel that never see a pixel ([`job::network::Taps`]) are kept apart: they are neither
-//! convolved, communicated nor stepped. Weight decay changes them all the same, and files show them,
-//! so nobody who reads a checkpoint can tell.
+//! Dead taps, those of a kernel that never see a pixel ([`job::network::Taps`]), are stored separately from
+//! the live ones: they are neither convolved, communicated nor updated in a step. Weight decay changes them
+//! nonetheless, and files contain them, so that a checkpoint is the same as if all taps were trained.
 
 mod entry;
 mod memory;
@@ -26,29 +26,31 @@ pub use entry::Extent;
 use entry::{Entry, lay_out, view};
 pub(crate) use memory::{shared_bf16, shared_f32};
 
-/// A network's numbers.
+/// The parameters, gradients and running statistics of a network in flat buffers. In shapes, `live` is the
+/// number of elements of parameters without dead taps.
 pub struct Flat {
-    /// `[live]` f32, on the device: the parameters that see pixels.
+    /// `[live]` f32, on the device: the parameters without dead taps.
     pub parameters: Tensor,
-    /// `[live]` f32: where backward adds gradients, or makes them, or they are gathered. In memory that the communicator can
-    /// reduce without a copy, where it has such memory.
+    /// `[live]` f32, on the device: the gradients, which backward adds or writes here, or which are
+    /// gathered here after it. In memory that the communicator can reduce without a copy, if it has such
+    /// memory.
     pub grads: Tensor,
-    /// `[buffers]` f32: running means and variances, and weights that stay as they started.
+    /// `[buffers]` f32, on the device: running means and variances, and weights that are never trained.
     pub buffers: Tensor,
-    /// `[dead]` f32, on the CPU: in full, the kernels some of whose taps never see a pixel. Only
-    /// those taps count.
+    /// `[dead]` f32, on the CPU: whole kernels, of those that have dead taps. Only the dead taps in them are
+    /// meaningful.
     pub dead: Tensor,
-    /// Training batches that batch norm has seen.
+    /// Number of training batches that batch norm has seen (`num_batches_tracked`).
     pub batches_tracked: i64,
-    /// `[live]`, the parameters as layers read them, where that is not `parameters` itself.
+    /// `[live]`: a copy of `parameters` in 16 bits that layers read; `None` if they read `parameters` itself.
     rounded: Option<Tensor>,
-    /// See [`Self::defer_gradients`].
+    /// Whether [`Self::defer_gradients`] was called.
     is_deferred: bool,
     entries: Vec<Entry>,
     by_name: HashMap<String, usize>,
 }
 
-/// Numbers of a network, laid out as a [`Flat`] says.
+/// Parameters and running statistics of a network, in the layout of a [`Flat`].
 pub struct Storage {
     /// `[live]` f32, on the device.
     pub parameters: Tensor,
@@ -59,13 +61,13 @@ pub struct Storage {
 }
 
 impl Storage {
-    /// The same numbers in memory of their own.
+    /// Returns a deep copy.
     pub fn copy(&self) -> Self {
         let Self { parameters, buffers, dead } = self;
         Self { parameters: parameters.copy(), buffers: buffers.copy(), dead: dead.copy() }
     }
 
-    /// Takes over numbers that are laid out alike.
+    /// Copies the values of `other`, which must have the same layout.
     pub fn copy_from(&mut self, other: &Self) {
         self.parameters.copy_(&other.parameters);
         self.buffers.copy_(&other.buffers);
@@ -74,10 +76,11 @@ impl Storage {
 }
 
 impl Flat {
-    /// Zeroed storage for `tensors` on `device`, with gradients attached to the parameters.
+    /// Allocates zeroed storage for `tensors` on `device`, with gradients attached to the parameters.
+    /// `tensors` are in the order of the state dict. Collective.
     ///
     /// # Errors
-    /// When memory is short.
+    /// When memory is short, or a peer is gone or late.
     pub fn new(
         tensors: Vec<TensorSpec>,
         device: Device,
@@ -128,13 +131,15 @@ impl Flat {
         })
     }
 
-    /// From now on, and before layers are made, backward leaves a gradient where it makes it, and
-    /// [`Self::ungathered`] says where gradients belong; and layers find weights rounded to `kind` already,
-    /// where they compute in that. Batch norm computes in f32 whatever the precision.
+    /// From now on, backward leaves each gradient at its parameter instead of adding it to `grads`, and
+    /// [`Self::ungathered`] returns where gradients are to be moved. With `kind`, layers also read weights
+    /// that are already rounded to `kind`, except those of batch norm, which computes in f32 in any
+    /// precision. To be called before layers are built.
     ///
-    /// One kernel rounds all weights and one moves all gradients, where each tensor would need two or three:
-    /// on a GPU a step of small kernels takes as long as there are kernels. On the CPU convolutions make gradients
-    /// where they belong, see [`Self::grad_place`]. What is computed is the same.
+    /// One kernel then rounds all weights and one moves all gradients, where each tensor would need two or
+    /// three: the time of a GPU step of small kernels is proportional to their number. On the CPU
+    /// convolutions write gradients directly into `grads`, see [`Self::grad_place`]. The results are the
+    /// same.
     pub fn defer_gradients(&mut self, kind: Option<Kind>) {
         self.is_deferred = true;
         self.rounded = kind.map(|kind| self.parameters.to_kind(kind));
@@ -146,22 +151,23 @@ impl Flat {
         }
     }
 
-    /// Has layers read what `parameters` are now.
+    /// Updates the rounded copy that layers read from `parameters`, if there is one.
     pub fn refresh(&self) {
         if let Some(rounded) = &self.rounded {
             tch::no_grad(|| rounded.shallow_clone().copy_(&self.parameters));
         }
     }
 
-    /// Prepares for the gradients of a step: where backward adds them up, they begin at zero.
+    /// Sets the gradients to zero before a step, if backward accumulates them in `grads`.
     pub fn clear_gradients(&self) {
         if !self.is_deferred {
             let _ = self.grads.shallow_clone().zero_();
         }
     }
 
-    /// Of each parameter, in the order of the flat buffer, where backward leaves its gradient and the part
-    /// of `grads` that it belongs in; none where it adds to `grads` itself.
+    /// Returns for each parameter, in the order of the flat buffer, the leaf tensor at which backward
+    /// leaves the gradient and the view of `grads` to which it is to be moved. Empty if backward adds to
+    /// `grads` itself.
     pub fn ungathered(&self) -> Vec<(Tensor, Tensor)> {
         if !self.is_deferred {
             return Vec::new();
@@ -177,8 +183,9 @@ impl Flat {
         view(&self.grads, range, &spec.live_shape())
     }
 
-    /// The part of `grads` in which a convolution on the CPU can make the gradient of this kernel, so that nobody
-    /// has to move it; none where backward adds to it, or layers read rounded weights.
+    /// Returns the view of `grads` into which a convolution on the CPU can write the gradient of the kernel
+    /// `name` directly, so that it need not be moved. Returns `None` on a GPU, if backward adds to `grads`,
+    /// or if layers read rounded weights.
     pub fn grad_place(&self, name: &str) -> Option<Tensor> {
         let can_be_made_there =
             self.is_deferred && self.rounded.is_none() && self.grads.device() == Device::Cpu;
@@ -186,8 +193,8 @@ impl Flat {
         (can_be_made_there && entry.spec.role.is_parameter()).then(|| self.grad_of(entry))
     }
 
-    /// The padding with which the live part of a kernel does what the whole one would do with
-    /// `padding`.
+    /// Returns the padding with which the live part of the kernel `name` computes the same as the whole
+    /// kernel with `padding`.
     pub fn padding(&self, name: &str, padding: usize) -> usize {
         padding - self.entry(name).spec.live.as_ref().map_or(0, |taps| taps.rows.start)
     }
@@ -199,10 +206,10 @@ impl Flat {
         }
     }
 
-    /// The tensor of this name, as a layer uses it: of a kernel, the live part.
+    /// Returns the tensor `name` as a layer uses it; for a kernel with dead taps, only the live part.
     ///
     /// # Panics
-    /// When the network has no such tensor: its description and its layers disagree.
+    /// When the network has no such tensor, so that its description and its layers disagree.
     pub fn tensor(&self, name: &str) -> Tensor {
         match &self.entry(name).view {
             Some(view) => view.shallow_clone(),
@@ -210,12 +217,12 @@ impl Flat {
         }
     }
 
-    /// The parameters as layers use them, in the order of the flat buffer.
+    /// Returns the parameters as layers use them, in the order of the flat buffer.
     pub fn parameters_in_flat_order(&self) -> impl Iterator<Item = &Tensor> {
         self.in_flat_order().into_iter().filter_map(|entry| entry.view.as_ref())
     }
 
-    /// Where the parameters lie, in the order of the flat buffer.
+    /// Returns the ranges of all parameters in the flat buffers, in the order of the flat buffer.
     pub fn extents(&self) -> Vec<Extent<'_>> {
         let extents = self.in_flat_order().into_iter();
         let extents = extents.map(|Entry { spec, range, dead, .. }| Extent {
@@ -236,12 +243,12 @@ impl Flat {
         self.entries.iter().filter(|entry| entry.spec.role.is_parameter())
     }
 
-    /// Description of every tensor of the state dict, in its order.
+    /// Returns the description of every tensor, in the order of the state dict.
     pub fn specs(&self) -> impl Iterator<Item = &TensorSpec> {
         self.entries.iter().map(|entry| &entry.spec)
     }
 
-    /// The network's numbers, in the same memory.
+    /// Returns the parameters and running statistics, sharing the same memory.
     pub fn storage(&self) -> Storage {
         Storage {
             parameters: self.parameters.detach(),

@@ -1,4 +1,4 @@
-//! Numbers of a network by PyTorch's names, and back.
+//! Conversion of flat storage to and from state dicts with PyTorch's names.
 
 use std::collections::HashMap;
 
@@ -8,12 +8,12 @@ use tch::Tensor;
 use super::{Flat, Storage};
 
 impl Flat {
-    /// The whole state dict on the CPU, in the usual order of elements: PyTorch's keys and shapes.
+    /// Returns a copy of the whole state dict on the CPU, with PyTorch's keys, shapes and order of elements.
     pub fn state_dict(&self) -> Vec<(String, Tensor)> {
         self.state_dict_of(&self.storage())
     }
 
-    /// The state dict that `storage` is.
+    /// Returns the state dict of `storage`, which must have the layout of `self`.
     pub fn state_dict_of(&self, storage: &Storage) -> Vec<(String, Tensor)> {
         let Storage { parameters, buffers, dead } = storage;
         let entries = self.entries.iter().map(|entry| {
@@ -27,17 +27,18 @@ impl Flat {
         entries.collect()
     }
 
-    /// Takes over a state dict. Every tensor must be there, with its shape, and no other.
+    /// Loads a state dict, which must have exactly the network's tensors, with their shapes.
     ///
     /// # Errors
-    /// Names every tensor that is missing, unknown or of another shape.
+    /// A message that names every tensor that is missing, unknown or of another shape. The other tensors
+    /// have been loaded.
     pub fn load_state_dict(&mut self, tensors: Vec<(String, Tensor)>) -> Result<(), String> {
         self.batches_tracked = self.load_state_dict_into(&self.storage(), tensors)?;
         Ok(())
     }
 
-    /// Fills `storage` with a state dict, as [`Self::load_state_dict`] does, and returns its count of
-    /// batches.
+    /// Loads a state dict into `storage`, as [`Self::load_state_dict`] does, and returns its number of
+    /// batches tracked.
     ///
     /// # Errors
     /// Those of [`Self::load_state_dict`].
@@ -69,19 +70,19 @@ impl Flat {
         if problems.is_empty() { Ok(batches_tracked) } else { Err(problems.join("; ")) }
     }
 
-    /// Of a pair of buffers laid out like `parameters` and `dead`, the tensor of each parameter, on
-    /// the CPU. Without `dead`, dead taps are zero.
+    /// Returns the whole tensor of each parameter, with its name, on the CPU, from buffers in the layout of
+    /// `parameters` and `dead`. Without `dead`, dead taps are zero.
     pub fn assemble(&self, live: &Tensor, dead: Option<&Tensor>) -> Vec<(String, Tensor)> {
         let named =
             self.parameters_of().map(|entry| (entry.spec.name.clone(), entry.assemble(live, dead)));
         named.collect()
     }
 
-    /// The opposite of [`Self::assemble`]: fills the buffers with `tensor(name)` of each parameter.
+    /// The inverse of [`Self::assemble`]: fills the buffers with `tensor(name)` of each parameter.
     ///
     /// # Errors
-    /// Names the first parameter whose tensor is missing or of another shape, or is not zero in dead
-    /// taps where there is no `dead` to keep them.
+    /// A message that names the first parameter whose tensor is missing, has another shape, or without
+    /// `dead` is not zero in dead taps.
     pub fn scatter(
         &self,
         live: &Tensor,

@@ -10,8 +10,8 @@ use crate::flat::Flat;
 
 pub use whitening::whiten;
 
-/// Fills `flat` with initial weights that depend on `seed` only: not on the device, and not on how
-/// libtorch draws random numbers. Weights that are to whiten images start at 0: see [`whiten`].
+/// Fills `flat` with initial weights that depend on `seed` only, neither on the device nor on
+/// libtorch's random number generator. Weights of whitening filters are set to 0: see [`whiten`].
 pub fn initialize(flat: &mut Flat, seed: u64) {
     let tensors = flat.specs().enumerate().map(|(place, spec)| {
         let size: Vec<_> = spec.shape.iter().map(|&size| size as i64).collect();
@@ -33,7 +33,7 @@ pub fn initialize(flat: &mut Flat, seed: u64) {
     assert!(loaded.is_ok(), "tensors made from their own description: {loaded:?}");
 }
 
-/// `len` numbers for the tensor at `place` in the state dict.
+/// Draws `len` initial values for the tensor at index `place` of the state dict.
 fn draw(init: Init, seed: u64, place: u32, len: usize) -> Vec<f32> {
     let stream = Stream::new(Purpose::Weights, 0);
     let blocks = (0..len.div_ceil(4)).map(|draw| rng::block(seed, stream, place, draw as u32));
@@ -51,7 +51,8 @@ fn draw(init: Init, seed: u64, place: u32, len: usize) -> Vec<f32> {
     }
 }
 
-/// Of a convolution's weight `[C', C, H, W]`, lets the first filters pass one channel each.
+/// Replaces the first `min(C', C)` filters of a convolution's weight `[C', C, H, W]` by identities, each of
+/// which passes the channel with its index.
 fn pass_channels(weight: Tensor) -> Tensor {
     let size = weight.size();
     for channel in 0..size[0].min(size[1]) {
@@ -61,16 +62,16 @@ fn pass_channels(weight: Tensor) -> Tensor {
     weight
 }
 
-/// In `0..1`: the upper 24 bits, which f32 holds exactly.
+/// Maps random bits to a number in `0..1`, from their upper 24 bits, which f32 represents exactly.
 fn unit(bits: u32) -> f32 {
     (bits >> 8) as f32 / (1u32 << 24) as f32
 }
 
-/// Two numbers of the standard normal distribution.
+/// Returns two independent numbers of the standard normal distribution from random bits.
 ///
 /// Source: Box and Muller, A Note on the Generation of Random Normal Deviates, 1958.
 fn normal_pair(a: u32, b: u32) -> [f64; 2] {
-    // Never 0, whose logarithm is not finite.
+    // The argument of the logarithm is never 0.
     let radius = (-2.0 * ((f64::from(a) + 1.0) / 2f64.powi(32)).ln()).sqrt();
     let (sin, cos) = (std::f64::consts::TAU * f64::from(b) / 2f64.powi(32)).sin_cos();
     [radius * cos, radius * sin]
@@ -99,7 +100,7 @@ mod tests {
         Model { name: name.parse().unwrap(), stem, ..Model::default() }
     }
 
-    /// What a source's program starts a tensor with.
+    /// The initial values of a tensor in the program that a network is from.
     enum Start {
         /// `kaiming_uniform_(a=sqrt(5))`, and the bias beside it, for this fan-in.
         Default(usize),
@@ -140,7 +141,7 @@ mod tests {
     fn weights_have_the_moments_of_each_sources_distribution() {
         use Start::{All, Default, Kaiming, Normal};
         let cases: [(_, _, &[(_, _)]); 7] = [
-            // The notes' module leaves PyTorch's own.
+            // The notes' module keeps PyTorch's default initialization.
             (
                 "resnet18",
                 Stem::Notes,

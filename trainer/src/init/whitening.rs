@@ -1,4 +1,4 @@
-//! Filters that make the outputs of a network's first convolution uncorrelated.
+//! Whitening filters, which make the outputs of a network's first convolution uncorrelated.
 //!
 //! Source: Keller Jordan, 94% on CIFAR-10 in 3.29 Seconds on a Single GPU, 2024, section 3.2.
 
@@ -8,15 +8,16 @@ use tch::{Device, Kind, Tensor};
 use crate::data::Images;
 use crate::flat::Flat;
 
-/// Training images that patches are taken from.
+/// Largest number of training images from which patches are taken.
 const IMAGES: usize = 5000;
-/// Images whose patches are in memory at once.
+/// Number of images whose patches are in memory at once.
 const CHUNK: usize = 250;
-/// Added to the variance of a direction, so that faint ones are not blown up.
+/// Added to each eigenvalue, the variance of a direction, so that directions of little variance are not
+/// amplified excessively.
 const EPS: f64 = 5e-4;
 
-/// Fills every weight of `flat` that starts as [`Init::Whitening`] from the first of `train`; where they are
-/// `sorted` by class, from some of every class.
+/// Fills every weight of `flat` with [`Init::Whitening`] with filters computed from the first images of
+/// `train`, or from evenly spread ones if the images are `sorted` by class.
 pub fn whiten(flat: &mut Flat, train: &Images, sorted: bool) {
     let wanted = flat.specs().filter(|spec| spec.init == Init::Whitening);
     let wanted: Vec<_> = wanted.map(|spec| (spec.name.clone(), spec.shape[2])).collect();
@@ -27,14 +28,14 @@ pub fn whiten(flat: &mut Flat, train: &Images, sorted: bool) {
     }
 }
 
-/// Indices of at most [`IMAGES`] of `all` images: the first, or evenly spread.
+/// Returns the indices of at most [`IMAGES`] of `all` images: the first ones, or evenly spread ones.
 fn some_of(all: usize, spread: bool) -> Vec<u32> {
     let count = all.min(IMAGES);
     (0..count).map(|index| if spread { index * all / count } else { index } as u32).collect()
 }
 
-/// Second moments of all patches of `kernel` x `kernel` pixels of normalised images:
-/// `[C kernel kernel]` squared, f64.
+/// Returns the second moments of all patches of `kernel` x `kernel` pixels of normalised images:
+/// `[C kernel kernel, C kernel kernel]` f64.
 fn patch_moments(train: &Images, indices: &[u32], kernel: i64) -> Tensor {
     let (mut moments, mut count) = (Tensor::from(0.0), 0);
     for chunk in indices.chunks(CHUNK) {
@@ -48,8 +49,9 @@ fn patch_moments(train: &Images, indices: &[u32], kernel: i64) -> Tensor {
     moments / count as f64
 }
 
-/// `[2 C kernel kernel, C, kernel, kernel]` from second moments: their eigenvectors, from the largest
-/// eigenvalue on, each over the square root of its eigenvalue; then their negatives.
+/// Returns filters `[2 C kernel kernel, C, kernel, kernel]` from second moments: the eigenvectors, by
+/// decreasing eigenvalue, each divided by the square root of its eigenvalue plus [`EPS`]; then their
+/// negatives.
 fn filters(moments: &Tensor, kernel: i64) -> Tensor {
     let (eigenvalues, eigenvectors) = moments.linalg_eigh("U");
     let deviations: Tensor = (eigenvalues + EPS).sqrt();
@@ -75,7 +77,7 @@ mod tests {
     #[test]
     fn what_filters_make_of_patches_is_uncorrelated_with_variance_one() {
         let mut state = 1u32;
-        // Neighbours are alike, as in photographs.
+        // Neighbouring values are similar, as in photographs.
         let mut last = 0u8;
         let pixels = (0..64 * 16 * 16 * 3).map(|_| {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

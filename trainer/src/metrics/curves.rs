@@ -1,10 +1,10 @@
-//! Accuracy and loss by epoch, as a picture.
+//! The picture of accuracy and loss by epoch.
 
 use figure::{Chart, Heading, Line, Panel, Picture, Point, Stroke, XAxis, YAxis, colour};
 
 use job::metrics::EpochRecord;
 
-/// Draws the run `name` after `epochs`, which are in order and at least one.
+/// Draws the curves of the run `name`. `epochs` must be in order and not empty.
 pub(super) fn draw(name: &str, epochs: &[EpochRecord]) -> Picture {
     let line = |name: &str, index, value: fn(&EpochRecord) -> Option<f64>| Line {
         name: name.to_owned(),
@@ -45,7 +45,7 @@ pub(super) fn draw(name: &str, epochs: &[EpochRecord]) -> Picture {
     chart.draw()
 }
 
-/// What there is to say in a line.
+/// Returns a one-line summary: the latest test accuracy, and the best if that is another one.
 fn headline(epochs: &[EpochRecord]) -> String {
     let evaluated: Vec<(usize, f64)> =
         epochs.iter().filter_map(|it| Some((it.epoch, it.test?.test_accuracy))).collect();

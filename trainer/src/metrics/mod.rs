@@ -1,6 +1,7 @@
-//! What is measured of a run: records written to `metrics.jsonl` and for TensorBoard, and curves drawn from them.
+//! Metrics of a run: records written to `metrics.jsonl` and as TensorBoard events, and curves drawn from
+//! them.
 //!
-//! Rank 0 alone writes them.
+//! Only rank 0 writes them.
 
 mod curves;
 #[cfg(test)]
@@ -21,7 +22,7 @@ pub use writer::Writer;
 /// Why metrics cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
-    /// A file cannot be written: the disk is full, for one.
+    /// A file cannot be written, for example because the disk is full.
     #[error("cannot write {}: {source}", path.display())]
     Write {
         /// The file.
@@ -29,7 +30,7 @@ pub enum MetricsError {
         /// Why not.
         source: io::Error,
     },
-    /// What is there cannot be read.
+    /// `metrics.jsonl` cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
     /// A picture cannot be drawn.
@@ -42,10 +43,11 @@ pub enum MetricsError {
     },
 }
 
-/// Draws `curves.svg` and `curves.png` from the epochs in `metrics.jsonl`; nothing before the first.
+/// Draws `curves.svg` and `curves.png` from the epoch records in `metrics.jsonl`. Does nothing if there are
+/// none yet.
 ///
 /// # Errors
-/// [`MetricsError`], when a file cannot be read or written.
+/// [`MetricsError`], when a file cannot be read or written, or the PNG cannot be drawn.
 pub fn draw_curves(run_dir: &RunDir) -> Result<(), MetricsError> {
     let records = read(&run_dir.metrics_path())?;
     let epochs: Vec<EpochRecord> = records.into_iter().filter_map(Record::into_epoch).collect();
@@ -63,7 +65,7 @@ pub fn draw_curves(run_dir: &RunDir) -> Result<(), MetricsError> {
     write(path, &png)
 }
 
-/// A run's name: that of its directory, also where that is given as `.`.
+/// Returns the name of a run, which is that of its directory even if `root` is a path such as `.`.
 fn name(root: &Path) -> String {
     let absolute = root.canonicalize();
     let name = absolute.as_deref().unwrap_or(root).file_name();

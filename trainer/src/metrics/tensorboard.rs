@@ -1,6 +1,7 @@
-//! The numbers of `metrics.jsonl` as events that TensorBoard reads.
+//! Event files for TensorBoard with the numbers of `metrics.jsonl`.
 //!
-//! A file is a series of TFRecords, each of which holds one `Event` message as protocol buffers:
+//! An event file is a series of TFRecords, each of which holds one `Event` message in protocol buffers
+//! encoding:
 //! <https://github.com/tensorflow/tensorboard/blob/master/tensorboard/compat/proto/event.proto>.
 
 use std::fs::{self, File};
@@ -11,17 +12,18 @@ use job::metrics::Record;
 use serde_json::Value;
 use time::OffsetDateTime;
 
-/// Fields of `Event`.
+/// Field numbers of `Event`.
 const WALL_TIME: u32 = 1;
 const STEP: u32 = 2;
 const FILE_VERSION: u32 = 3;
 const SUMMARY: u32 = 5;
 const SESSION_LOG: u32 = 7;
-/// Of `Summary`, and of the `Value`s in it.
+/// Field numbers of `Summary` and of its `Value`s.
 const VALUE: u32 = 1;
 const TAG: u32 = 1;
 const SIMPLE_VALUE: u32 = 2;
-/// Of `SessionLog`: what was written before for this step and later ones does not count.
+/// Field number of `SessionLog`, and its value `START`: TensorBoard discards what earlier files hold for
+/// this step and later ones.
 const STATUS: u32 = 1;
 const START: u64 = 1;
 
@@ -32,14 +34,14 @@ pub struct EventFile {
 }
 
 impl EventFile {
-    /// Makes a file of its own in `folder` for a process that goes on after optimizer step `step`.
+    /// Creates a new event file in `folder` for a process that continues after optimizer step `step`.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// When the file cannot be written.
     pub fn create(folder: &Path, step: u64) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
         let now = OffsetDateTime::now_utc();
-        // Files are read in the order of their names.
+        // TensorBoard reads files in the order of their names.
         let name = format!("events.out.tfevents.{}", now.unix_timestamp_nanos());
         let mut events = Self { file: File::create_new(folder.join(name))? };
         let mut version = Message::event(now, 0);
@@ -53,10 +55,10 @@ impl EventFile {
         Ok(events)
     }
 
-    /// Appends the numbers of a record, at optimizer step `step`.
+    /// Appends the numbers of a record as scalars at optimizer step `step`.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// When the file cannot be written.
     pub fn write(&mut self, record: &Record, step: u64) -> io::Result<()> {
         let mut summary = Message::default();
         let Value::Object(fields) = serde_json::to_value(record)? else { return Ok(()) };
@@ -77,7 +79,7 @@ impl EventFile {
     }
 }
 
-/// A protocol buffers message in the making.
+/// A protocol buffers message under construction.
 #[derive(Default)]
 struct Message(Vec<u8>);
 
@@ -91,7 +93,7 @@ impl Message {
         event
     }
 
-    /// A field's number, and how it is encoded.
+    /// Appends the key of a field: its number and its wire type.
     fn key(&mut self, field: u32, wire_type: u32) {
         self.raw_varint(u64::from(field << 3 | wire_type));
     }
@@ -112,7 +114,8 @@ impl Message {
         self.0.extend_from_slice(&value.to_le_bytes());
     }
 
-    /// Seven bits a byte, the lowest first; the highest bit says that there are more.
+    /// Appends a varint: seven bits per byte, the lowest first; the highest bit of a byte says that more
+    /// follow.
     fn raw_varint(&mut self, mut value: u64) {
         while value >= 0x80 {
             self.0.push(value as u8 | 0x80);
@@ -122,7 +125,7 @@ impl Message {
     }
 }
 
-/// Length, checksum of the length, data, checksum of the data.
+/// Frames `data` as a TFRecord: length, checksum of the length, data, checksum of the data.
 fn tf_record(data: &[u8]) -> Vec<u8> {
     let length = (data.len() as u64).to_le_bytes();
     let sum_of = |bytes: &[u8]| masked_crc32c(bytes).to_le_bytes();
@@ -145,13 +148,14 @@ mod tests {
             .collect()
     }
 
-    /// What TensorBoard's own `RecordWriter` makes of `abc`.
+    /// The expected bytes are those of TensorBoard's own `RecordWriter` for `abc`.
     #[test]
     fn a_record_is_framed_by_its_length_and_two_checksums() {
         assert_eq!(tf_record(b"abc"), bytes("0300000000000000b099490e6162636e57f121"));
     }
 
-    /// TensorBoard's `Event(wall_time=1.5, step=300)` with a value of `Summary`, `SerializeToString()`.
+    /// The expected bytes are `SerializeToString()` of TensorBoard's `Event(wall_time=1.5, step=300)` with
+    /// one value in its `Summary`.
     #[test]
     fn an_event_is_what_protocol_buffers_make_of_it() {
         let time = OffsetDateTime::from_unix_timestamp_nanos(1_500_000_000).unwrap();

@@ -1,4 +1,4 @@
-//! Writing `metrics.jsonl`: whole lines, appended, also across resumes.
+//! Writing `metrics.jsonl`, to which whole lines are appended, also after a resume.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -10,27 +10,28 @@ use time::OffsetDateTime;
 
 use super::MetricsError;
 
-/// Appends records. Lines are written with one call, so a reader sees all of one or none. Those that the disk does
-/// not take are kept, and written before the next.
+/// Appends records to `metrics.jsonl`. A line is written with one call, so that a reader sees all of it or
+/// nothing. Records that the disk refuses are kept in memory, and written before the next one.
 #[derive(Debug)]
 pub struct Writer {
     path: PathBuf,
-    /// Opened again after an error: what a file system that was gone knew of it may be void.
+    /// `None` after an error; the next write opens the file again, since a file descriptor may have become
+    /// invalid when its file system was gone.
     file: Option<File>,
-    /// Bytes of whole lines that are known to be on the disk.
+    /// Length in bytes of the whole lines that are known to be synced to disk.
     synced: u64,
-    /// What comes behind them.
+    /// The lines behind these, which are not known to be synced.
     recent: Vec<u8>,
-    /// How much of that the file has taken.
+    /// Number of bytes of `recent` that have been written to the file.
     written: usize,
 }
 
 impl Writer {
-    /// Opens the file at `path` to go on after optimizer step `step` and epoch `epochs_completed`,
+    /// Opens the file at `path` to continue after optimizer step `step` and epoch `epochs_completed`,
     /// 0 and 0 at the start of a run.
     ///
-    /// What it holds from after that is dropped, since it will be written again; so is a last line
-    /// whose writer was killed. Summaries stay.
+    /// Drops the records of later steps and epochs, which will be written again, and an incomplete last line
+    /// whose writer was killed. Keeps summaries.
     ///
     /// # Errors
     /// When the file cannot be read or written.
@@ -45,7 +46,8 @@ impl Writer {
             recent: Vec::new(),
             written: 0,
         };
-        // Where it is only cut, no room is needed for a copy.
+        // If lines are dropped only at the end, opening truncates the file, which needs no disk space for a
+        // copy.
         if !before.starts_with(&kept) {
             write_atomically(path, &kept).map_err(wrong)?;
         }
@@ -53,18 +55,18 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Appends a record. Epochs and summaries are on the disk when this returns.
+    /// Appends a record. Records of epochs and summaries are synced to disk when this returns.
     ///
     /// # Errors
-    /// When it cannot be written; then nothing of it is in the file, and it is kept.
+    /// When the record cannot be written; nothing of it is in the file then, and it is kept in memory.
     pub fn write(&mut self, record: &Record) -> Result<(), MetricsError> {
         self.append(record).map_err(|source| self.wrong(source))
     }
 
-    /// Writes what is kept; all records are on the disk then.
+    /// Writes the records that are kept in memory, and syncs all records to disk.
     ///
     /// # Errors
-    /// When it cannot be written; it is kept on.
+    /// When they cannot be written; they remain in memory.
     pub fn flush(&mut self) -> Result<(), MetricsError> {
         self.put(true).map_err(|source| self.wrong(source))
     }
@@ -73,7 +75,7 @@ impl Writer {
         MetricsError::Write { path: self.path.clone(), source }
     }
 
-    /// Whether the file has a summary of a run of `steps` optimizer steps.
+    /// Returns whether the file has a summary of a run of `steps` optimizer steps.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -90,12 +92,12 @@ impl Writer {
         self.put(!matches!(record, Record::Step(_)))
     }
 
-    /// Writes recent records, and has them on the disk with `sync`.
+    /// Writes the recent records, and with `sync` syncs them to disk.
     fn put(&mut self, sync: bool) -> io::Result<()> {
         let ended = self.try_to_put(sync);
         if ended.is_err() {
             if let Some(file) = self.file.take() {
-                let _ = file.set_len(self.synced); // it may have taken half a line
+                let _ = file.set_len(self.synced); // removes a line that was written in part
             }
             self.written = 0;
         }
@@ -119,7 +121,7 @@ impl Writer {
         Ok(())
     }
 
-    /// With what is known to be on the disk, and no more.
+    /// Opens the file and truncates it to the lines that are known to be synced.
     fn open(&mut self) -> io::Result<File> {
         let file = File::options().append(true).create(true).open(&self.path)?;
         self.synced = self.synced.min(file.metadata()?.len());
@@ -128,8 +130,8 @@ impl Writer {
     }
 }
 
-/// The lines of `text` that a run has not yet to write again when it goes on after `step` and
-/// `epochs_completed`.
+/// Returns the complete lines of `text` that a run keeps when it continues after `step` and
+/// `epochs_completed`: all but those that it will write again, and lines that are not records.
 fn truncate_after(text: &[u8], step: u64, epochs_completed: usize) -> Vec<u8> {
     let is_kept = |line: &&[u8]| match serde_json::from_slice(line) {
         Ok(Record::Step(record)) => record.step <= step,
@@ -235,7 +237,7 @@ mod tests {
         let mut writer = Writer::resume(&path, 10, 1).unwrap();
         writer.write(&step(20, 2)).unwrap();
         writer.write(&step(30, 2)).unwrap();
-        // As a disk does that is full within a line, or that loses what it has not synced.
+        // As on a disk that becomes full within a line, or that loses data that was not synced.
         let bytes = fs::read(&path).unwrap();
         fs::write(&path, &bytes[..bytes.len() - 10]).unwrap();
         writer.file = Some(File::create("/dev/full").unwrap());

@@ -1,4 +1,4 @@
-//! Layers over views of flat storage. Where libtorch refuses, they panic, as `tch` does: see `caught`.
+//! Layers over views of flat storage. Like `tch`, they panic when libtorch returns an error: see `caught`.
 
 use std::panic::panic_any;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use torch_ext::NormParts;
 use super::Mode;
 use crate::flat::Flat;
 
-/// A convolution with a square kernel of any size.
+/// A convolution with a square kernel of any size, of which only the live part is stored.
 pub struct Conv {
     weight: Tensor,
     grad_place: Option<Tensor>,
@@ -22,7 +22,8 @@ pub struct Conv {
 }
 
 impl Conv {
-    /// Over the tensors under its name; of the kernel, the live part.
+    /// Creates the layer over the tensors `{name}.weight`, of which it takes the live part, and
+    /// `{name}.bias`.
     pub fn new(flat: &Flat, conv: &network::Conv) -> Self {
         let weight = format!("{}.weight", conv.name);
         Self {
@@ -35,7 +36,7 @@ impl Conv {
         }
     }
 
-    /// `[N, C, H, W]` to `[N, C', H', W']`.
+    /// Maps `[N, C, H, W]` to `[N, C', H', W']`.
     pub fn forward(&self, input: &Tensor) -> Tensor {
         let (stride, padding, groups) = (self.stride, self.padding, self.groups);
         let Self { weight, grad_place, .. } = self;
@@ -45,14 +46,14 @@ impl Conv {
                 Err(error) => panic_any(error),
             };
         match &self.bias {
-            // A bf16 output stays one.
+            // The bias is converted, so that a 16-bit output is not promoted to f32.
             Some(bias) => &output + bias.to_kind(output.kind()).view([1, -1, 1, 1]),
             None => output,
         }
     }
 }
 
-/// Batch norm over channels, and the addition and ReLU that may follow it.
+/// Batch norm over channels, with the addition and ReLU that may follow it.
 pub struct BatchNorm {
     weight: Tensor,
     bias: Tensor,
@@ -62,14 +63,14 @@ pub struct BatchNorm {
     eps: f64,
     /// Whether a ReLU follows.
     pub has_relu: bool,
-    /// Whether training steps on a GPU do all of it in one or two kernels.
+    /// Whether training steps use the fused kernels of norm, addition and ReLU on a GPU.
     is_fused: bool,
-    /// With whom statistics are shared.
+    /// The ranks over whose images training statistics are computed; `None` for this rank only.
     peers: Option<Arc<dyn Communicator>>,
 }
 
 impl BatchNorm {
-    /// Over the four tensors under its name.
+    /// Creates the layer over the tensors `{name}.weight`, `.bias`, `.running_mean` and `.running_var`.
     pub fn new(flat: &Flat, norm: &network::BatchNorm) -> Self {
         let tensor = |suffix| flat.tensor(&format!("{}.{suffix}", norm.name));
         Self {
@@ -85,18 +86,20 @@ impl BatchNorm {
         }
     }
 
-    /// From now on, training steps do all of it in one or two kernels, where that takes the input.
+    /// From now on, training steps compute norm, addition and ReLU in one or two kernels, if these support
+    /// the input.
     pub fn fuse(&mut self) {
         self.is_fused = true;
     }
 
-    /// From now on, training statistics are those of all ranks' images.
+    /// From now on, training statistics are computed over the images of all ranks.
     pub fn synchronize(&mut self, peers: &Arc<dyn Communicator>) {
         self.peers = Some(Arc::clone(peers));
     }
 
-    /// `relu(norm(input) + residual)`, as far as there are a residual and a ReLU. Keeps the shape. The
-    /// residual is made when it is needed, which is where backward comes to it.
+    /// Returns `relu(norm(input) + residual)`, without the addition if `residual` is `None` and without the
+    /// ReLU unless `has_relu`. Keeps the shape. `residual` is called only when its result is needed, which
+    /// determines where backward reaches it.
     pub fn forward(
         &self,
         input: &Tensor,
@@ -136,7 +139,7 @@ impl BatchNorm {
             Some(residual) => normalized + residual,
             None => normalized,
         };
-        // In place: neither a norm nor an addition needs its output again.
+        // In place: neither a norm nor an addition needs its output in backward.
         if self.has_relu { output.relu_() } else { output }
     }
 
@@ -161,20 +164,20 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Over the tensors under its name.
+    /// Creates the layer over the tensors `{name}.weight` and `{name}.bias`.
     pub fn new(flat: &Flat, linear: &network::Linear) -> Self {
         let tensor = |suffix| flat.tensor(&format!("{}.{suffix}", linear.name));
         Self { weight: tensor("weight"), bias: linear.bias.map(|_| tensor("bias")) }
     }
 
-    /// `[N, inputs]` to `[N, outputs]`.
+    /// Maps `[N, inputs]` to `[N, outputs]`.
     pub fn forward(&self, input: &Tensor) -> Tensor {
         input.linear(&self.weight, self.bias.as_ref())
     }
 }
 
-/// Every `stride`-th pixel of `[N, C, H, W]`, with zeros before and behind the channels so that there
-/// are `channels`.
+/// Returns every `stride`-th pixel of `[N, C, H, W]` in both directions, with channels of zeros added
+/// before and behind so that there are `channels`.
 pub fn pad_channels(input: &Tensor, stride: i64, channels: i64) -> Tensor {
     let added = channels - input.size()[1];
     let (before, behind) = (added / 2, added - added / 2);
@@ -190,7 +193,7 @@ mod tests {
     use super::*;
     use crate::{TrainError, caught};
 
-    /// What a convolution with a kernel of one weight makes of `input`.
+    /// Returns the error of a convolution of `input` with a kernel of a single weight.
     fn refused(input: &Tensor) -> TrainError {
         let weight = Tensor::ones([1, 1, 1, 1], (Kind::Float, Device::Cpu));
         let conv = Conv { weight, grad_place: None, bias: None, stride: 1, padding: 0, groups: 1 };

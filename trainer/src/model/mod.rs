@@ -1,19 +1,22 @@
-//! A network's layers over its tensors.
+//! The layers of a network, which compute logits from images.
 //!
-//! [`job::network`] describes what there is; here it computes.
+//! They are built from the description of the network in [`job::network`], over the tensors in flat storage.
 
 mod layers;
 mod module;
 
 pub use module::{Draw, Module};
 
-/// Which statistics batch norm takes, and whether dropout and stochastic depth are at work.
+/// Selects the statistics of batch norm, and whether dropout and stochastic depth are active.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Those of the batch, by which the running ones are updated; both are.
+    /// Batch norm takes the statistics of the batch and updates the running ones; dropout and stochastic
+    /// depth are active.
     Train,
-    /// The running ones, which stay as they are; both are.
+    /// Batch norm takes the running statistics and does not change them; dropout and stochastic depth are
+    /// active.
     TrainFrozenNorm,
-    /// The running ones; neither is.
+    /// Batch norm takes the running statistics and does not change them; dropout and stochastic depth are
+    /// inactive.
     Eval,
 }

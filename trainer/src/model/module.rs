@@ -1,4 +1,4 @@
-//! From images to logits, layer by layer.
+//! The module of a whole network: computes logits from images, layer by layer.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -19,27 +19,28 @@ pub struct Module {
     draw: Cell<Draw>,
 }
 
-/// What a training step's random choices are drawn from.
+/// The inputs from which the random choices of a training step are drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Draw {
-    /// Of the run.
+    /// Seed of the run.
     pub seed: u64,
-    /// Optimizer steps taken so far.
+    /// Number of optimizer steps taken so far.
     pub step: u64,
-    /// Ranks drop other numbers, since they have other images; they skip the same blocks.
+    /// This rank. Dropout differs between ranks, which have different images; stochastic depth skips the
+    /// same blocks on all ranks.
     pub rank: usize,
 }
 
 impl Draw {
-    /// Whether this step goes through block `place`, which it does with probability `survival`.
+    /// Returns whether this step computes block `place`, which has probability `survival`.
     fn survives(self, place: usize, survival: f64) -> bool {
         let bits =
             rng::bits(self.seed, Stream::new(Purpose::StochasticDepth, self.step), place as u32, 0);
-        // The upper 53 bits, which f64 holds exactly.
+        // The upper 53 bits, which f64 represents exactly.
         ((bits >> 11) as f64) < survival * (1u64 << 53) as f64
     }
 
-    /// Seeds libtorch's generator, which draws dropout.
+    /// Seeds libtorch's generator, from which dropout draws.
     fn seed_dropout(self) {
         let stream = Stream::new(Purpose::Dropout, self.step);
         tch::manual_seed((rng::bits(self.seed, stream, self.rank as u32, 0) >> 1) as i64);
@@ -47,7 +48,7 @@ impl Draw {
 }
 
 impl Module {
-    /// Layers over the tensors that `network` describes and `flat` holds.
+    /// Builds the layers of `network` over its tensors in `flat`.
     pub fn new(network: &Network, flat: &Flat) -> Self {
         let mut blocks = 0;
         let layers = build(&network.layers, flat, &mut blocks);
@@ -55,23 +56,25 @@ impl Module {
         Self { layers, has_dropout, draw: Cell::new(Draw::default()) }
     }
 
-    /// From now on, batch norm takes its training statistics over the images of all ranks: every rank
-    /// runs forward and backward, also without images.
+    /// From now on, batch norm computes its training statistics over the images of all ranks. Training
+    /// passes are then collective: every rank must run forward and backward, even without images.
     pub fn synchronize_batch_norm(&mut self, peers: &Arc<dyn Communicator>) {
         for_each_norm(&mut self.layers, &mut |norm| norm.synchronize(peers));
     }
 
-    /// From now on, batch norm in training steps on a GPU is one or two kernels with what follows it.
+    /// From now on, training steps on a GPU compute batch norm, with the addition and ReLU that follow it,
+    /// in one or two kernels.
     pub fn fuse_batch_norm(&mut self) {
         for_each_norm(&mut self.layers, &mut BatchNorm::fuse);
     }
 
-    /// Whether passes in other modes than [`Mode::Eval`] draw random numbers.
+    /// Returns whether passes in modes other than [`Mode::Eval`] draw random numbers.
     pub fn is_random(&self) -> bool {
         self.has_dropout || skips_blocks(&self.layers)
     }
 
-    /// Sets what the next passes draw from, but for those in [`Mode::Eval`]. Each of them drops other numbers.
+    /// Sets the inputs of the random choices of the next passes, except those in [`Mode::Eval`]. Dropout
+    /// differs between these passes.
     pub fn set_draw(&self, draw: Draw) {
         self.draw.set(draw);
         if self.has_dropout {
@@ -79,7 +82,7 @@ impl Module {
         }
     }
 
-    /// Images `[N, C, H, W]` to logits `[N, classes]`.
+    /// Computes logits `[N, classes]` from images `[N, C, H, W]`.
     pub fn forward(&self, images: &Tensor, mode: Mode) -> Tensor {
         forward(&self.layers, images, Pass { mode, draw: self.draw.get() })
     }
@@ -115,7 +118,7 @@ fn for_each_norm(layers: &mut [Layer], body: &mut impl FnMut(&mut BatchNorm)) {
     }
 }
 
-/// What all layers of one pass share.
+/// The settings that all layers of a pass share.
 #[derive(Clone, Copy)]
 struct Pass {
     mode: Mode,
@@ -136,7 +139,8 @@ enum Layer {
     Residual(Residual),
 }
 
-/// A ReLU after batch norm, or after a block that ends in it, becomes part of the norm.
+/// Builds layers from their descriptions. A ReLU after batch norm, or after a block that ends in batch
+/// norm, becomes part of the norm. `blocks`: number of residual blocks built so far.
 fn build(layers: &[network::Layer], flat: &Flat, blocks: &mut usize) -> Vec<Layer> {
     let mut built: Vec<Layer> = Vec::with_capacity(layers.len());
     for layer in layers {
@@ -204,8 +208,8 @@ impl Layer {
         match self {
             Self::Conv(conv) => conv.forward(&x),
             Self::BatchNorm(norm) => norm.forward(&x, None, pass.mode),
-            // In place: what comes before is a convolution, a linear layer or an addition, none of
-            // which needs its output again.
+            // In place: the layer before is a convolution, a linear layer or an addition, none of
+            // which needs its output in backward.
             Self::Relu => {
                 let mut x = x;
                 x.relu_()
@@ -225,21 +229,22 @@ impl Layer {
     }
 }
 
-/// A branch and its shortcut, added.
+/// A residual block: the sum of a branch and its shortcut.
 struct Residual {
-    /// From 1, among all blocks.
+    /// Number of this block among all residual blocks, from 1.
     place: usize,
     before: Vec<Layer>,
     body: Vec<Layer>,
-    /// The norm at the end of the branch, where the two are always added: it does that.
+    /// The batch norm at the end of the branch, which also adds the shortcut. `None` if the branch does not
+    /// end in one, or is skipped in some steps.
     join: Option<BatchNorm>,
     shortcut: Vec<Layer>,
     survival: f64,
 }
 
 impl Residual {
-    /// With stochastic depth as in its paper: a skipped block costs nothing, and evaluation takes the
-    /// branch times its probability.
+    /// Computes the block, with stochastic depth as in its paper: a skipped branch costs nothing, and
+    /// evaluation multiplies the branch by its survival probability.
     fn forward(&self, input: &Tensor, pass: Pass) -> Tensor {
         let input = forward(&self.before, input, pass);
         let shortcut = || forward(&self.shortcut, &input, pass);
@@ -253,7 +258,7 @@ impl Residual {
                 }
                 Mode::Train | Mode::TrainFrozenNorm => {
                     if !pass.draw.survives(self.place, self.survival) {
-                        // A copy, since a ReLU in place may follow.
+                        // A copy, since an in-place ReLU may follow.
                         return shortcut().copy();
                     }
                 }

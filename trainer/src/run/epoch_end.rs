@@ -1,4 +1,4 @@
-//! What follows the steps of an epoch: evaluation, records, a checkpoint.
+//! The end of an epoch: evaluation, records, a checkpoint.
 
 use std::path::PathBuf;
 
@@ -12,20 +12,20 @@ use crate::saver::{IfRefused, Waiting};
 use crate::tally::Tally;
 use crate::{Result, eval};
 
-/// What rank 0 writes.
+/// The files that rank 0 writes.
 #[derive(Debug, Clone, Copy)]
 enum What {
     Records,
-    /// And the records before it.
+    /// The records, then a checkpoint.
     Checkpoint {
         is_best: bool,
     },
 }
 
 impl Run<'_> {
-    /// Evaluates where it is time for it, records and saves. `complete`: whether every sample of the
-    /// epoch was seen. `false` where some rank was asked to stop meanwhile: the evaluation is done again when the
-    /// run goes on.
+    /// Evaluates and saves if due, and records the epoch. `complete`: whether every sample of the epoch was
+    /// trained on. Returns `false` if a rank was asked to stop during the evaluation, which is then
+    /// repeated when the run resumes.
     pub(super) fn finish_epoch(&mut self, complete: bool) -> Result<bool> {
         let epoch = self.state.epoch();
         let is_last = epoch == self.config.train.epochs || self.is_at_max_steps();
@@ -57,17 +57,19 @@ impl Run<'_> {
             self.save(is_best, IfRefused::GoOn)?;
         }
         if self.saver.is_behind() {
-            // `best` points to a checkpoint that there is.
+            // The checkpoint of this evaluation was not written: `best` keeps pointing to one that exists.
             (self.state.best_test_accuracy, self.state.best_step) = best_before;
         }
         self.recorder.draw();
         Ok(true)
     }
 
-    /// `None` where some rank was asked to stop before it was done.
+    /// Evaluates the weights and, with `train.ema_decay`, their averages. Returns `None` if a rank was
+    /// asked to stop before the evaluation was finished.
     fn evaluate(&mut self) -> Result<Option<Evaluation>> {
         self.link.state(Phase::Evaluating, self.state.epoch(), self.state.step);
-        // After `train.max_steps` a run is complete, and would not evaluate when started again.
+        // A run that has reached `train.max_steps` is complete, and would not repeat the evaluation when
+        // resumed.
         let may_stop = !self.is_at_max_steps();
         let Self { replica, test, ema, communicator, config, link, .. } = self;
         let wants_to_stop = || may_stop && link.stop_reason().is_some();
@@ -90,7 +92,8 @@ impl Run<'_> {
         Ok(Some(Evaluation { test, ema_test }))
     }
 
-    /// Whether no evaluation before found so high a test accuracy.
+    /// Returns whether the test accuracy is higher than that of all earlier evaluations, and if so stores
+    /// it as the best.
     fn note_best(&mut self, evaluation: Option<Evaluation>) -> bool {
         let Some(Evaluation { test, .. }) = evaluation else { return false };
         let is_best = self.state.best_test_accuracy.is_none_or(|(best, _)| test.accuracy() > best);
@@ -101,10 +104,11 @@ impl Run<'_> {
         is_best
     }
 
-    /// Rank 0 writes a checkpoint and the records before it, and removes checkpoints that are not needed any more.
+    /// Has rank 0 write the pending records and a checkpoint, and remove checkpoints that are no longer
+    /// needed. Collective.
     pub(super) fn save(&mut self, is_best: bool, if_refused: IfRefused) -> Result<()> {
         self.link.state(Phase::Saving, self.state.epoch(), self.state.step);
-        // The weights are the same on every rank, so all of them stop here, or none.
+        // The weights are the same on every rank, so either all ranks fail here or none.
         let norm = self.replica.flat.parameters.norm().double_value(&[]);
         self.check_finite("norm of the weights", norm, self.learning_rate())?;
         self.optimizer.settle(&mut self.replica.flat)?;
@@ -112,7 +116,7 @@ impl Run<'_> {
         self.write(What::Checkpoint { is_best }, if_refused)
     }
 
-    /// Has the records that are kept on disk.
+    /// Has rank 0 write the pending records. Collective.
     pub(super) fn write_records(&mut self) -> Result<()> {
         self.write(What::Records, IfRefused::Wait)
     }
@@ -127,11 +131,13 @@ impl Run<'_> {
         let mut saved: Option<PathBuf> = None;
         self.saver.save(&**communicator, replica.device, if_refused, &waiting, || {
             let records = match recorder.flush() {
-                // A checkpoint whose records are missing is better than none, but only then.
+                // If training goes on, the checkpoint is not written without its records; both are tried
+                // again later. Otherwise a checkpoint without its records is better than none.
                 Err(error) if if_refused == IfRefused::GoOn => return Err(error),
                 ended => ended,
             };
-            // A try that comes after waiting for the records does not write it again, if nobody has cleared the disk.
+            // If only the records failed before, a retry does not write the checkpoint again, unless it was
+            // deleted.
             let is_there = saved.as_deref().is_some_and(checkpoint::is_whole);
             if let What::Checkpoint { is_best } = what
                 && !is_there

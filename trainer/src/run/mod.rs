@@ -1,4 +1,4 @@
-//! The training loop: steps, when ranks agree to stop, and what the launcher is told of them.
+//! The training loop: steps, agreement of ranks on when to stop, and reports to the launcher.
 
 mod epoch_end;
 
@@ -32,21 +32,21 @@ use crate::step_times::StepTimes;
 use crate::tally::Counter;
 use crate::{Result, TrainError, caught};
 
-/// Steps on a GPU after which ranks ask each other whether to stop, at the latest.
+/// Largest number of steps on a GPU between two agreements of ranks on whether to stop.
 const STOP_CHECK_STEPS: u64 = 10;
 
-/// How a run ended well.
+/// How a run ended without an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// Trained to the end.
     Done,
-    /// Saved and stopped because somebody asked.
+    /// Saved a checkpoint and stopped, because a signal or the launcher asked for it.
     Stopped,
 }
 
 /// Why the steps of an epoch ended.
 enum EpochEnd {
-    /// Every sample was seen.
+    /// Every sample of the epoch was trained on.
     Complete,
     /// `train.max_steps` is reached.
     MaxSteps,
@@ -56,60 +56,63 @@ enum EpochEnd {
 
 /// A run that is ready for its next step.
 pub struct Run<'a> {
-    /// Executes steps. The first field: a communicator that is dropped waits for graphs to be gone.
+    /// Executes steps, on a GPU by a CUDA graph. Must be the first field, which is dropped first: dropping
+    /// a communicator waits until graphs with its kernels are freed.
     pub step_graph: StepGraph,
     /// The configuration, as loaded.
     pub config: Config,
-    /// This rank, and how many there are.
+    /// This rank's number and the world size.
     pub world: World,
-    /// The collectives between them.
+    /// The collectives between ranks.
     pub communicator: Arc<dyn Communicator>,
     /// The connection to the launcher.
     pub link: &'a Link,
-    /// The directory that the run's files go to.
+    /// The directory of the run's files.
     pub run_dir: RunDir,
     /// Training images.
     pub train: Images,
     /// Test images.
     pub test: Images,
-    /// What augments training images, where anything does.
+    /// The augmentation of training images; `None` if none is configured.
     pub augmenter: Option<Augmenter>,
-    /// The network.
+    /// This rank's copy of the network.
     pub replica: Replica,
     /// The optimizer and its state.
     pub optimizer: Optimizer,
-    /// The learning rate by step.
+    /// The learning rate schedule.
     pub learning_rate: LearningRate,
-    /// The moving average of the weights, with `train.ema_decay`.
+    /// The moving average of the weights; `None` without `train.ema_decay`.
     pub ema: Option<Ema>,
     /// Reduces gradients over ranks.
     pub grad_sync: GradSync,
     /// Counts loss and correct answers.
     pub counter: Counter,
-    /// How far the run is.
+    /// The position of the run and its other state besides tensors.
     pub state: State,
     /// Writes metrics.
     pub recorder: Recorder,
-    /// Has checkpoints written.
+    /// Writes checkpoints, and retries when the disk refuses them.
     pub saver: Saver,
 }
 
 impl Run<'_> {
-    /// Trains to the end, or until somebody asks to stop.
+    /// Trains to the end, or until a rank is asked to stop. Collective.
     ///
     /// # Errors
-    /// Whatever ends the run early; every rank that can be reached is told.
+    /// The error that ended the run early. It has been reported to the launcher and to every rank that can
+    /// be reached.
     pub fn train(mut self) -> Result<Outcome> {
         let ended = caught(|| self.epochs());
         self.step_graph.release();
         match &ended {
             Ok(_) => {
-                // What is left takes no longer than a step, and the launcher holds ranks to that.
+                // What remains takes no longer than a step, so the launcher's deadline for a step applies.
                 self.link.state(Phase::Training, self.state.epoch(), self.state.step);
                 self.communicator.finalize()?;
             }
             Err(error) => {
-                // Before the others say so: they have little time to be heard once one has spoken.
+                // Reported before the abort makes other ranks fail: after the first report, the launcher
+                // waits only briefly for more.
                 self.link.failed(error);
                 self.communicator.abort(&error.to_string(), error.blame());
             }
@@ -186,7 +189,7 @@ impl Run<'_> {
         )
     }
 
-    /// Takes one step, and says whether all ranks have agreed to stop after it.
+    /// Takes one step, and returns whether all ranks have agreed to stop after it.
     fn step(&mut self, order: &[u32], batch: &Batch) -> Result<bool> {
         let started = Instant::now();
         self.link.state(Phase::Training, self.state.epoch(), self.state.step);
@@ -204,7 +207,7 @@ impl Run<'_> {
         let (link, epoch, step) = (self.link, self.state.epoch(), self.state.step);
         let microbatches = parts.into_iter().map(|part| {
             let started = Instant::now();
-            link.state(Phase::Training, epoch, step); // a step of many may take long
+            link.state(Phase::Training, epoch, step); // a step of many microbatches may take long
             let indices = &order[part.local];
             let images = match &self.augmenter {
                 Some(augmenter) => {
@@ -241,7 +244,8 @@ impl Run<'_> {
         Ok(stop)
     }
 
-    /// On a GPU, asking other ranks would wait for the device.
+    /// Returns the times of a step's parts, without its total: on the CPU the means over ranks, on a GPU
+    /// this rank's own, since a collective would wait for the device.
     fn times(&self, data: Duration, phases: Phases) -> Result<StepTimes> {
         if self.replica.device.is_cuda() {
             return Ok(StepTimes { data, phases, ..StepTimes::default() });
@@ -249,11 +253,12 @@ impl Run<'_> {
         StepTimes::over_ranks(&*self.communicator, data, phases)
     }
 
-    /// Lets ranks add up what they counted, where it is time for it.
+    /// If it is due after this step, sums loss and correct answers over ranks, checks that they are finite,
+    /// and returns whether ranks have agreed to stop. Returns `false` if it is not due.
     fn exchange(&mut self, lr: f64) -> Result<bool> {
         let is_last = self.state.samples_into_epoch == self.train.len() || self.is_at_max_steps();
-        // Reading the counts waits for the device: cheap on the CPU, and not for every step on a GPU.
-        // A record needs them, and somebody who wants to stop does not want to wait.
+        // Reading the counts waits for the device, which is cheap on the CPU but too slow for every step on
+        // a GPU. Records of steps need the counts, and a request to stop should not wait for long.
         let every = match self.replica.device.is_cuda() {
             true => self.config.metrics.log_every.min(STOP_CHECK_STEPS),
             false => 1,
@@ -280,7 +285,8 @@ impl Run<'_> {
         Err(TrainError::NotFinite { what, value, step, epoch: self.state.epoch(), lr })
     }
 
-    /// Gradients that overflow however little losses are scaled have another cause.
+    /// Fails when the loss scale has fallen below [`MIN_SCALE`]: gradients that overflow at so small a
+    /// scale are not finite without scaling either.
     fn check_loss_scale(&self, lr: f64) -> Result<()> {
         let scaler = self.optimizer.loss_scaler_state();
         match scaler.is_some_and(|scaler| f64::from(scaler.scale) < MIN_SCALE) {
@@ -289,12 +295,13 @@ impl Run<'_> {
         }
     }
 
-    /// Of the next step.
+    /// Returns the learning rate of the next step.
     fn learning_rate(&self) -> f64 {
         self.learning_rate.at(self.position(self.state.step, self.state.samples_into_epoch))
     }
 
-    /// Where the run is in the epoch in progress.
+    /// Returns the position of the run after `step` steps and `samples_into_epoch` samples of the epoch in
+    /// progress.
     fn position(&self, step: u64, samples_into_epoch: usize) -> Position {
         let within_epoch = samples_into_epoch as f64 / self.train.len() as f64;
         Position { step: step as f64, epochs: self.state.epochs_completed as f64 + within_epoch }
@@ -309,7 +316,7 @@ impl Run<'_> {
     }
 
     fn report(&self) {
-        // On a GPU an epoch's first counts take a while to come.
+        // On a GPU the counts of an epoch's first steps are not exchanged immediately.
         let has_counts = self.state.epoch_tally.images > 0.0;
         if self.world.rank == 0 && has_counts && self.link.progress_is_due() {
             self.link.progress(&ToLauncher::Progress {
@@ -332,7 +339,7 @@ impl Run<'_> {
     }
 }
 
-/// For the record of step `step`.
+/// Returns the loss scaling part of the record of step `step`; `None` without loss scaling.
 fn loss_scaling(optimizer: &Optimizer, step: u64) -> Option<LossScaling> {
     let scaler = optimizer.loss_scaler_state()?;
     let skipped_steps = step.saturating_sub(optimizer.steps());

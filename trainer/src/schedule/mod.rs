@@ -1,44 +1,45 @@
-//! The learning rate of a step: a pure function of where the run is.
+//! The learning rate schedule: a pure function of the position of the run.
 //!
-//! Shapes follow the part of the run that is done, not the number of steps, so that a run that is resumed
-//! on another number of ranks, whose steps are longer or shorter, goes on where it was.
+//! Schedules follow the fraction of the run that is done, not the number of steps. So a run that is resumed
+//! with another number of ranks, whose steps take more or fewer images, continues at the same learning rate.
 
 mod shape;
 
 use job::config::{Config, LrScaling, Schedule, Update};
 
-/// Where a run is.
+/// The position of a run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Position {
-    /// Optimizer steps taken.
+    /// Number of optimizer steps taken.
     pub step: f64,
-    /// Passes over the training set done, with the part of the one in progress.
+    /// Number of epochs done, including the fraction of the one in progress.
     pub epochs: f64,
 }
 
-/// How long a run is.
+/// The length of a run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Length {
-    /// Passes over the training set.
+    /// Number of epochs.
     pub epochs: f64,
-    /// Steps of a pass.
+    /// Number of steps per epoch.
     pub steps_per_epoch: f64,
-    /// Steps after which it ends at the latest.
+    /// Number of steps after which the run ends at the latest.
     pub max_steps: Option<u64>,
 }
 
 impl Length {
-    /// Where a run is after `step` steps of the present size.
+    /// Returns the position of a run after `step` steps of the present batch size.
     fn after_steps(&self, step: f64) -> Position {
         Position { step, epochs: step / self.steps_per_epoch }
     }
 
-    /// Where a run is after `epochs` passes with steps of the present size.
+    /// Returns the position of a run after `epochs` epochs with steps of the present batch size.
     fn after_epochs(&self, epochs: f64) -> Position {
         Position { step: epochs * self.steps_per_epoch, epochs }
     }
 
-    /// How much of a run is done, a fraction.
+    /// Returns the fraction of the run that is done at a position, by epochs or by `max_steps`, whichever
+    /// is larger.
     fn progress(&self, Position { step, epochs }: Position) -> f64 {
         let by_epochs = epochs / self.epochs;
         self.max_steps
@@ -47,17 +48,18 @@ impl Length {
     }
 }
 
-/// The learning rates of a run.
+/// The learning rate schedule of a run.
 #[derive(Debug, Clone)]
 pub struct LearningRate {
-    /// Before the schedule.
+    /// The learning rate to which the schedule applies, already scaled by the batch size.
     base: f64,
     schedule: Schedule,
     length: Length,
 }
 
 impl LearningRate {
-    /// Of a run whose steps take `global_batch_size` images, `steps_per_epoch` steps a pass.
+    /// Creates the schedule of a run with `global_batch_size` images per step and `steps_per_epoch` steps
+    /// per epoch.
     pub fn new(config: &Config, global_batch_size: usize, steps_per_epoch: usize) -> Self {
         let optimizer = &config.optimizer;
         let times = global_batch_size as f64 / optimizer.lr_batch_size() as f64;
@@ -74,18 +76,19 @@ impl LearningRate {
         Self { base: optimizer.lr * scale, schedule: config.schedule.clone(), length }
     }
 
-    /// Of the step that starts at `position`.
+    /// Returns the learning rate of the step that starts at `position`.
     pub fn at(&self, position: Position) -> f64 {
         self.warmup(position)
             * shape::rate(&self.schedule, self.base, self.seen_by_the_shape(position))
     }
 
-    /// How much of the run is done at `position`, a fraction.
+    /// Returns the fraction of the run that is done at `position`.
     pub fn progress(&self, position: Position) -> f64 {
         self.length.progress(position)
     }
 
-    /// The factor of the warm-up: `(n + 1) / (warm-up + 1)` in the step after `n`.
+    /// Returns the warm-up factor: `(n + 1) / (warm-up steps + 1)`, at most 1, for the step that follows
+    /// `n` steps.
     ///
     /// Source: Goyal et al., Accurate, Large Minibatch SGD, 2017; the numbers are those of PyTorch's
     /// `LinearLR` with a start factor of `1 / (warm-up + 1)`.
@@ -157,7 +160,7 @@ mod tests {
         for epochs in [0.0, 0.5, 1.99, 2.0, 3.25, 7.0, 9.99] {
             let position = Position { step: epochs * 100.0, epochs };
             let (before, after) = (small.at(position), large.at(position));
-            // A step of a warm-up is one of so many.
+            // The warm-up factors differ by at most one step of the coarser warm-up.
             assert!((before - after).abs() <= 1.0 / 50.0, "{before} and {after} at {epochs}");
         }
     }

@@ -1,18 +1,19 @@
-//! What a schedule does between warm-up and end.
+//! The shape of a schedule, without its warm-up.
 
 use job::config::{Schedule, ScheduleName, Unit};
 
-/// What shapes depend on.
+/// The position on which a shape depends.
 pub(super) struct Input {
-    /// Steps taken.
+    /// Number of steps taken.
     pub steps: u64,
-    /// Whole passes done.
+    /// Number of completed epochs.
     pub epochs: u64,
-    /// How much of what follows the warm-up is done, a fraction.
+    /// Fraction of the run after the warm-up that is done.
     pub progress: f64,
 }
 
-/// The rate at `input` where the schedule starts from `base`, or, in one cycle, rises to it.
+/// Returns the learning rate at `input` of a schedule that starts at `base`, or for `one_cycle` rises to
+/// `base`.
 ///
 /// Source: PyTorch's `StepLR`, `MultiStepLR`, `CosineAnnealingLR`, `PolynomialLR`, and `OneCycleLR` with
 /// linear annealing.

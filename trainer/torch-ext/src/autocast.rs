@@ -1,4 +1,4 @@
-//! Computing in 16 bits where it is safe.
+//! Autocast: computing in 16 bits where it is numerically safe.
 
 use std::ffi::c_char;
 
@@ -15,16 +15,16 @@ unsafe extern "C" {
     fn torch_ext_autocast_exit(is_cuda: bool, was_enabled: bool) -> *mut c_char;
 }
 
-/// What autocast computes in.
+/// The dtype that autocast computes in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AutocastDtype {
-    /// bfloat16: the range of fp32.
+    /// bfloat16: the exponent range of fp32.
     Bf16,
-    /// IEEE half precision: three bits more, and nothing beyond 65,504.
+    /// IEEE half precision: three more bits of mantissa than bfloat16, and no finite value beyond 65,504.
     Fp16,
 }
 
-/// Leaves autocast when it goes out of scope, also by a panic.
+/// Leaves autocast when it goes out of scope, also when a panic unwinds.
 struct Guard {
     is_cuda: bool,
     was_enabled: bool,
@@ -32,14 +32,14 @@ struct Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        // SAFETY: undoes the enter that made this guard, on the same thread. It can fail only if
-        // libtorch does not know the device type, and then enter had failed before.
+        // SAFETY: undoes the enter call that made this guard, on the same thread. It can fail only if
+        // libtorch does not know the device type, and then the enter call had failed before.
         let _ = unsafe { check(torch_ext_autocast_exit(self.is_cuda, self.was_enabled)) };
     }
 }
 
-/// Runs `body` with autocast to `dtype` on `device`, on this thread. Casts of parameters are
-/// remembered until the outermost call returns, so a parameter must not be changed inside.
+/// Runs `body` on this thread with autocast to `dtype` on `device`. Casts of parameters are cached until the
+/// outermost call returns, so `body` must not change a parameter.
 ///
 /// # Errors
 /// When libtorch does not know the device.

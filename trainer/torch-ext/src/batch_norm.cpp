@@ -1,5 +1,5 @@
-// Batch norm of a training step on a GPU, with the addition and the ReLU that follow it: one or two kernels
-// forward and as many backward, where libtorch has eight. The kernels are batch_norm.cu's.
+// Batch norm of a training step on a GPU, fused with the residual addition and the ReLU that follow it: one
+// or two kernels forward and as many backward, where libtorch has eight. The kernels are in batch_norm.cu.
 
 #include "kernels.h"
 #include "shim.h"
@@ -21,7 +21,7 @@ using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// As in batch_norm.cu.
+// These constants and structs must match those of batch_norm.cu.
 constexpr int kLanes = 8, kGroups = 2, kSliceSums = 2 * kLanes * kGroups, kMaxThreads = 256;
 struct Forward {
     const void *input, *residual;
@@ -41,16 +41,17 @@ struct Backward {
     int channels;
 };
 
-// What bf16 wants.
+// Least compute capability: 8.0, which bf16 needs.
 constexpr int kLeastArch = 80;
-// As measured on an H100, docs/gpu.md. Fewer rows than these are not worth another block, whose sums have to
-// cross the cluster.
+// Least rows per block of a cluster, as measured on an H100 (docs/gpu.md). With fewer rows another block does
+// not pay, since its sums have to cross the cluster.
 constexpr int64_t kLeastRows = 64;
-// Every GPU with clusters has them of 8; with more rows for a block, two kernels with more blocks are faster.
+// Most blocks of a cluster, which every GPU with clusters supports, and most rows per block of a cluster:
+// with more rows, two kernels with more blocks are faster.
 constexpr int kMostBlocks = 8;
 constexpr int64_t kMostRows = 512;
 
-// Of one pass: all of it by clusters, and its halves.
+// The kernels of one pass: the whole pass by clusters, and its two halves.
 struct Pass {
     const void *whole, *sums, *result;
 };
@@ -86,7 +87,7 @@ std::string compile_for(const char* source, const char* element, int arch) {
                            {c10::str("-DELEMENT=", element), c10::str("-DMAX_THREADS=", kMaxThreads)});
 }
 
-// Compute capability, such as 90. A process uses one kind of GPU.
+// Returns the compute capability, such as 90. All GPUs of a process are of one kind.
 int arch_of_device() {
     static const int arch = [] {
         const auto device = c10::cuda::current_device();
@@ -103,7 +104,8 @@ Pass load_pass(const std::string& code, const std::string& name) {
     return {load(""), load("_sums"), load("_result")};
 }
 
-// They stay where they are.
+// Returns the kernels for inputs of `type`, compiled on first use. The reference stays valid for the life of
+// the process.
 const Kernels& kernels_for(at::ScalarType type, const char* source) {
     static std::mutex mutex;
     static std::array<std::optional<Kernels>, static_cast<size_t>(at::ScalarType::NumOptions)> compiled;
@@ -144,7 +146,7 @@ void run(const Pass& pass, Parameters parameters, const at::TensorOptions& f32) 
         launch(pass.whole, slices * cluster, std::min<int64_t>(threads, kMaxThreads), cluster, arguments);
         return;
     }
-    // As many as are at work at once, unless there are too few rows.
+    // As many blocks as run at once, unless there are too few rows.
     static const int64_t at_once = 2 * multiprocessors();
     int blocks = static_cast<int>(std::min(divided(at_once, slices), divided(rows, kMostRows)));
     const Tensor sums = at::empty({slices * blocks * kSliceSums}, f32);
@@ -174,7 +176,7 @@ struct Norm {
 };
 
 struct BatchNormFunction : torch::autograd::Function<BatchNormFunction> {
-    // `residual` comes last: of inputs that are not there, autograd does not count the place.
+    // `residual` comes last: autograd does not count the position of an input that is missing.
     static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const Tensor& bias,
                           const std::optional<Tensor>& residual, const Norm& norm) {
         const int64_t channels = input.size(1);
@@ -191,7 +193,7 @@ struct BatchNormFunction : torch::autograd::Function<BatchNormFunction> {
                        static_cast<float>(norm.eps)},
             weight.options());
         variable_list saved{input, weight, mean, inv_std};
-        // What is cut off shows in the output.
+        // Where the ReLU has clipped, the output is 0.
         if (norm.has_relu) saved.push_back(output);
         ctx->save_for_backward(std::move(saved));
         ctx->saved_data["backward"] = reinterpret_cast<int64_t>(&norm.kernels.backward);
@@ -208,7 +210,7 @@ struct BatchNormFunction : torch::autograd::Function<BatchNormFunction> {
         const Tensor grad = like(grads[0], input);
         const Tensor of_input = at::empty_like(input);
         const Tensor of_weight = at::empty_like(weight), of_bias = at::empty_like(weight);
-        // Without a ReLU the gradient passes as it is.
+        // Without a ReLU the gradient of the residual is that of the output.
         Tensor of_residual = has_residual ? grad : Tensor();
         if (has_residual && has_relu) of_residual = at::empty_like(input);
         run(*reinterpret_cast<const Pass*>(ctx->saved_data["backward"].toInt()),
@@ -228,8 +230,8 @@ struct BatchNormFunction : torch::autograd::Function<BatchNormFunction> {
 
 extern "C" {
 
-// relu(norm(input) + residual), of which `residual` may be null and `has_relu` false, with `source`'s
-// kernels. No tensor where they do not take this input.
+// Computes relu(norm(input) + residual) with the kernels of `source`; `residual` may be null, and without
+// `has_relu` there is no ReLU. `*out` is null if the kernels do not support the input.
 char* torch_ext_batch_norm(const char* source, const Tensor* input, const Tensor* residual,
                            const Tensor* weight, const Tensor* bias, const Tensor* running_mean,
                            const Tensor* running_var, double momentum, double eps, bool has_relu,
@@ -249,7 +251,7 @@ char* torch_ext_batch_norm(const char* source, const Tensor* input, const Tensor
     });
 }
 
-// Compiles `source` for elements of `type` and this thread's GPU, where that is not done yet.
+// Compiles `source` for elements of `type` and this thread's GPU, unless that is done already.
 char* torch_ext_batch_norm_prepare(const char* source, const char* type) {
     return guarded([&] {
         TORCH_CHECK(arch_of_device() >= kLeastArch, "kernels want compute capability ", kLeastArch,

@@ -1,18 +1,18 @@
-// Batch norm of a training step and what follows it, y = relu(norm(x) + residual). Compiled by NVRTC for the
-// GPU at hand, hence without any header.
+// Batch norm of a training step with what follows it, y = relu(norm(x) + residual). Compiled at run time by
+// NVRTC for the GPU at hand, hence without any header.
 //
-// Images are channels last: [rows, channels], a row a pixel. GROUPS * LANES channels are a slice, and several
-// thread blocks share the rows of a slice. Each goes over its rows twice, for the sums and then for the result.
-// Where rows are few the blocks are a cluster, whose sums cross through shared memory, and all is one
-// kernel; where they are many, so are the blocks, and there is a kernel for the sums and one for the result.
-// Sums are taken in the same order each time: equal inputs give equal bits.
+// Images are channels-last: [rows, channels], one row per pixel. GROUPS * LANES channels form a slice, and
+// several thread blocks share the rows of a slice. Each block goes over its rows twice, for the sums and then
+// for the result. If there are few rows, the blocks of a slice form a cluster and exchange their sums through
+// distributed shared memory, all in one kernel; if there are many, more blocks work on a slice, with one
+// kernel for the sums and one for the result. Sums are taken in a fixed order: equal inputs give equal bits.
 
-constexpr int LANES = 8;   // channels of a thread: 16 bytes of a row in 16 bits
-constexpr int GROUPS = 2;  // of a slice: the 32 bytes that memory moves at once
+constexpr int LANES = 8;   // channels per thread: 16 bytes of a row in 16-bit dtypes
+constexpr int GROUPS = 2;  // groups of LANES channels per slice: 32 bytes, the size of a memory transaction
 constexpr int WARP = 32;
 constexpr int MAX_WARPS = MAX_THREADS / WARP;
-constexpr int SUMS = 2 * LANES;            // of a thread
-constexpr int SLICE_SUMS = GROUPS * SUMS;  // of a slice
+constexpr int SUMS = 2 * LANES;            // sums per thread
+constexpr int SLICE_SUMS = GROUPS * SUMS;  // sums per slice
 
 struct BFloat16 { unsigned short bits; };
 struct Half { unsigned short bits; };
@@ -33,11 +33,11 @@ __device__ void round_to(Half& out, float value) {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(value));
 }
 
-// The channels of a thread in one row.
+// The channels of one thread in one row.
 template <typename T>
 struct alignas(16) Pack { T values[LANES]; };
 
-// Memory that no thread writes meanwhile, so that loads need not wait for stores.
+// Loads from memory that no thread writes during the kernel (__ldg), so that loads need not wait for stores.
 template <typename T>
 __device__ Pack<T> load(const T* at) {
     union {
@@ -48,14 +48,14 @@ __device__ Pack<T> load(const T* at) {
     return pack;
 }
 
-// Which part of the rows and channels a thread has.
+// The part of the rows and channels that one thread processes.
 struct Part {
-    int block, blocks;  // of a slice
+    int block, blocks;  // index of this block among the blocks of its slice, and their number
     int slice;
-    int group;             // of the slice's channels
-    int channel;           // the first of this thread
-    bool is_inside;        // whether there are such channels
-    long long begin, end;  // rows of this thread, every `step`-th
+    int group;             // index of the thread's group of channels within the slice
+    int channel;           // first channel of this thread
+    bool is_inside;        // whether that channel exists
+    long long begin, end;  // range of rows of this thread, of which it takes every `step`-th
     int step;
 };
 
@@ -107,7 +107,8 @@ __device__ void cluster_wait() {
 #endif
 }
 
-// What lies at `place` of this block's shared memory, in that of another block of the cluster.
+// Returns the value at the address `place` of this block's shared memory, as it is in block `block` of the
+// cluster.
 __device__ float peer_value(const float* place, int block) {
 #if __CUDA_ARCH__ >= 900
     const unsigned own = static_cast<unsigned>(__cvta_generic_to_shared(place));
@@ -121,8 +122,8 @@ __device__ float peer_value(const float* place, int block) {
 #endif
 }
 
-// Adds `values` up over the threads of the block that have the same channels, into `sums` of shared memory.
-// All threads call it, once.
+// Adds up `values` over the threads of the block that have the same channels, into `sums` in shared memory.
+// All threads of the block must call this, once.
 __device__ void sum_over_block(float (&values)[SUMS], float (&sums)[SLICE_SUMS]) {
     __shared__ float by_warp[SLICE_SUMS][MAX_WARPS + 1];
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
@@ -146,8 +147,8 @@ __device__ void sum_over_block(float (&values)[SUMS], float (&sums)[SLICE_SUMS])
     __syncthreads();
 }
 
-// The sums over a cluster that shares a slice, for each thread those of its channels. All threads call it,
-// once, and cluster_wait() before the block ends.
+// Adds up `values` over all blocks of the cluster, which shares a slice; each thread receives the sums of its
+// channels. All threads must call this once, and cluster_wait() before the block ends.
 __device__ void sum_over_cluster(float (&values)[SUMS], const Part& part) {
     __shared__ float of_block[SLICE_SUMS];
     __shared__ float of_cluster[SLICE_SUMS];
@@ -160,12 +161,13 @@ __device__ void sum_over_cluster(float (&values)[SUMS], const Part& part) {
         of_cluster[threadIdx.x] = sum;
     }
     __syncthreads();
-    cluster_arrive();  // no block ends while another may read from it
+    cluster_arrive();  // no block may end while another reads its shared memory
 #pragma unroll
     for (int i = 0; i < SUMS; i++) values[i] = of_cluster[part.group * SUMS + i];
 }
 
-// Leaves the sums of this block for all that share its slice: `sums` is [slices, blocks, SLICE_SUMS].
+// Writes the sums of this block to global memory for all blocks that share its slice: `sums` is [slices,
+// blocks, SLICE_SUMS].
 __device__ void leave_sums(float (&values)[SUMS], const Part& part, float* sums) {
     __shared__ float of_block[SLICE_SUMS];
     sum_over_block(values, of_block);
@@ -173,8 +175,8 @@ __device__ void leave_sums(float (&values)[SUMS], const Part& part, float* sums)
     if (threadIdx.x < SLICE_SUMS) sums[place * SLICE_SUMS + threadIdx.x] = of_block[threadIdx.x];
 }
 
-// Adds up what the blocks of a slice have left, for each thread the sums of its channels. All threads call
-// it, once; there are a multiple of SLICE_SUMS.
+// Adds up the sums that the blocks of a slice have written; each thread receives those of its channels. All
+// threads must call this once; their number is a multiple of SLICE_SUMS.
 __device__ void collect_sums(float (&values)[SUMS], const Part& part, const float* sums) {
     constexpr int MAX_SHARES = MAX_THREADS / SLICE_SUMS;
     __shared__ float by_share[MAX_SHARES][SLICE_SUMS];
@@ -206,8 +208,8 @@ struct Forward {
     const float* bias;
     float* running_mean;
     float* running_var;
-    float* mean;     // of this batch
-    float* inv_std;  // likewise
+    float* mean;     // mean of this batch
+    float* inv_std;  // 1 / sqrt(variance + eps) of this batch
     long long rows;
     int channels;
     int has_relu;
@@ -215,8 +217,8 @@ struct Forward {
     float eps;
 };
 
-// A value of each channel, from which distances are taken: sums of squares do not cancel where the mean is
-// large.
+// Sets `origin` to one value of each channel (its first row). Distances are taken from it, so that sums of
+// squares do not cancel where the mean is large.
 template <typename T>
 __device__ void origin_of(float (&origin)[LANES], const Forward& p, const Part& part) {
     const auto pack = load(static_cast<const T*>(p.input) + part.channel);
@@ -224,7 +226,7 @@ __device__ void origin_of(float (&origin)[LANES], const Forward& p, const Part& 
     for (int i = 0; i < LANES; i++) origin[i] = widen(pack.values[i]);
 }
 
-// Of distances and of their squares, over the rows of a thread.
+// Sums of distances and of their squares, over the rows of one thread.
 template <typename T>
 __device__ void forward_sums(float (&sums)[SUMS], const Forward& p, const Part& part) {
     if (!part.is_inside) return;
@@ -243,7 +245,7 @@ __device__ void forward_sums(float (&sums)[SUMS], const Forward& p, const Part& 
     }
 }
 
-// The result, from the sums over all rows.
+// Writes the output and the statistics, from the sums over all rows.
 template <typename T>
 __device__ void forward_result(const float (&sums)[SUMS], const Forward& p, const Part& part) {
     if (!part.is_inside) return;
@@ -290,9 +292,9 @@ __device__ void forward_result(const float (&sums)[SUMS], const Forward& p, cons
 }
 
 struct Backward {
-    const void* grad;    // of the output
+    const void* grad;    // gradient of the output
     const void* input;
-    const void* output;  // where a ReLU cut it off, or null
+    const void* output;  // output of forward if a ReLU clipped it, else null
     void* grad_input;
     void* grad_residual;  // or null
     const float* weight;
@@ -304,7 +306,7 @@ struct Backward {
     int channels;
 };
 
-// The gradient before the ReLU.
+// Computes the gradient before the ReLU.
 template <typename T>
 __device__ void grad_before(float (&grads)[LANES], const Backward& p, long long at) {
     const auto grad = load(static_cast<const T*>(p.grad) + at);
@@ -317,7 +319,7 @@ __device__ void grad_before(float (&grads)[LANES], const Backward& p, long long 
     }
 }
 
-// Of gradients and of their products with distances from the mean, over the rows of a thread.
+// Sums of gradients and of their products with distances from the mean, over the rows of one thread.
 template <typename T>
 __device__ void backward_sums(float (&sums)[SUMS], const Backward& p, const Part& part) {
     if (!part.is_inside) return;
@@ -338,7 +340,7 @@ __device__ void backward_sums(float (&sums)[SUMS], const Backward& p, const Part
     }
 }
 
-// The gradients, from the sums over all rows.
+// Writes the gradients, from the sums over all rows.
 template <typename T>
 __device__ void backward_result(const float (&sums)[SUMS], const Backward& p, const Part& part) {
     if (!part.is_inside) return;
@@ -379,7 +381,7 @@ __device__ void backward_result(const float (&sums)[SUMS], const Backward& p, co
 
 #define KERNEL extern "C" __global__ void __launch_bounds__(MAX_THREADS)
 
-// All of the forward pass, by a cluster for each slice.
+// The whole forward pass, with one cluster per slice.
 KERNEL batch_norm_forward(Forward p) {
     const Part part = part_of(p.rows, p.channels, cluster_block(), cluster_blocks());
     float sums[SUMS] = {};
@@ -389,7 +391,7 @@ KERNEL batch_norm_forward(Forward p) {
     cluster_wait();
 }
 
-// Its first half, by `blocks` for each slice.
+// First half of the forward pass, the sums, with `blocks` blocks per slice.
 KERNEL batch_norm_forward_sums(Forward p, int blocks, float* sums) {
     const Part part = part_of(p.rows, p.channels, blockIdx.x % blocks, blocks);
     float own[SUMS] = {};
@@ -397,7 +399,7 @@ KERNEL batch_norm_forward_sums(Forward p, int blocks, float* sums) {
     leave_sums(own, part, sums);
 }
 
-// Its second half, by as many.
+// Second half of the forward pass, the result, with `blocks` blocks per slice.
 KERNEL batch_norm_forward_result(Forward p, int blocks, const float* sums) {
     const Part part = part_of(p.rows, p.channels, blockIdx.x % blocks, blocks);
     float all[SUMS];
@@ -405,7 +407,7 @@ KERNEL batch_norm_forward_result(Forward p, int blocks, const float* sums) {
     forward_result<ELEMENT>(all, p, part);
 }
 
-// All of the backward pass, by a cluster for each slice.
+// The whole backward pass, with one cluster per slice.
 KERNEL batch_norm_backward(Backward p) {
     const Part part = part_of(p.rows, p.channels, cluster_block(), cluster_blocks());
     float sums[SUMS] = {};
@@ -415,7 +417,7 @@ KERNEL batch_norm_backward(Backward p) {
     cluster_wait();
 }
 
-// Its first half, by `blocks` for each slice.
+// First half of the backward pass, the sums, with `blocks` blocks per slice.
 KERNEL batch_norm_backward_sums(Backward p, int blocks, float* sums) {
     const Part part = part_of(p.rows, p.channels, blockIdx.x % blocks, blocks);
     float own[SUMS] = {};
@@ -423,7 +425,7 @@ KERNEL batch_norm_backward_sums(Backward p, int blocks, float* sums) {
     leave_sums(own, part, sums);
 }
 
-// Its second half, by as many.
+// Second half of the backward pass, the result, with `blocks` blocks per slice.
 KERNEL batch_norm_backward_result(Backward p, int blocks, const float* sums) {
     const Part part = part_of(p.rows, p.channels, blockIdx.x % blocks, blocks);
     float all[SUMS];

@@ -1,4 +1,4 @@
-//! Batch norm of a training step on a GPU, in one or two kernels each way.
+//! Batch norm of a training step on a GPU, in one or two kernels for forward and as many for backward.
 
 use std::ffi::CStr;
 use std::ptr::{null, null_mut};
@@ -14,36 +14,36 @@ const SOURCE: &CStr =
         Err(_) => panic!("batch_norm.cu has a zero in it"),
     };
 
-/// What batch norm needs besides its input.
+/// Parameters, running statistics and constants of a batch norm layer.
 #[derive(Debug)]
 pub struct NormParts<'a> {
-    /// `[C]` f32.
+    /// Scale (gamma), `[C]` f32.
     pub weight: &'a Tensor,
-    /// `[C]` f32.
+    /// Shift (beta), `[C]` f32.
     pub bias: &'a Tensor,
-    /// `[C]` f32, updated.
+    /// Running mean, `[C]` f32, updated in place.
     pub running_mean: &'a Tensor,
-    /// `[C]` f32, updated.
+    /// Running variance, `[C]` f32, updated in place.
     pub running_var: &'a Tensor,
-    /// How much a batch counts in the running statistics.
+    /// Weight of the current batch in the running statistics.
     pub momentum: f64,
-    /// Added to the variance.
+    /// Added to the variance before the square root.
     pub eps: f64,
 }
 
-/// Compiles the kernels of [`fused_batch_norm`] for inputs of `kind`, f32, bf16 or f16, and this thread's
-/// GPU, which takes a second or so. Otherwise it is done when they are first used.
+/// Compiles the kernels of [`fused_batch_norm`] for inputs of `kind` (f32, bf16 or f16) and this thread's
+/// GPU, which takes a second or so. Without this call they are compiled on first use.
 ///
 /// # Errors
-/// When they cannot be: the GPU is older than they want, or NVRTC, which comes with libtorch's GPU
-/// libraries, is not there.
+/// When the kernels cannot be compiled: the GPU is older than compute capability 8.0, or NVRTC, which comes
+/// with libtorch's GPU libraries, is missing.
 pub fn prepare_batch_norm(kind: Kind) -> Result<()> {
     let library = CudaLibrary::get()?;
-    // SAFETY: a text that ends in zero.
+    // SAFETY: both are NUL-terminated strings.
     unsafe { check((library.batch_norm_prepare)(SOURCE.as_ptr(), element(kind)?.as_ptr())) }
 }
 
-/// How `batch_norm.cu` calls a dtype.
+/// Returns the name of a dtype in `batch_norm.cu`.
 fn element(kind: Kind) -> Result<&'static CStr> {
     match kind {
         Kind::Float => Ok(c"float"),
@@ -53,17 +53,18 @@ fn element(kind: Kind) -> Result<&'static CStr> {
     }
 }
 
-/// `relu(norm(input) + residual)` with the statistics of `input` `[N, C, H, W]`, which become part of the
-/// running ones; without the residual where it is `None`, and without the ReLU where not `has_relu`.
+/// Computes `relu(norm(input) + residual)` with the batch statistics of `input` `[N, C, H, W]`, and updates
+/// the running statistics. The addition is left out if `residual` is `None`, the ReLU if `has_relu` is false.
 ///
 /// Statistics and sums are in f32, and the result is rounded once, to the dtype of the input: f32, bf16 or
-/// f16. Equal inputs give equal bits, forward and backward. The kernels are compiled when first used.
+/// f16. Equal inputs give equal bits, forward and backward. The kernels are compiled on first use.
 ///
-/// `None` where they do not take the input: they want a GPU of compute capability 8.0, memory that is
-/// channels last, channels by eights, and two pixels.
+/// Returns `None` if the kernels do not support the input: they need a GPU of compute capability 8.0 or
+/// newer, channels-last memory aligned to 16 bytes, a multiple of eight channels, and at least two pixels per
+/// channel.
 ///
 /// # Errors
-/// When the kernels cannot be compiled, or CUDA refuses.
+/// When the kernels cannot be compiled, or CUDA reports an error.
 ///
 /// Source: Ioffe and Szegedy, Batch Normalization, ICML 2015.
 pub fn fused_batch_norm(
@@ -74,7 +75,7 @@ pub fn fused_batch_norm(
 ) -> Result<Option<Tensor>> {
     let library = CudaLibrary::get()?;
     let mut out = null_mut();
-    // SAFETY: live tensors for the length of the call, or null where none is wanted.
+    // SAFETY: live tensors for the length of the call, or null for a missing residual.
     unsafe {
         check((library.batch_norm)(
             SOURCE.as_ptr(),
@@ -90,7 +91,8 @@ pub fn fused_batch_norm(
             &raw mut out,
         ))
     }?;
-    // SAFETY: where there is a tensor, the library made it on the heap and gave it to us.
+    // SAFETY: a pointer that is not null is a tensor that the library made on the heap and whose ownership it
+    // passed on.
     Ok((!out.is_null()).then(|| unsafe { Tensor::from_ptr(out.cast()) }))
 }
 
@@ -109,7 +111,7 @@ mod tests {
         for kind in [Kind::Float, Kind::BFloat16, Kind::Half] {
             for arch in [80, 90, 100] {
                 let mut bytes = 0;
-                // SAFETY: a text that ends in zero, and a valid place for the answer.
+                // SAFETY: NUL-terminated strings, and a valid place for the answer.
                 unsafe {
                     check((library.batch_norm_compile)(
                         SOURCE.as_ptr(),
@@ -124,8 +126,8 @@ mod tests {
         }
     }
 
-    /// A few pixels and many: within one block, across a cluster, and in two kernels; channels that fill a
-    /// slice and that do not.
+    /// From a few pixels to many: within one block, across a cluster, and in two kernels; with channel counts
+    /// that fill a slice and that do not.
     const SIZES: [[i64; 4]; 7] = [
         [2, 8, 1, 1],
         [64, 512, 1, 1],
@@ -136,7 +138,7 @@ mod tests {
         [128, 16, 32, 32],
     ];
 
-    /// Output, the gradients of input, residual, weight and bias, and the running statistics.
+    /// Returns the output, the gradients of input, residual, weight and bias, and the running statistics.
     fn results(size: [i64; 4], kind: Kind, residual: bool, relu: bool, fused: bool) -> Vec<Tensor> {
         tch::manual_seed(1);
         let noise = |size: &[i64]| Tensor::randn(size, (Kind::Float, Device::Cpu));
@@ -164,7 +166,7 @@ mod tests {
         let output = if fused {
             fused_batch_norm(&input, residual.then_some(&shortcut), relu, &parts).unwrap().unwrap()
         } else {
-            // What libtorch computes in f32.
+            // The reference: what libtorch computes in f32.
             let running = (Some(&running_mean), Some(&running_var));
             let wide = input.to_kind(Kind::Float);
             let (weight, bias) = (Some(&weight), Some(&bias));
@@ -199,7 +201,7 @@ mod tests {
                     assert_eq!(found.len(), expected.len());
                     for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
                         let what = format!("{kind:?} {size:?} {residual} {relu}, tensor {index}");
-                        // Where the sum is within rounding of zero, the ReLU may cut it off or not.
+                        // Where the sum is within rounding of zero, the ReLU may or may not clip it.
                         let scale = expected.abs().max().double_value(&[]).max(1e-3);
                         let far = (found - expected).abs().gt(tolerance * scale);
                         let far = far.sum(Kind::Int64).int64_value(&[]);

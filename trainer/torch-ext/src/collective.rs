@@ -1,4 +1,4 @@
-//! Collectives on tensors.
+//! Collective operations on tensors.
 
 use std::ffi::c_void;
 use std::ptr::NonNull;
@@ -14,7 +14,7 @@ use crate::cuda_stream;
 /// See [`Communicator::all_reduce`].
 ///
 /// # Panics
-/// When the tensor is not contiguous or of a kind that is not communicated.
+/// When the tensor is not contiguous, or of a dtype that collectives do not support.
 pub fn all_reduce(
     communicator: &dyn Communicator,
     tensor: &mut Tensor,
@@ -23,17 +23,18 @@ pub fn all_reduce(
     communicator.all_reduce(buffer(tensor)?, op)
 }
 
-/// A reduction under way. Dropping it waits for it.
+/// An all-reduce in progress. Dropping it waits for its completion.
 #[must_use = "a collective is complete only after `wait`"]
 pub struct TensorWork {
     work: comm::Work,
-    /// Keeps the memory alive that the collective reads and writes, also when this is forgotten.
+    /// Keeps the memory alive that the collective reads and writes, even if the `TensorWork` is forgotten
+    /// (`mem::forget`).
     _tensor: Tensor,
 }
 
 impl TensorWork {
-    /// Waits for the end: on the CPU until the result is there, on a device until work queued later
-    /// will see it.
+    /// Waits for completion: on the CPU until the result is in memory, on a GPU until work that is queued
+    /// later is ordered after the collective.
     ///
     /// # Errors
     /// See [`Communicator::all_reduce`].
@@ -42,8 +43,8 @@ impl TensorWork {
     }
 }
 
-/// Starts to reduce a contiguous tensor over all ranks, in place. Until the end nobody else may use
-/// its elements.
+/// Starts to reduce a contiguous tensor over all ranks, in place, and returns at once. Until completion
+/// nothing else may use its elements.
 ///
 /// # Errors
 /// When the communicator has failed.
@@ -56,12 +57,13 @@ pub fn start_all_reduce(
     op: ReduceOp,
 ) -> comm::Result<TensorWork> {
     let raw = buffer(&mut tensor)?.raw();
-    // SAFETY: the tensor keeps its memory for as long as the work exists, and dropping that waits.
+    // SAFETY: the tensor keeps its memory for as long as the work exists, and dropping the work waits for
+    // completion.
     let work = unsafe { communicator.start(comm::Collective::AllReduce(op), raw) }?;
     Ok(TensorWork { work, _tensor: tensor })
 }
 
-/// Copies a contiguous tensor of `root` to every rank.
+/// Copies a contiguous tensor from rank `root` to every rank.
 ///
 /// # Errors
 /// See [`Communicator::broadcast`].
@@ -76,7 +78,8 @@ pub fn broadcast(
     communicator.broadcast(buffer(tensor)?, root)
 }
 
-/// Has collectives looked after that a [`crate::CudaGraph`] contains, which was just replayed on `device`.
+/// Makes the communicator watch the collectives that a [`crate::CudaGraph`] contains; to be called after each
+/// replay of the graph on `device`.
 ///
 /// # Errors
 /// When the communicator has failed.
@@ -92,8 +95,8 @@ fn stream_of(device: usize) -> comm::Result<*mut c_void> {
         .map_err(|error| CommError::Connect { backend: "nccl", reason: error.to_string() })
 }
 
-/// Fills every rank's part ([`comm::communicator::chunk_range`]) of a contiguous tensor with that
-/// rank's, in place.
+/// Gathers a contiguous tensor in place: each rank contributes its own part
+/// ([`comm::communicator::chunk_range`]), and every rank receives all parts.
 ///
 /// # Errors
 /// See [`Communicator::all_gather`].
@@ -119,7 +122,7 @@ fn buffer(tensor: &mut Tensor) -> comm::Result<BufferMut<'_>> {
     };
     let ptr = NonNull::new(tensor.data_ptr().cast()).unwrap_or(NonNull::dangling());
     let raw = RawBuffer { ptr, len: tensor.numel(), dtype, memory };
-    // SAFETY: the tensor is contiguous and borrowed mutably as long as the buffer lives; libtorch
-    // queues its work on the stream that `memory` names.
+    // SAFETY: the tensor is contiguous and borrowed mutably for as long as the buffer lives; libtorch queues
+    // its work on the stream that `memory` names.
     Ok(unsafe { BufferMut::from_raw(raw) })
 }

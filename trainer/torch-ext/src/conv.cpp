@@ -1,6 +1,6 @@
-// Convolution on the CPU whose passes are each computed by the library, as a matrix product over unfolded
-// input, or by Winograd's minimal filtering. Tensors are channels-last throughout: one pixel's channels lie
-// together, so that unfolding copies whole runs of them.
+// Convolution on the CPU. Each pass is computed by libtorch, as a matrix product over unfolded input, or by
+// Winograd's minimal filtering. Tensors are channels-last throughout: the channels of a pixel are contiguous,
+// so that unfolding copies whole runs of them.
 
 #include "shim.h"
 #include "winograd.h"
@@ -25,35 +25,35 @@ using torch::autograd::variable_list;
 
 enum Pass { kForward, kGradInput, kGradWeight, kPasses };
 
-// As in conv.rs.
+// In the order of ConvMethod in conv.rs.
 enum Method : uint8_t { kLibrary, kMatmul, kWinograd, kMethods };
 
 struct Conv {
     int64_t stride;
     int64_t padding;
     std::array<Method, kPasses> methods;
-    Tensor grad_place;  // where the gradient of the weight shall lie; or none
+    Tensor grad_place;  // where to write the gradient of the weight; undefined for anywhere
 };
 
 Tensor channels_last(const Tensor& tensor) {
     return tensor.contiguous(at::MemoryFormat::ChannelsLast);
 }
 
-// A channels-last [N, C, H, W] as the matrix [N H W, C] that it is in memory.
+// Returns a channels-last [N, C, H, W] as the matrix [N H W, C] that it is in memory.
 Tensor pixels(const Tensor& tensor) {
     return channels_last(tensor).permute({0, 2, 3, 1}).reshape({-1, tensor.size(1)});
 }
 
-// A channels-last kernel [C', C, K, L] as the matrix [C', K L C] that it is in memory.
+// Returns a channels-last kernel [C', C, K, L] as the matrix [C', K L C] that it is in memory.
 Tensor kernel_matrix(const Tensor& weight) {
     return channels_last(weight).permute({0, 2, 3, 1}).view({weight.size(0), -1});
 }
 
-// Where windows of a kernel lie over an image.
+// The positions at which a kernel is applied to an image.
 struct Windows {
-    int64_t images, channels, height, width;    // of the input
-    int64_t rows, columns, stride, padding;     // of the kernel
-    int64_t out_height, out_width;              // how many windows
+    int64_t images, channels, height, width;    // size of the input
+    int64_t rows, columns, stride, padding;     // size, stride and padding of the kernel
+    int64_t out_height, out_width;              // number of windows in each direction
 
     Windows(at::IntArrayRef input, at::IntArrayRef weight, const Conv& conv)
         : images(input[0]), channels(input[1]), height(input[2]), width(input[3]),
@@ -61,7 +61,7 @@ struct Windows {
           out_height((height + 2 * padding - rows) / stride + 1),
           out_width((width + 2 * padding - columns) / stride + 1) {}
 
-    // Whether the windows, one after the other, are the image as it lies in memory.
+    // Whether the windows, one after the other, are the image as it is in memory.
     bool are_the_image() const {
         const bool pointwise = rows == 1 && columns == 1 && stride == 1;
         const bool whole = rows == height && columns == width && out_height == 1 && out_width == 1;
@@ -70,8 +70,8 @@ struct Windows {
 
     int64_t window_size() const { return rows * columns * channels; }
 
-    // Calls body(row of the image, its first column, offset in the window, columns) for each run of
-    // pixels that the window at (y, x) shares with the image.
+    // Calls body(row of the image, first column, offset in the window in elements, number of columns) for
+    // each run of pixels of the window at (y, x) that lies inside the image.
     template <typename F>
     void for_each_run(int64_t y, int64_t x, F&& body) const {
         const int64_t left = x * stride - padding;
@@ -85,7 +85,7 @@ struct Windows {
     }
 };
 
-// The matrix [windows, window size] of every window's pixels; zero outside the image.
+// Returns the matrix [windows, window size] of the pixels of every window; zero outside the image.
 Tensor unfold(const Tensor& input, const Windows& w) {
     if (w.are_the_image()) {
         return channels_last(input).permute({0, 2, 3, 1}).reshape({-1, w.window_size()});
@@ -122,7 +122,8 @@ void accumulate(float* sum, const T* values, int64_t len) {
     for (int64_t i = 0; i < len; i++) sum[i] += static_cast<float>(values[i]);
 }
 
-// The opposite of unfold: adds every window's pixels to where they came from, in fp32.
+// The inverse of unfold: adds the pixels of every window to the pixels of the image that they came from, in
+// fp32.
 template <typename T>
 void fold_into(const T* windows, T* image_data, const Windows& w) {
     at::parallel_for(0, w.images, 1, [&](int64_t begin, int64_t end) {
@@ -160,13 +161,13 @@ const winograd::Algorithm* winograd_algorithm(const Tensor& input, const Tensor&
     return winograd::algorithm(input.sizes(), weight.sizes(), conv.stride, conv.padding);
 }
 
-// Points of larger kernels are not kept from forward to backward: they would take memory, and making them again is
-// a small part of the work.
+// Points of larger kernels are not kept from forward to backward: they would take memory, and computing them
+// again is a small part of the work.
 constexpr int64_t kMostPointsToKeep = 1 << 20;
 
 struct Forward {
     Tensor output;
-    Tensor kernel_points;  // what Winograd's backward can use again; or none
+    Tensor kernel_points;  // for Winograd's backward to reuse; undefined if there are none to keep
 };
 
 Forward forward_pass(const Tensor& input, const Tensor& weight, const Conv& conv) {
@@ -183,8 +184,8 @@ Forward forward_pass(const Tensor& input, const Tensor& weight, const Conv& conv
             points.numel() <= kMostPointsToKeep ? points : Tensor()};
 }
 
-// The gradients of input and weight that `wanted` asks for, the latter in its place where it has one.
-// `kernel_points`: of Forward.
+// Returns the gradients of input and weight, as far as `wanted`; the latter in conv.grad_place if that is
+// defined. `kernel_points` are those of Forward, or undefined.
 std::array<Tensor, 2> backward_passes(const Tensor& grad, const Tensor& input, const Tensor& weight,
                                       Tensor kernel_points, const Conv& conv, std::array<bool, 2> wanted) {
     std::array<Tensor, 2> grads;
@@ -231,7 +232,7 @@ std::array<Tensor, 2> backward_passes(const Tensor& grad, const Tensor& input, c
     }
     if (wanted[1] && place.defined()) {
         if (!grads[1].is_same(place)) place.copy_(grads[1]);
-        grads[1] = place.detach();  // nobody else has it, so autograd keeps it as it is
+        grads[1] = place.detach();  // has no other owner, so autograd adopts it without a copy
     }
     return grads;
 }
@@ -264,9 +265,11 @@ struct ConvFunction : torch::autograd::Function<ConvFunction> {
     }
 };
 
-// Enough to time once what is slow, and twice what a single interruption would falsify.
+// Seconds per method after which timing ends: long enough that fast methods are timed twice, against
+// interruptions, and slow ones only once.
 constexpr double kMaxTimingSeconds = 0.01;
-// One time of each tells two methods apart if one takes so many times as long, and more than an interruption longer.
+// A method is slower beyond doubt, after one time of each, if it takes more than this many times as long and
+// also exceeds the shortest time by more than one interruption.
 constexpr double kClearRatio = 1.5;
 constexpr double kInterruptionSeconds = 0.001;
 
@@ -278,8 +281,9 @@ double seconds_of(F&& body) {
     return std::chrono::duration<double>(clock::now() - start).count();
 }
 
-// Calls body(method) for each of `methods`, in turn, after a call of each that is not counted: the least of at most
-// two times by method, in seconds, and infinity for other methods. What is clearly slower is timed once.
+// Calls body(method) for each of `methods` in turn, first once without timing. Returns the shortest of at
+// most two times by method, in seconds, and infinity for other methods. A method that is clearly slower is
+// timed once.
 template <typename F>
 std::array<double, kMethods> times_of(std::vector<Method> methods, F&& body) {
     std::array<double, kMethods> least;
@@ -305,8 +309,8 @@ std::array<double, kMethods> times_of(std::vector<Method> methods, F&& body) {
 
 extern "C" {
 
-// `input` [N, C, H, W] and `weight` [C', C, K, L] to [N, C', H', W'], in the dtype of autocast where
-// that is on. The gradient of the weight will lie in `grad_place`, unless that is null.
+// Convolves `input` [N, C, H, W] with `weight` [C', C, K, L] to [N, C', H', W'], in the dtype of autocast if
+// that is enabled. Backward writes the gradient of the weight to `grad_place`, unless that is null.
 char* torch_ext_conv2d(const Tensor* input, const Tensor* weight, const Tensor* grad_place, int64_t stride,
                        int64_t padding, const uint8_t* methods, Tensor** out) {
     return guarded([&] {
@@ -327,8 +331,8 @@ char* torch_ext_conv2d(const Tensor* input, const Tensor* weight, const Tensor* 
     });
 }
 
-// Times each pass of a convolution by each method: seconds[3 * pass + method] is how long it takes, and infinite
-// where the method is none for this convolution.
+// Times each pass of a convolution by each method: seconds[3 * pass + method], infinite if the method does
+// not support this convolution.
 char* torch_ext_time_conv2d(const int64_t* input_size, const int64_t* weight_size, int64_t stride,
                             int64_t padding, bool is_bf16, double* seconds) {
     return guarded([&] {

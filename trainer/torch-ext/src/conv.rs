@@ -1,9 +1,10 @@
-//! Convolution; on the CPU each of its passes is computed in whichever way is faster.
+//! 2-D convolution. On the CPU each pass (forward, gradient of the input, gradient of the weight) is computed
+//! by whichever method is fastest.
 //!
-//! There libtorch's own convolutions are slow on small maps, above all the gradient of the weights. There
-//! the same sums as one matrix product over unfolded input (im2col) are up to 40 times faster; on
-//! large maps unfolding costs more than it saves. A 3x3 kernel in fp32 takes up to four times fewer
-//! multiplications by Winograd's minimal filtering. So methods are chosen by shape and by pass.
+//! On the CPU libtorch's own convolutions are slow on small maps, above all the gradient of the weight. The
+//! same sums as one matrix product over unfolded input (im2col) are up to 40 times faster; on large maps
+//! unfolding costs more than it saves. A 3x3 kernel in fp32 takes up to four times fewer multiplications by
+//! Winograd's minimal filtering. So methods are chosen by shape and by pass.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -37,20 +38,20 @@ unsafe extern "C" {
     ) -> *mut c_char;
 }
 
-/// A convolution without bias, dilation or groups, but for the number of images.
+/// The shape of a convolution without bias, dilation or groups, for any number of images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ConvShape {
     /// Channels, height and width of an image.
     pub input: [i64; 3],
-    /// `[C', C, K, L]`.
+    /// Size of the weight, `[C', C, K, L]`: output channels, input channels, kernel height and width.
     pub weight: [i64; 4],
-    /// In both directions.
+    /// Stride in both directions.
     pub stride: i64,
-    /// On all sides.
+    /// Zero padding on all four sides.
     pub padding: i64,
 }
 
-/// How one pass is computed.
+/// A method of computing one pass of a convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
@@ -60,22 +61,23 @@ pub enum ConvMethod {
     Library,
     /// A matrix product over unfolded input.
     Matmul,
-    /// Winograd's minimal filtering: in fp32, with 3x3 kernels of stride 1, channels in multiples of eight, and on
-    /// x86-64 from AVX2 on. Otherwise the same as [`Library`](Self::Library).
+    /// Winograd's minimal filtering: in fp32, with 3x3 kernels of stride 1, channels in multiples of eight,
+    /// and on x86-64 with AVX2 or newer. Elsewhere [`Library`](Self::Library) is used instead.
     Winograd,
 }
 
-/// How forward, the gradient of the input and the gradient of the weight are computed.
+/// The methods of the three passes: forward, gradient of the input, gradient of the weight.
 pub type ConvMethods = [ConvMethod; 3];
 
-/// What a pass takes by each of [`ConvMethod::ALL`], in seconds; infinite where a method is none for it.
+/// Seconds that one pass takes by each of [`ConvMethod::ALL`]; infinite for a method that does not support
+/// it.
 pub type MethodSeconds = [f64; ConvMethod::ALL.len()];
 
 impl ConvMethod {
     /// Every method, in the order of [`MethodSeconds`].
     pub const ALL: [Self; 3] = [Self::Library, Self::Matmul, Self::Winograd];
 
-    /// The method that takes least.
+    /// Returns the method that takes the least time.
     pub fn fastest(seconds: MethodSeconds) -> Self {
         let timed = Self::ALL.into_iter().zip(seconds);
         timed
@@ -93,7 +95,7 @@ impl fmt::Display for ConvShape {
 }
 
 impl ConvShape {
-    /// Of each pass over one image.
+    /// Returns the multiply-adds of each pass over one image.
     pub fn multiply_adds(&self) -> i64 {
         let Self { input: [_, height, width], weight: [outputs, channels, rows, columns], .. } =
             *self;
@@ -101,16 +103,16 @@ impl ConvShape {
         windows(height, rows) * windows(width, columns) * outputs * channels * rows * columns
     }
 
-    /// Times forward, the gradient of the input and the gradient of the weight, on `images` images
-    /// in bf16 or fp32.
+    /// Times forward, gradient of the input and gradient of the weight by each method, on `images` images in
+    /// bf16 or fp32.
     ///
     /// # Errors
-    /// When the shape is none, or memory is short.
+    /// When the shape is not a valid convolution, or memory is short.
     pub fn time(&self, images: usize, bf16: bool) -> Result<[MethodSeconds; 3]> {
         let [channels, height, width] = self.input;
         let input = [images as i64, channels, height, width];
         let mut seconds = [MethodSeconds::default(); 3];
-        // SAFETY: sizes are arrays of 4, and `seconds` has room for an answer for each method of each pass.
+        // SAFETY: sizes are arrays of 4, and `seconds` has room for one number for each method of each pass.
         unsafe {
             check(torch_ext_time_conv2d(
                 input.as_ptr(),
@@ -125,10 +127,10 @@ impl ConvShape {
     }
 }
 
-/// How each convolution of a network is computed, by its shape.
+/// The methods by which the convolutions of a network are computed, by shape.
 ///
-/// Choosing is somebody else's: a table starts empty and notes the shapes that it is asked for, which
-/// are computed by the library meanwhile.
+/// The table does not choose methods itself: it starts empty and records the shapes that it is asked for,
+/// which are computed by the library until [`set`](Self::set) is called for them.
 #[derive(Debug, Default)]
 pub struct ConvTable {
     methods: RefCell<HashMap<ConvShape, ConvMethods>>,
@@ -139,7 +141,7 @@ thread_local! {
     static IN_USE: RefCell<Option<Rc<ConvTable>>> = const { RefCell::new(None) };
 }
 
-/// Restores the table that was in use before, also after a panic.
+/// Restores the table that was in use before, also when a panic unwinds.
 struct Restore(Option<Rc<ConvTable>>);
 
 impl Drop for Restore {
@@ -149,18 +151,19 @@ impl Drop for Restore {
 }
 
 impl ConvTable {
-    /// Every [`conv2d`] that `body` calls on this thread, and its backward, follows this table.
+    /// Runs `body`; every [`conv2d`] that it calls on this thread, and its backward, follows this table.
     pub fn in_use<T>(self: &Rc<Self>, body: impl FnOnce() -> T) -> T {
         let _restore = Restore(IN_USE.replace(Some(Rc::clone(self))));
         body()
     }
 
-    /// From now on computes convolutions of this shape so.
+    /// Sets the methods for convolutions of this shape from now on.
     pub fn set(&self, shape: ConvShape, methods: ConvMethods) {
         self.methods.borrow_mut().insert(shape, methods);
     }
 
-    /// Shapes that were asked for and are not in the table, each once, in order; forgets them.
+    /// Returns the shapes that were asked for and are not in the table, each once, in the order of first use,
+    /// and clears that list.
     pub fn take_unknown(&self) -> Vec<ConvShape> {
         self.unknown.take()
     }
@@ -177,16 +180,16 @@ impl ConvTable {
     }
 }
 
-/// `input` `[N, C, H, W]` convolved with `weight` `[C', C, K, L]`: `[N, C', H', W']`, channels-last on
-/// the CPU. Under autocast in its dtype. A convolution without groups on the CPU follows the
-/// [`ConvTable`] in use.
+/// Convolves `input` `[N, C, H, W]` with `weight` `[C', C, K, L]`, which gives `[N, C', H', W']`,
+/// channels-last on the CPU. Under autocast the result has its dtype. A convolution without groups on the CPU
+/// follows the [`ConvTable`] in use.
 ///
-/// Of such a convolution, backward writes the gradient of the weight to `grad_place`, where that is given, and hands that
-/// to autograd as the gradient: it has the weight's size and dtype and is channels-last, and between two backwards
-/// the weight may be used once.
+/// For a convolution that follows the table, backward writes the gradient of the weight to `grad_place`, if
+/// that is given, and returns `grad_place` to autograd as the gradient. It has the weight's size and dtype
+/// and is channels-last, and the weight may be used only once between two backward passes.
 ///
 /// # Errors
-/// When the shapes do not fit, or the weight has a gradient and a place for one.
+/// When the shapes do not fit, or the weight has a gradient already although `grad_place` is given.
 pub fn conv2d(
     input: &Tensor,
     weight: &Tensor,
@@ -209,7 +212,7 @@ pub fn conv2d(
                 &raw mut output,
             ))
         }?;
-        // SAFETY: the library made a tensor on the heap and gave it to us.
+        // SAFETY: the library made a tensor on the heap and passed on its ownership.
         return Ok(unsafe { Tensor::from_ptr(output.cast()) });
     }
     let table = IN_USE.with_borrow(Clone::clone);
@@ -240,7 +243,7 @@ pub fn conv2d(
             &raw mut output,
         ))
     }?;
-    // SAFETY: the shim made a tensor on the heap and gave it to us.
+    // SAFETY: the shim made a tensor on the heap and passed on its ownership.
     Ok(unsafe { Tensor::from_ptr(output.cast()) })
 }
 

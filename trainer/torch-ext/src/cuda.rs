@@ -1,4 +1,4 @@
-//! What a GPU needs of libtorch, through libtorch_cpu's device-agnostic interface.
+//! GPU set-up and queries, through libtorch_cpu's device-agnostic interface.
 
 use std::ffi::{CString, c_char, c_int, c_void};
 
@@ -17,12 +17,12 @@ unsafe extern "C" {
     fn torch_ext_cuda_peak_bytes(device: c_int, bytes: *mut i64) -> *mut c_char;
 }
 
-/// Opens libtorch's GPU library; afterwards `tch::Cuda` sees the devices.
+/// Opens libtorch's GPU library (`libtorch_cuda.so`); afterwards `tch::Cuda` sees the devices.
 ///
 /// # Errors
-/// When it is not there or its own libraries are missing; the message names them.
+/// When the library is not found, or libraries that it depends on are missing; the message names them.
 pub fn load_cuda() -> Result<()> {
-    // The build's libtorch first, then whatever the loader finds, for a binary that was carried to
+    // The libtorch of the build first, then whatever the loader finds, for a binary that was copied to
     // another machine.
     let built = concat!(env!("TORCH_EXT_LIBTORCH"), "/libtorch_cuda.so");
     let first = load(built);
@@ -35,8 +35,8 @@ fn load(path: &str) -> Result<()> {
     unsafe { check(torch_ext_load_cuda(path.as_ptr())) }
 }
 
-/// Makes `device` the current one of this thread, and a stream other than the default one its current
-/// stream there: only on such a one can a graph be captured.
+/// Makes `device` this thread's current device, and a stream other than the default stream its current stream
+/// there: graphs cannot be captured on the default stream.
 ///
 /// # Errors
 /// When the GPU library is not loaded or there is no such device.
@@ -48,8 +48,8 @@ pub fn use_cuda_device(device: usize) -> Result<()> {
     }
 }
 
-/// Whether convolutions and matrix products of fp32 operands on a GPU round these to TF32, which has
-/// 10 bits of mantissa: several times as fast on tensor cores. Elsewhere without effect.
+/// Sets whether convolutions and matrix products of fp32 operands on a GPU round these to TF32, which has 10
+/// bits of mantissa: several times as fast on tensor cores. Without effect elsewhere.
 ///
 /// # Errors
 /// When libtorch refuses.
@@ -58,9 +58,9 @@ pub fn set_tf32(allowed: bool) -> Result<()> {
     unsafe { check(torch_ext_set_tf32(allowed)) }
 }
 
-/// `host`, a tensor on the CPU, on `device`. The host does not wait for a device: the copy goes through
-/// pinned memory, which libtorch keeps for reuse until the copy is done. Copies from other memory may
-/// wait for the stream.
+/// Copies `host`, a tensor on the CPU, to `device`. The host does not wait for the device: the copy goes
+/// through pinned memory, which libtorch keeps until the copy is done and then reuses. Copies from memory
+/// that is not pinned may wait for the stream.
 ///
 /// # Errors
 /// When memory is short.
@@ -71,11 +71,11 @@ pub fn upload(host: Tensor, device: Device) -> Result<Tensor> {
     let mut tensor = std::ptr::null_mut();
     // SAFETY: a live tensor, and a valid place for the answer.
     unsafe { check(torch_ext_upload(ptr(&host), device as c_int, &raw mut tensor)) }?;
-    // SAFETY: the shim made a tensor on the heap and gave it to us.
+    // SAFETY: the shim made a tensor on the heap and passed on its ownership.
     Ok(unsafe { Tensor::from_ptr(tensor.cast()) })
 }
 
-/// The `cudaStream_t` on which libtorch works on `device`.
+/// Returns libtorch's current stream (`cudaStream_t`) on `device`.
 ///
 /// # Errors
 /// When the GPU library is not loaded or there is no such device.
@@ -86,8 +86,8 @@ pub fn cuda_stream(device: usize) -> Result<*mut c_void> {
     Ok(stream)
 }
 
-/// The most bytes that libtorch's allocator has reserved on `device`, graphs' pools included: what
-/// PyTorch calls `max_memory_reserved`. The CUDA context and NCCL's buffers come on top.
+/// Returns the peak number of bytes that libtorch's allocator has reserved on `device`, pools of graphs
+/// included: PyTorch's `max_memory_reserved`. The CUDA context and NCCL's buffers come on top.
 ///
 /// # Errors
 /// When the GPU library is not loaded or there is no such device.

@@ -1,4 +1,5 @@
-//! The part of the shim that needs CUDA's own libraries: one file, opened where there is a GPU.
+//! The part of the shim that needs CUDA's own libraries: a shared library that is opened only where there is
+//! a GPU.
 
 #[cfg(test)]
 use std::ffi::c_int;
@@ -14,7 +15,7 @@ const FILE_NAME: &str = "libtorch_ext_cuda.so";
 
 type OnGraph = unsafe extern "C" fn(*mut c_void) -> *mut c_char;
 
-/// Its functions.
+/// The functions of `libtorch_ext_cuda.so`.
 pub struct CudaLibrary {
     pub graph_begin: unsafe extern "C" fn(*mut *mut c_void) -> *mut c_char,
     pub graph_end: OnGraph,
@@ -54,7 +55,8 @@ pub struct CudaLibrary {
 }
 
 impl CudaLibrary {
-    /// Opened once in a process, beside the program or where the build has put it.
+    /// Returns the library, which is opened once per process: from the program's folder, or else from where
+    /// the build has put it.
     pub fn get() -> Result<&'static Self> {
         static OPENED: OnceLock<Result<CudaLibrary>> = OnceLock::new();
         OPENED.get_or_init(Self::open).as_ref().map_err(Clone::clone)
@@ -73,7 +75,7 @@ impl CudaLibrary {
         let failed = |error: libloading::Error| {
             TorchError(format!("{} cannot be opened: {error}", path.display()))
         };
-        // SAFETY: the library is this crate's own; its initialisers are libtorch's.
+        // SAFETY: the library is this crate's own; its static initialisers are libtorch's.
         let library =
             unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_LOCAL) }.map_err(failed)?;
         // SAFETY: `graph.cpp`, `gpu_conv.cpp` and `batch_norm.cpp` define these functions with these types.

@@ -1,5 +1,5 @@
-// Convolution on a GPU. In a step that is captured into a graph, backward's two kernels, neither of which needs
-// the other's result, become branches of it: at small batches neither fills the GPU.
+// Convolution on a GPU. When a step is captured into a graph, the two kernels of backward, which do not
+// depend on each other, become parallel branches of the graph: at small batches neither fills the GPU.
 
 #include "capture.h"
 #include "shim.h"
@@ -16,7 +16,7 @@ using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// What comes next on `second` waits for what is queued on `first`.
+// Makes work that is queued on `second` from now on wait for what is queued on `first`.
 void follow(c10::cuda::CUDAStream second, c10::cuda::CUDAStream first) {
     cudaEvent_t event = nullptr;
     C10_CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
@@ -54,8 +54,8 @@ struct ConvFunction : torch::autograd::Function<ConvFunction> {
         const auto stream = c10::cuda::getCurrentCUDAStream();
         Tensor of_input, of_weight;
         if (wants_input && wants_weight && is_capturing(stream)) {
-            // What is made on the branch is used behind its end, and memory that is freed there is reused by
-            // the next branch, which begins later still.
+            // Tensors made on the branch are used only after it has joined the main stream, and memory freed
+            // on it is reused only by the next branch, which begins later still.
             static thread_local const auto branch = c10::cuda::getStreamFromPool();
             follow(branch, stream);
             {
@@ -75,8 +75,8 @@ struct ConvFunction : torch::autograd::Function<ConvFunction> {
 
 extern "C" {
 
-// `input` [N, C, H, W] and `weight` [C', C / groups, K, L] to [N, C', H', W'], in the dtype of autocast
-// where that is on.
+// Convolves `input` [N, C, H, W] with `weight` [C', C / groups, K, L] to [N, C', H', W'], in the dtype of
+// autocast if that is enabled.
 char* torch_ext_gpu_conv2d(const Tensor* input, const Tensor* weight, int64_t stride, int64_t padding,
                            int64_t groups, Tensor** out) {
     return guarded([&] {

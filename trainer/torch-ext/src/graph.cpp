@@ -1,6 +1,7 @@
-// CUDA graphs: what a thread queues on its current stream is captured once and replayed at will. A library
-// of its own, opened where there is a GPU, since it needs CUDA's headers and libc10_cuda, which the shim does
-// without. Every function returns nullptr, or a message that the caller frees with torch_ext_free.
+// CUDA graphs: work that a thread queues on its current stream is captured once and can be replayed. A shared
+// library of its own, opened only where there is a GPU, since it needs CUDA's headers and libc10_cuda, which
+// the shim does without. Every function returns nullptr, or a message that the caller frees with
+// torch_ext_free.
 
 #include "capture.h"
 #include "shim.h"
@@ -16,20 +17,22 @@ namespace {
 
 namespace allocator = c10::cuda::CUDACachingAllocator;
 
-// Numbers of memory pools; the second number is for pools that users make.
+// Returns a new id for a memory pool. The first number of an id is for pools of captures, the second for
+// pools that users make.
 c10::MempoolId_t new_pool() {
     static std::atomic<c10::CaptureId_t> next{1};
     return {next++, 0};
 }
 
-// A capture under way, and then its graph with the memory that its kernels use.
+// A capture in progress, and afterwards its graph with the memory that its kernels use.
 class Graph {
 public:
     Graph() : stream_(c10::cuda::getCurrentCUDAStream()), pool_(new_pool()) {
         C10_CUDA_CHECK(cudaDeviceSynchronize());
-        // While a capture lasts, blocks that are cached for other pools can be neither used nor freed.
+        // During a capture, blocks cached for other pools can be neither used nor freed.
         allocator::emptyCache();
-        // No other stream captures meanwhile but those that join this one by events.
+        // The predicate is_capturing routes allocations to the pool: only this stream, and streams that join
+        // it by events, are capturing.
         allocator::beginAllocateToPool(device(), pool_, is_capturing);
         const auto begun = cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal);
         if (begun != cudaSuccess) release();
@@ -90,7 +93,7 @@ char* torch_ext_graph_begin(Graph** out) {
     return guarded([&] { *out = std::make_unique<Graph>().release(); });
 }
 
-// Ends the capture. The graph is still to be freed if that fails.
+// Ends the capture. On failure the graph has still to be freed.
 char* torch_ext_graph_end(Graph* graph) {
     return guarded([&] { graph->end(); });
 }
@@ -100,7 +103,7 @@ char* torch_ext_graph_replay(Graph* graph) {
     return guarded([&] { graph->replay(); });
 }
 
-// Frees the graph and its memory; a capture that has not ended is given up.
+// Frees the graph and its memory; a capture that has not ended is abandoned.
 char* torch_ext_graph_free(Graph* graph) {
     return guarded([&] { delete graph; });
 }

@@ -6,20 +6,20 @@ use std::ptr::NonNull;
 use crate::cuda_library::CudaLibrary;
 use crate::{Result, TorchError, check};
 
-/// What was queued once on a stream, to be queued again as a whole. It reads and writes the same memory
-/// each time; what it allocates stays its own until it is dropped.
+/// Work that was captured once from a stream and can be launched again as a whole. It reads and writes the
+/// same memory in each replay; memory that it allocates is its own until it is dropped.
 pub struct CudaGraph {
     graph: NonNull<c_void>,
     library: &'static CudaLibrary,
 }
 
 impl CudaGraph {
-    /// Captures what `body` queues on this thread's current stream, and what joins that by events:
-    /// nothing of it is executed. `body` must not wait for the device, nor read from it.
+    /// Captures what `body` queues on this thread's current stream, and on streams that join it by events;
+    /// nothing of it is executed. `body` must neither wait for the device nor read from it.
     ///
     /// # Errors
-    /// Those of `body`, and libtorch's when there is no GPU or something cannot be captured. Then the
-    /// capture is given up, and the stream works as before.
+    /// Those of `body`, and libtorch's when there is no GPU or an operation cannot be captured. The capture
+    /// is then abandoned, and the stream is usable as before.
     ///
     /// Source: CUDA C++ Programming Guide, CUDA Graphs, stream capture.
     pub fn capture<T, E: From<TorchError>>(
@@ -32,7 +32,7 @@ impl CudaGraph {
         let Some(graph) = NonNull::new(graph) else {
             return Err(TorchError("no capture began".to_owned()).into());
         };
-        // Dropped on every way out that follows, also by a panic, which gives the capture up.
+        // From here on every early return or panic drops this, which abandons the capture.
         let graph = Self { graph, library };
         let result = body()?;
         // SAFETY: the capture began above, on this thread, and has not ended.
@@ -40,19 +40,19 @@ impl CudaGraph {
         Ok((graph, result))
     }
 
-    /// Queues it on this thread's current stream.
+    /// Queues the graph on this thread's current stream.
     ///
     /// # Errors
-    /// CUDA's.
+    /// When CUDA cannot launch the graph.
     pub fn replay(&self) -> Result<()> {
-        // SAFETY: the capture has ended well, or there would be no graph.
+        // SAFETY: the capture has ended successfully, or `capture` had not returned a graph.
         unsafe { check((self.library.graph_replay)(self.graph.as_ptr())) }
     }
 }
 
 impl Drop for CudaGraph {
     fn drop(&mut self) {
-        // SAFETY: its only release. A failure leaves nothing to be done.
+        // SAFETY: the only release of this pointer. Nothing can be done about a failure.
         let _ = unsafe { check((self.library.graph_free)(self.graph.as_ptr())) };
     }
 }

@@ -1,4 +1,4 @@
-//! Hearing of gradients as backward makes them.
+//! Gradient hooks, and moving gradients from autograd into the flat buffers.
 
 use std::ffi::{c_char, c_void};
 
@@ -23,8 +23,8 @@ unsafe extern "C" {
 type Hook = Box<dyn Fn() + Send + Sync>;
 
 extern "C" fn call(context: *mut c_void) {
-    // SAFETY: libtorch calls this with the pointer that `on_gradient` made, before it releases it. A
-    // hook may be called by several threads, which is why it is Sync.
+    // SAFETY: libtorch calls this with the pointer that `on_gradient` made, before it releases that. A hook
+    // may be called by several threads, hence the Sync bound.
     let hook = unsafe { &*context.cast::<Hook>() };
     hook();
 }
@@ -34,28 +34,29 @@ extern "C" fn release(context: *mut c_void) {
     drop(unsafe { Box::from_raw(context.cast::<Hook>()) });
 }
 
-/// Calls `hook` whenever backward has added to the gradient of `parameter`, a leaf; on the thread
-/// that did so, which on a GPU is not the one that called backward. Replaces an earlier hook, and
-/// lives as long as the parameter. A panic in it ends the process.
+/// Registers `hook` to be called whenever backward has accumulated into the gradient of `parameter`, a leaf,
+/// on the thread that did so; on a GPU that is not the thread that called backward. Replaces an earlier hook,
+/// and lives as long as the parameter. A panic in the hook aborts the process.
 ///
 /// # Errors
 /// When the tensor is not a leaf that requires a gradient.
 pub fn on_gradient(parameter: &Tensor, hook: impl Fn() + Send + Sync + 'static) -> Result<()> {
     let hook: Hook = Box::new(hook);
     let context = Box::into_raw(Box::new(hook)).cast();
-    // SAFETY: a live tensor; the shim releases `context` when the hook goes, also when it fails.
+    // SAFETY: a live tensor; the shim calls `release` on `context` when the hook is destroyed, also on
+    // failure.
     unsafe { check(torch_ext_on_gradient(ptr(parameter), context, call, release)) }
 }
 
-/// Moves the gradient that backward has left at each of `leaves` to the tensor in the same position of
-/// `places`, which has its shape, and has the leaf forget it. A gradient
-/// that lies there already stays; the place of a leaf without one becomes zero.
+/// Moves the gradient of each of `leaves` to the tensor at the same position of `places`, which has the same
+/// shape, and clears the leaf's gradient. A gradient that lies in its place already is not copied; the place
+/// of a leaf without a gradient is zeroed.
 ///
 /// # Errors
-/// When a shape does not fit.
+/// When shapes differ.
 ///
 /// # Panics
-/// When there are not as many of both.
+/// When the two lists differ in length.
 pub fn gather_grads(leaves: &[Tensor], places: &[Tensor]) -> Result<()> {
     assert_eq!(leaves.len(), places.len());
     let [leaves, places] = [leaves, places].map(pointers);

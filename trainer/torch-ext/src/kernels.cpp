@@ -1,4 +1,5 @@
-// NVRTC, opened when the first kernel is compiled: it comes with libtorch's GPU libraries.
+// Compilation and loading of CUDA kernels by NVRTC, which comes with libtorch's GPU libraries and is opened
+// when the first kernel is compiled.
 
 #include "kernels.h"
 
@@ -13,7 +14,8 @@
 
 namespace {
 
-// Where libtorch's wheel has its other libraries: ../../nvidia/cu13/lib, seen from its own.
+// Returns the folder in which libtorch's wheel has NVRTC: ../../nvidia/cu13/lib, relative to libc10_cuda's
+// folder.
 std::string folder_of_wheels() {
     Dl_info found{};
     const auto* here = reinterpret_cast<const void*>(&c10::cuda::c10_cuda_check_implementation);
@@ -48,7 +50,7 @@ private:
         const int major = CUDA_VERSION / 1000, minor = CUDA_VERSION % 1000 / 10;
         const auto name = c10::str("libnvrtc.so.", major);
         const auto folder = folder_of_wheels();
-        // It looks for this one by name, and finds what is loaded already.
+        // NVRTC looks for this library by name, and finds it if it is loaded already.
         dlopen(c10::str(folder, "libnvrtc-builtins.so.", major, ".", minor).c_str(), RTLD_NOW | RTLD_GLOBAL);
         void* library = dlopen((folder + name).c_str(), RTLD_NOW | RTLD_LOCAL);
         if (!library) library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);

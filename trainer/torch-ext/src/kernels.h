@@ -1,4 +1,4 @@
-// CUDA kernels that are compiled where they run.
+// CUDA kernels that are compiled at run time, for the GPU at hand.
 
 #pragma once
 
@@ -7,9 +7,10 @@
 #include <string>
 #include <vector>
 
-// Machine code for a GPU of compute capability `arch`, such as 90, of CUDA C++ without headers. A GPU is not
-// needed. Throws the compiler's messages.
+// Compiles CUDA C++ that includes no headers to machine code for a GPU of compute capability `arch`, such as
+// 90. Needs no GPU. Throws the compiler's messages.
 std::string compile_kernels(const char* source, int arch, const std::vector<std::string>& definitions);
 
-// The kernel `name` of such code, as cudaLaunchKernelExC takes it. It stays for the life of the process.
+// Loads the kernel `name` of such machine code, as cudaLaunchKernelExC takes it. It stays loaded for the life
+// of the process.
 const void* load_kernel(const std::string& code, const char* name);

@@ -1,8 +1,8 @@
 //! What `tch` lacks of libtorch, through a small C++ shim.
 //!
-//! Gradient views, fused optimizers, autocast on the CPU, and the GPU library opened at run time.
-//! The shim links libtorch_cpu only, so that a binary starts fast and runs without a GPU; CUDA graphs and
-//! kernels are a library of their own that is opened when one is wanted.
+//! Gradient views and hooks, fused optimizers, convolutions, autocast, and the GPU library opened at run
+//! time. The shim links libtorch_cpu only, so that a binary starts fast and runs without a GPU; CUDA graphs
+//! and kernels are in a shared library of their own, which is opened on first use.
 
 use std::ffi::{CStr, c_char, c_void};
 
@@ -32,7 +32,7 @@ pub use optimizers::{AdamW, FromDevice, Sgd, newton_schulz, norms, unscale};
 pub use replay::{SgdStep, replay_adamw, replay_sgd};
 pub use sync_norm::sync_batch_norm;
 
-/// libtorch's own message.
+/// An error of libtorch or the shim, as its message.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{0}")]
 pub struct TorchError(String);
@@ -40,7 +40,7 @@ pub struct TorchError(String);
 /// The result of a libtorch call.
 pub type Result<T> = std::result::Result<T, TorchError>;
 
-/// `torch::Tensor`, opaque.
+/// `torch::Tensor`, as an opaque type.
 type CTensor = c_void;
 
 unsafe extern "C" {
@@ -48,15 +48,15 @@ unsafe extern "C" {
     fn torch_ext_set_grad(parameter: *mut CTensor, grad: *const CTensor) -> *mut c_char;
 }
 
-/// As the shim takes a list of tensors.
+/// Returns a list of tensors as the array of pointers that the shim expects.
 fn pointers(tensors: &[Tensor]) -> Vec<*const CTensor> {
     tensors.iter().map(|tensor| ptr(tensor).cast_const()).collect()
 }
 
-/// Turns the shim's answer into a result, and frees the message.
+/// Converts a return value of the shim (null, or an error message) to a result, and frees the message.
 ///
 /// # Safety
-/// `message` is what a function of the shim returned, and is not used again.
+/// `message` was returned by a function of the shim, and is not used again.
 unsafe fn check(message: *mut c_char) -> Result<()> {
     if message.is_null() {
         return Ok(());

@@ -1,6 +1,6 @@
-// Optimizer steps, each one call over ranges of flat tensors. Of 0-d f32 tensors, which may be null:
-// gradients are divided by `grad_scale` first, in the same pass, nothing changes where `found_inf` is 1, and
-// `lr_on_device` is taken instead of `lr`.
+// Optimizer steps, each one call over slices of flat tensors. They take 0-d f32 tensors, each of which may be
+// null: gradients are first divided by `grad_scale`, in the same pass; nothing changes if `found_inf` is 1;
+// and `lr_on_device` replaces `lr`.
 
 #include "shim.h"
 
@@ -19,7 +19,8 @@ std::vector<at::Tensor> list(const at::Tensor* const* tensors, size_t count) {
     return copies;
 }
 
-// The orthogonal matrix next to `matrix`, nearly: torch.optim.Muon's operations, in its order.
+// Returns approximately the orthogonal matrix nearest to `matrix`: torch.optim.Muon's operations, in its
+// order.
 at::Tensor newton_schulz(const at::Tensor& matrix, int64_t steps, bool is_bf16) {
     const double a = 3.4445, b = -4.7750, c = 2.0315, eps = 1e-7;
     const bool tall = matrix.size(0) > matrix.size(1);
@@ -70,7 +71,7 @@ char* torch_ext_fused_sgd(size_t count, const at::Tensor* const* parameters, con
     });
 }
 
-// Multiplies gradients by `inv_scale`, and sets `found_inf` to 1 where one of them is not finite.
+// Multiplies gradients by `inv_scale`, and sets `found_inf` to 1 if any of them is not finite.
 char* torch_ext_unscale(at::Tensor* grads, at::Tensor* found_inf, const at::Tensor* inv_scale) {
     return guarded([&] {
         at::NoGradGuard no_grad;
@@ -78,7 +79,7 @@ char* torch_ext_unscale(at::Tensor* grads, at::Tensor* found_inf, const at::Tens
     });
 }
 
-// The 2-norm of each tensor, into `norms`, `[count]`.
+// Writes the 2-norm of each tensor to `norms`, `[count]`.
 char* torch_ext_norms(size_t count, const at::Tensor* const* tensors, at::Tensor* norms) {
     return guarded([&] {
         at::NoGradGuard no_grad;

@@ -1,4 +1,4 @@
-//! Optimizer steps, each one call over ranges of flat tensors.
+//! Optimizer steps, each one call over slices of flat tensors.
 
 use std::ffi::c_char;
 use std::ptr::null;
@@ -59,42 +59,43 @@ fn optional(tensor: Option<&Tensor>) -> *const CTensor {
     tensor.map_or(null(), |tensor| ptr(tensor).cast_const())
 }
 
-/// What a step reads on the device, when it is executed: 0-d f32 each.
+/// Inputs of a step that are read from the device when the step is executed: 0-d f32 tensors.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct FromDevice<'a> {
-    /// Instead of the rule's learning rate.
+    /// Learning rate, instead of the one of the optimizer.
     pub lr: Option<&'a Tensor>,
-    /// Divides the gradients first.
+    /// Factor by which the gradients are divided first.
     pub grad_scale: Option<&'a Tensor>,
-    /// Where it is 1, nothing changes.
+    /// If it holds 1, the step changes nothing.
     pub found_inf: Option<&'a Tensor>,
 }
 
-/// Multiplies `grads`, `[n]` f32, by `inv_scale`, 0-d f32, in place. Where one of them is not finite,
-/// `found_inf`, 0-d f32, becomes 1; elsewhere it stays.
+/// Multiplies `grads`, `[n]` f32, by `inv_scale`, 0-d f32, in place. If any gradient is not finite,
+/// `found_inf`, 0-d f32, becomes 1; otherwise it is left unchanged.
 ///
 /// # Errors
-/// When the tensors do not fit together.
+/// When sizes, dtypes or devices do not match.
 pub fn unscale(grads: &Tensor, found_inf: &Tensor, inv_scale: &Tensor) -> Result<()> {
     // SAFETY: all are live tensors for the length of the call.
     unsafe { check(torch_ext_unscale(ptr(grads), ptr(found_inf), ptr(inv_scale))) }
 }
 
-/// The 2-norm of each of `tensors`, into `norms`, `[tensors]` f32.
+/// Writes the 2-norm of each of `tensors` to `norms`, `[tensors]` f32.
 ///
 /// # Errors
-/// When the tensors do not fit together.
+/// When sizes, dtypes or devices do not match.
 pub fn norms(tensors: &[Tensor], norms: &Tensor) -> Result<()> {
     let pointers = pointers(tensors);
     // SAFETY: all are live tensors for the length of the call.
     unsafe { check(torch_ext_norms(tensors.len(), pointers.as_ptr(), ptr(norms))) }
 }
 
-/// Writes to `out` what `matrix` is after `steps` Newton-Schulz iterations, in bf16 or else in fp32: nearly
-/// the orthogonal matrix nearest to it. `matrix`: `[rows, columns]` f32; `out` is of the same shape.
+/// Applies `steps` Newton-Schulz iterations to `matrix`, in bf16 or else in fp32, and writes the result to
+/// `out`: approximately the orthogonal matrix nearest to `matrix`. `matrix`: `[rows, columns]` f32; `out` has
+/// the same shape.
 ///
 /// # Errors
-/// When the tensors do not fit together.
+/// When sizes, dtypes or devices do not match.
 ///
 /// Source: Jordan et al., Muon, 2024; coefficients and operations are those of PyTorch's
 /// `torch.optim.Muon`.
@@ -103,7 +104,7 @@ pub fn newton_schulz(matrix: &Tensor, out: &Tensor, steps: i64, is_bf16: bool) -
     unsafe { check(torch_ext_newton_schulz(ptr(matrix), ptr(out), steps, is_bf16)) }
 }
 
-/// The numbers of one AdamW step.
+/// Hyperparameters of one AdamW step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamW {
     /// Learning rate.
@@ -117,14 +118,14 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// One step over ranges of flat tensors, `[n]` f32 each, in place. `step` is a 0-d f32 tensor that
-    /// counts from 1: it holds this step's number already.
+    /// Does one step over slices of flat tensors, `[n]` f32 each, in place. `step` is a 0-d f32 tensor with
+    /// the number of this step, counted from 1.
     ///
     /// # Errors
-    /// When the tensors do not fit together.
+    /// When sizes, dtypes or devices do not match.
     ///
     /// # Panics
-    /// When there are not as many of each.
+    /// When the lists differ in length.
     ///
     /// Source: Loshchilov and Hutter, Decoupled Weight Decay Regularization, ICLR 2019; the kernel
     /// is PyTorch's `_fused_adamw_`.
@@ -163,28 +164,28 @@ impl AdamW {
     }
 }
 
-/// The numbers of one SGD step.
+/// Hyperparameters of one SGD step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sgd {
     /// Learning rate.
     pub lr: f64,
     /// Momentum; 0 for none.
     pub momentum: f64,
-    /// Added to the gradient, times the parameter.
+    /// Coupled weight decay: this factor times the parameter is added to the gradient.
     pub weight_decay: f64,
-    /// Nesterov's form of momentum.
+    /// Whether momentum is Nesterov's.
     pub nesterov: bool,
 }
 
 impl Sgd {
-    /// One step over ranges of flat tensors, `[n]` f32 each, in place. `momentum` starts at 0, and is
-    /// not read where the factor is 0.
+    /// Does one step over slices of flat tensors, `[n]` f32 each, in place. `momentum` holds the momentum
+    /// buffers, which start at 0; they are not read if the momentum factor is 0.
     ///
     /// # Errors
-    /// When the tensors do not fit together.
+    /// When sizes, dtypes or devices do not match.
     ///
     /// # Panics
-    /// When there are not as many of each.
+    /// When the lists differ in length.
     ///
     /// Source: PyTorch's `_fused_sgd_`, without dampening.
     pub fn step(
@@ -223,7 +224,7 @@ mod tests {
 
     use super::*;
 
-    /// Muon's iteration in f64.
+    /// Muon's iteration, computed in f64.
     fn in_f64(matrix: &Tensor, steps: i64) -> Tensor {
         let (rows, columns) = matrix.size2().unwrap();
         let wide = if rows > columns { matrix.tr() } else { matrix.shallow_clone() };

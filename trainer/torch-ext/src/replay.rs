@@ -1,19 +1,19 @@
-//! Steps made up for later, for parameters whose gradient is zero for ever.
+//! Deferred optimizer steps for parameters whose gradient is always zero.
 //!
-//! Weight decay changes them, each by itself, by the same rule. So steps are only noted down, and are
-//! replayed when somebody wants to see the parameters: one pass over memory for all of them, with
-//! exactly the operations that the steps would have done.
+//! Only weight decay (and momentum) changes such parameters, each element independently and by the same rule.
+//! So the hyperparameters of each step are recorded, and the steps are replayed when the parameters are
+//! needed: one pass over memory for all steps, with exactly the operations of the skipped steps.
 
 use tch::{Device, Kind, Tensor};
 
-/// Elements that stay in the first-level cache while all steps are replayed on them.
+/// Number of elements per block: small enough to stay in the L1 cache while all steps are replayed.
 const BLOCK: usize = 2048;
 
-/// Multiplies `parameters`, `[n]` f32 on the CPU, by each factor in turn: what AdamW's decoupled
-/// weight decay does, with factors `1 - lr * weight_decay`.
+/// Multiplies `parameters`, `[n]` f32 on the CPU, by each factor in turn. With factors `1 - lr *
+/// weight_decay` this is AdamW's decoupled weight decay.
 ///
 /// # Panics
-/// When the tensor is of another kind or place.
+/// When the tensor is not f32, not on the CPU or not contiguous.
 pub fn replay_adamw(parameters: &mut Tensor, factors: &[f32]) {
     for block in elements(parameters).chunks_mut(BLOCK) {
         for factor in factors {
@@ -22,24 +22,24 @@ pub fn replay_adamw(parameters: &mut Tensor, factors: &[f32]) {
     }
 }
 
-/// The numbers of one SGD step.
+/// Hyperparameters of one SGD step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SgdStep {
     /// Learning rate.
     pub lr: f32,
     /// Momentum; 0 for none.
     pub momentum: f32,
-    /// Added to the gradient, times the parameter.
+    /// Coupled weight decay: this factor times the parameter is added to the gradient.
     pub weight_decay: f32,
-    /// Nesterov's form of momentum.
+    /// Whether momentum is Nesterov's.
     pub nesterov: bool,
 }
 
-/// Does SGD steps with a gradient of zero on `parameters`, and on `momentum` of the same length,
-/// where the steps have momentum: `[n]` f32 on the CPU.
+/// Does SGD steps with a gradient of zero on `parameters` and, if the first step has momentum, on the
+/// momentum buffer `momentum` of the same length: `[n]` f32 on the CPU.
 ///
 /// # Panics
-/// When a tensor is of another kind or place.
+/// When a tensor is not f32, not on the CPU or not contiguous.
 pub fn replay_sgd(parameters: &mut Tensor, momentum: &mut Tensor, steps: &[SgdStep]) {
     let has_momentum = steps.first().is_some_and(|step| step.momentum != 0.0);
     let parameters = elements(parameters).chunks_mut(BLOCK);
@@ -69,8 +69,8 @@ fn elements(tensor: &mut Tensor) -> &mut [f32] {
     if tensor.numel() == 0 {
         return &mut [];
     }
-    // SAFETY: a contiguous f32 tensor on the CPU is that many f32 from its address on; it is borrowed
-    // mutably as long as the slice, and no other thread computes on it.
+    // SAFETY: a contiguous f32 tensor on the CPU is `numel()` consecutive f32 values; it is borrowed mutably
+    // for as long as the slice, and no other thread computes on it.
     unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), tensor.numel()) }
 }
 
@@ -127,7 +127,7 @@ mod tests {
                 })
                 .collect();
             replay_sgd(&mut replayed, &mut replayed_buffer, &steps);
-            // libtorch's vector code fuses products with sums, which rounds once instead of twice.
+            // libtorch's vectorized code uses fused multiply-adds, which round once instead of twice.
             assert!(furthest(&stepped, &replayed) < 1e-6, "momentum {momentum}, {nesterov}");
             assert!(furthest(&buffer, &replayed_buffer) < 1e-6, "momentum {momentum}, {nesterov}");
         }

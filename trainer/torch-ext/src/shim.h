@@ -1,4 +1,4 @@
-// What the parts of the shim share.
+// Error handling that the parts of the shim share.
 
 #pragma once
 
@@ -7,8 +7,8 @@
 #include <cstring>
 #include <exception>
 
-// Runs `body`; an exception becomes a message that the caller frees with torch_ext_free.
-// c10::Error's own what() carries a C++ backtrace, which helps nobody here.
+// Runs `body` and returns nullptr, or the message of its exception, which the caller frees with
+// torch_ext_free. c10::Error::what() would add a C++ backtrace, which is left out.
 template <typename F>
 char* guarded(F&& body) {
     try {

@@ -1,5 +1,5 @@
-// Batch norm over the images of all ranks. Sums cross ranks through a callback, in f64, forward and
-// backward; all else is libtorch's own kernels.
+// Batch norm over the images of all ranks. Sums are all-reduced in f64 through a callback, forward and
+// backward; everything else is libtorch's own kernels.
 
 #include "shim.h"
 
@@ -31,16 +31,17 @@ struct Norm {
     double eps;
 };
 
-// [C] to [1, C, 1, 1], in fp32.
+// Converts [C] to [1, C, 1, 1], in fp32.
 Tensor by_channel(const Tensor& values) { return values.to(at::kFloat).view({1, -1, 1, 1}); }
 
-// [1 + 2 C] f64: how many pixels, and by channel their sum and the sum of their squares.
+// Returns [1 + 2 C] f64: the number of pixels, then per channel their sum, then per channel the sum of their
+// squares.
 Tensor sums_of(const Tensor& input) {
     const int64_t channels = input.size(1);
     const auto wide = input.options().dtype(at::kDouble).memory_format(std::nullopt);
     if (input.numel() == 0) return at::zeros({1 + 2 * channels}, wide);
     const Tensor count = at::full({1}, static_cast<double>(input.numel() / channels), wide);
-    // What it is asked to update is thrown away, and says that statistics are in fp32.
+    // The running statistics to update are a dummy; their dtype requests statistics in fp32.
     const Tensor running = at::zeros({channels}, wide.dtype(at::kFloat));
     auto [mean, var] = at::batch_norm_update_stats(input, running, running.clone(), 0.0);
     mean = mean.to(at::kDouble);
@@ -77,7 +78,7 @@ struct SyncNormFunction : torch::autograd::Function<SyncNormFunction> {
         const Tensor& count = saved[4];
         const double eps = ctx->saved_data["eps"].toDouble();
         const int64_t channels = input.size(1);
-        // Of this rank's images: the gradients of weight and bias.
+        // The gradients of weight and bias over this rank's images.
         Tensor of_weight = at::zeros_like(weight), of_bias = at::zeros_like(weight);
         if (input.numel() > 0) {
             std::tie(std::ignore, of_weight, of_bias) = at::native_batch_norm_backward(
@@ -100,8 +101,8 @@ struct SyncNormFunction : torch::autograd::Function<SyncNormFunction> {
 
 extern "C" {
 
-// `input` [N, C, H, W], normalised over the images of all ranks. Takes over `context`, which
-// `release` gives back after the last backward.
+// Normalizes `input` [N, C, H, W] over the images of all ranks. Takes ownership of `context`, which is passed
+// to `release` when neither forward nor backward needs it any more.
 char* torch_ext_sync_batch_norm(const Tensor* input, const Tensor* weight, const Tensor* bias,
                                 const Tensor* running_mean, const Tensor* running_var,
                                 double momentum, double eps, void* context,

@@ -1,4 +1,4 @@
-//! Batch norm over the images of all ranks.
+//! Synchronized batch norm: statistics over the images of all ranks.
 
 use std::ffi::{c_char, c_void};
 use std::ptr::null_mut;
@@ -29,12 +29,12 @@ unsafe extern "C" {
 type Peers = Arc<dyn Communicator>;
 
 extern "C" fn sum(context: *mut c_void, tensor: *mut CTensor) {
-    // SAFETY: libtorch calls this with the pointer that `sync_batch_norm` made, before it releases it,
-    // and with a tensor that lives for the length of the call; a clone of the handle shares it.
+    // SAFETY: libtorch calls this with the pointer that `sync_batch_norm` made, before it releases that, and
+    // with a tensor that lives for the length of the call; a clone of the handle shares the tensor's storage.
     let (peers, mut tensor) =
         unsafe { (&*context.cast::<Peers>(), Tensor::clone_from_ptr(tensor.cast())) };
-    // A communicator that has failed fails in every collective from then on: whoever reduces the
-    // gradients afterwards gets this error, with its kind, which would be lost on the way through C++.
+    // A communicator that has failed fails in every later collective: the all-reduce of the gradients returns
+    // this error, with its kind, which would be lost on the way through C++.
     let _ = all_reduce(&**peers, &mut tensor, ReduceOp::Sum);
 }
 
@@ -43,11 +43,11 @@ extern "C" fn release(context: *mut c_void) {
     drop(unsafe { Box::from_raw(context.cast::<Peers>()) });
 }
 
-/// Normalises `[N, C, H, W]` with the statistics of the images of all ranks, of which each may have
-/// another number, or none; together at least two pixels a channel. Collective, as is its backward:
-/// every rank calls it, and backward, in the same order among its other collectives.
+/// Normalises `[N, C, H, W]` with the statistics of the images of all ranks. Ranks may have different numbers
+/// of images, or none; together they need at least two pixels per channel. This function and its backward are
+/// collectives: every rank calls them in the same order relative to its other collectives.
 ///
-/// A failure of the communicator shows in its next collective, not here.
+/// A failure of the communicator is reported by its next collective, not by this function.
 ///
 /// # Errors
 /// When libtorch refuses.
@@ -76,7 +76,7 @@ pub fn sync_batch_norm(
             &raw mut out,
         ))
     }?;
-    // SAFETY: the shim made a tensor on the heap and gave it to us.
+    // SAFETY: the shim made a tensor on the heap and passed on its ownership.
     Ok(unsafe { Tensor::from_ptr(out.cast()) })
 }
 
@@ -87,7 +87,7 @@ mod tests {
 
     use super::*;
 
-    /// Output, the gradients of input, weight and bias, and the running statistics.
+    /// Returns the output, the gradients of input, weight and bias, and the running statistics.
     fn results(synchronized: bool, kind: Kind) -> Vec<Tensor> {
         let noise = |size: &[i64], phase: f64| {
             let len = size.iter().product::<i64>();

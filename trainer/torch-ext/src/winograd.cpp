@@ -14,13 +14,14 @@ namespace {
 
 using at::Tensor;
 
-// So many tiles a thread are transformed and multiplied at once: enough for a matrix product to be fast, and few
-// enough for its matrices to stay in the cache.
+// Number of tiles per thread that are transformed and multiplied at once: enough for the matrix product to be
+// fast, and few enough for its matrices to stay in the cache.
 constexpr int64_t kTilesAtOnce = 256;
 
 constexpr int64_t kTaps = kKernel * kKernel;
 
-// The algorithms for so many channels in the widest registers that this processor has; null where there are none.
+// Returns the algorithms for these numbers of channels in the widest registers of this processor; null if
+// there are none.
 const Algorithms* algorithms(int64_t inputs, int64_t outputs) {
     const auto fit = [&](const Algorithms& some) { return inputs % some.lanes == 0 && outputs % some.lanes == 0; };
 #if defined(__x86_64__)
@@ -30,17 +31,17 @@ const Algorithms* algorithms(int64_t inputs, int64_t outputs) {
     return fit(k8Lanes) ? &k8Lanes : nullptr;
 }
 
-// Images, channels-last, under a grid of tiles.
+// Channels-last images, divided into a grid of tiles.
 template <typename T>
 struct Tiles {
     T* images;
     int64_t height, width, channels;
-    int64_t side;      // of a tile
-    int64_t distance;  // from one tile to the next
-    int64_t before;    // rows and columns of the first tile that lie before the image
+    int64_t side;      // side of a tile
+    int64_t distance;  // distance between the origins of neighbouring tiles
+    int64_t before;    // rows and columns of the first tile that lie outside the image
 
-    // Calls body(its number, its pixels row by row) for each of the rows x columns tiles of each image. Where a
-    // tile reaches beyond the image, there are zeros to read, and writing has no effect.
+    // Calls body(tile index, pointers to the tile's pixels, row by row) for each of the rows x columns tiles
+    // of each image. Outside the image a tile reads zeros, and writes have no effect.
     template <typename F>
     void for_each(int64_t count, int64_t rows, int64_t columns, F&& body) const {
         at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
@@ -61,7 +62,7 @@ struct Tiles {
     }
 };
 
-// `count` vectors that lie `step` numbers apart.
+// Returns pointers to `count` vectors that lie `step` numbers apart.
 template <typename T>
 std::array<T*, kMaxPoints> vectors_at(T* first, int64_t count, int64_t step) {
     std::array<T*, kMaxPoints> vectors;
@@ -76,7 +77,7 @@ void for_each_kernel(int64_t kernels, F&& body) {
     });
 }
 
-// One convolution: its grid of tiles, and what is done with some of its images at a time.
+// The grid of tiles of one convolution, and the operations on a part of its images.
 struct Grid {
     const Algorithm& algorithm;
     int64_t height, width, padding;
@@ -93,7 +94,7 @@ struct Grid {
 
     bool is_one_tile() const { return rows == 1 && columns == 1; }
 
-    // Calls body(first, count) for one part of the images after the other.
+    // Calls body(first, count) for consecutive ranges of images, one after the other.
     template <typename F>
     void for_each_part(int64_t images, F&& body) const {
         const int64_t tiles = kTilesAtOnce * at::get_num_threads();
@@ -113,7 +114,7 @@ struct Grid {
         return {images, out_height, out_width, channels, algorithm.output, algorithm.output, 0};
     }
 
-    // [points, tiles, channels]
+    // Transforms tiles to points; returns [points, tiles, channels].
     Tensor to_points(Transform transform, const Tiles<const float>& tiles, int64_t count,
                      const at::TensorOptions& options) const {
         const int64_t in_all = count * rows * columns;

@@ -1,5 +1,6 @@
-// Compiled for WINOGRAD_LANES numbers a register, on x86-64 for AVX2 and once more for AVX-512, so it includes nothing
-// that other files might share.
+// Compiled once per register width, for WINOGRAD_LANES f32 per register (on x86-64 for AVX2 and for AVX-512).
+// It includes no header that other files might share: the linker could keep an inline function of it that is
+// compiled for AVX-512.
 
 #include "winograd_transforms.h"
 
@@ -26,7 +27,7 @@ struct Matrix {
     }
 };
 
-// Row `row` of kMatrix times a column of vectors.
+// Multiplies row `row` of kMatrix by a column of vectors.
 template <const auto& kMatrix>
 inline Lanes row_times(int row, const Lanes* vectors) {
     Lanes sum = {};
@@ -38,7 +39,7 @@ inline Lanes row_times(int row, const Lanes* vectors) {
     return sum;
 }
 
-// kMatrix X kMatrix^T, where X is `from`.
+// Computes kMatrix X kMatrix^T, where X is `from`, into `to`; with kAdd the result is added to `to`.
 template <const auto& kMatrix, bool kAdd = false>
 void transform(const float* const* from, float* const* to, int64_t channels) {
     constexpr int rows = kMatrix.rows, columns = kMatrix.columns;
@@ -67,7 +68,7 @@ void transform(const float* const* from, float* const* to, int64_t channels) {
     }
 }
 
-// Lavin and Gray's matrices.
+// The matrices of Lavin and Gray for F(4x4, 3x3).
 constexpr Matrix<6, 6> kTilesBt{{{4, 0, -5, 0, 1, 0},
                                  {0, -4, -4, 1, 1, 0},
                                  {0, 4, -4, -1, 1, 0},
@@ -85,8 +86,8 @@ constexpr Matrix<4, 6> kTilesAt{{{1, 1, 1, 1, 1, 0},
                                  {0, 1, 1, 4, 4, 0},
                                  {0, 1, -1, 8, -8, 1}}};
 
-// In one dimension y0 = g1 x0 + g2 x1 and y1 = g0 x0 + g1 x1, that is
-// y0 = g1 (x0 + x1) + (g2 - g1) x1 and y1 = g1 (x0 + x1) + (g0 - g1) x0.
+// The matrices for a 2x2 map with padding 1. In one dimension y0 = g1 x0 + g2 x1 and y1 = g0 x0 + g1 x1, that
+// is y0 = g1 (x0 + x1) + (g2 - g1) x1 and y1 = g1 (x0 + x1) + (g0 - g1) x0.
 constexpr Matrix<3, 2> kSmallMapBt{{{1, 1}, {0, 1}, {1, 0}}};
 constexpr Matrix<3, 3> kSmallMapG{{{0, 1, 0}, {0, -1, 1}, {1, -1, 0}}};
 constexpr Matrix<2, 3> kSmallMapAt{{{1, 1, 0}, {1, 0, 1}}};

@@ -1,6 +1,6 @@
-//! Measures all_reduce between CPU ranks, by size: on one machine shared memory with and without a copy
-//! and, built with the feature `mpi` and started by `mpirun`, MPI in the same rounds; on several machines MPI
-//! between all ranks and by way of shared memory.
+//! Measures all_reduce between CPU ranks, by buffer size. On one machine: shared memory with and without a
+//! copy and, if built with the feature `mpi` and started by `mpirun`, MPI in the same rounds. On several
+//! machines: MPI between all ranks, alone and hierarchically through shared memory.
 //!
 //! ```text
 //! cargo run --release -p benches --bin all_reduce -- --ranks 2
@@ -33,10 +33,10 @@ struct Args {
     /// The type of the elements.
     #[arg(long, value_enum, default_value_t = Element::F32)]
     dtype: Element,
-    /// Timed rounds of each size; every backend runs once a round.
+    /// Timed rounds of each size; every backend runs once per round.
     #[arg(long, default_value_t = 31)]
     rounds: usize,
-    /// Rounds before those.
+    /// Untimed rounds before those.
     #[arg(long, default_value_t = 5)]
     warmup: usize,
     /// Where to write the records, rounds included.

@@ -1,4 +1,4 @@
-//! Rounds in which every backend runs once, so that what disturbs the machine disturbs all alike.
+//! Rounds in which every backend runs once, so that disturbances of the machine affect all alike.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,21 +9,22 @@ use comm::{BufferMut, Communicator, Element, ReduceOp, SharedMemory};
 use crate::Args;
 use crate::ranks::Group;
 
-/// How one backend fared at one size.
+/// Timings of one backend at one size.
 pub struct Series {
     /// The backend, and how it was used.
     pub name: &'static str,
-    /// The buffer's length.
+    /// Length of the buffer in bytes.
     pub bytes: usize,
-    /// Of each round, the time of the slowest rank.
+    /// Time of the slowest rank in each round, in seconds.
     pub seconds: Vec<f64>,
 }
 
-/// Elements that may be all zero bits, summed or otherwise.
+/// Element types whose zero is all zero bits.
 pub trait Zero: Element {
-    /// The zero.
+    /// Zero.
     const ZERO: Self;
-    /// Sums `buffer` by the MPI library's own blocking call.
+    /// Sums `send` over all ranks into `receive` by MPI's own blocking call; returns false where MPI lacks
+    /// the type.
     #[cfg(feature = "mpi")]
     fn raw_mpi(send: &[Self], receive: &mut [Self]) -> bool;
 }
@@ -43,7 +44,7 @@ macro_rules! zero {
 zero!(f32, 0.0, raw_sum);
 zero!(f64, 0.0, raw_sum);
 zero!(i64, 0, raw_sum);
-// MPI has no such type.
+// MPI has no bf16.
 zero!(half::bf16, half::bf16::ZERO, |_: &[Self], _: &mut [Self]| false);
 
 #[cfg(feature = "mpi")]
@@ -54,10 +55,10 @@ fn raw_sum<T: mpi::datatype::Equivalence>(send: &[T], receive: &mut [T]) -> bool
     true
 }
 
-/// One way to reduce a buffer.
+/// One way to reduce a buffer: its name, and a closure that returns whether it ran.
 type Way<'a> = (&'static str, Box<dyn FnMut() -> Result<bool> + 'a>);
 
-/// Measures all sizes. Collective; all ranks get the same times.
+/// Measures all sizes. Collective; all ranks return the same times.
 pub fn measure<T: Zero>(group: &Group, args: &Args) -> Result<Vec<Series>> {
     let longest = args.bytes.iter().copied().max().unwrap_or(0);
     let alloc = |over: &Arc<dyn Communicator>| {

@@ -1,4 +1,4 @@
-//! How the ranks of the measurement come about.
+//! Starts and connects the ranks of the measurement.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,32 +13,32 @@ use comm::{CommError, Communicator};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Where ranks that this program has started leave values for each other.
+/// Environment variable with the folder of the [`FileStore`], for ranks that this program has started.
 const STORE_DIR: &str = "LOCKSTEP_BENCH_STORE";
 
 /// The communicators of one rank.
 pub struct Group {
-    /// Shared memory, where all ranks are on this machine.
+    /// The shared-memory backend, where all ranks are on this machine.
     pub shm: Option<Arc<dyn Communicator>>,
-    /// MPI, where `mpirun` has started this rank.
+    /// The MPI backend, where `mpirun` has started this rank.
     pub mpi: Option<Arc<dyn Communicator>>,
-    /// The same by way of shared memory, where machines have several ranks.
+    /// The hierarchical MPI backend, where there are several machines with several ranks each.
     pub hierarchical: Option<Arc<dyn Communicator>>,
 }
 
 impl Group {
-    /// What ranks agree over.
+    /// Returns the communicator over which ranks coordinate the measurement.
     pub fn any(&self) -> &dyn Communicator {
         let any = self.shm.as_ref().or(self.mpi.as_ref());
         &**any.unwrap_or_else(|| unreachable!("a group has at least one communicator"))
     }
 
-    /// Whether this rank reports.
+    /// Returns whether this rank writes the report.
     pub fn is_first(&self) -> bool {
         self.any().rank() == 0
     }
 
-    /// Ends all communicators. Collective.
+    /// Finalizes all communicators. Collective.
     pub fn finalize(&self) -> Result<()> {
         for communicator in self.shm.iter().chain(&self.mpi).chain(&self.hierarchical) {
             communicator.finalize()?;
@@ -47,8 +47,8 @@ impl Group {
     }
 }
 
-/// Connects a rank. In a process that nobody has started as one, starts `world_size` of them, waits
-/// for them, and gives `None`.
+/// Connects this rank. In a process that was not started as a rank, starts `world_size` ranks, waits for
+/// them, and returns `None`.
 pub fn connect_or_start(world_size: usize) -> Result<Option<Group>> {
     let world = World::from_env()?;
     match world.started_by {
@@ -105,7 +105,7 @@ fn start(world_size: usize) -> Result<()> {
     Ok(())
 }
 
-/// A file a value, for processes of one machine.
+/// A [`Store`] with one file per value, for processes of one machine.
 struct FileStore(PathBuf);
 
 impl FileStore {

@@ -1,4 +1,4 @@
-//! What is printed and kept.
+//! The report of a measurement, as text and as JSON.
 
 use std::fmt;
 use std::process::Command;
@@ -34,15 +34,16 @@ struct Record {
     median_ms: f64,
     min_ms: f64,
     max_ms: f64,
-    /// Bytes of the buffer by time.
+    /// Bytes of the buffer over the median time.
     algorithm_gb_per_s: f64,
-    /// What each rank must at least receive and send, by time: comparable over numbers of ranks.
+    /// Bytes that each rank must at least send and receive over the median time: comparable between world
+    /// sizes.
     bus_gb_per_s: f64,
     rounds_ms: Vec<f64>,
 }
 
 impl Report {
-    /// Sums up what was measured.
+    /// Summarises the timings.
     pub fn new(group: &Group, args: &Args, series: Vec<Series>) -> Result<Self> {
         let world_size = group.any().world_size();
         let dtype = match args.dtype {
@@ -54,7 +55,7 @@ impl Report {
         Ok(Self {
             date: OffsetDateTime::now_utc().format(&Rfc3339)?,
             cpu: cpuinfo("model name").next().unwrap_or_default(),
-            // Not those that mpirun has pinned this rank to.
+            // All of the machine's, not only those to which mpirun has pinned this rank.
             cores: cpuinfo("processor").count(),
             kernel: linux_version()?,
             commit: commit(),
@@ -129,20 +130,20 @@ fn mpi_version() -> String {
     String::new()
 }
 
-/// All values of a key in `/proc/cpuinfo`.
+/// Returns all values of a key in `/proc/cpuinfo`.
 fn cpuinfo(key: &str) -> impl Iterator<Item = String> {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let value = |line: &str| Some(line.strip_prefix(key)?.split_once(':')?.1.trim().to_owned());
     text.lines().filter_map(value).collect::<Vec<_>>().into_iter()
 }
 
-/// Without what a distribution or a provider adds.
+/// Returns the kernel's version without a distribution's or provider's suffix.
 fn linux_version() -> std::io::Result<String> {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
     Ok(release.trim().split('-').next().unwrap_or_default().to_owned())
 }
 
-/// Of the sources, where this runs in their repository; empty elsewhere.
+/// Returns the commit of the sources, if this runs in their repository; empty elsewhere.
 fn commit() -> String {
     let mut command = Command::new("git");
     command.args(["describe", "--always", "--dirty"]).current_dir(env!("CARGO_MANIFEST_DIR"));

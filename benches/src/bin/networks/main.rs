@@ -1,5 +1,5 @@
-//! Trains one network of every family for some steps, and says whether its loss falls, how fast it
-//! is, and how much memory it takes.
+//! Trains one network of every family for some steps, and reports whether its loss falls, its throughput, and
+//! its memory use.
 
 mod run;
 
@@ -22,13 +22,13 @@ struct Args {
     /// Ranks on GPUs instead.
     #[arg(long, value_name = "N")]
     gpus: Option<usize>,
-    /// Which ones; `all` for every one.
+    /// Networks to train; `all` for every one.
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_values = ONE_OF_EACH)]
     networks: Vec<String>,
-    /// Optimizer steps of each; the first 10 do not count for the speed.
+    /// Optimizer steps of each; the first 10 are excluded from the throughput.
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u64).range(20..))]
     steps: u64,
-    /// Images a rank takes a step.
+    /// Images per rank and step.
     #[arg(long, value_name = "N", default_value_t = 32)]
     batch_per_rank: usize,
     /// Folder with CIFAR-10's .bin files; without it images are synthetic.
@@ -39,7 +39,7 @@ struct Args {
     set: Vec<String>,
 }
 
-/// The smallest of each family and kind.
+/// The smallest network of each family and kind.
 const ONE_OF_EACH: [&str; 12] = [
     "resnet18",
     "resnet50",
@@ -76,7 +76,7 @@ fn main() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Those with these names, behind the stem for small images that the project has for them.
+/// Returns the networks with these names, each with the project's stem for small images.
 fn models(names: &[String]) -> anyhow::Result<Vec<Model>> {
     let names: Vec<ModelName> = if names == ["all"] {
         catalogue().map(ModelName::from).collect()

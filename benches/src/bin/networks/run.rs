@@ -1,4 +1,4 @@
-//! One run of our launcher.
+//! One run of Lockstep's launcher.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,39 +11,39 @@ use serde_json::Value;
 
 use crate::Args;
 
-/// Steps whose mean loss is compared, at the start and at the end.
+/// Number of steps at the start and at the end whose mean losses are compared.
 const COMPARED: usize = 5;
 
-/// The launcher, and what is the same in all runs.
+/// The launcher, and the arguments that are the same in all runs.
 pub struct Launcher {
     program: PathBuf,
     arguments: Vec<String>,
     data: Option<PathBuf>,
 }
 
-/// What a run came to.
+/// The results of a run.
 pub struct Measured {
-    /// Of the network.
+    /// Number of parameters of the network.
     pub parameters: usize,
-    /// Mean over the first steps.
+    /// Mean loss over the first steps.
     pub first_loss: f64,
-    /// Mean over the last steps.
+    /// Mean loss over the last steps.
     pub last_loss: f64,
-    /// Over all ranks.
+    /// Images per second over all ranks.
     pub images_per_s: f64,
-    /// Of rank 0.
+    /// Peak memory of rank 0 in bytes.
     pub peak_memory_bytes: u64,
 }
 
 impl Measured {
-    /// Whether the network learns.
+    /// Returns whether the loss falls, that is, whether the network learns.
     pub fn falls(&self) -> bool {
         self.last_loss < self.first_loss
     }
 }
 
 impl Launcher {
-    /// The one beside this program.
+    /// Takes the launcher in the folder of this program.
     pub fn new(args: &Args) -> anyhow::Result<Self> {
         let program = std::env::current_exe()?.with_file_name("launcher");
         if !program.is_file() {

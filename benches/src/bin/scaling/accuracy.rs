@@ -1,4 +1,4 @@
-//! How long it takes to reach an accuracy on the test images, which is what a speed is for.
+//! The time to reach an accuracy on the test images, which is what throughput is for.
 
 use std::fs;
 use std::path::Path;
@@ -14,19 +14,19 @@ use crate::stats::Spread;
 pub struct AccuracyRun {
     /// The case's name.
     pub case: String,
-    /// How many ranks.
+    /// Number of ranks.
     pub ranks: usize,
-    /// Who trained.
+    /// Name of the contestant that trained.
     pub contestant: String,
-    /// Of weights and of the order of samples.
+    /// Seed of the initial weights and of the order of samples.
     pub seed: u64,
-    /// The accuracy, a fraction.
+    /// The test accuracy to reach, a fraction.
     pub target: f64,
-    /// When it began, in UTC.
+    /// When the run began, in UTC.
     pub started: String,
-    /// Who else used the processors meanwhile.
+    /// Use of the processors by other processes during the run.
     pub load: Option<Load>,
-    /// Of each epoch; empty where the run failed.
+    /// End of each epoch; empty if the run failed.
     pub epochs: Vec<EpochEnd>,
     /// Why the run failed, if it did.
     pub failure: Option<String>,
@@ -35,26 +35,26 @@ pub struct AccuracyRun {
 /// The end of the evaluation after an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct EpochEnd {
-    /// From 1.
+    /// Number of the epoch, from 1.
     pub epoch: usize,
-    /// Since the beginning of the first step, evaluations included.
+    /// Seconds since the beginning of the first step, evaluations included.
     pub seconds: f64,
-    /// On all test images, a fraction.
+    /// Accuracy on all test images, a fraction.
     pub test_accuracy: f64,
 }
 
 impl AccuracyRun {
-    /// The first epoch's end with the accuracy.
+    /// Returns the end of the first epoch that reached the target.
     pub fn reached(&self) -> Option<EpochEnd> {
         self.epochs.iter().copied().find(|end| end.test_accuracy >= self.target)
     }
 }
 
-/// Runs that differ in their seed only.
+/// Runs that differ only in their seed.
 pub struct Seeds<'a>(pub Vec<&'a AccuracyRun>);
 
 impl Seeds<'_> {
-    /// Groups runs, in the order in which they began.
+    /// Groups runs by contestant and size, in the order in which they began.
     pub fn group(runs: &[AccuracyRun]) -> Vec<Seeds<'_>> {
         let mut groups: Vec<Seeds<'_>> = Vec::new();
         for run in runs {
@@ -71,27 +71,27 @@ impl Seeds<'_> {
         groups
     }
 
-    /// Seconds to the accuracy; of the seeds that reached it.
+    /// Returns the spread of the seconds to the accuracy, over the seeds that reached it.
     pub fn seconds(&self) -> Option<Spread> {
         Spread::of(self.reached().map(|end| end.seconds))
     }
 
-    /// Epochs to the accuracy; of the seeds that reached it.
+    /// Returns the spread of the epochs to the accuracy, over the seeds that reached it.
     pub fn epochs(&self) -> Option<Spread> {
         Spread::of(self.reached().map(|end| end.epoch as f64))
     }
 
-    /// Where seeds reached the accuracy.
+    /// Returns the epochs' ends at which seeds reached the accuracy.
     pub fn reached(&self) -> impl Iterator<Item = EpochEnd> {
         self.0.iter().filter_map(|run| run.reached())
     }
 }
 
-/// Whether the metrics in `run_dir` show an epoch that reached `target` already.
+/// Returns whether the metrics in `run_dir` show an epoch that has reached `target`.
 pub fn is_reached(run_dir: &Path, target: f64) -> bool {
     let text = fs::read_to_string(RunDir::at(run_dir).metrics_path()).unwrap_or_default();
     text.lines().any(|line| {
-        // The last line may be half written.
+        // The last line may be incomplete.
         let record: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
         record["kind"] == "epoch" && record["test_accuracy"].as_f64() >= Some(target)
     })

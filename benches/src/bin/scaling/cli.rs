@@ -13,16 +13,16 @@ use crate::predict::Rate;
 #[derive(Debug, Parser)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Cli {
-    /// Instead of measuring or predicting.
+    /// What to do with existing measurements, instead of measuring or predicting.
     #[command(subcommand)]
     pub command: Option<Command>,
 
-    /// Measure or predict.
+    /// Options of measuring and predicting.
     #[command(flatten)]
     pub run: Args,
 }
 
-/// What is done with measurements.
+/// Subcommands that work on existing measurements.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Shows what changed from one results.json to another, and whether it is outside the noise
@@ -31,26 +31,26 @@ pub enum Command {
     /// of the seeds for time to accuracy), at 5 %. It assumes nothing of how rounds spread but that
     /// they are independent. It cannot call anything a change with fewer than four rounds on a side.
     Compare {
-        /// Before
+        /// Results before the change
         #[arg(value_name = "A.json")]
         before: PathBuf,
-        /// After
+        /// Results after the change
         #[arg(value_name = "B.json")]
         after: PathBuf,
     },
     /// Predicts the steps of a results.json from its isolated ranks and from all_reduce by itself, and
     /// shows both; benches/check_prediction.sh measures all of it
     Check {
-        /// With a variant for each bucket size
+        /// Results that have a variant for each bucket size
         #[arg(value_name = "results.json")]
         results: PathBuf,
-        /// What the binary all_reduce wrote, one file for each rank count
+        /// Output of the binary all_reduce, one file for each rank count
         #[arg(value_name = "ALL_REDUCE.json", required = true)]
         all_reduce: Vec<PathBuf>,
     },
     /// Draws test accuracy by epoch of runs in one picture, OUT.svg and OUT.png
     Curves {
-        /// What a line is called, and a run's metrics.jsonl or what torch_ddp.py wrote with --json
+        /// A line's name, and the metrics.jsonl of a run or the file that torch_ddp.py wrote with --json
         #[arg(value_name = "NAME=FILE", required = true)]
         runs: Vec<NamedRun>,
         /// The pictures, without their extension
@@ -105,36 +105,36 @@ pub struct Args {
     #[arg(long, default_value_t = 60, value_parser = whole_records)]
     pub steps: u64,
 
-    /// Only the first so many training images, for all; a multiple of the batch leaves no smaller last batch in
-    /// an epoch
+    /// Use only the first N training images, for all contestants; a multiple of the batch leaves no smaller
+    /// last batch in an epoch
     #[arg(long, value_name = "N")]
     pub train_images: Option<usize>,
 
-    /// A peer of one rank times no more steps once it has timed them for so long: slow ones need not take all
+    /// Stop timing the steps of a one-rank peer after this time, so that slow ones need not take all steps
     #[arg(long, value_name = "SECONDS")]
     pub peer_seconds: Option<f64>,
 
-    /// Rounds; everything runs once a round
+    /// Rounds; everything runs once per round
     #[arg(long, default_value_t = 5)]
     pub repeats: usize,
 
-    /// What PyTorch runs as
+    /// Modes in which PyTorch runs
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Mode::Plain, Mode::Tuned, Mode::TunedFp32, Mode::None])]
     pub peers: Vec<Mode>,
 
-    /// Measure ours only
+    /// Measure Lockstep only
     #[arg(long, conflicts_with = "peers")]
     pub no_peers: bool,
 
-    /// Leave out our ranks that do not communicate, which the others are compared with
+    /// Leave out Lockstep's ranks that do not communicate, with which the others are compared
     #[arg(long)]
     pub no_isolated: bool,
 
-    /// Besides, train to this test accuracy, a fraction; needs --data
+    /// Also train to this test accuracy, a fraction; needs --data
     #[arg(long, value_name = "FRACTION", value_parser = fraction, requires = "data")]
     pub to_accuracy: Option<f64>,
 
-    /// Seeds to train to it with
+    /// Number of seeds with which to train to it
     #[arg(long, value_name = "N", default_value_t = 3, requires = "to_accuracy")]
     pub seeds: u64,
 
@@ -148,29 +148,29 @@ pub struct Args {
           hide_default_value = true)]
     pub peer_script: PathBuf,
 
-    /// Folder with CIFAR-10's .bin files, or its parent [default: made-up images, for all]
+    /// Folder with CIFAR-10's .bin files, or its parent [default: synthetic images, for all]
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
 
-    /// Override a configuration key in all runs of ours; repeatable
+    /// Override a configuration key in all runs of Lockstep; repeatable
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
 
-    /// Run ours once more a round with other keys, such as all-taps:performance.live_taps=false;
+    /// Run Lockstep once more per round with other keys, such as all-taps:performance.live_taps=false;
     /// repeatable
     #[arg(long = "variant", value_name = "NAME:KEY=VALUE,KEY=VALUE", value_parser = variant)]
     pub variants: Vec<Variant>,
 
-    /// A run that takes longer has failed
+    /// Time after which a run has failed
     #[arg(long, default_value_t = 600)]
     pub timeout_seconds: u64,
 
-    /// Rest before each run
+    /// Pause before each run
     #[arg(long, default_value_t = 1)]
     pub pause_seconds: u64,
 
-    /// Wait until others use less than this share of the machine, and run again what they disturbed,
-    /// if it ran on one node; such runs stay in results.json but out of the table
+    /// Wait until other processes use less than this share of the machine, and repeat runs that they
+    /// disturbed, if on one node; disturbed runs stay in results.json but out of the table
     #[arg(long, value_name = "SHARE")]
     pub max_others: Option<f64>,
 
@@ -180,11 +180,11 @@ pub struct Args {
     pub out: Option<PathBuf>,
 }
 
-/// What is measured where `--configs` is left out.
+/// Configuration that is measured if `--configs` is not given.
 const DEFAULT_CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/resnet18.yaml");
 
 impl Args {
-    /// With the configuration and the rank counts that are measured when none are given.
+    /// Fills in the default configuration and the default rank counts where none are given.
     pub fn with_defaults(mut self, visible_gpus: impl FnOnce() -> usize) -> Self {
         if self.configs.is_empty() && self.prediction.network.is_none() {
             self.configs = vec![DEFAULT_CONFIG.into()];
@@ -198,7 +198,7 @@ impl Args {
         self
     }
 
-    /// Nodes and ranks to measure, one after the other.
+    /// Returns pairs of node and rank counts to measure, in order.
     pub fn sizes(&self) -> Vec<(usize, usize)> {
         let counts = if self.gpus.is_empty() { &self.cpu } else { &self.gpus };
         let most = counts.iter().copied().max().unwrap_or(0);
@@ -209,22 +209,22 @@ impl Args {
         self.nodes.iter().flat_map(of_nodes).collect()
     }
 
-    /// What they compute on.
+    /// Returns the device on which ranks compute.
     pub const fn device(&self) -> Device {
         if self.gpus.is_empty() { Device::Cpu } else { Device::Gpu }
     }
 }
 
-/// Powers of two below `all`, and `all`.
+/// Returns the powers of two below `all`, and `all`.
 fn up_to(all: usize) -> Vec<usize> {
     let powers = std::iter::successors(Some(1), |count: &usize| count.checked_mul(2));
     powers.take_while(|count| *count < all).chain([all]).collect()
 }
 
-/// What a prediction rests on.
+/// Inputs of a prediction.
 #[derive(Debug, clap::Args)]
 pub struct Prediction {
-    /// Where to predict: a name in benches/clusters, or a YAML file
+    /// Cluster to predict for: a name in benches/clusters, or a YAML file
     #[arg(long, value_name = "NAME|FILE", requires = "predict")]
     pub cluster: Option<String>,
 
@@ -232,7 +232,7 @@ pub struct Prediction {
     #[arg(long, value_name = "NAME", requires = "predict", conflicts_with = "configs")]
     pub network: Option<String>,
 
-    /// What one GPU does, at the batch of a rank or as RATE@BATCH at several, where nothing was measured
+    /// Images/s of one GPU, at the batch of a rank or as RATE@BATCH at several, where nothing was measured
     #[arg(
         long,
         value_name = "RATE,RATE",
@@ -242,11 +242,11 @@ pub struct Prediction {
     )]
     pub images_per_s: Vec<Rate>,
 
-    /// Where one rank was measured at the batch of a rank
+    /// Measurement of one rank at the batch of a rank
     #[arg(long, value_name = "results.json", requires = "predict")]
     pub measured: Option<PathBuf>,
 
-    /// Gradients of a bucket, in MiB [default: the configuration's, or 25]
+    /// Bucket size in MiB [default: the configuration's, or 25]
     #[arg(long, value_name = "MIB", requires = "predict")]
     pub bucket_mib: Option<f64>,
 
@@ -258,11 +258,11 @@ pub struct Prediction {
 /// A way to run PyTorch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
-    /// As a user moves the notes' script to DDP.
+    /// The notes' script as a user would move it to DDP.
     Plain,
-    /// As someone writes it who knows PyTorch well.
+    /// As someone who knows PyTorch well would write it.
     Tuned,
-    /// Tuned in fp32: on a CPU and small images it may be faster.
+    /// Tuned, in fp32: on a CPU with small images it may be faster.
     TunedFp32,
     /// Tuned, with `torch.compile`.
     Compile,
@@ -275,7 +275,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// As on the command line.
+    /// Returns the name that the command line uses.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",
@@ -289,16 +289,16 @@ impl Mode {
     }
 }
 
-/// Ours with other keys.
+/// Lockstep with other configuration keys.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Variant {
-    /// What the table calls it; empty for ours as it is.
+    /// Name in tables; empty for Lockstep without changes.
     pub name: String,
-    /// Each `key=value`.
+    /// Overrides, each `key=value`.
     pub overrides: Vec<String>,
 }
 
-/// Parses `name:key=value,key=value`. A comma inside a bracket does not separate.
+/// Parses `name:key=value,key=value`. A comma inside brackets does not separate keys.
 fn variant(text: &str) -> Result<Variant, String> {
     let wanted = || "wants a name, a colon, and key=value, such as fp32:precision=fp32".to_owned();
     let (name, keys) = text.split_once(':').ok_or_else(wanted)?;
@@ -322,7 +322,7 @@ fn variant(text: &str) -> Result<Variant, String> {
     Ok(Variant { name: name.to_owned(), overrides })
 }
 
-/// Time is read off the trainer's records, one every ten steps.
+/// Parses a number of steps that fills whole records: times are read from the trainer's, one every ten steps.
 fn whole_records(text: &str) -> Result<u64, String> {
     let steps: u64 = text.parse().map_err(|error| format!("{error}"))?;
     if steps > 0 && steps.is_multiple_of(10) {

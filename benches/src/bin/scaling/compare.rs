@@ -1,14 +1,14 @@
-//! What changed between two reports, and whether chance explains it. Pure.
+//! Compares two reports, and tests whether chance explains the differences. Pure.
 
 use crate::accuracy::Seeds;
 use crate::document::{Align, Block, Table};
 use crate::record::Report;
 use crate::stats::{Spread, mann_whitney};
 
-/// Chance alone would call so many unchanged series changed.
+/// Significance level: the fraction of unchanged series that chance alone would call changed.
 pub const SIGNIFICANCE: f64 = 0.05;
 
-/// Values of one contestant at one size, in both reports.
+/// Values of one contestant at one size in both reports.
 struct Pair {
     case: String,
     ranks: usize,
@@ -17,7 +17,7 @@ struct Pair {
     values: [Vec<f64>; 2],
 }
 
-/// The comparison, as a document. `names`: what the reports are called.
+/// Returns the comparison as a document. `names`: of the two reports, in order.
 pub fn document(names: [&str; 2], reports: [&Report; 2]) -> Vec<Block> {
     let mut blocks = vec![Block::Heading(1, format!("{} compared to {}", names[1], names[0]))];
     blocks.extend(differences(reports).into_iter().map(Block::Text));
@@ -38,7 +38,7 @@ pub fn document(names: [&str; 2], reports: [&Report; 2]) -> Vec<Block> {
     blocks
 }
 
-/// What may explain a change besides the code.
+/// Returns what else may explain a change than the code.
 fn differences([before, after]: [&Report; 2]) -> Vec<String> {
     let mut found = Vec::new();
     if before.machine != after.machine {

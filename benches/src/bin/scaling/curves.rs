@@ -1,4 +1,4 @@
-//! Test accuracy by epoch of runs that were made one by one, in one picture.
+//! Draws the test accuracy by epoch of separate runs in one picture.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -9,7 +9,7 @@ use job::metrics::{self, Record};
 
 use crate::peer::read_epochs;
 
-/// A run, and what its line is called.
+/// The metrics file of a run, and the name of its line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedRun {
     name: String,
@@ -29,10 +29,10 @@ impl FromStr for NamedRun {
     }
 }
 
-/// A line a run.
+/// Draws one line per run.
 ///
 /// # Errors
-/// When a file cannot be read, or has no epoch that was evaluated.
+/// When a file cannot be read, or has no evaluated epoch.
 pub fn draw(runs: &[NamedRun]) -> Result<figure::Picture> {
     let line = |(index, run): (usize, &NamedRun)| {
         let points = accuracies(run).with_context(|| run.path.display().to_string())?;
@@ -51,7 +51,7 @@ pub fn draw(runs: &[NamedRun]) -> Result<figure::Picture> {
     Ok(Chart { panels: vec![panel], ..Chart::default() }.draw())
 }
 
-/// Epochs and what they reached, a fraction.
+/// Returns the evaluated epochs, each with its test accuracy as a fraction.
 fn accuracies(run: &NamedRun) -> Result<Vec<(usize, f64)>> {
     if run.path.extension().is_none_or(|extension| extension != "jsonl") {
         let epochs = read_epochs(run.path.clone())?;

@@ -1,10 +1,10 @@
-//! A report as headings, texts, tables and pictures, in Markdown and in HTML. Pure.
+//! A report as headings, paragraphs, tables and pictures, rendered as Markdown and as HTML. Pure.
 
 use std::fmt::Write as _;
 
 /// A part of a document.
 pub enum Block {
-    /// From 1, the title.
+    /// A heading and its level, from 1 for the title.
     Heading(usize, String),
     /// A paragraph.
     Text(String),
@@ -14,11 +14,11 @@ pub enum Block {
     Picture(Picture),
 }
 
-/// A figure with a name.
+/// A figure with a file name and a description.
 pub struct Picture {
-    /// Of its file, without an extension.
+    /// File name, without an extension.
     pub name: String,
-    /// What it shows, for who cannot see it.
+    /// Alternative text: what the figure shows.
     pub alt: String,
     /// The figure.
     pub drawn: figure::Picture,
@@ -30,23 +30,26 @@ pub struct Table {
     rows: Vec<Vec<String>>,
 }
 
-/// Where in its column a text stands.
+/// Alignment of the text in a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Align {
-    /// Words.
+    /// For words.
     Left,
-    /// Numbers.
+    /// For numbers.
     Right,
 }
 
 impl Table {
-    /// Without rows.
+    /// Creates a table without rows.
     pub fn new(columns: impl IntoIterator<Item = (impl Into<String>, Align)>) -> Self {
         let columns = columns.into_iter().map(|(name, align)| (name.into(), align)).collect();
         Self { columns, rows: Vec::new() }
     }
 
-    /// Adds a row; as long as there are columns.
+    /// Adds a row.
+    ///
+    /// # Panics
+    /// When there are not as many cells as columns.
     pub fn row(&mut self, cells: Vec<String>) {
         assert_eq!(cells.len(), self.columns.len(), "{cells:?}");
         self.rows.push(cells);
@@ -88,7 +91,7 @@ impl Table {
     }
 }
 
-/// The pictures among `blocks`.
+/// Returns the pictures among `blocks`.
 pub fn pictures(blocks: &[Block]) -> impl Iterator<Item = &Picture> {
     blocks.iter().filter_map(|block| match block {
         Block::Picture(picture) => Some(picture),
@@ -96,7 +99,7 @@ pub fn pictures(blocks: &[Block]) -> impl Iterator<Item = &Picture> {
     })
 }
 
-/// As Markdown; pictures are links to their PNG files.
+/// Renders as Markdown; pictures are links to their PNG files.
 pub fn to_markdown(blocks: &[Block]) -> String {
     let mut text = String::new();
     for (index, block) in blocks.iter().enumerate() {
@@ -119,7 +122,7 @@ pub fn to_markdown(blocks: &[Block]) -> String {
     text
 }
 
-/// As one HTML file that needs no other, with `records` at its end.
+/// Renders as one self-contained HTML file, with `records` at its end.
 pub fn to_html(title: &str, blocks: &[Block], records: &str) -> String {
     let mut body = String::new();
     for block in blocks {

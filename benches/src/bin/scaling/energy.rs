@@ -1,4 +1,4 @@
-//! What the processors or the GPUs used of energy, where they count it.
+//! Energy used by the processors or the GPUs, where they have counters for it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,25 +13,25 @@ use time::OffsetDateTime;
 
 use crate::plan::Device;
 
-/// Between two readings: counters advance a thousand times a second.
+/// Interval between readings; the counters advance about a thousand times a second.
 const READ_EVERY: Duration = Duration::from_millis(100);
 
-/// What is shorter says nothing: the driver brings a GPU's counter up to date only now and then.
+/// Shortest measurable time: a GPU's counter is updated by the driver only now and then.
 const LEAST_SECONDS: f64 = 1.0;
 
-/// Where Linux shows the processors' counters.
+/// Folder in which Linux exposes the processors' energy counters.
 const POWERCAP: &str = "/sys/class/powercap";
 
 /// Energy used while steps were timed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Energy {
-    /// By everything that is counted: of the processors also what others used.
+    /// Joules used by all counted devices; for processors, including what other processes used.
     pub joules: f64,
-    /// What is counted.
+    /// Name of the counters.
     pub counter: String,
 }
 
-/// Reads the counters while something runs.
+/// Samples the counters in a thread while something runs.
 pub struct Meter {
     counter: &'static str,
     stop: Arc<AtomicBool>,
@@ -39,7 +39,7 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Starts reading; `None` where nothing is counted, or nobody may read it.
+    /// Starts sampling; returns `None` where there are no counters, or they cannot be read.
     pub fn start(device: Device, ranks: usize) -> Option<Self> {
         let (counter, mut source): (_, Box<dyn FnMut() -> Option<f64> + Send>) = match device {
             Device::Cpu => {
@@ -69,8 +69,8 @@ impl Meter {
         Some(Self { counter, stop, reader })
     }
 
-    /// Stops reading, and says what was used between two times in seconds since 1970; `None` where less than
-    /// a second is between them.
+    /// Stops sampling, and returns the energy used between two times in seconds since 1970, or `None` if they
+    /// are less than a second apart or not covered by samples.
     pub fn stop(self, from: f64, to: f64) -> Option<Energy> {
         self.stop.store(true, Ordering::Relaxed);
         let samples = self.reader.join().ok()?;
@@ -78,17 +78,17 @@ impl Meter {
     }
 }
 
-/// Since 1970.
+/// Converts a time to seconds since 1970.
 pub fn seconds(time: OffsetDateTime) -> f64 {
     time.unix_timestamp_nanos() as f64 / 1e9
 }
 
-/// Seconds since 1970, and joules since some time.
+/// Samples: seconds since 1970, and joules since an arbitrary start.
 #[derive(Debug, Default)]
 struct Samples(Vec<(f64, f64)>);
 
 impl Samples {
-    /// `None` where the samples do not cover both times, or these are too close.
+    /// Returns the joules between two times, or `None` if they are too close or not covered by samples.
     fn between(&self, from: f64, to: f64) -> Option<f64> {
         if to - from < LEAST_SECONDS {
             return None;
@@ -103,8 +103,8 @@ impl Samples {
     }
 }
 
-/// NVML's numbers of the first `gpus` that CUDA sees, by the value of `CUDA_VISIBLE_DEVICES`, which NVML does
-/// not know of. `None` where it names them otherwise.
+/// Returns NVML's indices of the first `gpus` GPUs that CUDA sees, from the value of `CUDA_VISIBLE_DEVICES`,
+/// which NVML ignores. `None` where the variable does not give indices.
 fn gpu_numbers(visible: Option<&str>, gpus: usize) -> Option<Vec<u32>> {
     match visible {
         None => (0..gpus).map(|gpu| u32::try_from(gpu).ok()).collect(),
@@ -121,19 +121,21 @@ fn gpu_joules(nvml: &Nvml, gpus: &[u32]) -> Option<f64> {
     Some(each?.iter().sum::<u64>() as f64 / 1e3)
 }
 
-/// The processors' packages.
+/// RAPL counters of the processors' packages.
 struct Zones(Vec<Zone>);
 
 struct Zone {
     file: PathBuf,
-    /// Where the counter starts again, in microjoules.
+    /// Value at which the counter wraps around, in microjoules.
     range: u64,
     last: u64,
-    /// Full turns, in microjoules.
+    /// Microjoules of all completed wrap-arounds.
     turns: u64,
 }
 
 impl Zones {
+    /// Opens the counters of all packages; `None` where there are none.
+    ///
     /// Source: Linux, Documentation/power/powercap/powercap.rst.
     fn open(powercap: &Path) -> Option<Self> {
         let is_package = |name: &str| {
@@ -191,7 +193,7 @@ mod tests {
             fs::write(path.join("max_energy_range_uj"), "1000000\n").unwrap();
             fs::write(path.join("energy_uj"), at).unwrap();
         }
-        // A part of a package, which the package counts already.
+        // A subzone, which its package's counter includes already.
         fs::create_dir(folder.path().join("intel-rapl:0:0")).unwrap();
         let mut zones = Zones::open(folder.path()).unwrap();
         assert_eq!(zones.joules(), Some(0.9));

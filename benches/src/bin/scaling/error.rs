@@ -1,4 +1,4 @@
-//! What can go wrong.
+//! Errors of measuring and predicting.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,37 +7,37 @@ use std::process::ExitStatus;
 use job::config::ConfigError;
 use job::dataset::DataError;
 
-/// Why something cannot be measured.
+/// Why something cannot be measured or predicted.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
-    /// Our programs are not built.
+    /// The launcher or the trainer is not built.
     #[error("{} is missing; cargo build --release -p launcher -p trainer makes it", .0.display())]
     NotBuilt(PathBuf),
     /// A configuration is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A configuration's images are not as they should be.
+    /// A configuration's data set is missing or invalid.
     #[error(transparent)]
     Data(#[from] DataError),
-    /// Ranks cannot share a global batch evenly.
+    /// A global batch is no multiple of the number of ranks.
     #[error("a global batch of {global_batch} cannot be shared by {ranks} ranks")]
     Uneven {
-        /// Images.
+        /// Images in the global batch.
         global_batch: usize,
-        /// Ranks.
+        /// Number of ranks.
         ranks: usize,
     },
     /// A rank count of zero.
     #[error("0 ranks cannot train")]
     NoRanks,
-    /// More nodes than this job has.
+    /// More nodes are asked for than this job has.
     #[error("{wanted} nodes, but {}", .available.map_or_else(
         || "this is no Slurm job: slurm/bench.sh submits one".to_owned(),
         |nodes| format!("this Slurm job has {nodes}")))]
     Nodes {
-        /// What the command line says.
+        /// Nodes that the command line asks for.
         wanted: usize,
-        /// What Slurm says.
+        /// Nodes of the Slurm job; `None` outside of one.
         available: Option<usize>,
     },
     /// A file cannot be read or written.
@@ -45,7 +45,7 @@ pub enum BenchError {
     File {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// A cluster's file cannot be used.
@@ -53,41 +53,41 @@ pub enum BenchError {
     Cluster {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// What is wrong with it.
         problem: String,
     },
     /// A program cannot be started.
     #[error("cannot start {program}: {source}")]
     Start {
-        /// Which.
+        /// The program.
         program: String,
-        /// Why not.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// A program failed.
     #[error("{program} ended with {status}: {output}")]
     Ended {
-        /// Which.
+        /// The program.
         program: String,
-        /// How.
+        /// Its exit status.
         status: ExitStatus,
-        /// The last it wrote.
+        /// The last lines of its output.
         output: String,
     },
     /// A program took too long.
     #[error("{program} was stopped after {seconds} s: {output}")]
     TimedOut {
-        /// Which.
+        /// The program.
         program: String,
-        /// How long it was given.
+        /// Its time limit in seconds.
         seconds: u64,
-        /// The last it wrote.
+        /// The last lines of its output.
         output: String,
     },
     /// What a program has written is not what was expected.
     #[error("{what}: {problem}")]
     Unexpected {
-        /// What was read.
+        /// The file or output that was read.
         what: &'static str,
         /// What is wrong with it.
         problem: String,

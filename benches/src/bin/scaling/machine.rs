@@ -1,4 +1,4 @@
-//! Where this runs, and what runs.
+//! The machine on which this runs, and the versions of the software.
 
 use std::fs;
 use std::path::Path;
@@ -11,34 +11,34 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::plan::Device;
 
-/// The hardware.
+/// The hardware, and the kernel's version.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     /// The processor's name.
     pub cpu: String,
-    /// Logical CPUs.
+    /// Number of logical CPUs.
     pub logical_cpus: usize,
-    /// Of main memory.
+    /// Bytes of main memory.
     pub memory_bytes: u64,
-    /// Linux's version, without what a distribution or a provider adds.
+    /// Linux's version, without a distribution's or provider's suffix.
     pub kernel: String,
-    /// Name, memory and driver of each, where they were used.
+    /// Name, memory and driver of each GPU, if GPUs were used.
     pub gpus: Vec<String>,
 }
 
 /// The software.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Versions {
-    /// The commit of the sources, and whether they were changed since.
+    /// The commit of the sources, marked `-dirty` if they were changed since.
     pub lockstep: String,
-    /// The compiler.
+    /// The version of the Rust compiler.
     pub rustc: String,
-    /// What the peers say of theirs; `null` without peers.
+    /// The versions that the peers report; `null` without peers.
     pub peer: Option<Value>,
 }
 
 impl Machine {
-    /// Looks at this machine.
+    /// Collects the data of this machine.
     pub fn look(device: Device) -> Self {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         let cpus = read("/proc/cpuinfo");
@@ -55,8 +55,8 @@ impl Machine {
 }
 
 impl Versions {
-    /// Looks at the sources, whether they were changed since the commit; without sources it is the commit
-    /// that this program was built in.
+    /// Collects the versions. Without sources at run time, the commit is the one from which this program was
+    /// built.
     pub fn look(peer: Option<Value>) -> Self {
         let sources = Path::new(env!("CARGO_MANIFEST_DIR"));
         let git = ["describe", "--always", "--dirty", "--abbrev=12"];
@@ -68,22 +68,22 @@ impl Versions {
     }
 }
 
-/// `6.1.44` of `6.1.44-something`.
+/// Returns `6.1.44` for `6.1.44-something`.
 fn version_of(release: &str) -> &str {
     release.trim().split('-').next().unwrap_or_default()
 }
 
-/// The time, in UTC.
+/// Returns the current time in UTC, as RFC 3339.
 pub fn now() -> String {
     OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default()
 }
 
-/// GPUs that a program started from here sees.
+/// Returns the number of GPUs that a program started from here can see.
 pub fn visible_gpus() -> usize {
     visible(gpus().len(), std::env::var("CUDA_VISIBLE_DEVICES").ok().as_deref())
 }
 
-/// As CUDA does: the list ends at the first entry that is not valid.
+/// Counts GPUs as CUDA does: the list ends at the first entry that is not valid.
 fn visible(installed: usize, list: Option<&str>) -> usize {
     let is_valid = |entry: &&str| {
         let is_index = entry.trim().parse().is_ok_and(|index: usize| index < installed);
@@ -101,13 +101,13 @@ fn first_line(command: &mut Command) -> String {
     output(command).lines().next().unwrap_or_default().to_owned()
 }
 
-/// What `command` prints; nothing where it cannot be run or fails.
+/// Returns what `command` prints; empty where it cannot be run or fails.
 fn output(command: &mut Command) -> String {
     let ended = command.output().ok().filter(|ended| ended.status.success());
     ended.map_or_else(String::new, |ended| String::from_utf8_lossy(&ended.stdout).into_owned())
 }
 
-/// All values of a key in a file of `key : value` lines.
+/// Returns all values of a key in a file of `key : value` lines.
 fn values(text: &str, key: &str) -> impl Iterator<Item = String> {
     text.lines().filter_map(move |line| {
         let (found, value) = line.split_once(':')?;

@@ -88,7 +88,7 @@ fn predict(args: &Args) -> Result<()> {
     write_document(out, ["prediction.md", "prediction.html"], "Prediction", &document, &records)
 }
 
-/// Such as `benches/results/resnet18_2cpu_2026-11-24`.
+/// Returns the default output folder, such as `benches/results/resnet18_2cpu_2026-11-24`.
 fn default_out(plan: &Plan, report: &Report) -> PathBuf {
     let model = plan.cases.first().map_or("none", |case| case.network.model);
     let hardware = match report.machine.gpus.as_slice() {
@@ -109,7 +109,7 @@ fn compare(before: &Path, after: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Shows predictions beside measurements, and leaves them beside the latter.
+/// Prints predictions beside measurements, and writes them to `prediction.md` beside `results`.
 fn check(results: &Path, all_reduce: &[PathBuf]) -> Result<()> {
     let tables = all_reduce.iter().map(|path| read(path)).collect::<Result<Vec<_>>>()?;
     let text = document::to_markdown(&predict::check::document(&read(results)?, &tables)?);
@@ -124,12 +124,12 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
     serde_json::from_str(&text).with_context(name)
 }
 
-/// After every run, so that nothing is lost when a later one is interrupted.
+/// Writes `results.json`; called after every run, so that nothing is lost when a later one is interrupted.
 fn write_results(out: &Path, report: &Report) -> Result<()> {
     Ok(fs::write(out.join("results.json"), serde_json::to_string_pretty(report)? + "\n")?)
 }
 
-/// What is made of the results, and shows the table.
+/// Writes table, HTML and pictures of the results, and prints the table.
 fn write(out: &Path, report: &Report) -> Result<()> {
     let document = summary::document(report);
     let records = serde_json::to_string(&report.records)?;
@@ -154,7 +154,7 @@ fn write_document(
     Ok(())
 }
 
-/// As `path` with `.svg` and with `.png` behind it.
+/// Writes a picture as SVG and PNG, at `path` with the extension appended.
 fn write_picture(path: &Path, picture: &figure::Picture) -> Result<()> {
     let with = |extension: &str| {
         let mut name = path.as_os_str().to_owned();

@@ -1,4 +1,4 @@
-//! Running PyTorch DDP, and reading what it writes.
+//! Runs PyTorch DDP, and reads the file that it writes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use crate::process;
 use crate::record::Measured;
 use crate::srun;
 
-/// PyTorch and what is the same in all runs.
+/// PyTorch, and the options that are the same in all runs.
 pub struct Peer {
     /// `None` where PyTorch cannot run.
     versions: Option<Value>,
@@ -33,7 +33,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Asks whether PyTorch can run, if it is `wanted`; says why, where it cannot.
+    /// Checks whether PyTorch can run, if it is `wanted`; prints why where it cannot.
     pub fn find(args: &Args, wanted: bool) -> Self {
         let mut peer = Self {
             versions: None,
@@ -55,7 +55,7 @@ impl Peer {
         peer
     }
 
-    /// What it says of its versions; `None` where it cannot run.
+    /// Returns the versions that PyTorch reports, or `None` where it cannot run.
     pub const fn versions(&self) -> Option<&Value> {
         self.versions.as_ref()
     }
@@ -77,12 +77,12 @@ impl Peer {
     /// Trains once, with everything in `folder`.
     ///
     /// # Errors
-    /// When the run fails, or does not say what was expected.
+    /// When the run fails, or its file lacks something.
     pub fn measure(&self, case: &Case, cell: Cell, mode: Mode, folder: &Path) -> Result<Measured> {
         let json = folder.join("peer.json");
         let mut command = self.command(case, cell, mode, &json)?;
         command.args(["--steps", &self.steps.to_string()]);
-        // Several would have to agree on when to stop, which takes time of its own.
+        // Several ranks would have to agree on when to stop, which takes time of its own.
         if let (Some(seconds), 1) = (self.most_seconds, cell.ranks) {
             command.args(["--most-seconds", &seconds.to_string()]);
         }
@@ -90,8 +90,8 @@ impl Peer {
         from_json(&read(json)?, started)
     }
 
-    /// Trains until an evaluation shows `goal.target`, or to the end of the case's epochs, with
-    /// everything in `folder`.
+    /// Trains until an evaluation reaches `goal.target` or the case's epochs are over, with all files in
+    /// `folder`. Returns the end of each epoch.
     ///
     /// # Errors
     /// As [`Self::measure`].
@@ -152,16 +152,16 @@ fn read(path: PathBuf) -> Result<Vec<u8>> {
     fs::read(&path).map_err(|source| BenchError::File { path, source })
 }
 
-/// What the peer wrote after training to an accuracy.
+/// Reads the peer's file after training to an accuracy.
 ///
 /// # Errors
-/// When it cannot be read, or is something else.
+/// When the file cannot be read or has another format.
 pub fn read_epochs(path: PathBuf) -> Result<Vec<EpochEnd>> {
     let report: Epochs = serde_json::from_slice(&read(path)?).map_err(|e| unexpected(&e))?;
     Ok(report.epochs)
 }
 
-/// The peer's file after training to an accuracy, as far as it matters here.
+/// The fields that are used here of the peer's file after training to an accuracy.
 #[derive(Deserialize)]
 struct Epochs {
     epochs: Vec<EpochEnd>,
@@ -171,14 +171,14 @@ fn unexpected(error: &serde_json::Error) -> BenchError {
     BenchError::Unexpected { what: "what PyTorch wrote", problem: error.to_string() }
 }
 
-/// The peer's file, as far as it matters here.
+/// The fields that are used here of the peer's file after a measurement.
 #[derive(Deserialize)]
 struct Report {
     images_per_s: f64,
     step_ms_p50: f64,
     step_ms_p95: f64,
     peak_memory_bytes: u64,
-    /// In seconds since 1970, as are the next.
+    /// Seconds since 1970, as are `timed_from` and `timed_to`.
     first_step_at: f64,
     timed_from: f64,
     timed_to: f64,

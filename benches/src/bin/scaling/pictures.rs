@@ -1,4 +1,4 @@
-//! Which pictures a report has.
+//! The pictures of a report.
 
 use crate::accuracy::Seeds;
 use figure::{Bar, Chart, Line, Panel, Point, QUIET, Stroke, XAxis, YAxis, colour};
@@ -7,7 +7,7 @@ use crate::document::Picture;
 use crate::record::{Report, Split};
 use crate::stats::{Spread, efficiency};
 
-/// Throughput and efficiency against rank counts; `None` where there is one only.
+/// Draws throughput and efficiency by rank count; `None` if there is only one rank count.
 pub fn scaling(case: &str, report: &Report) -> Option<Picture> {
     let sizes = report.sizes(case);
     if sizes.len() < 2 {
@@ -57,7 +57,7 @@ pub fn scaling(case: &str, report: &Report) -> Option<Picture> {
     Some(Picture { name: slug(case, "scaling"), alt, drawn })
 }
 
-/// Two panels over rank counts; the second one's y axis ends where it says.
+/// Draws two panels over rank counts; `to` is the upper end of the second panel's y axis.
 pub fn throughput_and_efficiency(
     x_label: &str,
     (rates_title, rates): (&str, Vec<Line>),
@@ -77,7 +77,7 @@ pub fn throughput_and_efficiency(
     Chart { panels, ..Chart::default() }.draw()
 }
 
-/// Where the time of a step went; a bar for everybody at every rank count.
+/// Draws the division of a step's time, with one bar per rank count and contestant.
 pub fn step(case: &str, bars: Vec<(usize, &str, Vec<f64>)>) -> Picture {
     let bar = |(ranks, name, parts): (usize, &str, Vec<f64>)| {
         let short = name.strip_prefix("Lockstep, ").unwrap_or(name);
@@ -91,7 +91,7 @@ pub fn step(case: &str, bars: Vec<(usize, &str, Vec<f64>)>) -> Picture {
     Picture { name: slug(case, "step"), alt, drawn }
 }
 
-/// Test accuracy against time, a line a contestant: the means over its seeds.
+/// Draws test accuracy against time, with one line per contestant: the means over its seeds.
 pub fn accuracy(groups: &[Seeds<'_>]) -> Option<Picture> {
     let line = |(index, group): (usize, &Seeds<'_>)| {
         let first = group.0[0];
@@ -126,7 +126,7 @@ pub fn accuracy(groups: &[Seeds<'_>]) -> Option<Picture> {
     Some(Picture { name: "accuracy".to_owned(), alt, drawn })
 }
 
-/// A file name of lower-case letters, digits and hyphens.
+/// Returns a file name of lower-case letters, digits and hyphens.
 pub fn slug(case: &str, what: &str) -> String {
     let words = case.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
     let words: Vec<String> = words.map(str::to_ascii_lowercase).collect();

@@ -1,4 +1,4 @@
-//! What runs, from the command line and the configurations.
+//! The plan of what runs, from the command line and the configurations.
 
 use std::path::{Path, PathBuf};
 
@@ -7,94 +7,94 @@ use job::config::{self, Config, Dataset, Model, Optimizer, OptimizerName, Schedu
 use crate::cli::{Args, Mode, Variant};
 use crate::error::{BenchError, Result};
 
-/// What ranks compute on.
+/// The device on which ranks compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Device {
-    /// Cores.
+    /// CPU cores.
     Cpu,
-    /// A GPU a rank.
+    /// GPUs, one per rank.
     Gpu,
 }
 
-/// Everything that runs once a round.
+/// Everything that runs once per round.
 pub struct Plan {
-    /// In order.
+    /// The cases, in order.
     pub cases: Vec<Case>,
 }
 
-/// One configuration with one batch, at several rank counts.
+/// One configuration with one batch size, at several rank counts.
 pub struct Case {
-    /// What tables call it.
+    /// Name in tables.
     pub name: String,
-    /// Its configuration.
+    /// Path of the configuration.
     pub config: PathBuf,
-    /// Its network.
+    /// The configuration's network.
     pub network: PeerNetwork,
-    /// Rank counts, in the order of the command line.
+    /// Sizes to run at, in the order of the command line.
     pub cells: Vec<Cell>,
     /// Epochs that the configuration trains for.
     pub epochs: usize,
-    /// Who runs.
+    /// The contestants that run.
     pub contestants: Vec<Contestant>,
-    /// Why no peer does, where the configuration is not one for them.
+    /// Why no peer runs, if the configuration is not one that peers can train.
     pub without_peers: Option<String>,
 }
 
-/// A network as peers name it.
+/// A network, as options of the peers' program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerNetwork {
-    /// `--model`.
+    /// Value of `--model`.
     pub model: &'static str,
-    /// `--stem`.
+    /// Value of `--stem`.
     pub stem: &'static str,
 }
 
 /// One size of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cell {
-    /// On how many nodes, with equally many ranks each.
+    /// Number of nodes, with equally many ranks each.
     pub nodes: usize,
-    /// How many ranks.
+    /// Number of ranks on all nodes.
     pub ranks: usize,
-    /// Images that each takes a step.
+    /// Images per rank and step.
     pub batch_per_rank: usize,
 }
 
-/// What a run trains for, where that is an accuracy.
+/// The accuracy to which a run trains, with its seed and time limit.
 #[derive(Debug, Clone, Copy)]
 pub struct Goal {
-    /// On the test images, a fraction.
+    /// Accuracy on the test images, a fraction.
     pub target: f64,
-    /// Of weights and of the order of samples.
+    /// Seed of the initial weights and of the order of samples.
     pub seed: u64,
-    /// A run that takes longer has failed.
+    /// Seconds after which the run has failed.
     pub timeout_seconds: u64,
 }
 
-/// One of what a round consists of.
+/// One run of a round.
 #[derive(Clone, Copy)]
 pub struct Run<'a> {
-    /// Which job.
+    /// The case.
     pub case: &'a Case,
-    /// Of which size.
+    /// The size.
     pub cell: Cell,
-    /// By whom.
+    /// The contestant that trains.
     pub contestant: &'a Contestant,
 }
 
-/// Who trains.
+/// A program and mode whose training is measured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Contestant {
-    /// We do.
+    /// Lockstep.
     Ours(Variant),
-    /// We do, with ranks that do not communicate.
+    /// Lockstep, with ranks that do not communicate.
     Isolated,
-    /// PyTorch does.
+    /// PyTorch.
     Peer(Mode),
 }
 
 impl Contestant {
-    /// What tables call it.
+    /// Returns the name in tables.
     pub fn name(&self) -> String {
         match self {
             Self::Ours(variant) if variant.name.is_empty() => "Lockstep".to_owned(),
@@ -104,7 +104,7 @@ impl Contestant {
         }
     }
 
-    /// What it changes in a configuration; nothing where PyTorch trains.
+    /// Returns the overrides of the configuration; none for PyTorch.
     pub fn overrides(&self) -> Vec<String> {
         match self {
             Self::Ours(variant) => variant.overrides.clone(),
@@ -113,12 +113,12 @@ impl Contestant {
         }
     }
 
-    /// Whether it is PyTorch.
+    /// Returns whether this is PyTorch.
     pub const fn is_peer(&self) -> bool {
         matches!(self, Self::Peer(_))
     }
 
-    /// Whether its ranks train each for itself.
+    /// Returns whether the ranks do not communicate.
     pub const fn is_isolated(&self) -> bool {
         matches!(self, Self::Isolated | Self::Peer(Mode::None))
     }
@@ -128,7 +128,7 @@ impl Plan {
     /// Reads the configurations.
     ///
     /// # Errors
-    /// When one is wrong, or a batch cannot be shared.
+    /// When a configuration is invalid, or a global batch cannot be shared evenly.
     pub fn new(args: &Args) -> Result<Self> {
         let mut cases = Vec::new();
         for path in &args.configs {
@@ -144,7 +144,7 @@ impl Plan {
         Ok(Self { cases })
     }
 
-    /// What a round consists of, in order.
+    /// Returns the runs of a round, in order.
     pub fn runs(&self) -> impl Iterator<Item = Run<'_>> {
         self.cases
             .iter()
@@ -153,22 +153,22 @@ impl Plan {
                     case.contestants.iter().map(move |contestant| Run { case, cell, contestant })
                 })
             })
-            // A single rank has nobody to communicate with.
+            // A single rank has no peer to communicate with.
             .filter(|run| run.cell.ranks > 1 || !run.contestant.is_isolated())
     }
 
-    /// Whether PyTorch runs at all.
+    /// Returns whether PyTorch runs at all.
     pub fn has_peers(&self) -> bool {
         self.runs().any(|run| run.contestant.is_peer())
     }
 }
 
-/// How the batch depends on how many ranks there are.
+/// How the batch depends on the number of ranks.
 #[derive(Debug, Clone, Copy)]
 enum Batch {
-    /// Weak scaling.
+    /// Weak scaling: images per rank.
     PerRank(usize),
-    /// Strong scaling.
+    /// Strong scaling: images of all ranks.
     Global(usize),
 }
 
@@ -228,7 +228,8 @@ const fn cell(nodes: usize, ranks: usize, batch: Batch) -> Result<Cell> {
     Ok(Cell { nodes, ranks, batch_per_rank })
 }
 
-/// The peers know the notes' networks, AdamW and no augmentation; something else would be another job.
+/// Returns why peers cannot train this configuration, if so: they have only the notes' networks, AdamW and no
+/// augmentation.
 fn why_without_peers(config: &Config, args: &Args) -> Option<String> {
     if args.data.is_some() && config.data.dataset != Dataset::Cifar10 {
         return Some("the peers know CIFAR-10 only".to_owned());

@@ -1,4 +1,4 @@
-//! Running a program to its end, or to its deadline.
+//! Runs a program until it ends or times out.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -11,28 +11,28 @@ use time::OffsetDateTime;
 
 use crate::error::{BenchError, Result};
 
-/// Between looks at a program: rare enough not to disturb it.
+/// Interval between checks of a running program: long enough not to disturb it.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// What a program gets between being asked to stop and being killed.
+/// Grace period between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// Lines of a failed program's output that are shown.
+/// Lines at the end of a failed program's output that its error shows.
 const LINES_SHOWN: usize = 20;
 
-/// Runs `command` with its output in `folder`, and says when it was started.
+/// Runs `command` with its output in `folder`, and returns when it was started.
 ///
-/// It stays in this process's group: Ctrl-C reaches it.
+/// The program stays in this process's group, so Ctrl-C reaches it.
 ///
 /// # Errors
-/// [`BenchError`] when it cannot be started, fails, or takes more than `limit_seconds`; with the
-/// last that it wrote.
+/// [`BenchError`] when the program cannot be started, fails, or takes more than `limit_seconds`; with the
+/// last lines of its output.
 pub fn run(command: &mut Command, folder: &Path, limit_seconds: u64) -> Result<OffsetDateTime> {
     run_until(command, folder, limit_seconds, || false)
 }
 
-/// As [`run`], but asks the program to stop as soon as `is_enough`; then it does not matter how it
-/// ends.
+/// As [`run`], but stops the program with SIGTERM as soon as `is_enough` returns true; then its exit status
+/// does not matter.
 ///
 /// # Errors
 /// As [`run`].
@@ -88,7 +88,7 @@ fn wait(child: &mut Child, limit: Duration, is_enough: impl Fn() -> bool) -> std
     }
 }
 
-/// Launchers stop their ranks when they are asked to, and could not if they were killed.
+/// Sends SIGTERM, and SIGKILL only after the grace period: a launcher that is killed cannot stop its ranks.
 fn stop(child: &mut Child) -> std::io::Result<()> {
     if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
         kill_process(pid, Signal::TERM)?;

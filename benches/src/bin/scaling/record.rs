@@ -1,4 +1,4 @@
-//! What is kept of every run.
+//! The records of all runs, as kept in `results.json`.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -14,22 +14,22 @@ use crate::stats::Series;
 /// All runs, with what is needed to repeat them.
 #[derive(Serialize, Deserialize)]
 pub struct Report {
-    /// When it began, in UTC.
+    /// When the measurement began, in UTC.
     pub date: String,
     /// The command line.
     pub command: Vec<String>,
-    /// Where all this ran.
+    /// The machine on which everything ran.
     pub machine: Machine,
-    /// Of what ran.
+    /// Versions of the software that ran.
     pub versions: Versions,
-    /// Steps that were timed, of each run.
+    /// Timed steps of each run.
     pub steps: u64,
-    /// After which peers of one rank timed no more, if they were still at it.
+    /// Seconds after which peers of one rank timed no further steps.
     #[serde(default)]
     pub most_seconds: Option<f64>,
-    /// In the order in which they ran.
+    /// Runs, in the order in which they ran.
     pub records: Vec<Record>,
-    /// Runs to an accuracy.
+    /// Runs that trained to an accuracy.
     #[serde(default)]
     pub to_accuracy: Vec<AccuracyRun>,
 }
@@ -37,26 +37,26 @@ pub struct Report {
 /// One run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Record {
-    /// From 1.
+    /// Number of the round, from 1.
     pub round: usize,
     /// The case's name.
     pub case: String,
-    /// On how many nodes.
+    /// Number of nodes.
     #[serde(default = "one")]
     pub nodes: usize,
-    /// How many ranks.
+    /// Number of ranks.
     pub ranks: usize,
-    /// Images that each takes a step.
+    /// Images per rank and step.
     pub batch_per_rank: usize,
-    /// Who trained.
+    /// Name of the contestant that trained.
     pub contestant: String,
-    /// When it began, in UTC.
+    /// When the run began, in UTC.
     pub started: String,
-    /// Who else used the processors meanwhile; only known of one node.
+    /// Use of the processors by other processes during the run; known only for runs on one node.
     pub load: Option<Load>,
-    /// Whether it ran again because others disturbed it: tables leave it out.
+    /// Whether the run was repeated because other processes disturbed it. Tables leave such runs out.
     pub disturbed: bool,
-    /// What came of it.
+    /// Result of the run.
     #[serde(flatten)]
     pub outcome: Outcome,
 }
@@ -65,47 +65,47 @@ pub struct Record {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// Well.
+    /// The run succeeded.
     Measured(Measured),
-    /// Not well.
+    /// The run failed, for this reason.
     Failed(String),
 }
 
-/// What a run said of itself.
+/// The measurements of a successful run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
-    /// Over all ranks, by the clock, from the end of the 10th step to the end of the last; of ours without what
-    /// happens between epochs.
+    /// Images per second over all ranks, in wall time from the end of the 10th step to the end of the last.
+    /// For Lockstep, without what happens between epochs.
     pub images_per_s: f64,
-    /// The median step.
+    /// Median time of a step, in milliseconds.
     pub step_ms_p50: f64,
-    /// 95 % of steps take no longer.
+    /// 95th percentile of the time of a step, in milliseconds.
     pub step_ms_p95: f64,
-    /// From the command to the beginning of the first step.
+    /// Seconds from the start of the command to the beginning of the first step.
     pub seconds_to_training: f64,
-    /// The most memory that a rank used: of its process, or of its GPU.
+    /// Largest peak memory of a rank in bytes: of its process, or of its GPU.
     pub peak_memory_bytes: u64,
-    /// Each timed step, where a run says it.
+    /// Time of each timed step in milliseconds, if the run reports it.
     #[serde(default)]
     pub step_ms: Vec<f64>,
-    /// Where the time of the timed steps went, where a run says it.
+    /// Mean division of the time of the timed steps, if the run reports it.
     #[serde(default)]
     pub split: Option<Split>,
-    /// The beginning and the end of what was timed, in seconds since 1970.
+    /// Beginning and end of the timed steps, in seconds since 1970.
     #[serde(default)]
     pub timed: (f64, f64),
-    /// Images in that time, where it is not all that `images_per_s` is over.
+    /// Images between these times, if that is not `images_per_s` times their difference.
     #[serde(default)]
     pub images: Option<f64>,
-    /// Used meanwhile, where it is counted.
+    /// Energy used between these times, if it is measured.
     #[serde(default)]
     pub energy: Option<Energy>,
-    /// All that it reported.
+    /// Everything that the run reported.
     pub raw: Value,
 }
 
 impl Measured {
-    /// Energy an image, where it is counted.
+    /// Returns the energy per image, if it is measured.
     pub fn joules_per_image(&self) -> Option<f64> {
         let (from, to) = self.timed;
         let images = self.images.unwrap_or(self.images_per_s * (to - from));
@@ -113,26 +113,26 @@ impl Measured {
     }
 }
 
-/// Milliseconds of a mean step, over all ranks. What no part accounts for is the rest.
+/// Milliseconds of each part of a mean step, over all ranks. Time that no part accounts for is in `other_ms`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Split {
     /// Making the batch.
     pub data_ms: f64,
-    /// From the images to the loss.
+    /// Forward pass, from the images to the loss.
     pub forward_ms: f64,
-    /// From the loss to the gradients of a rank.
+    /// Backward pass, from the loss to the rank's own gradients.
     pub backward_ms: f64,
     /// Waiting for the slowest rank's gradients.
     pub skew_ms: f64,
-    /// Waiting for the sum of all gradients after that.
+    /// Waiting for the sum of all gradients once every rank has its own.
     pub comm_exposed_ms: f64,
-    /// Changing the weights.
+    /// Updating the weights.
     pub optimizer_ms: f64,
-    /// Anything else: counting, recording, and waiting for others to have done so.
+    /// Anything else: counting, recording, and waiting for other ranks to have done so.
     pub other_ms: f64,
 }
 
-/// A part's name, and how long it is.
+/// The name of a part, and a function that returns its milliseconds.
 pub type Part = (&'static str, fn(&Split) -> f64);
 
 impl Split {
@@ -149,7 +149,7 @@ impl Split {
 }
 
 impl Report {
-    /// With nothing measured yet.
+    /// Creates a report without runs.
     pub fn new(args: &Args, peer: Option<&Value>) -> Self {
         Self {
             date: now(),
@@ -163,7 +163,7 @@ impl Report {
         }
     }
 
-    /// Whether `run` has failed before.
+    /// Returns whether this contestant has failed in this case at this rank count.
     pub fn has_failed(&self, run: Run<'_>) -> bool {
         let name = run.contestant.name();
         self.records.iter().any(|record| {
@@ -172,29 +172,29 @@ impl Report {
         })
     }
 
-    /// Whether any run ended well.
+    /// Returns whether any run has succeeded, or any run to an accuracy was made.
     pub fn has_results(&self) -> bool {
         self.records.iter().any(|record| record.measured().is_some())
             || !self.to_accuracy.is_empty()
     }
 
-    /// The cases, in the order in which they ran.
+    /// Returns the names of the cases, in the order in which they ran.
     pub fn cases(&self) -> Vec<&str> {
         in_order(self.records.iter().map(|record| record.case.as_str()))
     }
 
-    /// Rank counts and batches of a rank.
+    /// Returns the rank counts of a case, each with its batch per rank.
     pub fn sizes(&self, case: &str) -> Vec<(usize, usize)> {
         in_order(self.of(case).map(|record| (record.ranks, record.batch_per_rank)))
     }
 
-    /// Who ended well at least once.
+    /// Returns the names of the contestants that have succeeded at least once in a case.
     pub fn contestants(&self, case: &str) -> Vec<&str> {
         let good = self.of(case).filter(|record| record.measured().is_some());
         in_order(good.map(|record| record.contestant.as_str()))
     }
 
-    /// On how many nodes so many ranks ran.
+    /// Returns the number of nodes on which `ranks` ranks of a case ran.
     pub fn nodes(&self, case: &str, ranks: usize) -> usize {
         self.of(case).find(|record| record.ranks == ranks).map_or(1, |record| record.nodes)
     }
@@ -203,7 +203,7 @@ impl Report {
         self.records.iter().filter(move |record| record.case == case)
     }
 
-    /// Runs of `contestant` that ended well, undisturbed.
+    /// Returns the rounds and measurements of a contestant's successful, undisturbed runs.
     pub fn measured<'a>(
         &'a self,
         case: &'a str,
@@ -219,19 +219,19 @@ impl Report {
             .filter_map(|record| Some((record.round, record.measured()?)))
     }
 
-    /// Their images/s, by round.
+    /// Returns the images/s of these runs by round.
     pub fn rates(&self, case: &str, ranks: usize, contestant: &str) -> Series {
         let runs = self.measured(case, ranks, contestant);
         runs.map(|(round, measured)| (round, measured.images_per_s)).collect()
     }
 }
 
-/// For records of a version that knew no others.
+/// Default of `nodes`, for records of versions that knew only one node.
 const fn one() -> usize {
     1
 }
 
-/// Each value once, where it came first.
+/// Returns each value once, at its first position.
 fn in_order<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
     let mut found = Vec::new();
     for value in values {
@@ -243,7 +243,7 @@ fn in_order<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
 }
 
 impl Record {
-    /// What it measured, if it ended well.
+    /// Returns the measurements, if the run succeeded.
     pub const fn measured(&self) -> Option<&Measured> {
         match &self.outcome {
             Outcome::Measured(measured) => Some(measured),
@@ -261,7 +261,7 @@ pub mod tests {
     use crate::cli::Cli;
     use crate::plan::Plan;
 
-    /// The plan of a command line and a report without runs.
+    /// Returns the plan of a command line, and a report without runs.
     pub fn report(extra: &[&str]) -> (Plan, Report) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("job.yaml");
@@ -273,7 +273,7 @@ pub mod tests {
         (Plan::new(&args).unwrap(), Report::new(&args, Some(&versions)))
     }
 
-    /// A good run of the case of [`report`].
+    /// Returns a successful run of the case of [`report`].
     pub fn run(round: usize, ranks: usize, contestant: &str, images_per_s: f64) -> Record {
         let measured = Measured {
             images_per_s,

@@ -1,4 +1,4 @@
-//! Rounds in which everything runs once, so that what disturbs the machine disturbs all alike.
+//! Rounds in which everything runs once, so that disturbances of the machine affect all contestants alike.
 
 use std::path::Path;
 use std::thread::sleep;
@@ -17,30 +17,30 @@ use crate::peer::Peer;
 use crate::plan::{Cell, Contestant, Goal, Plan, Run};
 use crate::record::{Measured, Outcome, Record, Report};
 
-/// How often a run is tried that others disturb; the last try counts.
+/// Most attempts at a run that other processes disturb; the last attempt counts.
 const TRIES: usize = 5;
 
-/// Waits of one second for a quiet machine, at most.
+/// Most waits of one second for a quiet machine before a run.
 const WAITS: usize = 1800;
 
-/// Runs things one after the other.
+/// Runs contestants one after the other.
 pub struct Runner<'a> {
     /// The command line.
     pub args: &'a Args,
-    /// Us.
+    /// Lockstep.
     pub ours: &'a Ours,
     /// PyTorch.
     pub peer: &'a Peer,
-    /// Where results go, which several nodes must all see.
+    /// Folder for results, which all nodes must see if there are several.
     pub out: &'a Path,
 }
 
 impl Runner<'_> {
-    /// Runs all rounds, and hands over the report after each run. Who has failed once does not run
-    /// again at that size.
+    /// Runs all rounds, and calls `after_each` with the report after each run. A contestant that has failed
+    /// once does not run again at that size.
     ///
     /// # Errors
-    /// When there is no room for temporary files, or `after_each` fails.
+    /// When temporary files cannot be made, or `after_each` fails.
     pub fn run(
         &self,
         plan: &Plan,
@@ -63,7 +63,7 @@ impl Runner<'_> {
         Ok(())
     }
 
-    /// Runs `one` until others disturb it no more than they may.
+    /// Repeats `one` while other processes disturb it more than is allowed, up to [`TRIES`] times.
     fn run_undisturbed(
         &self,
         one: Run<'_>,
@@ -88,7 +88,7 @@ impl Runner<'_> {
         Ok(())
     }
 
-    /// Pauses, and waits for a quiet machine where that is asked for.
+    /// Pauses, and waits for a quiet machine if that is asked for.
     fn rest(&self) {
         sleep(Duration::from_secs(self.args.pause_seconds));
         let Some(max_others) = self.args.max_others else { return };
@@ -101,7 +101,8 @@ impl Runner<'_> {
         }
     }
 
-    /// Trains everybody to the accuracy with each seed, and hands over the report after each run.
+    /// Trains each contestant, except isolated ranks, to the accuracy with each seed, and calls `after_each`
+    /// with the report after each run.
     ///
     /// # Errors
     /// As [`Self::run`].
@@ -152,7 +153,7 @@ impl Runner<'_> {
         })
     }
 
-    /// For a run's files.
+    /// Creates the temporary folder of a run; with several nodes, in `out`, which all of them see.
     fn folder(&self, cell: Cell) -> Result<TempDir> {
         if cell.nodes == 1 {
             return Ok(tempfile::tempdir()?);
@@ -192,8 +193,8 @@ impl Runner<'_> {
     }
 }
 
-/// Since `before`, where this program has started all ranks itself: those of several nodes are not its
-/// children, and would count as others'.
+/// Returns the load since `before`, if this program has started all ranks itself: those on several nodes are
+/// not its children, and would count as other processes.
 fn load(cell: Cell, before: Ticks) -> Option<Load> {
     (cell.nodes == 1).then(|| Ticks::now().since(before))
 }
@@ -208,7 +209,7 @@ fn tell_accuracy(run: &AccuracyRun) {
     eprintln!("to accuracy {target}, {case}, ranks {ranks}, {contestant}, seed {seed}: {end}");
 }
 
-/// One line a run, on standard error.
+/// Prints one line about a run on standard error.
 fn tell(record: &Record, repeats: usize) {
     let Record { round, case, ranks, contestant, load, .. } = record;
     let again = if record.disturbed { ", disturbed, runs again" } else { "" };

@@ -1,4 +1,4 @@
-//! One process on each of several nodes, within a Slurm job.
+//! Starts one process on each of several nodes, within a Slurm job.
 
 use std::ffi::OsStr;
 use std::net::TcpListener;
@@ -6,10 +6,10 @@ use std::process::Command;
 
 use crate::error::{BenchError, Result};
 
-/// Whether there are so many nodes; `lookup` reads a variable of the environment.
+/// Checks that the Slurm job has `nodes` nodes; `lookup` reads an environment variable.
 ///
 /// # Errors
-/// [`BenchError::Nodes`], if this is no Slurm job or a smaller one.
+/// [`BenchError::Nodes`] if it has fewer, or this is not a Slurm job.
 pub fn check(nodes: usize, lookup: impl Fn(&str) -> Option<String>) -> Result<()> {
     let job = lookup("SLURM_JOB_NUM_NODES").and_then(|text| text.parse().ok());
     match job {
@@ -19,8 +19,8 @@ pub fn check(nodes: usize, lookup: impl Fn(&str) -> Option<String>) -> Result<()
     }
 }
 
-/// `program` on each of the job's first `nodes` nodes, the first of which is this one; just `program`
-/// where that is all. Arguments are to follow.
+/// Returns a command that runs `program` on each of the job's first `nodes` nodes, of which this is the
+/// first; for one node, `program` itself. The caller appends the arguments.
 pub fn command(nodes: usize, program: impl AsRef<OsStr>) -> Command {
     if nodes == 1 {
         return Command::new(program);
@@ -33,10 +33,10 @@ pub fn command(nodes: usize, program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// This node's name and a port that is free here now, for others to come to.
+/// Returns this node's name and a port that is free now, as the rendezvous endpoint of the other nodes.
 ///
 /// # Errors
-/// [`BenchError::File`] where there is no port.
+/// [`BenchError::File`] where no port is free.
 pub fn meeting_point() -> Result<String> {
     let port = TcpListener::bind(("0.0.0.0", 0)).and_then(|listener| listener.local_addr());
     let port = port.map_err(|source| BenchError::File { path: "a free port".into(), source })?;

@@ -4,19 +4,19 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-/// Where values lie.
+/// Median and range of some values.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
-    /// Half of the values are smaller.
+    /// The median; of an even number of values, the mean of the middle two.
     pub median: f64,
-    /// The smallest.
+    /// The smallest value.
     pub min: f64,
-    /// The largest.
+    /// The largest value.
     pub max: f64,
 }
 
 impl Spread {
-    /// Of `values`; `None` where there are none.
+    /// Returns the spread of `values`, or `None` if there are none.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut sorted: Vec<f64> = values.into_iter().collect();
         sorted.sort_by(f64::total_cmp);
@@ -29,17 +29,17 @@ impl Spread {
 /// Values of one series by round.
 pub type Series = BTreeMap<usize, f64>;
 
-/// How one series compares to another of the same rounds.
+/// Ratio of one series to another of the same rounds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Ratio {
     /// The ratio of their medians.
     pub of_medians: f64,
-    /// Of the ratios within each round that has both.
+    /// Spread of the ratios within each round that has both.
     pub by_round: Spread,
 }
 
 impl Ratio {
-    /// `mine` over `theirs`; `None` where no round has both.
+    /// Returns the ratio of `mine` to `theirs`, or `None` if no round has both.
     pub fn of(mine: &Series, theirs: &Series) -> Option<Self> {
         let both = mine.iter().filter_map(|(round, value)| Some(value / theirs.get(round)?));
         let by_round = Spread::of(both)?;
@@ -48,8 +48,8 @@ impl Ratio {
     }
 }
 
-/// The two-sided p-value of the exact Mann-Whitney test: how often two series of these lengths would
-/// be set apart so far or farther if nothing but chance had ordered their values. Ties count half.
+/// Returns the two-sided p-value of the exact Mann-Whitney test: how often two series of these lengths would
+/// be at least this far apart if chance alone had ordered their values. Ties count half.
 ///
 /// Source: Mann and Whitney, Annals of Mathematical Statistics 18, 1947.
 pub fn mann_whitney(a: &[f64], b: &[f64]) -> f64 {
@@ -65,14 +65,14 @@ pub fn mann_whitney(a: &[f64], b: &[f64]) -> f64 {
     (2.0 * below.min(above) / all).min(1.0)
 }
 
-/// How many orders of `m` and `n` different values have each U from 0 to `m * n`.
+/// Returns, for each U from 0 to `m * n`, how many orders of `m` and `n` different values have it.
 fn orders_by_u(m: usize, n: usize) -> Vec<f64> {
-    // A row for each count of the second kind, as the first kind grows.
+    // One row for each number of values of the second kind; the first kind grows with each pass.
     let mut rows = vec![vec![1.0]; n + 1];
     for i in 1..=m {
         rows[0] = vec![1.0];
         for j in 1..=n {
-            // The largest value is of the first kind and above j others, or of the second.
+            // The largest value is either of the first kind, and above j others, or of the second kind.
             let mut ways = vec![0.0; i * j + 1];
             for (u, count) in rows[j].iter().enumerate() {
                 ways[u + j] += count;
@@ -86,7 +86,7 @@ fn orders_by_u(m: usize, n: usize) -> Vec<f64> {
     rows.swap_remove(n)
 }
 
-/// What share of one rank's rate each of `ranks` ranks reaches.
+/// Returns the rate per rank as a fraction of the rate of one rank alone.
 pub fn efficiency(images_per_s: f64, ranks: usize, of_one_rank: f64) -> f64 {
     images_per_s / (ranks as f64 * of_one_rank)
 }

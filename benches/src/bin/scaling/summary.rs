@@ -1,4 +1,4 @@
-//! What a report says, as a document. Pure.
+//! The summary of a report, as a document. Pure.
 
 use crate::accuracy::Seeds;
 use crate::document::{Align, Block, Table};
@@ -6,10 +6,10 @@ use crate::pictures;
 use crate::record::{Measured, Outcome, Part, Report, Split};
 use crate::stats::{Ratio, Spread, efficiency};
 
-/// Above this share of the machine's time, others may have changed the numbers.
+/// Share of the machine's time above which other processes may have changed the numbers.
 const LOUD: f64 = 0.03;
 
-/// All cases, one after the other.
+/// Returns the summary of all cases, in order.
 pub fn document(report: &Report) -> Vec<Block> {
     let mut blocks = vec![Block::Heading(1, "Scaling".to_owned())];
     blocks.extend(head(report).map(Block::Text));
@@ -61,7 +61,7 @@ fn head(report: &Report) -> impl Iterator<Item = String> {
     [hardware, software + &when].into_iter()
 }
 
-/// One row for everybody at every rank count.
+/// Returns a table with one row per rank count and contestant.
 fn rates(case: &str, report: &Report) -> Table {
     let has_energy = report.records.iter().any(|record| {
         record.measured().is_some_and(|measured| measured.joules_per_image().is_some())
@@ -118,13 +118,13 @@ fn rates(case: &str, report: &Report) -> Table {
 
 const MIB: f64 = (1 << 20) as f64;
 
-/// Efficiency of `ranks` ranks against one of the same contestant.
+/// Returns the efficiency of `ranks` ranks relative to one rank of the same contestant.
 pub fn of_one_rank(report: &Report, case: &str, ranks: usize, name: &str) -> Option<f64> {
     let median = |ranks| Some(Spread::of(report.rates(case, ranks, name).into_values())?.median);
     Some(efficiency(median(ranks)?, ranks, median(1)?))
 }
 
-/// Efficiency against as many ranks that do not communicate.
+/// Returns the efficiency relative to as many ranks that do not communicate.
 fn of_isolated(report: &Report, case: &str, ranks: usize, name: &str) -> Option<f64> {
     let isolated = match name {
         "Lockstep" => "Lockstep, isolated",
@@ -135,7 +135,7 @@ fn of_isolated(report: &Report, case: &str, ranks: usize, name: &str) -> Option<
     Some(Ratio::of(&report.rates(case, ranks, name), &alone)?.of_medians)
 }
 
-/// Ours over each peer, at every rank count.
+/// Returns a table of Lockstep's rates over each peer's, by rank count.
 fn ratios(case: &str, report: &Report) -> Table {
     let (peers, ours): (Vec<&str>, Vec<&str>) =
         report.contestants(case).into_iter().partition(|name| is_peer(name));
@@ -160,7 +160,7 @@ fn ratios(case: &str, report: &Report) -> Table {
     table
 }
 
-/// Whether a contestant is PyTorch.
+/// Returns whether a contestant is PyTorch.
 pub fn is_peer(name: &str) -> bool {
     name.starts_with("PyTorch")
 }
@@ -170,7 +170,7 @@ fn shown(ratio: Ratio) -> String {
     format!("{of_medians:.2} ({:.2}; {:.2}..{:.2})", by_round.median, by_round.min, by_round.max)
 }
 
-/// Where the time of a step went, as a table and a picture.
+/// Returns how the time of a step is divided, as a table and a picture.
 fn splits(case: &str, report: &Report) -> Vec<Block> {
     let mut columns = vec![("ranks", Align::Right), ("", Align::Left)];
     columns.extend(Split::PARTS.iter().map(|(name, _)| (*name, Align::Right)));
@@ -239,7 +239,7 @@ fn to_accuracy(report: &Report) -> Vec<Block> {
     blocks
 }
 
-/// What speaks against the numbers.
+/// Returns notes on what may invalidate the numbers: disturbances, and failed runs.
 fn notes(report: &Report) -> Vec<String> {
     let mut notes = Vec::new();
     let (disturbed, used): (Vec<_>, Vec<_>) = report.records.iter().partition(|run| run.disturbed);

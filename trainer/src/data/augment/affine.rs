@@ -1,5 +1,5 @@
-//! Sheared, shifted and rotated images, as torchvision makes them: the nearest pixel, and 0 beyond the
-//! border.
+//! Shears, translations and rotations of images, as torchvision does them: with the nearest pixel, and 0
+//! beyond the border.
 //!
 //! Source: torchvision 0.26, `transforms/functional.py` and `transforms/_functional_tensor.py`.
 
@@ -8,7 +8,8 @@ use tch::{Kind, Tensor};
 use super::sizes;
 use crate::data::upload_f32;
 
-/// A map from places of the result to places of the image, from its centre: rows of a 2x3 matrix.
+/// An affine map from pixel positions of the result to those of the source image, relative to the centre: the
+/// rows of a 2x3 matrix.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Affine([f64; 6]);
 
@@ -23,17 +24,19 @@ impl Affine {
         Self::inverse((0.0, 0.0), 0.0, (columns as f64, rows as f64), (0.0, 0.0))
     }
 
-    /// Moves each row by `slope` times its distance from the top, of an image of this width and height.
+    /// Shears horizontally, for images of this width and height: moves each row by `slope` times its distance
+    /// from the top.
     pub fn shear_x(slope: f64, size: (i64, i64)) -> Self {
         Self::inverse(top_left(size), 0.0, (0.0, 0.0), (slope.atan(), 0.0))
     }
 
-    /// Moves each column by `slope` times its distance from the left.
+    /// Shears vertically: moves each column by `slope` times its distance from the left.
     pub fn shear_y(slope: f64, size: (i64, i64)) -> Self {
         Self::inverse(top_left(size), 0.0, (0.0, 0.0), (0.0, slope.atan()))
     }
 
-    /// The inverse of a rotation and shears (in radians) around a centre, and a translation.
+    /// Returns the inverse of a rotation and shears (in radians) around `centre`, and a translation (in
+    /// pixels).
     fn inverse(
         centre: (f64, f64),
         rotation: f64,
@@ -41,7 +44,7 @@ impl Affine {
         shear: (f64, f64),
     ) -> Self {
         let (sx, sy) = shear;
-        // Degrees and back, as torchvision passes angles on: the same rounding.
+        // To degrees and back, as torchvision passes angles, for the same rounding.
         let [rotation, sx, sy] = [rotation, sx, sy].map(|angle| angle.to_degrees().to_radians());
         let a = (rotation - sy).cos() / sy.cos();
         let b = -(rotation - sy).cos() * sx.tan() / sy.cos() - rotation.sin();
@@ -56,7 +59,7 @@ fn top_left((width, height): (i64, i64)) -> (f64, f64) {
     (-0.5 * width as f64, -0.5 * height as f64)
 }
 
-/// Moves the pixels of `[N, C, H, W]` f32 images, each by a map of its own.
+/// Transforms `[N, C, H, W]` f32 images, each by its own map.
 pub fn transform(images: &Tensor, maps: &[Affine]) -> Tensor {
     let (count, _, height, width) = sizes(images);
     let device = images.device();
@@ -70,7 +73,7 @@ pub fn transform(images: &Tensor, maps: &[Affine]) -> Tensor {
     let elements: Vec<f64> = maps.iter().flat_map(|map| map.0).collect();
     let half = upload_f32(&[0.5 * width as f64, 0.5 * height as f64], device);
     let maps = upload_f32(&elements, device).view([count, 2, 3]).transpose(1, 2) / half;
-    // Not as a matrix product, which a GPU may round to TF32.
+    // Products and sums instead of a matrix product, which a GPU may round to TF32.
     let [of_x, of_y, shift] = [0, 1, 2].map(|row| maps.select(1, row).view([count, 1, 1, 2]));
     let places = x.unsqueeze(-1) * of_x + y.unsqueeze(-1) * of_y + shift;
     const NEAREST: i64 = 1;

@@ -1,17 +1,17 @@
-//! Numbers of a symmetric beta distribution.
+//! Random numbers of a symmetric beta distribution.
 
 use job::rng::Draws;
 
-/// A number in 0 to 1 of Beta(alpha, alpha).
+/// Draws a number from Beta(alpha, alpha), in 0 to 1.
 pub(super) fn beta(draws: &mut Draws, alpha: f64) -> f64 {
-    // The logarithms: for a small alpha, both gammas may be too small for f64.
+    // In logarithms: for a small alpha, both gamma variates may underflow.
     let (one, other) = (ln_gamma(draws, alpha), ln_gamma(draws, alpha));
     1.0 / (1.0 + (other - one).exp())
 }
 
-/// The logarithm of a number of Gamma(alpha, 1).
+/// Draws the logarithm of a number from Gamma(alpha, 1).
 ///
-/// Source: Marsaglia and Tsang, A Simple Method for Generating Gamma Variables, 2000; below 1, its
+/// Source: Marsaglia and Tsang, A Simple Method for Generating Gamma Variables, 2000; for alpha below 1, its
 /// section 6.
 fn ln_gamma(draws: &mut Draws, alpha: f64) -> f64 {
     if alpha < 1.0 {
@@ -30,13 +30,15 @@ fn ln_gamma(draws: &mut Draws, alpha: f64) -> f64 {
     }
 }
 
+/// Draws a standard normal number.
+///
 /// Source: Box and Muller, A Note on the Generation of Random Normal Deviates, 1958.
 fn normal(draws: &mut Draws) -> f64 {
     let radius = (-2.0 * open_unit(draws).ln()).sqrt();
     radius * (std::f64::consts::TAU * open_unit(draws)).cos()
 }
 
-/// Above 0 and below 1: the middle of one of 2^53 parts.
+/// Draws a number above 0 and below 1: the centre of one of 2^53 equal intervals.
 fn open_unit(draws: &mut Draws) -> f64 {
     ((draws.bits() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
 }
@@ -46,7 +48,8 @@ mod tests {
     use super::*;
     use job::rng::{Purpose, Stream};
 
-    /// Of Beta(alpha, alpha) at 0.1, 0.25 and 0.5, where its regularized incomplete beta function is that.
+    /// Quantiles of Beta(alpha, alpha) at 0.1, 0.25 and 0.5, from the inverse of the regularized incomplete
+    /// beta function.
     const QUANTILES: [(f64, [f64; 3]); 3] = [
         (0.2, [0.00024776469190814675, 0.023814718768253702, 0.5]),
         (1.0, [0.1, 0.25, 0.5]),
@@ -63,7 +66,7 @@ mod tests {
             drawn.sort_by(f64::total_cmp);
             for (fraction, expected) in [0.1, 0.25, 0.5].into_iter().zip(quantiles) {
                 let below = drawn.partition_point(|value| *value <= expected) as f64;
-                // Six standard deviations.
+                // Six standard deviations of the count.
                 let off = (below / f64::from(count) - fraction).abs();
                 let most = 6.0 * (fraction * (1.0 - fraction) / f64::from(count)).sqrt();
                 assert!(off < most, "Beta({alpha}, {alpha}) at {fraction}: off by {off}");

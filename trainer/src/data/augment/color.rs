@@ -1,7 +1,7 @@
 //! Brightness, contrast, saturation and hue, as torchvision changes them.
 //!
-//! Images are `[N, C, H, W]` f32 of whole numbers from 0 to 255, with one channel or three; each has a
-//! factor of its own. Results are rounded down to whole numbers, as torchvision does with bytes.
+//! Images are `[N, C, H, W]` f32 with whole numbers from 0 to 255 and one or three channels; each image has
+//! its own factor. Results are rounded down to whole numbers, as torchvision does with bytes.
 //!
 //! Source: torchvision 0.26, `transforms/_functional_tensor.py`.
 
@@ -9,18 +9,18 @@ use tch::Tensor;
 
 use crate::data::upload_f32;
 
-/// Brighter or darker. `factors`: `[N]`; 1 changes nothing.
+/// Changes brightness. `factors`: `[N]`; 1 changes nothing.
 pub fn brightness(images: &Tensor, factors: &[f64]) -> Tensor {
     blend(images, &images.zeros_like(), factors)
 }
 
-/// More or less contrast, around the mean of the grey image. `factors`: `[N]`; 1 changes nothing.
+/// Changes contrast, around the mean of the grey image. `factors`: `[N]`; 1 changes nothing.
 pub fn contrast(images: &Tensor, factors: &[f64]) -> Tensor {
     let mean = grey(images).mean_dim([1i64, 2, 3].as_slice(), true, None);
     blend(images, &mean, factors)
 }
 
-/// More or less colour. `factors`: `[N]`; 1 changes nothing. Grey images stay as they are.
+/// Changes saturation. `factors`: `[N]`; 1 changes nothing. Grey images stay unchanged.
 pub fn saturation(images: &Tensor, factors: &[f64]) -> Tensor {
     match images.size()[1] {
         1 => images.shallow_clone(),
@@ -28,7 +28,7 @@ pub fn saturation(images: &Tensor, factors: &[f64]) -> Tensor {
     }
 }
 
-/// Other colours. `shifts`: `[N]`, of the circle of hues: -0.5 to 0.5. Grey images stay as they are.
+/// Rotates hues. `shifts`: `[N]`, as fractions of the colour circle, -0.5 to 0.5. Grey images stay unchanged.
 pub fn hue(images: &Tensor, shifts: &[f64]) -> Tensor {
     if images.size()[1] == 1 {
         return images.shallow_clone();
@@ -39,7 +39,7 @@ pub fn hue(images: &Tensor, shifts: &[f64]) -> Tensor {
     (to_rgb(&hue, &saturation, &value) * 255.999).floor()
 }
 
-/// `images * factor + others * (1 - factor)`, in bytes.
+/// Computes `images * factor + others * (1 - factor)`, clamped to 0 to 255 and rounded down.
 pub(super) fn blend(images: &Tensor, others: &Tensor, factors: &[f64]) -> Tensor {
     let rest: Vec<f64> = factors.iter().map(|factor| 1.0 - factor).collect();
     let [factor, rest] =
@@ -47,7 +47,7 @@ pub(super) fn blend(images: &Tensor, others: &Tensor, factors: &[f64]) -> Tensor
     (images * factor + others * rest).clamp(0.0, 255.0).floor()
 }
 
-/// `[N, 1, H, W]`.
+/// Converts to grey, `[N, 1, H, W]`.
 fn grey(images: &Tensor) -> Tensor {
     if images.size()[1] == 1 {
         return images.shallow_clone();
@@ -56,12 +56,12 @@ fn grey(images: &Tensor) -> Tensor {
     (red * 0.2989 + green * 0.587 + blue * 0.114).floor()
 }
 
-/// `[N, 3, H, W]` of 0 to 1 to hue, saturation and value, `[N, H, W]` each.
+/// Converts `[N, 3, H, W]` RGB in 0 to 1 to hue, saturation and value, `[N, H, W]` each.
 fn to_hsv(images: &Tensor) -> [Tensor; 3] {
     let [red, green, blue] = [0, 1, 2].map(|channel| images.select(1, channel));
     let (largest, smallest) = (images.amax(1, false), images.amin(1, false));
     let range = &largest - &smallest;
-    // Without colour there is no hue: anything but 0 may be divided by.
+    // Grey pixels have no hue and a range of 0: divide by 1 instead.
     let is_grey = largest.eq_tensor(&smallest);
     let ones = largest.ones_like();
     let saturation = &range / ones.where_self(&is_grey, &largest);
@@ -74,7 +74,7 @@ fn to_hsv(images: &Tensor) -> [Tensor; 3] {
     [(hue / 6.0 + 1.0).fmod(1.0), saturation, largest]
 }
 
-/// The opposite of [`to_hsv`].
+/// The inverse of [`to_hsv`].
 fn to_rgb(hue: &Tensor, saturation: &Tensor, value: &Tensor) -> Tensor {
     let sector = (hue * 6.0).floor();
     let fraction = hue * 6.0 - &sector;

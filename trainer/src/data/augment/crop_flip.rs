@@ -1,18 +1,18 @@
-//! Random crops and mirrored images, in one gather.
+//! Random crops and flips, in one gather.
 
 use job::config::{Crop, Padding};
 use tch::Tensor;
 
 use super::sizes;
 
-/// What an image is made of.
+/// Position of the crop and orientation of one image.
 pub(super) struct Source {
-    /// Row and column of the padded image at which the crop starts; `None` without one.
+    /// Row and column of the padded image at which the crop starts; `None` without a crop.
     pub(super) start: Option<(i64, i64)>,
     pub(super) mirrored: bool,
 }
 
-/// Crops and mirrors `[N, H, W, C]` bytes.
+/// Crops and flips `[N, H, W, C]` bytes.
 pub(super) fn apply(
     pixels: &Tensor,
     crop: Option<Crop>,
@@ -20,7 +20,7 @@ pub(super) fn apply(
 ) -> Tensor {
     let (count, height, width, channels) = sizes(pixels);
     let padding = crop.map_or(0, |crop| crop.padding as i64);
-    // Zeros have to be there to be gathered; what is mirrored is there already.
+    // Zero padding has to be stored to be gathered; reflected pixels are in the image already.
     let (padded, stored_width) = match crop.map(|crop| crop.mode) {
         Some(Padding::Zero) => {
             let sides = [0, 0, padding, padding, padding, padding];
@@ -50,7 +50,8 @@ pub(super) fn apply(
         .view([count, height, width, channels])
 }
 
-/// `at` itself within `0..size`; beyond, mirrored at the outermost pixel, which is not repeated.
+/// Returns `at` if it is within `0..size`; otherwise reflects it at the outermost pixel, which is not
+/// repeated.
 fn reflected(at: i64, size: i64) -> i64 {
     (size - 1) - ((size - 1) - at.abs()).abs()
 }

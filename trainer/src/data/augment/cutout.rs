@@ -1,4 +1,4 @@
-//! Blank squares.
+//! Cutout: blanked squares.
 //!
 //! Source: DeVries and Taylor, Improved Regularization of Convolutional Neural Networks with Cutout,
 //! 2017.
@@ -7,8 +7,8 @@ use tch::{Kind, Tensor};
 
 use super::sizes;
 
-/// Blanks a square of `size` around a pixel of each normalised `[N, C, H, W]` image. `centres`:
-/// fractions of height and width.
+/// Sets a square of side `size` around a pixel of each normalised `[N, C, H, W]` image to 0, the mean colour.
+/// `centres`: centre of the square as fractions of height and width.
 pub(super) fn apply(images: &Tensor, size: i64, centres: &[(f32, f32)]) -> Tensor {
     let (_, _, height, width) = sizes(images);
     let device = images.device();

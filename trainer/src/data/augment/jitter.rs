@@ -8,10 +8,10 @@ use tch::Tensor;
 
 use super::{by_choice, color};
 
-/// What happens to one image.
+/// The random changes of one image.
 #[derive(Debug, Clone, Copy)]
 struct JitterDraws {
-    /// Places of `AMOUNTS`, in the order in which they are done.
+    /// Indices into `amounts`, in the order of application.
     order: [usize; 4],
     /// Factors of brightness, contrast and saturation, and the shift of hues.
     amounts: [f64; 4],
@@ -32,7 +32,7 @@ impl JitterDraws {
     }
 }
 
-/// Changes `[N, C, H, W]` f32 images of whole bytes.
+/// Changes `[N, C, H, W]` f32 images with whole numbers from 0 to 255.
 pub(super) fn apply(
     mut images: Tensor,
     jitter: &ColorJitter,

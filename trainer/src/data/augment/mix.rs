@@ -1,8 +1,8 @@
-//! Mixup and CutMix: images and targets of which a part is another image's.
+//! Mixup and CutMix: images and targets that are mixed with those of a partner image.
 //!
-//! An image's partner is any image of the training set, and it is augmented as it is in its own turn of
-//! the epoch. Partner, part and rectangle are drawn for each image by itself, so that they do not depend
-//! on who else is in the batch, nor on how ranks share it.
+//! The partner is any image of the training set, augmented as in its own turn of the epoch. Partner, share
+//! and rectangle are drawn per image, so that they depend neither on the rest of the batch nor on how ranks
+//! share it.
 //!
 //! Source: Zhang et al., mixup, ICLR 2018; Yun et al., CutMix, ICCV 2019; the rectangle as in
 //! torchvision's `CutMix`.
@@ -17,7 +17,7 @@ use super::beta::beta;
 use crate::data::{upload, upload_f32};
 use crate::loss::{Mixed, Targets};
 
-/// How images are mixed. Where there are both, half of the images are mixed in each way.
+/// Mixing of images. With both mixup and CutMix, each image takes one of them with equal probability.
 #[derive(Debug, Clone)]
 pub struct Mix {
     mixup: Option<Mixup>,
@@ -25,19 +25,19 @@ pub struct Mix {
     seed: u64,
 }
 
-/// What an image is mixed with.
+/// The partner of an image, and how it is mixed in.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mixing {
-    /// The partner's index.
+    /// Index of the partner.
     pub partner: u32,
-    /// Rows and columns in which the partner is seen.
+    /// Rows and columns in which the partner is visible.
     pub rectangle: [Range<i64>; 2],
-    /// How much of it there: 0 to 1.
+    /// Weight of the partner within the rectangle: 0 to 1.
     pub strength: f64,
 }
 
 impl Mix {
-    /// What `augment` says of mixing; `None` when it says nothing.
+    /// Returns the mixing that `augment` configures; `None` if there is none.
     pub(super) fn new(augment: &[Augment], seed: u64) -> Option<Self> {
         let mut mix = Self { mixup: None, cutmix: None, seed };
         for change in augment {
@@ -50,8 +50,8 @@ impl Mix {
         (mix.mixup.is_some() || mix.cutmix.is_some()).then_some(mix)
     }
 
-    /// What each of these images is mixed with in `epoch`, of a training set of `len` images of this
-    /// height and width.
+    /// Draws the partner and the mixing of each of these images in `epoch`, for a training set of `len`
+    /// images of this height and width.
     pub fn draw(&self, indices: &[u32], epoch: usize, len: usize, size: [i64; 2]) -> Vec<Mixing> {
         let stream = Stream::new(Purpose::Mix, epoch as u64);
         let draw = |&index: &u32| self.draw_one(Draws::new(self.seed, stream, index), len, size);
@@ -59,7 +59,7 @@ impl Mix {
     }
 
     fn draw_one(&self, mut draws: Draws, len: usize, [height, width]: [i64; 2]) -> Mixing {
-        // The order of draws is part of what a seed means: do not reorder.
+        // The order of draws determines what a seed gives: do not reorder.
         let partner = draws.below(len as u64) as u32;
         let prefers_cutmix = draws.below(2) == 1;
         let centre = [height, width].map(|size| draws.below(size as u64) as i64);
@@ -77,7 +77,8 @@ impl Mix {
     }
 }
 
-/// A rectangle around `centre` that is `part` of an image of this size, clipped at its border.
+/// Returns a rectangle around `centre` with `part` of the area of an image of this size, clipped at the
+/// border.
 pub fn rectangle(part: f64, centre: [i64; 2], size: [i64; 2]) -> [Range<i64>; 2] {
     [0, 1].map(|side| {
         let half = (0.5 * part.sqrt() * size[side] as f64) as i64;
@@ -86,7 +87,7 @@ pub fn rectangle(part: f64, centre: [i64; 2], size: [i64; 2]) -> [Range<i64>; 2]
 }
 
 impl Mixing {
-    /// How much of the mixed image is the partner's.
+    /// Returns the partner's share of the mixed image.
     fn share(&self, [height, width]: [i64; 2]) -> f64 {
         let [rows, columns] = &self.rectangle;
         let area = (rows.end - rows.start) * (columns.end - columns.start);
@@ -117,8 +118,8 @@ pub fn mix_images(images: &Tensor, partners: &Tensor, mixings: &[Mixing]) -> Ten
     images * ours + partners * theirs
 }
 
-/// The targets of images of `[height, width]` that [`mix_images`] has mixed. `labels`: `[N]` i64 of the
-/// images, and of their partners.
+/// Returns the targets of images of `[height, width]` that [`mix_images`] has mixed. `labels`: labels of the
+/// images and of their partners, `[N]` i64 each.
 pub fn mix_targets(labels: [&Tensor; 2], mixings: &[Mixing], size: [i64; 2]) -> Targets {
     let shares: Vec<f64> = mixings.iter().map(|mixing| mixing.share(size)).collect();
     let shares = upload_f32(&shares, labels[0].device());

@@ -1,8 +1,8 @@
-//! Random changes to training images, as batched tensor operations.
+//! Augmentation of training images, as batched tensor operations.
 //!
-//! What happens to an image depends on the seed, the epoch and its index only, so it is the same on
-//! any number of ranks and after a resume. Each change is an operation on the whole batch, or on those
-//! of its images that drew the same, on the device that holds them.
+//! The changes of an image depend on the seed, the epoch and its index only, so they are the same on any
+//! number of ranks and after a resume. Each operation is applied to the whole batch, or to those of its
+//! images that drew the same one, on the device that holds them.
 
 pub mod affine;
 mod beta;
@@ -21,7 +21,7 @@ use tch::{Kind, Tensor};
 pub use mix::{Mix, Mixing, mix_images, mix_targets, rectangle};
 pub use rand_augment::{Operation, RandAugment};
 
-/// The random changes of a configuration.
+/// The augmentations of a configuration.
 #[derive(Debug, Clone)]
 pub struct Augmenter {
     seed: u64,
@@ -34,7 +34,7 @@ pub struct Augmenter {
 }
 
 impl Augmenter {
-    /// Those named in `augment`; `None` when there are none.
+    /// Makes an augmenter for `augment`; `None` if that is empty.
     pub fn new(augment: &[Augment], seed: u64) -> Option<Self> {
         let mut augmenter = Self {
             seed,
@@ -60,17 +60,17 @@ impl Augmenter {
         (!augment.is_empty()).then_some(augmenter)
     }
 
-    /// How images are mixed, if they are.
+    /// Returns how images are mixed, if they are.
     pub fn mix(&self) -> Option<&Mix> {
         self.mix.as_ref()
     }
 
-    /// What happens to each of these images in `epoch`.
+    /// Draws the random changes of each of these images in `epoch`.
     pub fn draw<'a>(&'a self, indices: &'a [u32], epoch: usize) -> BatchDraws<'a> {
         let stream = Stream::new(Purpose::Augment, epoch as u64);
         let places = 2 * self.crop.unwrap_or_default().padding as u64 + 1;
         let images = indices.iter().map(|&index| {
-            // The order of draws is part of what a seed means: do not reorder.
+            // The order of draws determines what a seed gives: do not reorder.
             let mut draws = Draws::new(self.seed, stream, index);
             let mut below = |n: u64| draws.below(n) as i64;
             ImageDraws {
@@ -89,7 +89,7 @@ impl Augmenter {
         BatchDraws { augmenter: self, indices, epoch, images }
     }
 
-    /// Whether [`FlipMode::Random`] mirrors the image in the first epoch.
+    /// Returns whether [`FlipMode::Random`] flips the image in the first epoch.
     fn flips_first(&self, index: u32) -> bool {
         let stream = Stream::new(Purpose::Augment, 0);
         rng::below(rng::bits(self.seed, stream, index, 2), 2) == 1
@@ -97,15 +97,15 @@ impl Augmenter {
 }
 
 struct ImageDraws {
-    /// Where the crop starts in the padded image.
+    /// Row of the padded image at which the crop starts.
     row: i64,
     column: i64,
     flip: bool,
-    /// The centre of the blank square, as fractions of height and width.
+    /// Centre of the cutout square, as fractions of height and width.
     blank: (f32, f32),
 }
 
-/// What happens to each image of a batch.
+/// The random changes of each image of a batch.
 pub struct BatchDraws<'a> {
     augmenter: &'a Augmenter,
     indices: &'a [u32],
@@ -114,7 +114,8 @@ pub struct BatchDraws<'a> {
 }
 
 impl BatchDraws<'_> {
-    /// Changes `[N, H, W, C]` bytes; what comes back may be f32 of whole numbers.
+    /// Applies crops, flips, RandAugment and colour jitter to `[N, H, W, C]` bytes; the result is bytes or
+    /// f32 with whole numbers.
     pub fn change_pixels(&self, pixels: Tensor) -> Tensor {
         let pixels = self.move_pixels(pixels);
         let Augmenter { seed, rand_augment, color_jitter, .. } = self.augmenter;
@@ -131,7 +132,7 @@ impl BatchDraws<'_> {
         images.permute([0, 2, 3, 1])
     }
 
-    /// Crops and mirrors `[N, H, W, C]` bytes.
+    /// Crops and flips `[N, H, W, C]` bytes.
     fn move_pixels(&self, pixels: Tensor) -> Tensor {
         let Augmenter { crop, flip, .. } = *self.augmenter;
         if crop.is_none() && flip.is_none() {
@@ -144,7 +145,7 @@ impl BatchDraws<'_> {
         crop_flip::apply(&pixels, crop, starts)
     }
 
-    /// Blanks a square of normalised `[N, C, H, W]` images, with the mean colour.
+    /// Applies cutout to normalised `[N, C, H, W]` images: sets a square to the mean colour.
     pub fn blank(&self, images: Tensor) -> Tensor {
         match self.augmenter.cutout {
             Some(Cutout { size }) => {
@@ -161,8 +162,8 @@ fn sizes(tensor: &Tensor) -> (i64, i64, i64, i64) {
     (size[0], size[1], size[2], size[3])
 }
 
-/// Hands the images of each choice together to `change`, with their places in the batch. `choices`:
-/// what each of the `[N, C, H, W]` images drew.
+/// Calls `change` once per distinct choice, with the images that drew it and their positions in the batch.
+/// `choices`: the choice of each of the `[N, C, H, W]` images.
 fn by_choice<C: Copy + PartialEq>(
     images: &Tensor,
     choices: &[C],

@@ -1,7 +1,7 @@
-//! RandAugment: some operations of a list, all of one strength.
+//! RandAugment: random operations from a list, all of the same strength.
 //!
-//! Source: Cubuk et al., RandAugment, 2020; list and strengths are those of torchvision's `RandAugment`
-//! with its 31 bins.
+//! Source: Cubuk et al., RandAugment, 2020; the list and the strengths are those of torchvision's
+//! `RandAugment` with its 31 bins.
 
 use job::config;
 use job::rng::{Draws, Purpose, Stream};
@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 use super::affine::{self, Affine};
 use super::{by_choice, color, sizes, tone};
 
-/// What may happen to an image.
+/// An operation of RandAugment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)] // the names are torchvision's
 pub enum Operation {
@@ -30,7 +30,7 @@ pub enum Operation {
     Equalize,
 }
 
-/// Some operations of a list, all of one strength.
+/// Random operations from a list, all of the same strength.
 #[derive(Debug, Clone)]
 pub struct RandAugment {
     keys: config::RandAugment,
@@ -42,7 +42,7 @@ impl RandAugment {
         Self { keys, seed }
     }
 
-    /// Changes `[N, C, H, W]` f32 images of whole bytes.
+    /// Changes `[N, C, H, W]` f32 images with whole numbers from 0 to 255.
     pub(super) fn apply(&self, mut images: Tensor, indices: &[u32], epoch: usize) -> Tensor {
         let stream = Stream::new(Purpose::RandAugment, epoch as u64);
         let mut draws: Vec<_> =
@@ -63,7 +63,7 @@ impl RandAugment {
 }
 
 impl Operation {
-    /// In torchvision's order.
+    /// All operations, in torchvision's order.
     pub const ALL: [Self; 14] = [
         Self::Identity,
         Self::ShearX,
@@ -81,8 +81,8 @@ impl Operation {
         Self::Equalize,
     ];
 
-    /// Changes `[N, C, H, W]` f32 images of whole bytes. `magnitude`: 0 to 30; `signs`: `[N]` of 1 and
-    /// -1, for operations that go both ways.
+    /// Applies the operation to `[N, C, H, W]` f32 images with whole numbers from 0 to 255. `magnitude`: 0 to
+    /// 30; `signs`: `[N]` of 1 and -1, the direction of operations that have two.
     pub fn apply(self, images: &Tensor, magnitude: usize, signs: &[f64]) -> Tensor {
         let (_, _, height, width) = sizes(images);
         let bin = |first: f64, last: f64| {
@@ -117,5 +117,5 @@ impl Operation {
     }
 }
 
-/// Strengths that there are.
+/// Number of strengths.
 const BINS: i64 = 31;

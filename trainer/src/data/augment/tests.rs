@@ -4,7 +4,7 @@ use tch::Device;
 use super::crop_flip::{self, Source};
 use super::*;
 
-/// Bytes of a batch of one image, `[1, H, W, C]`, whose pixels all differ.
+/// Returns the bytes of one image, `[1, H, W, C]`, whose pixels all differ.
 fn ramp() -> Tensor {
     Tensor::arange(8 * 8 * 3, (Kind::Uint8, Device::Cpu)).view([1, 8, 8, 3])
 }
@@ -59,7 +59,7 @@ fn a_mirrored_crop_is_the_crop_of_the_mirrored_image() {
         crop_flip::apply(pixels, crop, std::iter::once(source))
     };
     assert_eq!(of(&ramp(), (4, 4), true), ramp().flip([2]));
-    // Two columns to the left, seen in a mirror, are two to the right.
+    // Two columns to the left, in a mirror image, are two to the right.
     assert_eq!(of(&ramp(), (1, 2), true), of(&ramp(), (1, 2), false).flip([2]));
 }
 

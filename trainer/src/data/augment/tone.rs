@@ -1,6 +1,6 @@
 //! Posterized, solarized, sharpened, stretched and equalized images, as torchvision makes them.
 //!
-//! Images are `[N, C, H, W]` f32 of whole numbers from 0 to 255, and so are results.
+//! Images are `[N, C, H, W]` f32 with whole numbers from 0 to 255, and so are the results.
 //!
 //! Source: torchvision 0.26, `transforms/_functional_tensor.py`.
 
@@ -15,26 +15,26 @@ pub fn posterize(images: &Tensor, bits: i32) -> Tensor {
     (images / step).floor() * step
 }
 
-/// Inverts pixels from `threshold` on.
+/// Inverts pixels that are at least `threshold`.
 pub fn solarize(images: &Tensor, threshold: f64) -> Tensor {
     (images * -1.0 + 255.0).where_self(&images.ge(threshold), images)
 }
 
-/// Sharper or softer, except at the border. `factors`: `[N]`; 1 changes nothing.
+/// Sharpens or softens, except at the border. `factors`: `[N]`; 1 changes nothing.
 pub fn sharpness(images: &Tensor, factors: &[f64]) -> Tensor {
     let (_, _, height, width) = sizes(images);
     if height <= 2 || width <= 2 {
         return images.shallow_clone();
     }
     let inner = |images: &Tensor| images.narrow(2, 1, height - 2).narrow(3, 1, width - 2);
-    // Sums of whole numbers, which are exact: a convolution on a GPU may round to TF32.
+    // Average pooling sums whole numbers, which is exact; a convolution on a GPU may round to TF32.
     let around = images.avg_pool2d([3, 3], [1, 1], [0, 0], false, true, 1);
     let soft = images.copy();
     inner(&soft).copy_(&((around + inner(images) * 4.0) / 13.0).round());
     blend(images, &soft, factors)
 }
 
-/// Stretches each channel of each image to the whole range.
+/// Stretches each channel of each image to the whole range of 0 to 255.
 pub fn autocontrast(images: &Tensor) -> Tensor {
     let (smallest, largest) = (images.amin([2i64, 3], true), images.amax([2i64, 3], true));
     let range = &largest - &smallest;
@@ -43,18 +43,18 @@ pub fn autocontrast(images: &Tensor) -> Tensor {
     ((images - smallest.masked_fill(&is_flat, 0.0)) * scale).clamp(0.0, 255.0).floor()
 }
 
-/// Gives each channel of each image a histogram that is as even as can be.
+/// Equalizes the histogram of each channel of each image.
 pub fn equalize(images: &Tensor) -> Tensor {
     let (count, channels, height, width) = sizes(images);
     let rows = count * channels;
     let bytes = images.contiguous().view([rows, -1]).to_kind(Kind::Int64);
-    // A `bincount` would wait for a GPU.
+    // `scatter_add`, since `bincount` would wait for the GPU.
     let histogram = Tensor::zeros([rows, 256], (Kind::Int64, images.device())).scatter_add(
         1,
         &bytes,
         &bytes.ones_like(),
     );
-    // All pixels but those of the largest byte, spread over 255 steps.
+    // The number of pixels, those of the largest value excepted, per step of the table.
     let last = histogram.gather(1, &bytes.amax(1, true), false);
     let step = (last * -1 + height * width).floor_divide_scalar(255);
     let is_kept = step.eq(0);

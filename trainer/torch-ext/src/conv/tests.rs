@@ -3,7 +3,7 @@ use tch::{Kind, Tensor};
 use super::*;
 use crate::{AutocastDtype, autocast};
 
-/// `[N, C, H, W]`, `[C', C, K, L]`, stride, padding.
+/// Input `[N, C, H, W]`, weight `[C', C, K, L]`, stride, padding.
 const CASES: [([i64; 4], [i64; 4], i64, i64); 17] = [
     ([3, 8, 4, 4], [16, 8, 3, 3], 1, 1),
     ([3, 8, 5, 7], [4, 8, 3, 3], 2, 1),
@@ -13,20 +13,22 @@ const CASES: [([i64; 4], [i64; 4], i64, i64); 17] = [
     ([2, 8, 2, 2], [4, 8, 2, 2], 2, 0),
     ([2, 8, 6, 5], [4, 8, 2, 3], 2, 0),
     ([2, 8, 1, 1], [4, 8, 3, 3], 1, 1),
-    // By Winograd's filtering: whole tiles, parts of tiles, other paddings, more tiles than at once, 2x2 pixels.
+    // For Winograd's filtering: whole tiles, parts of tiles, other paddings, more tiles than are processed at
+    // once, 2x2 maps.
     ([3, 16, 8, 8], [24, 16, 3, 3], 1, 1),
     ([3, 8, 7, 10], [8, 8, 3, 3], 1, 1),
     ([2, 8, 7, 9], [8, 8, 3, 3], 1, 0),
     ([5, 8, 41, 37], [8, 8, 3, 3], 1, 2),
     ([5, 16, 2, 2], [24, 16, 3, 3], 1, 1),
-    // In registers of sixteen, where there are such: likewise, and a tile an image.
+    // For Winograd's filtering in registers of sixteen lanes, where available: the same cases, and one tile
+    // per image.
     ([3, 32, 8, 8], [16, 32, 3, 3], 1, 1),
     ([5, 16, 41, 37], [16, 16, 3, 3], 1, 2),
     ([5, 16, 2, 2], [32, 16, 3, 3], 1, 1),
     ([5, 16, 4, 4], [32, 16, 3, 3], 1, 1),
 ];
 
-/// Between -1 and 1, as good as random. Not libtorch's random numbers: tests share their generator.
+/// Pseudo-random numbers between -1 and 1. Not libtorch's generator: tests of one process share it.
 fn numbers(size: &[i64], phase: f64) -> Tensor {
     let len = size.iter().product::<i64>();
     let angles = Tensor::arange(len, (Kind::Double, Device::Cpu)) * 12.9898 + phase;
@@ -51,12 +53,12 @@ fn each_number_of_an_output_is_a_sum_over_the_kernel() {
     }
 }
 
-/// The same numbers, as kernels lie in memory while they are trained.
+/// Copies a kernel to the memory layout that kernels have during training: same values, channels last.
 fn channels_last(kernel: &Tensor) -> Tensor {
     kernel.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 
-/// Output, gradient of the input, gradient of the weight.
+/// Returns the output, the gradient of the input and the gradient of the weight.
 fn passes(
     input: &Tensor,
     weight: &Tensor,
@@ -77,7 +79,7 @@ fn relative_error(found: &Tensor, wanted: &Tensor) -> f64 {
 }
 
 fn largest_error(methods: ConvMethods, bf16: bool) -> f64 {
-    tch::set_num_threads(1); // so many tiles at once are a thread's
+    tch::set_num_threads(1); // so that CASES has more tiles than one thread processes at once
     let mut largest: f64 = 0.0;
     for (input, weight, stride, padding) in CASES {
         let [channels, height, width] = [input[1], input[2], input[3]];
@@ -117,7 +119,8 @@ fn winograd_filtering_gives_what_the_library_gives() {
     let runs_here = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
     #[cfg(not(target_arch = "x86_64"))]
     let runs_here = true;
-    // Other roundings than the library's, so it was not the library.
+    // Winograd's roundings differ from the library's, so an error of zero would mean that the library was
+    // used.
     assert_eq!(error > 0.0, runs_here);
 }
 
@@ -207,7 +210,7 @@ fn a_rank_without_images_has_gradients_of_zero() {
         table.set(shape, [method; 3]);
         let (input, weight) = (numbers(&[0, 8, 8, 8], 0.0), numbers(&shape.weight, 1.0));
         let weight = channels_last(&weight);
-        // Where the last step has left something.
+        // The gradient place as a previous step may have left it.
         let place = weight.full_like(f64::NAN);
         let convolve =
             |x: &Tensor, w: &Tensor| table.in_use(|| conv2d(x, w, Some(&place), 1, 1, 1).unwrap());

@@ -1,4 +1,4 @@
-//! What a run's `metrics.jsonl` says of its speed. Pure.
+//! Computes a run's measurements from its `metrics.jsonl`. Pure.
 
 use job::metrics::{EpochRecord, Record, StepRecord, SummaryRecord, Timed, WARMUP_STEPS};
 use serde_json::Value;
@@ -9,15 +9,15 @@ use crate::energy::seconds;
 use crate::error::{BenchError, Result};
 use crate::record::{Measured, Split};
 
-/// A record of steps and when it was written.
+/// A record of steps, with the time at which it was written.
 type Steps = Timed<StepRecord>;
 
-/// When the first step began, by the first record.
+/// Returns when the first step began, computed from the first record.
 fn first_step_began(Timed { record, time }: &Steps) -> OffsetDateTime {
     *time - time::Duration::seconds_f64(record.step as f64 * record.step_ms / 1e3)
 }
 
-/// Known on the CPU alone.
+/// Returns the division of a step's time, which is known only on the CPU.
 fn split_of(record: &StepRecord) -> Option<Split> {
     let parts = record.split.as_ref()?;
     let mut split = Split {
@@ -34,7 +34,7 @@ fn split_of(record: &StepRecord) -> Option<Split> {
     Some(split)
 }
 
-/// The mean of means over equally many steps.
+/// Returns the mean of `splits`, each of which is a mean over equally many steps.
 fn mean(splits: &[Split]) -> Option<Split> {
     let mean = |part: fn(&Split) -> f64| splits.iter().map(part).sum::<f64>() / splits.len() as f64;
     (!splits.is_empty()).then(|| Split {
@@ -52,7 +52,7 @@ pub(super) fn problem(problem: &str) -> BenchError {
     BenchError::Unexpected { what: "metrics.jsonl", problem: problem.to_owned() }
 }
 
-/// Reads the epochs' ends.
+/// Reads the end of each epoch that was evaluated.
 pub(super) fn epochs_from_metrics(text: &str) -> Result<Vec<EpochEnd>> {
     let (mut begin, mut ends) = (None, Vec::new());
     for line in text.lines() {
@@ -75,7 +75,7 @@ pub(super) fn epochs_from_metrics(text: &str) -> Result<Vec<EpochEnd>> {
     Ok(ends)
 }
 
-/// Images of which the first `step` steps were, with the last batch of each epoch as small as it is.
+/// Returns the number of images in the first `step` steps, counting the smaller last batch of each epoch.
 fn images_until(step: u64, global_batch: usize, train_images: usize) -> usize {
     let per_epoch = train_images.div_ceil(global_batch);
     let step = step as usize;
@@ -84,9 +84,9 @@ fn images_until(step: u64, global_batch: usize, train_images: usize) -> usize {
 
 /// Reads the metrics of a run of `steps` steps over `train_images` that was started at `command_at`.
 ///
-/// Images/s come from the times of records, not from the summary: so they count all that happens
-/// between steps too, as the peers' do. Records that an epoch's end lies between are left out: curves are
-/// drawn there, and peers draw none.
+/// Images/s are computed from the times of the records, not from the summary, so that they include all that
+/// happens between steps, as the peers' do. Intervals between records that contain the end of an epoch are
+/// left out: curves are drawn there, which peers do not do.
 pub(super) fn from_metrics(
     text: &str,
     command_at: OffsetDateTime,
@@ -135,7 +135,7 @@ pub(super) fn from_metrics(
     let pairs = lines[warm..].windows(2).map(|pair| (&pair[0], &pair[1]));
     let within = pairs.filter(|(before, after)| before.record.epoch == after.record.epoch);
     let spans: Vec<_> = within.map(|(before, after)| span(before, after)).collect();
-    // Where epochs are that short there is nothing else.
+    // Where every interval contains the end of an epoch, take all of them.
     let spans = if spans.is_empty() { vec![span(from, last)] } else { spans };
     let sum = |part: fn(&(f64, f64)) -> f64| spans.iter().map(part).sum::<f64>();
     let splits: Option<Vec<Split>> = timed.iter().map(|line| split_of(&line.record)).collect();
@@ -189,7 +189,8 @@ mod tests {
                 r#"{{"kind":"step","step":{step},"epoch":{epoch},"loss":2.0,"lr":0.1,"step_ms":100.0,"grad_norm":1.0,"time":"2026-01-01T00:00:{second:06.3}Z"}}"#
             )
         };
-        // Two records of each epoch of twenty steps, a second each, and five seconds between epochs.
+        // Epochs of twenty steps with two records each. Ten steps take a second; five seconds lie between
+        // epochs.
         let lines = [line(10, 1, 1.0), line(20, 1, 2.0), line(30, 2, 8.0), line(40, 2, 9.0)];
         let summary =
             METRICS.trim().lines().last().unwrap().replace(r#""steps":30"#, r#""steps":40"#);

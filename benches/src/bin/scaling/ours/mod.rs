@@ -1,4 +1,4 @@
-//! Running our launcher, and reading what it leaves.
+//! Runs Lockstep's launcher, and reads the metrics that a run leaves.
 
 mod metrics;
 
@@ -18,10 +18,10 @@ use crate::process;
 use crate::record::Measured;
 use crate::srun;
 
-/// As many synthetic images as CIFAR-10 has, and as peers make.
+/// Overrides for synthetic images, as many as CIFAR-10 has and as peers make.
 const SYNTHETIC: [&str; 2] = ["data.dataset=synthetic", "data.train_images=50000"];
 
-/// Our programs and what is the same in all runs.
+/// Lockstep's programs, and the options that are the same in all runs.
 pub struct Ours {
     launcher: PathBuf,
     device: Device,
@@ -33,10 +33,10 @@ pub struct Ours {
 }
 
 impl Ours {
-    /// Takes the launcher beside this program.
+    /// Takes the launcher in the folder of this program.
     ///
     /// # Errors
-    /// [`BenchError::NotBuilt`], where it or the trainer is not there; [`BenchError::Nodes`].
+    /// [`BenchError::NotBuilt`] where the launcher or the trainer is missing; [`BenchError::Nodes`].
     pub fn new(args: &Args) -> Result<Self> {
         let file = |source| BenchError::File { path: "/proc/self/exe".into(), source };
         let launcher = std::env::current_exe().map_err(file)?.with_file_name("launcher");
@@ -61,7 +61,7 @@ impl Ours {
     /// Trains once, with everything in `folder`.
     ///
     /// # Errors
-    /// When the run fails, or does not say what was expected.
+    /// When the run fails, or its metrics lack something.
     pub fn measure(
         &self,
         case: &Case,
@@ -72,7 +72,7 @@ impl Ours {
         let steps = WARMUP_STEPS + self.steps;
         let own = [
             format!("train.max_steps={steps}"),
-            // Peers only train. What is left, at the end, is not timed, but waited for.
+            // Peers only train. The final evaluation and checkpoint are waited for, but not timed.
             "eval.every_epochs=1000000".to_owned(),
             "checkpoint.every_epochs=1000000".to_owned(),
             "data.test_images=100".to_owned(),
@@ -86,7 +86,7 @@ impl Ours {
         from_metrics(&read_metrics(&run_dir)?, started, steps, outline.images[0])
     }
 
-    /// Trains until an evaluation shows `target`, or to the end, with everything in `folder`.
+    /// Trains until an evaluation reaches `goal.target` or the epochs are over, with everything in `folder`.
     ///
     /// # Errors
     /// As [`Self::measure`].

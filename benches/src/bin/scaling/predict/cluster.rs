@@ -7,37 +7,38 @@ use serde::Deserialize;
 
 use crate::error::{BenchError, Result};
 
-/// GPUs, and what connects them.
+/// GPUs and their interconnect.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cluster {
-    /// In words.
+    /// Description in words.
     pub description: String,
-    /// GPUs of a node.
+    /// Number of GPUs in a node.
     pub gpus_per_node: usize,
-    /// Which collectives its library may choose from.
+    /// Algorithms from which its library may choose.
     pub algorithms: Vec<Algorithm>,
-    /// Of a ring within a node, as nccl-tests count it.
+    /// Bus bandwidth of a ring within a node, as nccl-tests define it.
     pub intra_bus_gb_per_s: Figure,
-    /// From one GPU to the next within a node.
+    /// Latency from one GPU to the next in a ring within a node.
     pub intra_hop_us: Protocols,
-    /// The same, in a tree.
+    /// Latency from one GPU to the next in a tree within a node.
     pub intra_tree_hop_us: Protocols,
-    /// Of a node's network, one way, all its cards together; as much as a program gets.
+    /// Usable bandwidth of a node's network in one direction, over all its cards.
     pub inter_gb_per_s: Figure,
-    /// From one node to the next in a ring.
+    /// Latency from one node to the next in a ring.
     pub inter_hop_us: Protocols,
-    /// The same, in a tree.
+    /// Latency from one node to the next in a tree.
     pub inter_tree_hop_us: Protocols,
-    /// Before the first hop.
+    /// Latency before the first hop.
     pub base_us: Protocols,
-    /// All-reduce in the switch of a node, where there is one.
+    /// All-reduce in the switch of a node, if it has one.
     pub nvls: Option<Nvls>,
-    /// What share of its speed a GPU loses while it communicates.
+    /// Share of its speed that a GPU loses while it communicates.
     pub slowdown_while_communicating: Figure,
-    /// What share a step takes longer as soon as ranks communicate, whatever they do.
+    /// Share by which a step takes longer as soon as ranks communicate, whatever they do.
     pub step_overhead: Figure,
-    /// The standard deviation of a rank's step, a share: the slowest of many sets the pace.
+    /// Standard deviation of the time of a rank's step, as a share of it: the slowest of many ranks sets the
+    /// pace.
     pub step_noise: Figure,
 }
 
@@ -45,41 +46,41 @@ pub struct Cluster {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Nvls {
-    /// As nccl-tests count it.
+    /// Bus bandwidth, as nccl-tests define it.
     pub bus_gb_per_s: Figure,
-    /// Before the first byte.
+    /// Latency before the first byte.
     pub latency_us: Figure,
 }
 
-/// A number with its source.
+/// A number with its uncertainty and source.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Figure {
     /// The number.
     pub value: f64,
-    /// How much it may be off, a share.
+    /// Relative uncertainty, in [0, 1).
     pub uncertainty: f64,
-    /// Who says so; "assumed" where nobody does.
+    /// Source of the number; "assumed" where there is none.
     pub source: String,
 }
 
-/// A latency of each of NCCL's protocols, with their source.
+/// Latencies of NCCL's protocols in microseconds, with their source.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Protocols {
-    /// Of short messages.
+    /// Latency of the protocol for short messages.
     pub ll: f64,
-    /// Of middling ones.
+    /// Latency of the protocol for medium messages.
     pub ll128: f64,
-    /// Of long ones.
+    /// Latency of the protocol for long messages.
     pub simple: f64,
-    /// How much they may be off, a share.
+    /// Relative uncertainty, in [0, 1).
     pub uncertainty: f64,
-    /// Who says so.
+    /// Source of the latencies.
     pub source: String,
 }
 
-/// How a collective goes about it.
+/// Algorithm of an all-reduce.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Algorithm {
@@ -87,17 +88,17 @@ pub enum Algorithm {
     Ring,
     /// A chain in each node, a double binary tree over nodes.
     Tree,
-    /// In the switch of a node.
+    /// NVLink SHARP, in the switch of a node.
     Nvls,
     /// Reduce-scatter in each node, rings over nodes, all-gather in each node.
     Hierarchical,
 }
 
 impl Cluster {
-    /// The cluster of a name in `benches/clusters`, or of a file.
+    /// Loads a cluster by its name in `benches/clusters`, or from a file.
     ///
     /// # Errors
-    /// When there is none, or something is wrong with it.
+    /// When there is no such cluster, or its file is invalid.
     pub fn load(name: &str) -> Result<Self> {
         let path = path_of(name);
         let text = std::fs::read_to_string(&path).map_err(|source| BenchError::Cluster {
@@ -131,7 +132,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// All figures by name; of latencies, those of the `simple` protocol.
+    /// Returns all figures by name; of latencies, those of the `simple` protocol.
     pub fn figures(&self) -> BTreeMap<&'static str, Figure> {
         let latency = |protocols: &Protocols| Figure {
             value: protocols.simple,
@@ -157,7 +158,8 @@ impl Cluster {
         figures
     }
 
-    /// With every figure off by `part` of its uncertainty, to the worse where `part` is positive.
+    /// Returns the cluster with every figure off by `part` of its uncertainty, for the worse where `part` is
+    /// positive.
     pub fn off_by(&self, part: f64) -> Self {
         let mut cluster = self.clone();
         let faster = |figure: &mut Figure| figure.value *= 1.0 - part * figure.uncertainty;
@@ -195,7 +197,7 @@ fn path_of(name: &str) -> PathBuf {
     if is_file { PathBuf::from(name) } else { folder().join(format!("{name}.yaml")) }
 }
 
-/// The clusters that come with the sources.
+/// Returns the names of the clusters that come with the sources.
 pub fn names() -> Vec<String> {
     let entries = std::fs::read_dir(folder()).into_iter().flatten().flatten();
     let stem = |entry: std::fs::DirEntry| {

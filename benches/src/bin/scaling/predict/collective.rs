@@ -1,25 +1,25 @@
-//! How long an all-reduce takes: latency plus bytes by bandwidth, for each way to do it. Pure.
+//! The time of an all-reduce as latency plus bytes over bandwidth, for each algorithm and protocol. Pure.
 //!
-//! Source: NCCL, `src/graph/tuning.cc`; the corrections are those of its model too.
+//! Source: NCCL, `src/graph/tuning.cc`, including the corrections of its model.
 
 use super::cluster::{Algorithm, Cluster, Nvls, Protocols};
 
-/// An estimate and how it comes about.
+/// The estimated time of an all-reduce.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Estimate {
-    /// From start to end.
+    /// Seconds from start to end.
     pub seconds: f64,
-    /// The way that takes so long.
+    /// The algorithm and protocol that take this time.
     pub way: &'static str,
 }
 
-/// NCCL's protocols, and what share of the bandwidth each leaves to a ring and to a tree.
+/// One of NCCL's protocols, and the share of the bandwidth that a ring and a tree achieve with it.
 #[derive(Clone, Copy)]
 struct Protocol {
     latency: fn(&Protocols) -> f64,
     ring_share: f64,
     tree_share: f64,
-    /// By powers of two from 64 bytes: trees fall short of the model at middling sizes.
+    /// Correction factors by powers of two from 64 bytes: trees fall short of the model at medium sizes.
     tree_correction: [f64; 22],
     ring_name: &'static str,
     tree_name: &'static str,
@@ -61,7 +61,7 @@ const PROTOCOLS: [Protocol; 3] = [
     },
 ];
 
-/// Ranks on a cluster, as full nodes as they can be.
+/// Ranks on a cluster, on as few nodes as possible.
 #[derive(Debug, Clone, Copy)]
 pub struct Group<'a> {
     cluster: &'a Cluster,
@@ -70,12 +70,12 @@ pub struct Group<'a> {
 }
 
 impl<'a> Group<'a> {
-    /// Of `ranks` ranks.
+    /// Creates a group of `ranks` ranks.
     pub fn new(cluster: &'a Cluster, ranks: usize) -> Self {
         Self { cluster, ranks, nodes: ranks.div_ceil(cluster.gpus_per_node) }
     }
 
-    /// The all-reduce of `bytes` by whichever way of the cluster is the fastest.
+    /// Estimates the all-reduce of `bytes` by the fastest of the cluster's algorithms.
     pub fn all_reduce(&self, bytes: f64) -> Estimate {
         let none = Estimate { seconds: 0.0, way: "nothing to do" };
         if self.ranks < 2 || bytes <= 0.0 {
@@ -96,7 +96,7 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// What a ring through all ranks moves: the slowest link of it.
+    /// Returns the bandwidth of a ring through all ranks, which is that of its slowest link.
     fn bus_bytes_per_s(&self) -> f64 {
         let intra = self.cluster.intra_bus_gb_per_s.value;
         let inter = self.cluster.inter_gb_per_s.value;
@@ -119,7 +119,7 @@ impl<'a> Group<'a> {
         let mut micros = latency(&cluster.base_us)
             + (hops - between_nodes) * latency(&cluster.intra_hop_us) * intra_factor
             + between_nodes * latency(&cluster.inter_hop_us);
-        // Where a ring over nodes is long but not yet full.
+        // NCCL's plateau: a ring over nodes is long but not yet saturated.
         let is_plateau = self.nodes > 1 && bytes >= ranks / 16.0 * 65536.0;
         if is_plateau && protocol.ring_name == "ring, Simple" {
             micros *= 1.9;
@@ -149,7 +149,8 @@ impl<'a> Group<'a> {
         Estimate { seconds, way: "NVLS" }
     }
 
-    /// Each GPU of a node carries its part over the network, beside the others of its node.
+    /// Estimates the hierarchical all-reduce, in which each GPU of a node sends its part over the network,
+    /// concurrently with the others.
     fn hierarchical(&self, bytes: f64) -> Estimate {
         let cluster = self.cluster;
         let nodes = self.nodes as f64;

@@ -1,4 +1,4 @@
-//! What one rank computes in a step, by its batch.
+//! The compute time of one rank's step, by its batch.
 
 use std::str::FromStr;
 
@@ -7,24 +7,25 @@ use crate::error::{BenchError, Result};
 use crate::record::{Measured, Report, Split};
 use crate::stats::Spread;
 
-/// What one rank computes in a step.
+/// Compute time of one rank's step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Compute {
-    /// From the images to the loss, in seconds.
+    /// Seconds from the images to the loss.
     pub forward: f64,
-    /// From the loss to the gradients, in seconds.
+    /// Seconds from the loss to the gradients.
     pub backward: f64,
-    /// Batches, optimizer, counting, in seconds.
+    /// Seconds of everything else: making batches, optimizer, counting.
     pub rest: f64,
 }
 
 impl Compute {
-    /// Of a whole step, where nothing says how it is divided: backward does twice the work of forward.
+    /// Divides the time of a whole step, assuming that backward does twice the work of forward.
     pub const fn from_step(seconds: f64) -> Self {
         Self { forward: seconds / 3.0, backward: seconds * 2.0 / 3.0, rest: 0.0 }
     }
 
-    /// Of the median run of those whose step takes so many seconds; its split where it has one.
+    /// Divides a step of `step` seconds by the median split of `runs`, or as [`Self::from_step`] if they have
+    /// none.
     pub fn of_runs(runs: &[&Measured], step: f64) -> Self {
         let median = |part: fn(&Split) -> f64| {
             let parts = runs.iter().filter_map(|run| run.split.as_ref()).map(part);
@@ -38,18 +39,19 @@ impl Compute {
         })
     }
 
-    /// Without communication.
+    /// Returns the seconds of a step without communication.
     pub const fn total(&self) -> f64 {
         self.forward + self.backward + self.rest
     }
 
-    /// With another batch: images are what takes time, but for the optimizer.
+    /// Returns the time at a batch `factor` times as large: forward and backward scale with the images, the
+    /// rest does not.
     const fn scaled(&self, factor: f64) -> Self {
         let Self { forward, backward, rest } = *self;
         Self { forward: forward * factor, backward: backward * factor, rest }
     }
 
-    /// On the line through this one, at 0, and `other`, at 1.
+    /// Interpolates linearly between this, at 0, and `other`, at 1.
     fn toward(&self, other: &Self, at: f64) -> Self {
         let between = |a: f64, b: f64| a + (b - a) * at;
         Self {
@@ -60,20 +62,20 @@ impl Compute {
     }
 }
 
-/// What one rank computes in a step at every batch: as known at some, and straight lines between them
-/// and beyond. A smaller batch than any known is never faster an image.
+/// Compute time of one rank's step at every batch: interpolated linearly between the known batches, and
+/// extrapolated beyond them. A batch below all known ones never has more images/s than the smallest of these.
 #[derive(Debug, Clone)]
 pub struct Speed(Vec<(f64, Compute)>);
 
 impl Speed {
-    /// From what is known at some batches, at least one.
+    /// Creates it from the compute times at some batches, at least one.
     pub fn new(mut known: Vec<(usize, Compute)>) -> Self {
         known.sort_by_key(|(batch, _)| *batch);
         known.dedup_by_key(|(batch, _)| *batch);
         Self(known.into_iter().map(|(batch, compute)| (batch as f64, compute)).collect())
     }
 
-    /// At a batch, which need not be whole.
+    /// Returns the compute time at a batch, which need not be whole.
     pub fn at(&self, batch: f64) -> Compute {
         let known = &self.0;
         let proportional = |(known, compute): &(f64, Compute)| compute.scaled(batch / known);
@@ -89,7 +91,7 @@ impl Speed {
     }
 }
 
-/// Images a second of one GPU, at a batch where the command line says at which.
+/// Images per second of one GPU, with the batch if the command line gives it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rate {
     images_per_s: f64,
@@ -114,10 +116,10 @@ impl FromStr for Rate {
     }
 }
 
-/// What one rank computes, and how that is known; `batch` is a rank's.
+/// Returns the compute time of one rank and its source in words. `batch`: images per rank.
 ///
 /// # Errors
-/// When the command line says nothing of it, or the measurement does not have it.
+/// When the command line gives no source, or the measurement lacks this batch.
 pub fn speed(prediction: &Prediction, stem: &str, batch: usize) -> Result<(Speed, String)> {
     let unexpected = |what, problem: String| BenchError::Unexpected { what, problem };
     if !prediction.images_per_s.is_empty() {
@@ -152,7 +154,7 @@ pub fn speed(prediction: &Prediction, stem: &str, batch: usize) -> Result<(Speed
     Ok((Speed::new(known), format!("one rank measured on {hardware}{by}")))
 }
 
-/// What one rank computes at each batch that it was measured at.
+/// Returns the compute time of one rank at each batch at which it was measured.
 fn measured(report: &Report, stem: &str) -> Vec<(usize, Compute)> {
     let cases = report.cases().into_iter().filter(|case| case.starts_with(&format!("{stem},")));
     let at_batch = |case: &str, batch: usize| {

@@ -1,4 +1,4 @@
-//! A prediction as a document.
+//! Renders a prediction as a document.
 
 use figure::{Line, Point, QUIET, Stroke, colour};
 
@@ -27,7 +27,7 @@ pub(super) fn of(model: &Model, args: &Args) -> Vec<Block> {
     blocks
 }
 
-/// One GPU is what all are compared with.
+/// Returns the GPU counts to predict, including one GPU, with which the others are compared.
 fn counts(args: &Args) -> Vec<usize> {
     let mut counts: Vec<usize> = args.predict.iter().copied().filter(|ranks| *ranks > 0).collect();
     counts.push(1);
@@ -83,7 +83,7 @@ fn table(model: &Model, steps: &[Step]) -> Table {
     table
 }
 
-/// Where communication stops hiding, and what would hide it.
+/// Describes where communication is no longer hidden, and what would hide it.
 fn advice(model: &Model, counts: &[usize]) -> Vec<String> {
     let limit = HIDDEN * 100.0;
     let mut texts = vec![match model.stops_hiding() {
@@ -118,8 +118,8 @@ fn advice(model: &Model, counts: &[usize]) -> Vec<String> {
     texts
 }
 
-/// The same global batch for all: each rank takes its share of it. What they are compared with is one GPU
-/// that takes all of it.
+/// Returns the table of strong scaling: each rank takes its share of the global batch. Efficiency is relative
+/// to one GPU that takes all of it.
 fn strong(model: &Model, counts: &[usize], global_batch: usize) -> Table {
     let alone = model.with_batch(global_batch as f64).compute.total();
     let mut table = Table::new([

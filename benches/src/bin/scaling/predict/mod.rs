@@ -1,5 +1,5 @@
-//! What more GPUs would do: measured compute time, a model of collectives, and the schedule between
-//! the two. Pure but for reading its inputs; docs/prediction.md says what it rests on.
+//! Predicts the throughput of more GPUs from measured compute time, a model of collectives, and a schedule
+//! that combines them. Pure except for reading its inputs; docs/prediction.md explains the model.
 
 pub mod check;
 mod cluster;
@@ -25,10 +25,10 @@ use compute::{Compute, Speed, speed};
 use network::Layers;
 use schedule::{Communication, Timeline, simulate};
 
-/// Exposed communication below this share of a step counts as hidden.
+/// Exposed communication up to this share of a step counts as hidden.
 const HIDDEN: f64 = 0.05;
 
-/// The most GPUs that are looked at for the point where communication stops hiding.
+/// Most GPUs that are considered when looking for the point where communication is no longer hidden.
 const MOST_RANKS: usize = 1 << 16;
 
 /// One network on one cluster.
@@ -37,27 +37,27 @@ struct Model {
     layers: Layers,
     cluster: Cluster,
     batch_per_rank: usize,
-    /// At that batch.
+    /// Compute time of a step at `batch_per_rank`.
     compute: Compute,
-    /// At others.
+    /// Compute time of a step at any batch.
     speed: Speed,
     bucket_cap_bytes: usize,
     wire_dtype: WireDtype,
-    /// Where `speed` comes from.
+    /// Source of `speed`, for the report.
     basis: String,
 }
 
-/// A network that is asked about, and what the command line may override.
+/// A network to predict, and its settings that the command line may override.
 struct Subject {
     layers: Layers,
     cap_mib: f64,
     batch: usize,
     wire_dtype: WireDtype,
-    /// Of its configuration's file.
+    /// Stem of the configuration's file name; empty without one.
     stem: String,
 }
 
-/// A step of `ranks` ranks.
+/// The prediction of a step of `ranks` ranks.
 #[derive(Debug, Clone, Copy)]
 struct Step {
     ranks: usize,
@@ -68,7 +68,7 @@ struct Step {
 /// Predicts what the command line asks for.
 ///
 /// # Errors
-/// When a file is missing or wrong, or the command line says too little.
+/// When a file is missing or invalid, or the command line lacks something.
 pub fn document(args: &Args) -> Result<Vec<Block>> {
     let mut blocks = vec![Block::Heading(1, "Prediction".to_owned())];
     for model in models(args)? {
@@ -77,10 +77,10 @@ pub fn document(args: &Args) -> Result<Vec<Block>> {
     Ok(blocks)
 }
 
-/// PyTorch DDP's.
+/// Default bucket size of PyTorch DDP.
 const DEFAULT_BUCKET_MIB: usize = 25;
 
-/// What a trainer would measure, a prediction takes from the configuration or leaves at the default.
+/// Returns the bucket size in MiB; the default for `auto`, which a trainer would measure.
 fn bucket_mib(cap: BucketCap) -> usize {
     match cap {
         BucketCap::Mib(mib) => mib,
@@ -158,7 +158,7 @@ fn models(args: &Args) -> Result<Vec<Model>> {
 }
 
 impl Model {
-    /// A step of `ranks` ranks.
+    /// Predicts a step of `ranks` ranks.
     fn step(&self, ranks: usize) -> Step {
         let group = Group::new(&self.cluster, ranks);
         let communication = Communication {
@@ -178,7 +178,7 @@ impl Model {
         Step { ranks, seconds, timeline }
     }
 
-    /// What travels of the bytes of gradients in fp32.
+    /// Returns the bytes on the wire as a fraction of the bytes of gradients in fp32.
     const fn wire_share(&self) -> f64 {
         match self.wire_dtype {
             WireDtype::Fp32 => 1.0,
@@ -190,12 +190,12 @@ impl Model {
         (step.ranks * self.batch_per_rank) as f64 / step.seconds
     }
 
-    /// Of what as many ranks would do that need not wait for each other.
+    /// Returns the throughput as a fraction of that of as many ranks that need not wait for each other.
     fn efficiency(&self, step: &Step) -> f64 {
         self.compute.total() / step.seconds
     }
 
-    /// The lowest and the highest efficiency if all figures are off to the same side.
+    /// Returns the lowest and the highest efficiency if all figures are off in the same direction.
     fn efficiency_range(&self, ranks: usize) -> (f64, f64) {
         let off = |part| {
             let model = Self { cluster: self.cluster.off_by(part), ..self.clone() };
@@ -204,7 +204,7 @@ impl Model {
         (off(1.0), off(-1.0))
     }
 
-    /// With another batch of a rank, which need not be whole.
+    /// Returns the model at another batch per rank, which need not be whole.
     fn with_batch(&self, batch_per_rank: f64) -> Self {
         Self {
             batch_per_rank: batch_per_rank.round() as usize,
@@ -222,13 +222,13 @@ impl Model {
         step.timeline.exposed() <= HIDDEN * step.seconds
     }
 
-    /// The first of 2, 4, 8, ... ranks whose communication is not hidden.
+    /// Returns the first of 2, 4, 8, ... ranks whose communication is not hidden.
     fn stops_hiding(&self) -> Option<usize> {
         let doublings = std::iter::successors(Some(2usize), |ranks| ranks.checked_mul(2));
         doublings.take_while(|ranks| *ranks <= MOST_RANKS).find(|ranks| !self.is_hidden(*ranks))
     }
 
-    /// The bucket, of powers of two in MiB, with the shortest step.
+    /// Returns the bucket size in MiB, of 25 and the powers of two from 1/4 to 256, with the shortest step.
     fn best_bucket_mib(&self, ranks: usize) -> (f64, Step) {
         let step = |mib: f64| (mib, self.with_bucket_mib(mib).step(ranks));
         let caps = (-2..=8).map(|power| 2f64.powi(power));
@@ -236,7 +236,7 @@ impl Model {
         caps.map(step).fold(first, |a, b| if b.1.seconds < a.1.seconds { b } else { a })
     }
 
-    /// The smallest batch of a rank, of this one and its doublings, that hides communication.
+    /// Returns the smallest batch per rank, of the present one and its doublings, that hides communication.
     fn hiding_batch(&self, ranks: usize) -> Option<usize> {
         let batches = (0..=8).map(|power| self.batch_per_rank as f64 * 2f64.powi(power));
         batches
@@ -245,8 +245,8 @@ impl Model {
             .map(|model| model.batch_per_rank)
     }
 
-    /// How many times sooner than one rank with its batch so many come to the same loss, if a batch of
-    /// B images takes 1 + critical / B times the fewest steps there can be.
+    /// Returns how many times sooner `step.ranks` ranks reach the same loss than one rank with its batch, if
+    /// a batch of B images takes 1 + critical / B times the smallest possible number of steps.
     ///
     /// Source: McCandlish et al., An Empirical Model of Large-Batch Training, 2018, equation 2.11.
     fn training_speed_up(&self, step: &Step) -> f64 {
@@ -258,7 +258,7 @@ impl Model {
     }
 }
 
-/// The expected largest of `n` numbers with a standard normal distribution.
+/// Returns the expected maximum of `n` samples of a standard normal distribution.
 ///
 /// Source: Blom, Statistical Estimates and Transformed Beta-Variables, 1958; for the quantile,
 /// Abramowitz and Stegun, Handbook of Mathematical Functions, 26.2.23.

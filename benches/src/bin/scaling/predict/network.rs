@@ -1,4 +1,4 @@
-//! Networks as what a prediction needs of them: work and gradients, layer by layer.
+//! The data that a prediction needs of a network: work and gradients, layer by layer.
 
 use job::config::{Config, Model, ModelName, Stem};
 use job::dataset::{self, Outline};
@@ -9,20 +9,20 @@ use crate::error::Result;
 /// A convolution or a linear layer, with the batch norm that follows it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Layer {
-    /// Multiply-accumulates of its forward pass, an image.
+    /// Multiply-accumulates of the forward pass per image.
     pub macs: f64,
-    /// Elements of its parameters, in the order of registration.
+    /// Number of elements of each parameter, in the order of registration.
     pub parameters: Vec<usize>,
 }
 
-/// Layers in the order of the forward pass.
+/// A network's layers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Layers {
-    /// What a report calls them.
+    /// Name in reports.
     pub name: String,
-    /// One after the other.
+    /// Layers in the order of the forward pass.
     pub layers: Vec<Layer>,
-    /// The batch from which a larger one no longer saves steps, in images, and who says so.
+    /// Critical batch in images, from which a larger batch no longer saves steps, and its source.
     pub critical_batch: (f64, &'static str),
 }
 
@@ -30,10 +30,10 @@ const NOISE_SCALE: &str = "the order that McCandlish et al., An Empirical Model 
                            2018, find for such images; it grows while training";
 
 impl Layers {
-    /// A configuration's network on its images.
+    /// Returns the layers of a configuration's network for the size of its images.
     ///
     /// # Errors
-    /// When it has a folder of images that is missing or not as it should be.
+    /// When the configuration names a folder of images that is missing or invalid.
     pub fn of_config(config: &Config) -> Result<Self> {
         let Outline { shape, classes, .. } = dataset::outline(&config.data)?;
         let network = Network::new(&config.model, shape, classes);
@@ -50,7 +50,7 @@ impl Layers {
         })
     }
 
-    /// A network of the catalogue for ImageNet, 224x224; `None` for another name.
+    /// Returns the layers of a network of the catalogue for ImageNet, 224x224; `None` for any other name.
     pub fn for_imagenet(name: &str) -> Option<Self> {
         let name: ModelName =
             catalogue().find(|it| it.name == name && it.home == Home::Imagenet)?.into();
@@ -62,12 +62,12 @@ impl Layers {
         })
     }
 
-    /// Of all parameters.
+    /// Returns the number of elements of all parameters.
     pub fn gradient_elements(&self) -> usize {
         self.layers.iter().flat_map(|layer| &layer.parameters).sum()
     }
 
-    /// Of a forward pass, an image.
+    /// Returns the multiply-accumulates of a forward pass per image.
     pub fn macs(&self) -> f64 {
         self.layers.iter().map(|layer| layer.macs).sum()
     }
@@ -101,7 +101,7 @@ mod tests {
 
     #[test]
     fn networks_for_imagenet_are_torchvisions() {
-        // Parameters and GFLOPS as torchvision's weights say.
+        // Parameters and GFLOPS as documented with torchvision's weights.
         for (name, parameters, gmacs) in [
             ("resnet18", 11_689_512, 1.814),
             ("resnet34", 21_797_672, 3.664),

@@ -1,4 +1,4 @@
-//! Predictions beside published measurements.
+//! Compares predictions with published measurements.
 
 use job::config::WireDtype;
 

@@ -1,5 +1,5 @@
-//! When backward's gradients are ready, when they are communicated, and what of that is waited for.
-//! Pure.
+//! Simulates when backward's gradients are ready, when they are communicated, and how long a step waits for
+//! that. Pure.
 
 use comm::bucket::BucketPlan;
 
@@ -9,36 +9,36 @@ use super::network::Layer;
 /// How gradients are communicated.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Communication {
-    /// Most bytes of a bucket.
+    /// Maximum bytes of a bucket.
     pub bucket_cap_bytes: usize,
-    /// While backward goes on, or after it.
+    /// Whether buckets are communicated during backward rather than after it.
     pub overlap: bool,
-    /// What share of its speed a rank loses while it communicates.
+    /// Share of its speed that a rank loses while it communicates.
     pub slowdown: f64,
 }
 
-/// How a step goes, in seconds from the beginning of backward.
+/// Times of a step, in seconds from the beginning of backward.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Timeline {
-    /// All gradients of the rank are there.
+    /// When the rank's own gradients are all ready.
     pub backward_end: f64,
-    /// All gradients of all ranks are there.
+    /// When the gradients of all ranks are reduced.
     pub communication_end: f64,
-    /// Of all collectives.
+    /// Total duration of all collectives.
     pub communication: f64,
-    /// How many there are.
+    /// Number of buckets, each with one collective.
     pub buckets: usize,
 }
 
 impl Timeline {
-    /// Waited for after backward.
+    /// Returns how long communication lasts after the end of backward.
     pub fn exposed(&self) -> f64 {
         (self.communication_end - self.backward_end).max(0.0)
     }
 }
 
-/// Simulates backward through `layers`, which are in the order of the forward pass and share its time
-/// as they share the multiply-accumulates. `all_reduce`: seconds for so many bytes.
+/// Simulates backward through `layers`, given in the order of the forward pass. Backward's time is divided
+/// among them by their multiply-accumulates. `all_reduce` returns the seconds for a number of bytes.
 pub fn simulate(
     layers: &[Layer],
     compute: &Compute,
@@ -46,7 +46,7 @@ pub fn simulate(
     all_reduce: impl Fn(f64) -> f64,
 ) -> Timeline {
     let Communication { bucket_cap_bytes, overlap, slowdown } = *communication;
-    // Gradients come from the last layer to the first, and lie in that order.
+    // Gradients become ready from the last layer to the first, and lie in memory in that order.
     let lens: Vec<usize> =
         layers.iter().rev().flat_map(|layer| layer.parameters.iter().rev().copied()).collect();
     let plan = BucketPlan::new(&lens, size_of::<f32>(), bucket_cap_bytes);
@@ -76,7 +76,7 @@ pub fn simulate(
     timeline
 }
 
-/// When work that takes `seconds` by itself is done, if it is slowed down until `busy_until`.
+/// Returns when work of `seconds` is done, if it is slowed down until `busy_until`.
 fn worked(now: f64, seconds: f64, busy_until: f64, slowdown: f64) -> f64 {
     let done_while_busy = (busy_until - now).max(0.0) * (1.0 - slowdown);
     if done_while_busy >= seconds {
@@ -89,14 +89,14 @@ fn worked(now: f64, seconds: f64, busy_until: f64, slowdown: f64) -> f64 {
 mod tests {
     use super::*;
 
-    /// Four layers that take as long as each other, of 100 parameters each.
+    /// Four layers of equal duration, with 100 parameters each.
     fn layers() -> Vec<Layer> {
         vec![Layer { macs: 1.0, parameters: vec![100] }; 4]
     }
 
     const COMPUTE: Compute = Compute { forward: 2.0, backward: 4.0, rest: 0.0 };
 
-    /// A second for each bucket of one layer.
+    /// Simulates buckets of `bucket_layers` layers, whose all-reduce takes `each` seconds per layer.
     fn run(bucket_layers: usize, overlap: bool, slowdown: f64, each: f64) -> Timeline {
         let bucket_cap_bytes = bucket_layers * 400;
         let communication = Communication { bucket_cap_bytes, overlap, slowdown };
