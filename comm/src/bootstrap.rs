@@ -68,7 +68,7 @@ pub fn nccl_version() -> Result<String> {
 ///
 /// # Errors
 /// A sentence with both versions.
-pub fn driver_serves_cuda() -> std::result::Result<(), String> {
+pub fn check_driver_supports_cuda() -> std::result::Result<(), String> {
     use nccl_rs::CudaVersion;
     match (CudaVersion::of_driver(), CudaVersion::of_runtime()) {
         (Ok(driver), Ok(runtime)) if driver.major < runtime.major => Err(format!(

@@ -7,14 +7,14 @@ use std::ops::Range;
 
 /// Linear cost model of an all-reduce: a fixed latency plus the length over the bandwidth.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Speed {
+pub struct AllReduceCost {
     /// Seconds that an all-reduce takes however short it is.
     pub latency_seconds: f64,
     /// Bytes per second of a long all-reduce, without its latency.
     pub bytes_per_second: f64,
 }
 
-impl Speed {
+impl AllReduceCost {
     /// Fits the model to two measurements, each in bytes and seconds, the shorter buffer first. Where noise
     /// makes the longer one no slower, the bandwidth is taken from the longer one alone, without latency.
     pub fn fit([short, long]: [(usize, f64); 2]) -> Self {
@@ -42,7 +42,7 @@ impl Speed {
     }
 }
 
-/// Lower limit of [`Speed::bucket_cap_bytes`].
+/// Lower limit of [`AllReduceCost::bucket_cap_bytes`].
 const MIN_BUCKET_BYTES: usize = 1 << 20;
 
 /// A contiguous part of the flat gradient buffer that is all-reduced at once.
@@ -159,17 +159,18 @@ mod tests {
     #[test]
     fn two_measurements_give_latency_and_bandwidth() {
         let at = |bytes: usize| (bytes, 2e-4 + bytes as f64 / 1e9);
-        let Speed { latency_seconds, bytes_per_second } = Speed::fit([at(1 << 16), at(1 << 22)]);
+        let AllReduceCost { latency_seconds, bytes_per_second } =
+            AllReduceCost::fit([at(1 << 16), at(1 << 22)]);
         assert!((latency_seconds - 2e-4).abs() < 1e-9, "{latency_seconds}");
         assert!((bytes_per_second / 1e9 - 1.0).abs() < 1e-6, "{bytes_per_second}");
         // The longer buffer took less time; both are of the same length.
-        assert_eq!(Speed::fit([(10, 3.0), (100, 2.0)]).bytes_per_second, 50.0);
-        assert_eq!(Speed::fit([(10, 1.0), (10, 1.0)]).bytes_per_second, 10.0);
+        assert_eq!(AllReduceCost::fit([(10, 3.0), (100, 2.0)]).bytes_per_second, 50.0);
+        assert_eq!(AllReduceCost::fit([(10, 1.0), (10, 1.0)]).bytes_per_second, 10.0);
     }
 
     #[test]
     fn the_best_bucket_takes_the_least_beside_backward() {
-        let speed = Speed { latency_seconds: 1e-4, bytes_per_second: 1e9 };
+        let speed = AllReduceCost { latency_seconds: 1e-4, bytes_per_second: 1e9 };
         let total = 45 << 20;
         let seconds =
             |cap: f64| cap / speed.bytes_per_second + total as f64 / cap * speed.latency_seconds;
@@ -181,10 +182,10 @@ mod tests {
 
     #[test]
     fn buckets_are_neither_tiny_nor_more_than_all() {
-        let free = Speed { latency_seconds: 0.0, bytes_per_second: 1e9 };
+        let free = AllReduceCost { latency_seconds: 0.0, bytes_per_second: 1e9 };
         assert_eq!(free.bucket_cap_bytes(45 << 20), 1 << 20);
         assert_eq!(free.bucket_cap_bytes(1000), 1000);
-        let slow = Speed { latency_seconds: 1.0, bytes_per_second: 1e9 };
+        let slow = AllReduceCost { latency_seconds: 1.0, bytes_per_second: 1e9 };
         assert_eq!(slow.bucket_cap_bytes(45 << 20), 45 << 20);
         assert_eq!(slow.bucket_cap_bytes(0), 0);
     }

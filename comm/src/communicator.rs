@@ -187,7 +187,7 @@ pub trait Communicator: Send + Sync {
     ///
     /// # Errors
     /// [`crate::CommError`] when the communicator has already failed.
-    unsafe fn replayed(&self, stream: *mut std::ffi::c_void) -> Result<()> {
+    unsafe fn watch_replay(&self, stream: *mut std::ffi::c_void) -> Result<()> {
         let _ = stream;
         Ok(())
     }

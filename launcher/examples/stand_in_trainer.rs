@@ -1,7 +1,7 @@
-//! A trainer that trains nothing, for tests of supervision: it speaks the real protocol over the
-//! real socket and does what `STAND_IN_<rank>` says.
+//! A trainer that trains nothing, for tests of supervision: it speaks the real protocol over the real socket
+//! and does what `STAND_IN_<rank>` says.
 //!
-//! It leaves `pid-<rank>` in the run directory, and `saved-<rank>` where a checkpoint would be saved.
+//! It writes `pid-<rank>` into the run directory, and `saved-<rank>` instead of a checkpoint.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -47,7 +47,7 @@ impl StandIn {
         println!("stand-in {rank} of {}: {}", self.world.world_size, args[1..].join(" "));
         self.meet_the_others()?;
         self.state(Phase::Training, 1)?;
-        // From here on no rank but the first needs the launcher.
+        // From here on only rank 0 needs the launcher.
         self.client.put(&format!("trains-{rank}"), "yes")?;
         if rank == 0 {
             self.wait_for_all("trains")?;
@@ -67,7 +67,7 @@ impl StandIn {
         }
     }
 
-    /// Through the launcher's store, so that no rank acts before all are there.
+    /// Waits for all ranks through the launcher's store, so that no rank acts before all are there.
     fn meet_the_others(&self) -> Result<()> {
         self.client.put(&format!("here-{}", self.world.rank), "yes")?;
         self.wait_for_all("here")
@@ -86,7 +86,7 @@ impl StandIn {
                 self.mark("saved", &reason)?;
                 return Ok(ExitCode::from(8));
             }
-            // Fails when the launcher is gone, which the flag then says.
+            // An error means that the launcher is gone; the stop flag is then set.
             let _ = self.state(Phase::Training, step);
             if self.world.rank == 0 {
                 let _ = self.progress(step as usize, steps.min(100_000) as usize);
@@ -143,7 +143,7 @@ impl StandIn {
         Ok(std::fs::rename(temporary, self.run_dir.join(name))?)
     }
 
-    /// Whether this is the first time.
+    /// Leaves a mark, and returns whether it was not there before.
     fn mark_once(&self, name: &str) -> Result<bool> {
         let first = !self.run_dir.join(format!("{name}-{}", self.world.rank)).exists();
         self.mark(name, "")?;

@@ -1,4 +1,5 @@
-//! What the trainer says of itself: the launcher does not link what it is built on.
+//! Asks the trainer about its build and devices with `trainer --describe`: the launcher is not linked with
+//! the libraries that the trainer is built on.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -7,51 +8,52 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::process::Command;
 
-/// Loading libtorch and asking the GPUs takes seconds at most.
+/// Timeout of `trainer --describe`. Loading libtorch and querying the GPUs takes seconds at most.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// `trainer --describe [gpus]`.
+/// The output of `trainer --describe [gpus]`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct About {
-    /// The trainer's.
+    /// Version of the trainer.
     pub version: String,
-    /// The `mpirun` of the MPI library that it was built with, if it was built with one.
+    /// The `mpirun` of the MPI library that the trainer was built with; `None` if it was built without MPI.
     pub mpirun: Option<PathBuf>,
-    /// The GPUs that libtorch sees, where that was asked.
+    /// The GPUs that libtorch sees; `None` unless they were asked for.
     pub gpus: Option<Gpus>,
-    /// The NCCL library that is found, where that was asked.
+    /// The NCCL library that the trainer finds; `None` unless GPUs were asked for.
     pub nccl: Option<Nccl>,
 }
 
-/// What libtorch says of GPUs.
+/// The GPUs as libtorch sees them.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Gpus {
-    /// How many.
+    /// Number of GPUs; 0 if they cannot be used.
     pub count: usize,
-    /// Why there are none.
+    /// Why the GPUs cannot be used, if so.
     pub problem: Option<String>,
 }
 
-/// What there is of NCCL.
+/// The NCCL library as the trainer finds it.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Nccl {
-    /// Its version.
+    /// Version of the library, if it can be used.
     pub version: Option<String>,
-    /// Why there is none.
+    /// Why the library cannot be used, if so.
     pub problem: Option<String>,
 }
 
-/// Asks `trainer`; `with_gpus`, also what it finds of them, which takes a while.
+/// Runs `trainer --describe` and returns its output. With `with_gpus`, it also describes GPUs and NCCL, which
+/// takes a while.
 ///
 /// # Errors
-/// A sentence: why there is no answer.
+/// A sentence that says why there is no answer.
 pub async fn ask(trainer: &Path, with_gpus: bool) -> Result<About, String> {
     let mut command = Command::new(trainer);
     command
         .arg("--describe")
         .args(with_gpus.then_some("gpus"))
         .stdin(Stdio::null())
-        // Ctrl-C is the launcher's.
+        // Keeps Ctrl-C on the terminal from reaching this process: the launcher handles it.
         .process_group(0)
         .kill_on_drop(true);
     let output = match tokio::time::timeout(TIMEOUT, command.output()).await {

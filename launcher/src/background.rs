@@ -1,11 +1,11 @@
-//! Work that may block, such as on a network file system that does not answer.
+//! Blocking work off the event loop, such as access to a network file system that may not answer.
 
 use std::io;
 
 use crate::error::LaunchError;
 
-/// Does `work` on a thread of its own, so that signals and other nodes are heard meanwhile. Nobody waits for the
-/// thread where this is dropped.
+/// Runs `work` on a blocking thread and returns its result, so that the event loop goes on to handle signals
+/// and other nodes. If the future is dropped, the thread is abandoned: nothing waits for it.
 ///
 /// # Errors
 /// When `work` panics.

@@ -29,16 +29,16 @@ use crate::study::StudyCli;
     )
 )]
 pub struct Cli {
-    /// Something else than training.
+    /// The subcommand; without one, a training run is launched.
     #[command(subcommand)]
     pub command: Option<Command>,
 
-    /// What to train, and on what.
+    /// What to train, on which devices and nodes.
     #[command(flatten)]
     pub launch: LaunchArgs,
 }
 
-/// What to train, and on what.
+/// What to train, on which devices and nodes.
 #[derive(Debug, Args)]
 pub struct LaunchArgs {
     /// The configuration, a YAML file
@@ -109,7 +109,7 @@ pub struct LaunchArgs {
     pub log_format: LogFormat,
 }
 
-/// Something else than training.
+/// Subcommands: what the launcher does besides launching a training run.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Finds out whether a run can work here; takes the options that the run would have
@@ -140,12 +140,12 @@ pub enum LogFormat {
 }
 
 impl LaunchArgs {
-    /// Which devices the command line asks for.
+    /// Returns which devices the command line asks for.
     pub fn request(&self) -> Request {
         Request::of(self.cpu, self.gpus)
     }
 
-    /// How much is shown, and in which form.
+    /// Returns how much is shown on the terminal, and in which form.
     pub const fn style(&self) -> Style {
         match (self.quiet, self.log_format) {
             (true, _) => Style::Quiet,
@@ -154,15 +154,18 @@ impl LaunchArgs {
         }
     }
 
-    /// The configuration's file, where one was named.
+    /// Returns the path of the configuration file, if one was given.
     pub fn config(&self) -> Option<&Path> {
         self.config.as_deref()
     }
 
-    /// The machines of the job, if there are several: as the command line says, and else Slurm.
+    /// Returns the nodes of the job; `None` if there is only one. Options take precedence over Slurm's
+    /// environment variables, which `lookup` reads.
     ///
     /// # Errors
-    /// [`LaunchError::Nodes`] when what is said does not fit together.
+    /// [`LaunchError::Nodes`] when options or Slurm's variables are missing or do not fit together,
+    /// [`LaunchError::SeveralLaunchers`] when `srun` started several launchers on a node, and
+    /// [`LaunchError::Token`] when there is no place for a token.
     pub fn cluster(
         &self,
         lookup: impl Fn(&str) -> Option<String>,
@@ -203,7 +206,7 @@ impl LaunchArgs {
     }
 }
 
-/// For numbers of things without which there is nothing to do.
+/// Parses a whole number that must be at least 1.
 pub fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("must be at least 1".to_owned()),
@@ -219,8 +222,8 @@ fn key_value(text: &str) -> Result<String, String> {
     }
 }
 
-/// The command line that goes on with the run in `run_dir`: the one that was given (`args`, the
-/// program first), with another `--run-dir` and without `--resume`, quoted for a shell.
+/// Returns the command line that resumes the run in `run_dir`, quoted for a shell: the given one (`args`, the
+/// program first) with `--run-dir` replaced and without `--resume`.
 pub fn command_to_go_on(args: &[String], run_dir: &str) -> String {
     let mut words = Vec::new();
     let mut rest = args.iter().skip(1);

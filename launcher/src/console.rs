@@ -1,9 +1,10 @@
 //! The terminal: log lines above a progress bar, one writer at a time.
 //!
-//! All goes to standard error, by a thread of its own: a terminal that takes nothing, as after Ctrl-S or
-//! behind a connection that stalls, must not keep the launcher from supervising. Of what it does not take in
-//! time, the last lines are kept for later, which say how a job ended; the others are counted. A terminal
-//! that is gone is no reason to fail, so errors of writing to it are dropped.
+//! All output goes to standard error, through a queue to a writer thread: a terminal that accepts no output,
+//! as after Ctrl-S or behind a stalled connection, must not keep the launcher from supervising. Of the lines
+//! for which the queue has no room, the newest [`KEPT`] are kept and written later, since the last lines say
+//! how the job ended; older ones are dropped and counted. Errors of writing are ignored: a terminal that is
+//! gone is no reason to fail.
 
 use std::collections::VecDeque;
 use std::io::{self, IsTerminal, Write};
@@ -16,23 +17,24 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Lines that wait for the terminal, at most.
+/// Capacity of the queue to the writer thread, in lines and progress updates. When it is full, lines go to
+/// the [`Overflow`] and progress updates are dropped.
 const QUEUE: usize = 4096;
 
-/// Lines that are kept of those that find no place among them.
+/// Maximum number of lines in the [`Overflow`]; beyond it the oldest are dropped and counted.
 const KEPT: usize = 100;
 
-/// How long the end of the launcher waits for a terminal that takes nothing.
+/// How long [`Console::flush`], at the end of the launcher, waits for a terminal that accepts no output.
 const FLUSH: Duration = Duration::from_secs(10);
 
 /// How much is shown, and in which form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
-    /// For people.
+    /// Text, with a progress bar on a terminal.
     Pretty,
     /// One JSON object a line.
     Json,
-    /// For people, warnings and worse.
+    /// Text; only warnings and errors.
     Quiet,
 }
 
@@ -44,7 +46,8 @@ pub struct Console {
     overflow: Arc<Mutex<Overflow>>,
 }
 
-/// The newest of what found no place in the queue; while there is some, all that is newer.
+/// The newest lines for which the queue had no room. While there are any, all later lines are added here as
+/// well, which keeps them in order.
 #[derive(Default)]
 struct Overflow {
     kept: VecDeque<Vec<u8>>,
@@ -61,16 +64,16 @@ impl Overflow {
     }
 }
 
-/// What the writer is handed.
+/// An entry of the queue to the writer thread.
 enum Shown {
     Bytes(Vec<u8>),
     Progress(Progress),
     NoProgress,
-    /// Whoever waits for the other end knows that all before it is written.
+    /// Answered once everything queued before it has been written.
     Flush(SyncSender<()>),
 }
 
-/// Where the bar is.
+/// State of the progress bar.
 struct Progress {
     done: u64,
     total: u64,
@@ -78,24 +81,24 @@ struct Progress {
 }
 
 impl Console {
-    /// With no bar yet.
+    /// Starts the writer thread. Shows no progress bar yet.
     pub fn new(style: Style) -> Self {
         let (queue, shown) = sync_channel(QUEUE);
         let overflow = Arc::<Mutex<Overflow>>::default();
         let of_writer = Arc::clone(&overflow);
-        // Without a thread, nothing can be shown; and nothing could be started either.
+        // Without a thread nothing is shown; but then the launcher could not start a job either.
         let _ = std::thread::Builder::new()
             .name("console".to_owned())
             .spawn(move || write_all(&shown, &of_writer));
         Self { style, queue, overflow }
     }
 
-    /// How much is shown, and in which form.
+    /// Returns how much is shown, and in which form.
     pub const fn style(&self) -> Style {
         self.style
     }
 
-    /// Makes this console the place where `tracing` events go; `RUST_LOG` is honoured.
+    /// Directs `tracing` events to this console; `RUST_LOG` is honoured.
     pub fn init_tracing(&self) {
         let level = match self.style {
             Style::Quiet => LevelFilter::WARN,
@@ -113,7 +116,7 @@ impl Console {
         }
     }
 
-    /// Writes a line above the bar.
+    /// Writes a line above the progress bar.
     pub fn line(&self, text: &str) {
         self.write_bytes(format!("{text}\n").as_bytes());
     }
@@ -129,18 +132,18 @@ impl Console {
         }
     }
 
-    /// Shows a bar below what is written, `done` of `total` of it full, beside `message`.
+    /// Shows a progress bar below the lines, filled to `done` of `total`, beside `message`.
     pub fn progress(&self, done: u64, total: u64, message: String) {
-        // The next one is not far.
+        // An update for which the queue has no room is dropped: the next one comes soon.
         let _ = self.queue.try_send(Shown::Progress(Progress { done, total, message }));
     }
 
-    /// Takes the bar away.
+    /// Removes the progress bar.
     pub fn end_progress(&self) {
         let _ = self.queue.try_send(Shown::NoProgress);
     }
 
-    /// Waits until all is written, for a while.
+    /// Waits until everything queued so far has been written, for at most [`FLUSH`].
     pub fn flush(&self) {
         let deadline = Instant::now() + FLUSH;
         let (done, is_done) = sync_channel(1);
@@ -223,7 +226,7 @@ fn write(bar: Option<&ProgressBar>, bytes: &[u8]) {
 fn new_bar(total: u64) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
     bar.with_style(
-        // On a template that does not parse, the default one.
+        // Falls back to the default style if the template does not parse.
         ProgressStyle::with_template("{bar:8} {wide_msg}")
             .unwrap_or_else(|_| ProgressStyle::default_bar()),
     )

@@ -1,9 +1,8 @@
-//! The launcher's end of the control connections.
+//! The launcher's end of the control connections to the ranks of this node.
 //!
-//! The ranks of this node leave values for each other here, say what they do, and are asked to stop.
-//! One coordinator serves one attempt at the job, so that no value outlives the processes that it is
-//! about. With several nodes, values are kept at node 0's, and the others pass on what ranks put and
-//! ask for.
+//! Ranks publish values for each other here, report what they do, and are asked to stop. One coordinator
+//! serves one attempt at the job, so that no value outlives the processes that it is about. In a job of
+//! several nodes, node 0's coordinator keeps the values, and the others forward what their ranks put and get.
 
 use std::collections::HashMap;
 use std::io;
@@ -25,48 +24,49 @@ use crate::cluster::message::ToMember;
 use crate::frame::read_body;
 use crate::private_folder::private_folder;
 
-/// A process that connects must say who it is within this time.
+/// Time within which a process that connects must say which rank it is; after that it is disconnected.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// What a rank said.
+/// An event on a rank's control connection.
 #[derive(Debug)]
 pub enum Message {
-    /// Something for the launcher itself.
+    /// A message of the rank that the coordinator does not handle itself.
     Said {
-        /// Which rank.
+        /// The rank.
         rank: usize,
-        /// What.
+        /// The message.
         message: ToLauncher,
     },
-    /// Its hello does not fit this launcher.
+    /// The rank's hello was refused: its version or protocol is not that of the launcher.
     Refused {
-        /// Which rank.
+        /// The rank.
         rank: usize,
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }
 
-/// Where the values are kept that ranks leave for each other.
+/// Where the values that ranks publish for each other are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Values {
-    /// Here.
+    /// In this coordinator.
     Here,
-    /// At another node's launcher: what ranks put and ask for is passed on as messages.
+    /// At node 0's launcher: what ranks put, and what they get and is not known here, is forwarded as
+    /// messages.
     Elsewhere,
 }
 
-/// Listens to the ranks of this node. The socket is gone when this is dropped, and once all have connected, so
-/// that a launcher that is killed leaves nothing behind.
+/// Listens to the ranks of this node. The socket is removed when this is dropped, and as soon as all ranks
+/// have connected, so that a launcher that is killed leaves nothing behind.
 pub struct Coordinator {
     shared: Arc<Shared>,
     socket: PathBuf,
     accepting: AbortHandle,
 }
 
-/// The values that ranks leave for each other, for those of other nodes.
+/// Access to the values that ranks publish for each other, on behalf of other nodes.
 #[derive(Clone)]
 pub struct Board(Arc<Shared>);
 
@@ -76,7 +76,7 @@ impl Board {
         self.0.state().put(key, value);
     }
 
-    /// Answers `node`, once somebody has published `key`.
+    /// Sends the value of `key` to `node` as soon as a rank has published it.
     pub fn get_for(&self, node: UnboundedSender<ToMember>, key: String) {
         self.0.state().get(Asker::Node(node), key);
     }
@@ -86,7 +86,7 @@ struct Shared {
     state: Mutex<State>,
     ranks: Range<usize>,
     values: Values,
-    /// By rank, from the first of this node.
+    /// State of each rank's connection, indexed from the first rank of this node.
     connections: Vec<watch::Sender<Connection>>,
     messages: UnboundedSender<Message>,
 }
@@ -114,11 +114,11 @@ enum Connection {
 }
 
 impl Coordinator {
-    /// Listens for `ranks` on a socket that only this user can reach. What they say goes to
-    /// `messages`, a rank's messages in order.
+    /// Listens for `ranks` on a socket that only this user can reach. Their messages go to `messages`, those
+    /// of a rank in order.
     ///
     /// # Errors
-    /// When there can be no such socket.
+    /// When the socket cannot be created.
     pub fn listen(
         ranks: Range<usize>,
         values: Values,
@@ -133,31 +133,32 @@ impl Coordinator {
         Ok(Self { shared, socket, accepting })
     }
 
-    /// Where ranks connect.
+    /// Returns the path of the socket that ranks connect to.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// Asks all ranks to save a checkpoint and exit, those that connect later too.
+    /// Asks all ranks to save a checkpoint and exit, including those that connect later.
     pub fn stop(&self, reason: &str) {
         let mut state = self.shared.state();
         state.stop = Some(reason.to_owned());
         for rank in state.ranks.values() {
-            // One that is gone needs no asking.
+            // A rank that is gone need not be asked.
             let _ = rank.send(ToTrainer::Stop { reason: reason.to_owned() });
         }
     }
 
-    /// The values that ranks leave for each other.
+    /// Returns access to the values that ranks publish for each other.
     pub fn board(&self) -> Board {
         Board(Arc::clone(&self.shared))
     }
 
-    /// To wait for what `rank`, whose process has ended, had said before.
+    /// Returns a future that is ready once all messages of `rank`, whose process has ended, have been
+    /// received. It is never ready if the rank never connected.
     pub fn drained(&self, rank: usize) -> impl Future<Output = ()> + Send + use<> {
         let mut connection = self.shared.connection(rank).subscribe();
         async move {
-            // The sender lives as long as the coordinator; without one there is nothing to wait for.
+            // Fails only if the sender is gone with the coordinator; then there is nothing to wait for.
             let _ = connection.wait_for(|state| *state == Connection::Closed).await;
         }
     }
@@ -220,7 +221,7 @@ async fn serve(stream: UnixStream, shared: Arc<Shared>) {
 
 async fn read_message(reader: &mut OwnedReadHalf) -> io::Result<Option<ToLauncher>> {
     match read_body(reader).await {
-        // So a process ends that still had something to read.
+        // A process that exits with unread data resets its connection.
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
         body => body?.map(|body| control::decode(&body)).transpose(),
     }
@@ -235,7 +236,8 @@ impl Shared {
         &self.connections[rank - self.ranks.start]
     }
 
-    /// The rank that says hello, or why it is not served.
+    /// Checks the first message on a connection and registers `sender` for its rank. Returns the rank, or why
+    /// it is refused.
     fn welcome(
         &self,
         hello: &ToLauncher,
@@ -289,13 +291,14 @@ impl Shared {
     }
 
     fn send(&self, message: Message) {
-        // Nobody listens any more when the attempt is over.
+        // The receiver is gone when the attempt is over.
         let _ = self.messages.send(message);
     }
 }
 
 impl State {
-    /// The first value of a key stays: ranks may have acted on it.
+    /// Publishes a value and sends it to those that wait for it. The first value of a key stays, since ranks
+    /// may have acted on it.
     fn put(&mut self, key: String, value: String) {
         for asker in self.waiting.remove(&key).unwrap_or_default() {
             self.answer(&asker, &key, &value);
@@ -303,7 +306,8 @@ impl State {
         self.values.entry(key).or_insert(value);
     }
 
-    /// Whether the value is there already.
+    /// Sends the value of `key` to `asker`, now or once it is published. Returns whether it was there
+    /// already.
     fn get(&mut self, asker: Asker, key: String) -> bool {
         match self.values.get(&key).cloned() {
             Some(value) => {
@@ -317,7 +321,7 @@ impl State {
         }
     }
 
-    /// One that is gone needs no answer.
+    /// Sends a value to `asker`, unless it is gone.
     fn answer(&self, asker: &Asker, key: &str, value: &str) {
         let (key, value) = (key.to_owned(), value.to_owned());
         match asker {

@@ -1,4 +1,4 @@
-//! The images of a run, as far as the launcher cares: that they are there, before any rank is started.
+//! Makes sure that the images of a run are available before any rank is started.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,12 +10,15 @@ use job::run_dir::RunDir;
 use crate::background::in_background;
 use crate::error::LaunchError;
 
-/// Gets the images where they are not there yet. Where synthetic ones are taken instead, that is noted in
-/// `data`: decided once, for all ranks, and for those who go on with the run. `before`: of the run that goes
-/// on, if one does; it keeps the kind of images that it began with. May be dropped before it is done.
+/// Makes sure that the images that `data` configures are available, which may download them, and returns what
+/// to load. If synthetic images replace them, `data` is changed accordingly: this is decided once, for all
+/// ranks and for launchers that resume the run later. `before` is the configuration of the run that is
+/// resumed, if there is one: it keeps the kind of images, real or synthetic, that it began with. The future
+/// may be dropped before it is ready.
 ///
 /// # Errors
-/// [`LaunchError::Data`] or [`LaunchError::DataGone`] when they cannot be had.
+/// [`LaunchError::Data`] when the images cannot be obtained; [`LaunchError::DataGone`] when synthetic images
+/// could replace them, had the run not begun with real ones.
 pub async fn prepare(data: &mut Data, before: Option<&Data>) -> Result<Source, LaunchError> {
     let may_fall_back = data.dataset != Dataset::Synthetic && data.fallback == Fallback::Synthetic;
     let was_synthetic = before.map(|before| before.dataset == Dataset::Synthetic);
@@ -42,7 +45,7 @@ pub async fn prepare(data: &mut Data, before: Option<&Data>) -> Result<Source, L
     Ok(source)
 }
 
-/// Of all images and labels, to be compared between machines.
+/// Returns a hash of all images and labels, in hexadecimal, to be compared between nodes.
 ///
 /// # Errors
 /// [`LaunchError::Data`] when they cannot be read.
@@ -52,8 +55,8 @@ pub async fn hash(source: &Source, config: &Config) -> Result<String, LaunchErro
     Ok(in_background(load).await??.to_hex().to_string())
 }
 
-/// Those of the run in `run_dir`, if there is one. One whose configuration cannot be read is told of when the
-/// directory is opened.
+/// Returns the data configuration of the run in `run_dir`, if there is one. A configuration that cannot be
+/// read is ignored here; it is reported when the directory is opened.
 pub async fn before(run_dir: &Path) -> Result<Option<Data>, LaunchError> {
     let run_dir = RunDir::at(run_dir);
     let read = move || {
@@ -71,32 +74,32 @@ fn cifar10_dir() -> Option<PathBuf> {
     std::env::var_os(CIFAR10_DIR).map(PathBuf::from)
 }
 
-/// Where the images would come from.
+/// Where the images of a run would come from.
 pub enum Outlook {
-    /// They are there.
+    /// They are available.
     Here(Source),
-    /// They are files in this folder.
+    /// They are files in this folder, which has not been looked into.
     Folder(PathBuf),
-    /// They are not there and can be downloaded.
+    /// They are missing and would be downloaded.
     Download {
-        /// Of the data set.
+        /// Name of the data set.
         title: &'static str,
-        /// Where to.
+        /// Folder that they are downloaded to.
         root: PathBuf,
-        /// Whether synthetic ones do if that fails.
+        /// Whether synthetic images are used if the download fails.
         or_synthetic: bool,
     },
-    /// Synthetic ones take their place.
+    /// They are missing, and synthetic images take their place.
     Replaced {
-        /// Of the data set.
+        /// Name of the data set.
         title: &'static str,
     },
-    /// They are bad, or not there and must not be downloaded.
+    /// They are bad, or missing and must not be downloaded.
     Bad(DataError),
 }
 
 impl Outlook {
-    /// Looks, without getting any.
+    /// Looks for the images that `data` configures, without downloading any.
     pub fn new(data: &Data) -> Self {
         if data.dataset == Dataset::ImageFolder {
             return Self::Folder(data.root.clone());

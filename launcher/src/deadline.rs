@@ -6,17 +6,17 @@ use std::time::{Duration, SystemTime};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-/// When the job must have ended.
+/// When the job is ended from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Deadline {
     /// At this time.
     At(SystemTime),
-    /// So long from now.
+    /// This long from now.
     In(Duration),
 }
 
 impl Deadline {
-    /// As a time from `now`; none of it may be left.
+    /// Returns the time from `now` until the deadline; zero if it has passed.
     pub fn from(self, now: SystemTime) -> Duration {
         match self {
             Self::At(time) => time.duration_since(now).unwrap_or_default(),

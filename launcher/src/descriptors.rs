@@ -1,12 +1,13 @@
-//! How many files may be open: the launcher, which holds several for each rank, takes what it may have. What it
-//! starts gets the limit that it was started with: programs that call `select` break above 1024.
+//! The limit on open file descriptors (`RLIMIT_NOFILE`). The launcher, which holds several for each rank,
+//! raises its soft limit to the hard one. Processes that it starts to work beside it get the original limit
+//! back, since programs that call `select` break with descriptors above 1024.
 
 use std::io;
 use std::sync::OnceLock;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// The limit of the launcher's start, where it was raised.
+/// The limit at the launcher's start, if it was raised since.
 static BEFORE: OnceLock<Rlimit> = OnceLock::new();
 
 /// Raises the soft limit to the hard one.
@@ -19,7 +20,8 @@ pub fn raise() {
     }
 }
 
-/// Takes that back in a child, between fork and exec, where this may be called: it is a system call.
+/// Restores the original limit in a child process, between fork and exec, where this may be called: it makes
+/// a system call and does not allocate.
 ///
 /// # Errors
 /// When the system refuses.

@@ -1,4 +1,4 @@
-//! What can keep a job from starting, and the exit code of each.
+//! Why a job cannot be started or continued, and the exit code of each reason.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,25 +7,26 @@ use job::ExitCode;
 
 use crate::plan::PlanError;
 
-/// A job that cannot be started.
+/// Why a job cannot be started or continued.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
-    /// Somebody asked it to stop.
+    /// The signal of this name asked the launcher to stop.
     #[error("stopped by {0} before the job began")]
     StoppedEarly(&'static str),
-    /// There is none.
+    /// The command line names no configuration file.
     #[error("no CONFIG: name a YAML file, such as configs/resnet18.yaml, or see --help")]
     NoConfig,
     /// The configuration is wrong.
     #[error(transparent)]
     Config(#[from] job::config::ConfigError),
-    /// The configuration, the devices and the command line do not fit.
+    /// The configuration, the devices and the command line do not fit together.
     #[error(transparent)]
     Plan(#[from] PlanError),
     /// The data set is missing or bad.
     #[error(transparent)]
     Data(#[from] job::dataset::DataError),
-    /// It is missing, and a run that began with it goes on with no other.
+    /// The data set is missing or bad, and the run that is resumed began with it, so that synthetic images
+    /// must not replace it.
     #[error(
         "{0}; the run began with these images, and data.fallback does not replace them half-way"
     )]
@@ -33,26 +34,27 @@ pub enum LaunchError {
     /// The run directory cannot be used.
     #[error(transparent)]
     RunDir(#[from] job::run_dir::RunDirError),
-    /// The options that say which machines there are do not fit each other.
+    /// The options, or Slurm's variables, that describe the nodes are incomplete or do not fit together.
     #[error("{0}")]
     Nodes(String),
-    /// There is no token.
+    /// The token cannot be read or made.
     #[error(transparent)]
     Token(#[from] crate::cluster::token::TokenError),
-    /// The launchers of a job do not come together, or one of them is lost.
+    /// The launchers of a job do not come together, one of them is lost, or MPI between them cannot be set
+    /// up.
     #[error("{text}")]
     Cluster {
-        /// How all of them end.
+        /// Exit code of all launchers of the job.
         exit_code: ExitCode,
-        /// Who is missing, or what differs, and where.
+        /// Who is missing, or what differs or failed, and where.
         text: String,
     },
-    /// A study cannot be run, or what it shows not be written.
+    /// A study cannot be run, or its results cannot be written.
     #[error("{text}")]
     Study {
-        /// How the launcher ends.
+        /// The launcher's exit code.
         exit_code: ExitCode,
-        /// Why.
+        /// The reason.
         text: String,
     },
     /// `srun` started more than one launcher on a machine.
@@ -73,7 +75,7 @@ pub enum LaunchError {
         beside.display()
     )]
     NoTrainer {
-        /// The first place looked at.
+        /// Path beside the launcher's executable, which is looked at first.
         beside: PathBuf,
     },
     /// A trainer could not be started.
@@ -81,23 +83,23 @@ pub enum LaunchError {
     Spawn {
         /// The rank.
         rank: usize,
-        /// The program.
+        /// Path of the trainer.
         trainer: PathBuf,
-        /// Why.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// The operating system refused something that supervision needs.
     #[error("cannot {what}: {source}")]
     System {
-        /// What was tried.
+        /// What was tried, as a phrase that goes after "cannot".
         what: String,
-        /// Why.
+        /// The error of the operating system.
         source: io::Error,
     },
 }
 
 impl LaunchError {
-    /// How the launcher ends.
+    /// Returns the exit code that the launcher ends with.
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Config(error) => error.exit_code(),
@@ -115,12 +117,12 @@ impl LaunchError {
         }
     }
 
-    /// For `map_err`: a sentence, and how the launcher ends because of it.
+    /// Returns a function for `map_err` that makes a [`LaunchError::Cluster`] of a sentence.
     pub fn cluster(exit_code: ExitCode) -> impl FnOnce(String) -> Self {
         move |text| Self::Cluster { exit_code, text }
     }
 
-    /// For `map_err`: what was tried.
+    /// Returns a function for `map_err` that makes a [`LaunchError::System`]; `what` says what was tried.
     pub fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |source| Self::System { what, source }

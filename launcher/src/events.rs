@@ -1,4 +1,4 @@
-//! `events.jsonl`: what the launcher did, one JSON object a line.
+//! `events.jsonl`: what the launcher did and saw, one JSON object per line.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -12,13 +12,13 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::policy::Exit;
 
-/// Events that wait for the file, at most.
+/// Capacity of the queue to the writer thread, in events. When it is full, no more events are recorded.
 const QUEUE: usize = 4096;
 
-/// How long the end of the launcher waits for a file system that takes nothing.
+/// How long dropping an [`EventLog`] waits for a file system that does not answer.
 const FLUSH: Duration = Duration::from_secs(5);
 
-/// What is said of that.
+/// The reason given in the warning when the queue is full, or when that wait times out.
 const STALLED: &str = "its file system takes nothing";
 
 /// Something that the launcher did or saw.
@@ -27,16 +27,16 @@ const STALLED: &str = "its file system takes nothing";
 pub enum Event<'a> {
     /// A rank was started.
     Spawned {
-        /// Which rank.
+        /// The rank.
         rank: usize,
-        /// Its process.
+        /// Process id of the rank.
         pid: u32,
-        /// Restarts before.
+        /// Number of restarts of the job so far.
         restarts: u32,
     },
     /// A rank's process ended.
     Exited {
-        /// Which rank.
+        /// The rank.
         rank: usize,
         /// Its exit status, if it had one.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -45,26 +45,26 @@ pub enum Event<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         signal: Option<i32>,
     },
-    /// A node's launcher is gone.
+    /// The connection to a node's launcher is lost.
     NodeLost {
-        /// Which node, and what was seen of it.
+        /// The node, and how the loss was noticed.
         reason: &'a str,
     },
     /// All ranks were asked to save a checkpoint and exit.
     StopRequested {
-        /// Why.
+        /// The reason.
         reason: &'a str,
     },
     /// All ranks were killed.
     Killed {
-        /// Why.
+        /// The reason.
         reason: &'a str,
     },
     /// All ranks are started again.
     Restarted {
-        /// Restarts with this one.
+        /// Number of restarts of the job, this one included.
         restarts: u32,
-        /// Why.
+        /// The reason.
         reason: &'a str,
     },
     /// How the job ended.
@@ -74,13 +74,13 @@ pub enum Event<'a> {
         /// The rank that failed, if one did.
         #[serde(skip_serializing_if = "Option::is_none")]
         rank: Option<usize>,
-        /// Why.
+        /// The reason.
         reason: &'a str,
     },
 }
 
 impl Event<'_> {
-    /// The end of a rank's process.
+    /// Returns the event for the end of a rank's process.
     pub const fn exited(rank: usize, exit: Exit) -> Self {
         match exit {
             Exit::Code(status) => Self::Exited { rank, status: Some(status), signal: None },
@@ -97,19 +97,19 @@ struct Line<'a> {
     event: &'a Event<'a>,
 }
 
-/// The file, written to by a thread of its own: a file system that does not answer must not keep the launcher
-/// from supervising. What a full disk does not take is kept, and written with the next event. When this is dropped,
-/// what was recorded is waited for, for a while.
+/// Appends events to the file on a thread of its own: a file system that does not answer must not keep the
+/// launcher from supervising. Events that a full disk does not accept are kept, and written with the next
+/// event. Dropping this waits until recorded events have been written, for at most [`FLUSH`].
 pub struct EventLog {
     path: PathBuf,
-    /// `None` when no more events are recorded.
+    /// Queue to the writer thread; `None` when no more events are recorded.
     queue: Option<SyncSender<Vec<u8>>>,
-    /// Disconnected when all is written.
+    /// Disconnected once the writer thread has ended.
     written: Receiver<()>,
 }
 
 impl EventLog {
-    /// Appends to the file at `path`.
+    /// Starts a writer thread that appends to the file at `path`.
     pub fn open(path: &Path) -> Self {
         let (queue, lines) = sync_channel(QUEUE);
         let (writing, written) = sync_channel(0);
@@ -125,7 +125,7 @@ impl EventLog {
         Self { path: path.to_owned(), queue: thread.is_ok().then_some(queue), written }
     }
 
-    /// Appends `event` with the time.
+    /// Records `event` with the current time, in UTC. Does not block.
     pub fn record(&mut self, event: &Event<'_>) {
         let time = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
         let Some(queue) = &self.queue else { return };
@@ -138,7 +138,7 @@ impl EventLog {
                 warn_of(&self.path, STALLED);
                 self.queue = None;
             }
-            // There is no writer, as was said.
+            // The writer thread is gone.
             Err(TrySendError::Disconnected(_)) => self.queue = None,
         }
     }
@@ -178,7 +178,7 @@ fn write_all(path: PathBuf, lines: &Receiver<Vec<u8>>) {
     }
 }
 
-/// A file, and what it has not taken.
+/// The file, and the bytes that could not be written to it yet.
 struct Appender {
     path: PathBuf,
     file: Option<File>,
@@ -199,14 +199,15 @@ impl Appender {
         let ended = file.write_all(&self.waiting);
         match ended {
             Ok(()) => self.waiting.clear(),
-            // Opened again, it is looked at for half a line.
+            // Has the next call open the file again and look for a partial line at its end.
             Err(_) => self.file = None,
         }
         ended
     }
 }
 
-/// A power cut or a full disk may have left half a line, which the next must not be part of.
+/// Ends a partial last line, which a power cut or a full disk may have left, so that the next event begins a
+/// new line. Returns the file.
 fn after_a_line(mut file: File) -> io::Result<File> {
     let mut last = [b'\n'];
     // An empty file has no last byte.

@@ -1,14 +1,15 @@
-//! Frames of [`comm::control`], read while other things go on.
+//! Asynchronous reading of the frames of [`comm::control`].
 
 use std::io;
 
 use comm::control;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// The body of the next frame; `None` at the end of the stream.
+/// Reads the next frame and returns its body; `None` at the end of the stream.
 ///
 /// # Errors
-/// Of the stream, its end within a frame included, and when the frame is too long.
+/// Those of the stream, its end within a frame included, and when the frame is longer than
+/// [`control::MAX_FRAME_BYTES`].
 pub async fn read_body(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Vec<u8>>> {
     let mut length = [0; 4];
     let first = stream.read(&mut length).await?;

@@ -1,9 +1,9 @@
-//! The GPUs that CUDA will show to a trainer.
+//! Counts the GPUs that CUDA will show to a trainer.
 //!
-//! `nvidia-smi -L` counts them, since it asks the driver, which leaves out what a container or
-//! Slurm's device cgroup withholds; `/proc/driver/nvidia/gpus` would list those too. Without
-//! `nvidia-smi` the device files that exist are counted. `CUDA_VISIBLE_DEVICES` is applied as CUDA
-//! does: the list ends at the first entry that is not valid. Decides nothing.
+//! `nvidia-smi -L` lists the GPUs of the driver, without those that a container or Slurm's device cgroup
+//! withholds; `/proc/driver/nvidia/gpus` would list those too. Without `nvidia-smi`, the device files
+//! `/dev/nvidiaN` are counted. `CUDA_VISIBLE_DEVICES` is applied as CUDA does: the list ends at the first
+//! entry that is not valid. Makes no decisions.
 
 use std::fs;
 use std::path::Path;
@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
-/// A driver that does not answer for this long counts as absent.
+/// An `nvidia-smi` that does not answer within this time counts as absent.
 const NVIDIA_SMI_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The number of GPUs that a trainer started from here sees.
+/// Returns the number of GPUs that a trainer started from here sees.
 pub async fn visible() -> usize {
     let driver = ["/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg"];
     if !driver.iter().any(|path| Path::new(path).exists()) {
@@ -28,7 +28,7 @@ pub async fn visible() -> usize {
     restrict(&installed, std::env::var("CUDA_VISIBLE_DEVICES").ok().as_deref())
 }
 
-/// What `nvidia-smi` prints, if it answers.
+/// Runs `nvidia-smi` and returns its standard output; `None` if it is absent, fails or times out.
 pub async fn nvidia_smi(args: &[&str]) -> Option<String> {
     let mut command = Command::new("nvidia-smi");
     command.args(args).stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
@@ -36,7 +36,8 @@ pub async fn nvidia_smi(args: &[&str]) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Lines look like `GPU 0: NVIDIA A100 (UUID: GPU-1b2c...)`; those of MIG instances are indented.
+/// Returns the UUIDs of the GPUs in the output of `nvidia-smi -L`. Lines look like
+/// `GPU 0: NVIDIA A100 (UUID: GPU-1b2c...)`; those of MIG instances are indented, and left out.
 fn uuids(list: &str) -> Vec<String> {
     let uuid = |line: &str| {
         line.split_once("UUID: ")

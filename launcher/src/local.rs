@@ -1,7 +1,8 @@
-//! The ranks of this node during one attempt at the job: starts them, hears them, stops them.
+//! The ranks of this node during one attempt at the job: starts them, receives their messages, and stops
+//! them.
 //!
-//! Decides nothing: what happens is told as [`News`], and what to do comes from the supervisor, which is
-//! in this process or on another machine.
+//! Decides nothing: events are reported as [`News`], and what to do comes from the supervisor, which is in
+//! this process or on node 0.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -28,43 +29,43 @@ use crate::plan::RankPlan;
 use crate::policy::Exit;
 use crate::spawn::{self, Groups, Spec};
 
-/// How long the last words of a rank whose process has ended are waited for.
+/// How long to wait for the last messages of a rank whose process has ended.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
-/// How long the rest of the ranks' output is waited for at the end.
+/// How long to wait, at the end of an attempt, for the rest of the ranks' output.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
-/// A rank's log and its last lines.
+/// Path of a rank's log, and its last lines.
 pub type LogTail = (PathBuf, Vec<String>);
 
-/// What an attempt needs of MPI.
+/// What this node has to provide for MPI in an attempt.
 #[derive(Debug, Clone)]
 pub enum OverMpi {
-    /// Nothing.
+    /// Nothing: the ranks do not use MPI.
     No,
-    /// Slots, for which another node's launcher runs `mpirun`.
+    /// Slots for its ranks; node 0's launcher runs `mpirun`.
     Slots,
-    /// Slots and `mpirun` itself.
+    /// Slots for its ranks, and `mpirun`.
     Mpirun(Mpirun),
 }
 
-/// Something that happened on this node.
+/// An event on this node.
 #[derive(Debug)]
 pub enum Local {
-    /// To a rank.
+    /// An event of a rank.
     News(News),
     /// `mpirun` wants a daemon on another node.
     Daemon {
         /// The node's name.
         host: String,
-        /// A shell command.
+        /// The daemon's command line, for a shell.
         command: String,
     },
-    /// Somebody has killed `mpirun`.
+    /// `mpirun` was killed by a signal.
     MpirunKilled {
-        /// When.
+        /// When it ended.
         at: Instant,
-        /// How.
+        /// How it ended, and where its log is.
         reason: String,
     },
 }
@@ -75,7 +76,8 @@ struct Exited {
     at: Instant,
 }
 
-/// The processes, and the channels that tell of them. The processes are killed when it is dropped.
+/// The processes of the ranks, and the channels on which their events arrive. Dropping this kills the
+/// processes.
 pub struct LocalRanks<'a> {
     spec: Spec,
     plans: &'a [RankPlan],
@@ -91,11 +93,11 @@ pub struct LocalRanks<'a> {
     oom_kills: OomKills,
 }
 
-/// How many processes the kernel has killed for want of memory: a rank that SIGKILL ended shortly after one more is
-/// taken for it.
+/// Counts of processes that the kernel has killed because memory ran out. A rank that SIGKILL ended shortly
+/// after the count has risen is taken to be one of them.
 struct OomKills {
-    /// [`SHORTLY`] ago or longer, and at the last look; `None` where nothing tells, or a kill may be the
-    /// launcher's own.
+    /// The count [`SHORTLY`] ago or earlier, and that of the last look; `None` where the count is unknown, or
+    /// once the launcher itself has killed ranks.
     counts: Option<[u64; 2]>,
     looked: Instant,
 }
@@ -107,7 +109,7 @@ impl OomKills {
         Self { counts: memory::oom_kills().map(|count| [count; 2]), looked: Instant::now() }
     }
 
-    /// Forgets those of long ago.
+    /// Updates the counts, so that kills of long ago no longer count as new.
     fn look(&mut self) {
         if self.looked.elapsed() < SHORTLY {
             return;
@@ -118,7 +120,7 @@ impl OomKills {
         }
     }
 
-    /// Whether there has been one more, that no rank's end has been put down to yet.
+    /// Returns whether there was a recent kill that no rank's end has been attributed to, and attributes one.
     fn another(&mut self) -> bool {
         let Some([before, last]) = &mut self.counts else { return false };
         let is_more = memory::oom_kills().is_some_and(|now| now > *before);
@@ -129,12 +131,12 @@ impl OomKills {
 }
 
 impl<'a> LocalRanks<'a> {
-    /// Starts the ranks of `plans`, whose numbers follow each other; over MPI, as soon as they have
-    /// slots. `values`: where values that ranks leave for each other are kept. `console`: where the
-    /// first of them is shown, if it is.
+    /// Starts the ranks of `plans`, whose numbers are consecutive; over MPI, as soon as all have slots. A
+    /// rank that cannot be started is reported as an event. `values` says where the values that ranks publish
+    /// for each other are kept. The output of the first rank is also shown on `console`, if there is one.
     ///
     /// # Errors
-    /// [`LaunchError`] when the operating system refuses what is needed.
+    /// [`LaunchError`] when a socket cannot be opened or `mpirun` cannot be started.
     pub fn start(
         plans: &'a [RankPlan],
         spec: Spec,
@@ -212,7 +214,7 @@ impl<'a> LocalRanks<'a> {
         Ok(pid)
     }
 
-    /// A rank that cannot be started.
+    /// Reports a rank that cannot be started as failed and ended.
     fn give_up(&mut self, rank: usize, reason: &str) {
         let exit_code = ExitCode::Setup as u8;
         let (message, blame) = (reason.to_owned(), Blame::Nobody);
@@ -221,7 +223,7 @@ impl<'a> LocalRanks<'a> {
         self.news.push_back(News::Exited { rank, exit: Exit::Code(exit_code.into()), ago_ms: 0 });
     }
 
-    /// What happens next. May be dropped and called again.
+    /// Waits for the next event and returns it. Cancel safe: may be dropped and called again.
     pub async fn next(&mut self) -> Local {
         loop {
             if let Some(news) = self.news.pop_front() {
@@ -235,7 +237,7 @@ impl<'a> LocalRanks<'a> {
             };
             tokio::select! {
                 biased;
-                // Before exits: a rank's last words explain its end.
+                // Polled before exits: a rank's last messages explain its end.
                 Some(message) = self.messages.recv() => {
                     self.oom_kills.look();
                     return Local::News(message.into());
@@ -266,7 +268,7 @@ impl<'a> LocalRanks<'a> {
         News::Exited { rank, exit, ago_ms }
     }
 
-    /// Ranks for which there was no slot.
+    /// Reports all ranks as failed for `reason`, without having started them, and ends MPI on this node.
     fn never_spawned(&mut self, reason: &str) {
         self.slots = None;
         for rank in range(self.plans) {
@@ -274,7 +276,7 @@ impl<'a> LocalRanks<'a> {
         }
     }
 
-    /// The values that ranks leave for each other.
+    /// Returns access to the values that ranks publish for each other.
     pub fn board(&self) -> Board {
         self.coordinator.board()
     }
@@ -301,7 +303,8 @@ impl<'a> LocalRanks<'a> {
         }
     }
 
-    /// What each rank wrote last; to be called when all have ended.
+    /// Ends MPI, waits for the rest of the ranks' output, and returns each rank's log and last lines. To be
+    /// called when all ranks have ended.
     pub async fn end(&mut self) -> Vec<LogTail> {
         if let Some(slots) = &mut self.slots {
             slots.end().await;
@@ -322,7 +325,7 @@ impl<'a> LocalRanks<'a> {
     }
 }
 
-/// The ranks of `plans`, whose numbers follow each other.
+/// Returns the ranks of `plans`, whose numbers are consecutive.
 fn range(plans: &[RankPlan]) -> Range<usize> {
     let first = plans.first().map_or(0, |plan| plan.world.rank);
     first..first + plans.len()
@@ -351,8 +354,8 @@ async fn watch(
         }
     };
     let at = Instant::now();
-    // A rank that never connected has no last words, so this has a limit.
+    // There is a timeout because the connection of a rank that never connected is never closed.
     let _ = timeout(LAST_WORDS, last_words).await;
-    // Nobody listens any more when the attempt was given up.
+    // The receiver is gone when the attempt was given up.
     let _ = exits.send(Exited { rank, status, at });
 }

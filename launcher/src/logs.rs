@@ -1,6 +1,7 @@
-//! What ranks write: to their files, the first rank's also to the terminal, the end of it kept.
+//! Output of the ranks: appended to a log file each, that of the first rank also shown on the terminal, and
+//! the last lines kept for the verdict.
 //!
-//! One thread a rank, so that a slow disk delays nobody but that rank.
+//! Each rank has a thread, so that a slow disk delays no other rank.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -12,13 +13,14 @@ use tokio::sync::oneshot;
 
 use crate::console::Console;
 
-/// Lines kept of each rank for the verdict.
+/// Number of last lines of each rank's output that are kept for the verdict.
 const TAIL_LINES: usize = 20;
 
-/// A line is cut here, so that a rank that never ends one cannot fill the memory.
+/// A line that has reached this many bytes is passed on unfinished, so that a rank that never ends a line
+/// cannot exhaust the memory.
 const MAX_LINE_BYTES: usize = 8 * 1024;
 
-/// A rank's output, being read.
+/// The reader of a rank's output.
 pub struct RankLog {
     path: PathBuf,
     tail: Arc<Mutex<VecDeque<String>>>,
@@ -26,13 +28,14 @@ pub struct RankLog {
 }
 
 impl RankLog {
-    /// Reads `output` to its end on a thread of its own: appends it to the file at `path` and, where
-    /// `console` is given, shows it there.
+    /// Reads `output` to its end on a thread of its own: appends it to the file at `path` and, if there is a
+    /// `console`, shows it there as lines of `rank`.
     ///
-    /// What the file does not take, as on a full disk, is missing from it: that is warned about, and noted there.
+    /// Output that the file does not accept, as on a full disk, is missing from it: this is warned about, and
+    /// noted in the file.
     ///
     /// # Errors
-    /// When there can be no thread.
+    /// When the thread cannot be started.
     pub fn start(
         rank: usize,
         path: PathBuf,
@@ -54,25 +57,25 @@ impl RankLog {
             tail.push_back(line);
         };
         std::thread::Builder::new().name(format!("log-{rank}")).spawn(move || {
-            file.write(b""); // also where the rank says nothing
+            file.write(b""); // creates the file even if the rank writes nothing
             pump(output, &mut file, take);
             drop(end);
         })?;
         Ok(Self { path, tail, done })
     }
 
-    /// Waits until the output has ended.
+    /// Waits until the output has ended and has been written.
     pub async fn ended(&mut self) {
         // The sender is never used, only dropped.
         let _ = (&mut self.done).await;
     }
 
-    /// The last lines.
+    /// Returns the last lines of the output, at most [`TAIL_LINES`].
     pub fn tail(&self) -> Vec<String> {
         self.tail.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
-    /// The file.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -97,12 +100,12 @@ fn pump(mut output: impl Read, file: &mut LogFile, mut take: impl FnMut(String))
 
 struct LogFile {
     path: PathBuf,
-    /// Opened by the first write that can.
+    /// `None` until it can be opened, and after a write that failed.
     file: Option<File>,
     has_gap: bool,
 }
 
-/// What stands for lines that are missing.
+/// Written where lines are missing.
 const GAP: &[u8] = b"\n[lines are missing here: this file could not be written]\n";
 
 impl LogFile {
@@ -117,7 +120,7 @@ impl LogFile {
             );
         }
         if ended.is_err() {
-            self.file = None; // what it knows may be void
+            self.file = None; // the next write opens it again: the descriptor may be stale
         }
         self.has_gap = ended.is_err();
     }

@@ -84,7 +84,7 @@ fn main() -> ExitCode {
         .map_err(LaunchError::system("start an event loop"))
         .and_then(|runtime| {
             let ended = runtime.block_on(work);
-            // Nobody waits for a thread that still reads images.
+            // Does not wait for blocking threads, such as one that still reads images.
             runtime.shutdown_background();
             ended
         });
@@ -99,11 +99,12 @@ fn main() -> ExitCode {
     code.into()
 }
 
-/// What `mpirun` starts is no launcher.
+/// Turns the result of a stand-in, which `mpirun` has started, into an exit code. An error is written to
+/// standard error: there is no console yet.
 fn stand_in(ended: std::io::Result<u8>) -> ExitCode {
     ended.map_or_else(
         |error| {
-            // It may be a file on a full disk.
+            // Standard error may be a file on a full disk.
             let _ = writeln!(std::io::stderr(), "launcher: {error}");
             ExitCode::FAILURE
         },

@@ -1,9 +1,11 @@
-//! How much memory processes of this machine can still have, and whether the kernel has killed any for want of it.
+//! Memory that is available to processes of this machine, and how many of them the kernel has killed for lack
+//! of it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Bytes: what the machine has left, and what the limits of this process's control groups leave of it.
+/// Returns the available memory in bytes: that of the machine, or what the limits of this process's control
+/// groups leave, if that is less.
 pub fn available() -> u64 {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let machine = field(&meminfo, "MemAvailable:").map_or(u64::MAX, |kib| kib * 1024);
@@ -11,8 +13,8 @@ pub fn available() -> u64 {
     machine.min(left_by_groups(&groups, Path::new("/sys/fs/cgroup")))
 }
 
-/// How many processes of this one's control group, children included, the kernel has killed so far because
-/// memory ran out; `None` where nothing tells.
+/// Returns how many processes in this process's control group the kernel has killed so far because memory ran
+/// out; `None` where nothing counts them. Version 2 of control groups includes descendants of the group.
 pub fn oom_kills() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     oom_kills_in(&groups, Path::new("/sys/fs/cgroup"))
@@ -21,15 +23,15 @@ pub fn oom_kills() -> Option<u64> {
 fn oom_kills_in(groups: &str, root: &Path) -> Option<u64> {
     groups.lines().find_map(|line| {
         let (version, mount, group) = memory_group(line, root)?;
-        // In a container the path may be one of the host, as for limits.
+        // In a container the path may be that of the host, as in `left_by_groups`.
         [group, mount].iter().find_map(|folder| {
             field(&fs::read_to_string(folder.join(version.events)).ok()?, "oom_kill")
         })
     })
 }
 
-/// The version, the mount and the folder of a group that accounts for memory; `line` is one of
-/// `/proc/PID/cgroup`.
+/// Returns the version, the mount and the folder of the control group in `line`, one of `/proc/PID/cgroup`;
+/// `None` if that hierarchy does not account for memory.
 fn memory_group(line: &str, root: &Path) -> Option<(&'static Version, PathBuf, PathBuf)> {
     let mut parts = line.splitn(3, ':').skip(1);
     let (controllers, path) = (parts.next()?, parts.next()?);
@@ -43,11 +45,12 @@ fn memory_group(line: &str, root: &Path) -> Option<(&'static Version, PathBuf, P
     Some((version, mount, group))
 }
 
-/// `groups`: a process's, as `/proc/PID/cgroup` has them. `root`: where control groups are mounted.
+/// Returns the bytes that the limits of a process's control groups leave; `u64::MAX` without limits. `groups`
+/// is the content of `/proc/PID/cgroup`, `root` the folder where control groups are mounted.
 ///
-/// A limit of a group holds for those in it: Slurm sets one of the job and one of the step, and systemd
-/// has groups of its own around them. In a container the path may be one of the host that is not there;
-/// the container's own limit is at `root` then.
+/// A group's limit also holds for the groups in it, so all ancestors count: Slurm limits the job and the
+/// step, and systemd has groups of its own around them. In a container the path may be one of the host that
+/// does not exist; the container's own limit is at `root` then.
 fn left_by_groups(groups: &str, root: &Path) -> u64 {
     let limits = groups.lines().filter_map(|line| {
         let (version, mount, group) = memory_group(line, root)?;
@@ -57,14 +60,14 @@ fn left_by_groups(groups: &str, root: &Path) -> u64 {
     limits.min().unwrap_or(u64::MAX)
 }
 
-/// What the files of one version of control groups are called.
+/// File names of one version of control groups, below the mount of all.
 struct Version {
     mount: &'static str,
     limit: &'static str,
     used: &'static str,
-    /// Pages of files in `memory.stat` that make room when there is need.
+    /// Key in `memory.stat` of the page cache that can be reclaimed when memory is needed.
     reclaimable: &'static str,
-    /// The file that counts kills.
+    /// File that counts the kills.
     events: &'static str,
 }
 
@@ -87,7 +90,8 @@ const V2: Version = Version {
 };
 
 impl Version {
-    /// `None` where there is no limit.
+    /// Returns the bytes that the limit of the group at `folder` leaves, where reclaimable pages count as
+    /// free; `None` without a limit.
     fn left(&self, folder: PathBuf) -> Option<u64> {
         let read = |name: &str| fs::read_to_string(folder.join(name));
         let number = |name: &str| read(name).ok()?.trim().parse::<u64>().ok();
@@ -98,7 +102,7 @@ impl Version {
     }
 }
 
-/// The number after `name` on its line.
+/// Returns the number after `name` on its line.
 fn field(text: &str, name: &str) -> Option<u64> {
     let mut lines = text.lines().map(str::split_whitespace);
     lines.find_map(|mut words| (words.next()? == name).then(|| words.next()?.parse().ok())?)

@@ -1,4 +1,4 @@
-//! Where processes of one user on one machine talk over sockets.
+//! Private folders for the sockets over which processes of one user on one machine communicate.
 
 use std::fs::Permissions;
 use std::io;
@@ -7,17 +7,17 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-/// Longer paths of a socket cannot be bound (`sun_path`, with its final zero).
+/// Longest path in bytes that a Unix socket can be bound to: `sun_path` without its final zero.
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 
-/// Makes a folder whose name begins with `prefix`, which nobody else may enter and which goes away when
-/// it is dropped; and the path of a `socket` in it.
+/// Creates a folder whose name begins with `prefix` and that only this user may enter. Returns it, to be
+/// removed when it is dropped, and the path for a socket named `socket` in it.
 ///
-/// It is in the folder for temporary files, or in `/tmp` where that has a name too long for sockets, or
-/// one with blanks, at which `mpirun` splits command lines.
+/// The folder is created in the one for temporary files, or in `/tmp` if the socket's path would be too long
+/// there or would contain whitespace, at which `mpirun` splits command lines.
 ///
 /// # Errors
-/// When it cannot be made.
+/// When the folder cannot be created.
 pub fn private_folder(prefix: &str, socket: &str) -> io::Result<(TempDir, PathBuf)> {
     private_folder_in(&std::env::temp_dir(), prefix, socket)
 }

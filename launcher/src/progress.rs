@@ -1,4 +1,4 @@
-//! How far the run is: a bar on a terminal, else a line every few seconds.
+//! Progress of the run: a bar on a terminal, else a line every few seconds.
 
 use std::io::{self, IsTerminal};
 use std::time::Duration;
@@ -7,25 +7,25 @@ use job::thousands;
 
 use crate::console::{Console, Style};
 
-/// Between lines where there is no terminal.
+/// Interval between lines where no bar is shown.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// What rank 0 says of the run.
+/// A progress report of rank 0.
 #[derive(Debug, Clone, Copy)]
 pub struct Update {
     /// The epoch, from 1.
     pub epoch: usize,
-    /// Epochs in the run.
+    /// Number of epochs in the run.
     pub epochs: usize,
     /// Steps completed in this epoch.
     pub step: usize,
-    /// Steps in an epoch.
+    /// Number of steps in an epoch.
     pub steps: usize,
     /// Mean training loss of the epoch so far.
     pub loss: f64,
     /// Training accuracy of the epoch so far, a fraction.
     pub accuracy: f64,
-    /// Over all ranks.
+    /// Images per second over all ranks.
     pub images_per_s: f64,
 }
 
@@ -35,7 +35,7 @@ impl Update {
     }
 }
 
-/// Shows updates.
+/// Shows updates, as a bar or as lines.
 pub struct Progress {
     console: Console,
     total_steps: u64,
@@ -45,13 +45,14 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// For a run of `total_steps`; shows nothing yet.
+    /// Creates the display of a run of `total_steps` steps; shows nothing yet.
     pub fn new(console: Console, total_steps: u64) -> Self {
         let has_bar = console.style() == Style::Pretty && io::stderr().is_terminal();
         Self { console, total_steps, has_bar, eta: Eta::default(), line_at: None }
     }
 
-    /// Shows `update`, received at `now`, and says how long the run still takes, once that is known.
+    /// Shows `update`, received at `now`, and returns how long the run will still take, once that is known.
+    /// `now` is the time since the attempt began.
     pub fn update(&mut self, update: &Update, now: Duration) -> Option<Duration> {
         let done = update.done_steps();
         let left = self.eta.after(done, self.total_steps, now);
@@ -85,7 +86,7 @@ impl Progress {
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the progress bar.
     pub fn finish(&self) {
         self.console.end_progress();
     }
@@ -102,7 +103,7 @@ fn describe(update: &Update, left: Option<Duration>) -> String {
     )
 }
 
-/// What fits beside the bar on a terminal of 80 columns.
+/// Formats an update so that it fits beside the bar on a terminal of 80 columns.
 fn describe_briefly(update: &Update, left: Option<Duration>) -> String {
     let Update { epoch, epochs, step, steps, loss, accuracy, images_per_s } = *update;
     let left = left.map_or_else(|| "-".to_owned(), clock);
@@ -113,7 +114,7 @@ fn describe_briefly(update: &Update, left: Option<Duration>) -> String {
     )
 }
 
-/// `1:02:03`, or `2:03` below an hour.
+/// Formats a duration as `1:02:03`, or `2:03` below an hour.
 pub fn clock(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
@@ -123,8 +124,8 @@ pub fn clock(duration: Duration) -> String {
     }
 }
 
-/// The time left, from the mean speed since the first update: what a step takes with its share of
-/// evaluation and checkpoints.
+/// Estimates the time left from the mean time per step since the first update, in which evaluation and
+/// checkpoints have their share.
 #[derive(Debug, Default)]
 struct Eta {
     first: Option<(u64, Duration)>,

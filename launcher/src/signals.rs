@@ -8,14 +8,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::error::LaunchError;
 use crate::policy::StopSignal;
 
-/// The signals, from now on caught.
+/// Handlers of the signals that ask the launcher to stop.
 pub struct Signals {
     caught: Vec<(StopSignal, Signal)>,
 }
 
 impl Signals {
-    /// Catches them, but for those that whoever started the launcher has it ignore: `nohup` does so
-    /// with SIGHUP, a shell with SIGINT for what runs in the background.
+    /// Installs the handlers, except for signals that were ignored when the launcher was started: `nohup`
+    /// ignores SIGHUP, a shell SIGINT for background jobs.
     ///
     /// # Errors
     /// When a handler cannot be installed.
@@ -35,7 +35,7 @@ impl Signals {
         Ok(Self { caught: caught.map_err(LaunchError::system("catch signals"))? })
     }
 
-    /// The next one.
+    /// Waits for the next signal and returns it. Cancel safe.
     pub async fn next(&mut self) -> StopSignal {
         std::future::poll_fn(|context| {
             for (stop, signal) in &mut self.caught {
@@ -48,7 +48,7 @@ impl Signals {
         .await
     }
 
-    /// Does `work`, unless one comes before it is done.
+    /// Runs `work`, unless a signal comes before it is done.
     ///
     /// # Errors
     /// [`LaunchError::StoppedEarly`], else those of `work`.
@@ -63,7 +63,7 @@ impl Signals {
         }
     }
 
-    /// One that has come already.
+    /// Returns a signal that has come already, if there is one.
     pub async fn try_next(&mut self) -> Option<StopSignal> {
         tokio::select! {
             biased;
@@ -73,7 +73,7 @@ impl Signals {
     }
 }
 
-/// Whether `/proc/self/status` says that `signal` is ignored.
+/// Returns whether `status`, the content of `/proc/self/status`, says that `signal` is ignored.
 fn is_ignored(status: &str, signal: i32) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);

@@ -1,5 +1,5 @@
-//! What Slurm says of this launcher. Reads variables through a function; only the job's end may be asked
-//! of `scontrol`.
+//! What Slurm tells this launcher about its job. Environment variables are read through a function; only the
+//! end of the job may be asked of `scontrol`.
 
 use std::process::Stdio;
 use std::time::{Duration, SystemTime};
@@ -9,27 +9,27 @@ use tokio::process::Command;
 use crate::cluster::address::Rendezvous;
 use crate::error::LaunchError;
 
-/// A controller that does not answer in this time does not say when the job ends.
+/// Timeout of `scontrol`. If the controller does not answer within it, the end of the job is unknown.
 const SCONTROL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The machines of a Slurm step.
+/// The nodes of a Slurm step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// How many.
+    /// Number of nodes.
     pub nodes: usize,
-    /// This one's place among them.
+    /// Rank of this node, from 0.
     pub node_rank: usize,
-    /// Where node 0's launcher is.
+    /// Where node 0's launcher listens.
     pub rendezvous: Rendezvous,
     /// `<job>.<step>`.
     pub id: String,
 }
 
-/// The step that this launcher is a task of, if it runs on several machines.
+/// Returns the step that this launcher is a task of; `None` unless that has several nodes.
 ///
 /// # Errors
-/// [`LaunchError::SeveralLaunchers`] when `srun` has started several launchers on a machine: each would
-/// start all ranks.
+/// [`LaunchError::SeveralLaunchers`] when `srun` has started several launchers on a node: each would start
+/// all ranks. [`LaunchError::Nodes`] when one of Slurm's variables is missing.
 pub fn step(lookup: impl Fn(&str) -> Option<String>) -> Result<Option<Step>, LaunchError> {
     let number = |name| lookup(name).and_then(|text| text.parse::<usize>().ok());
     // Without a step id these variables describe the allocation, not how this process was started.
@@ -51,7 +51,7 @@ pub fn step(lookup: impl Fn(&str) -> Option<String>) -> Result<Option<Step>, Lau
     Ok(Some(Step { nodes, node_rank, rendezvous, id: format!("{job}.{step_id}") }))
 }
 
-/// The first host of a list such as `n[07-09,12],m3`.
+/// Returns the first host of a list such as `n[07-09,12],m3`.
 fn first_host(list: &str) -> String {
     let inside = |c: char| c == '[';
     let Some(open) = list.find(inside).filter(|open| !list[..*open].contains(',')) else {
@@ -69,7 +69,7 @@ fn first_host(list: &str) -> String {
     format!("{prefix}{number}{suffix}")
 }
 
-/// When Slurm ends the job, if this is one.
+/// Returns when Slurm ends the job; `None` outside of a job, or if that is unknown.
 pub async fn job_end(lookup: impl Fn(&str) -> Option<String>) -> Option<SystemTime> {
     let job = lookup("SLURM_JOB_ID")?;
     if let Some(end) = lookup("SLURM_JOB_END_TIME").and_then(|text| seconds(&text)) {
@@ -82,7 +82,8 @@ pub async fn job_end(lookup: impl Fn(&str) -> Option<String>) -> Option<SystemTi
     end_in(&String::from_utf8_lossy(&output.stdout))
 }
 
-/// `... EndTime=1795512000 ...`; a job without a limit has `Unknown`.
+/// Returns the end of the job from the output of `scontrol`, which has `EndTime=1795512000`, in seconds since
+/// 1970. A job without a limit has `Unknown`.
 fn end_in(shown: &str) -> Option<SystemTime> {
     shown.split_whitespace().find_map(|word| word.strip_prefix("EndTime=")).and_then(seconds)
 }

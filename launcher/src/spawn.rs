@@ -1,10 +1,10 @@
 //! Starting trainers, and making sure that none is left behind.
 //!
-//! A trainer leads a process group of its own, so that Ctrl-C on the terminal reaches the launcher
-//! only and a kill reaches all that the trainer has started. It is not made to die with the launcher:
-//! when the launcher is killed, trainers see their control connection close, save a checkpoint, and
-//! exit by themselves; one that hangs in a collective ends at its own deadline. That is so on one machine;
-//! of several, those whose launchers live kill their ranks, and the newest checkpoint is what is left.
+//! A trainer leads a process group of its own, so that Ctrl-C on the terminal reaches the launcher only and a
+//! kill reaches all processes that the trainer has started. It does not die with the launcher: when the
+//! launcher is killed, trainers see their control connection close, save a checkpoint, and exit by
+//! themselves; one that hangs in a collective ends at its own deadline. In a job of several nodes the other
+//! launchers kill their ranks then, and the newest checkpoint is what is left.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -29,26 +29,27 @@ use crate::plan::{Device, RankPlan};
 /// The trainer's file name.
 const TRAINER: &str = "trainer";
 
-/// What all ranks are started with.
+/// What all ranks of a node are started with.
 #[derive(Debug, Clone)]
 pub struct Spec {
-    /// The program.
+    /// Path of the trainer.
     pub trainer: PathBuf,
-    /// The configuration in full.
+    /// Path of the complete configuration.
     pub config: PathBuf,
-    /// Where the run is kept.
+    /// The run directory.
     pub run_dir: Arc<RunDir>,
-    /// As the trainer's `--resume` takes it.
+    /// Value of the trainer's `--resume`.
     pub resume: String,
-    /// What to compute on.
+    /// Device to compute on.
     pub device: Device,
-    /// OpenMP threads.
+    /// Number of OpenMP threads of each rank.
     pub threads: usize,
-    /// Whether to log JSON.
+    /// Whether ranks log JSON.
     pub json: bool,
-    /// What they do.
+    /// What ranks do.
     pub work: Work,
-    /// Variables, besides those that say its place; what the user has set wins.
+    /// Environment variables in addition to those that tell a rank its place; variables that the user has set
+    /// take precedence.
     pub env: Vec<(&'static str, String)>,
 }
 
@@ -61,7 +62,7 @@ pub enum Work {
     MeasureAllReduce,
 }
 
-/// The trainer to start: the one beside the launcher's own executable, else the first on `path`.
+/// Returns the trainer to start: the one beside the launcher's own executable, else the first on `path`.
 ///
 /// # Errors
 /// [`LaunchError::NoTrainer`], naming both places.
@@ -75,11 +76,12 @@ pub fn find_trainer(launcher: &Path, path: Option<OsString>) -> Result<PathBuf, 
         .ok_or(LaunchError::NoTrainer { beside })
 }
 
-/// Starts a rank whose control connection goes to `socket`; the reader gets both its standard output and
-/// its standard error. `mpi`: variables that make it a rank of MPI.
+/// Starts the trainer of a rank, pinned to its CPUs. It connects to the coordinator's `socket`; the returned
+/// reader gets both its standard output and its standard error. `mpi` holds variables that make it a rank of
+/// MPI.
 ///
 /// # Errors
-/// When the program cannot be executed, or there are no more pipes or processes.
+/// When the program cannot be executed, or no more pipes or processes can be created.
 pub fn spawn(
     spec: &Spec,
     rank: &RankPlan,
@@ -101,7 +103,7 @@ pub fn spawn(
         .env(CONTROL_SOCKET, socket)
         .env_remove(TOKEN)
         .env("OMP_NUM_THREADS", spec.threads.to_string())
-        // Threads that wait actively slow down everybody else on a machine that is shared.
+        // Threads that spin while they wait slow down everything else on a shared machine.
         .env("OMP_WAIT_POLICY", "passive")
         .env("KMP_BLOCKTIME", "0")
         .env(LOG_FORMAT, if spec.json { "json" } else { "pretty" })
@@ -109,22 +111,22 @@ pub fn spawn(
         .stdout(writer.try_clone()?)
         .stderr(writer)
         .process_group(0);
-    // SAFETY: `before_exec` does nothing but what may be done between fork and exec.
+    // SAFETY: all that `before_exec` does is async-signal-safe, as it must be between fork and exec.
     unsafe { command.pre_exec(before_exec) };
     let child = pinned_to(&rank.cpus, || command.spawn())?;
     Ok((child, reader))
 }
 
-/// For a child that works beside the launcher: blocks the signals that are the launcher's, and takes back what
-/// it may have more of.
+/// Prepares a child process between fork and exec: blocks the signals that are meant for the launcher, and
+/// restores the original limit on open files.
 pub fn before_exec() -> io::Result<()> {
     block_stop_signals()?;
     descriptors::restore()
 }
 
-/// A trainer is asked to stop over its control connection, and only there. Slurm signals every process
-/// of a step, so a trainer would be asked twice, which it takes for impatience, or die before it has
-/// installed its handlers.
+/// Blocks the signals that ask the launcher to stop. A trainer is asked to stop over its control connection
+/// only. Slurm signals every process of a step, so a trainer would be asked twice, which it takes for
+/// impatience, or die before it has installed its handlers.
 pub fn block_stop_signals() -> io::Result<()> {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: these functions are async-signal-safe; the first initialises what the others use.
@@ -138,8 +140,8 @@ pub fn block_stop_signals() -> io::Result<()> {
     if blocked == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Runs `start` with this thread pinned to `cpus`, which a process started there inherits before its
-/// first instruction.
+/// Runs `start` with this thread pinned to `cpus`: a process started by it inherits that before its first
+/// instruction. Runs `start` unpinned if `cpus` is empty or pinning fails.
 pub fn pinned_to<T>(cpus: &[usize], start: impl FnOnce() -> T) -> T {
     let before = match (cpus, sched_getaffinity(None)) {
         ([], _) | (_, Err(_)) => return start(),
@@ -158,26 +160,26 @@ pub fn pinned_to<T>(cpus: &[usize], start: impl FnOnce() -> T) -> T {
     started
 }
 
-/// The process groups of ranks that still run. They are killed when this is dropped.
+/// The process groups of ranks that still run. Dropping this kills them.
 #[derive(Debug, Default)]
 pub struct Groups(HashMap<usize, Pid>);
 
 impl Groups {
-    /// `rank` leads the process group `pid`.
+    /// Adds the process group `pid`, which `rank` leads.
     pub fn add(&mut self, rank: usize, pid: u32) {
         if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
             self.0.insert(rank, pid);
         }
     }
 
-    /// `rank` has ended: what it had started and left behind is killed.
+    /// Removes `rank`, whose process has ended, and kills what it has started and left behind.
     pub fn remove(&mut self, rank: usize) {
         if let Some(group) = self.0.remove(&rank) {
             kill(group);
         }
     }
 
-    /// Kills all.
+    /// Kills all process groups.
     pub fn kill(&self) {
         self.0.values().for_each(|group| kill(*group));
     }
@@ -190,7 +192,7 @@ impl Drop for Groups {
 }
 
 fn kill(group: Pid) {
-    // A group that is empty is what is wanted.
+    // Fails if the group is empty, which is fine.
     let _ = kill_process_group(group, Signal::KILL);
 }
 

@@ -1,8 +1,8 @@
 //! Runs the job and does what [`crate::policy`] decides, on this node and through the other nodes'
 //! launchers.
 //!
-//! Tasks that wait for processes, the coordinator's, and those of the connections to other nodes send
-//! messages to one dispatcher; only that one decides and acts.
+//! The tasks that wait for processes, serve control connections, and read connections to other nodes send
+//! messages to one event loop, which alone decides and acts.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -27,28 +27,29 @@ use crate::progress::{Progress, Update, clock};
 use crate::signals::Signals;
 use crate::spawn::Spec;
 
-/// The first steps say little of how long the run takes.
+/// Time into an attempt before which no warning is given that the run will take too long: the first steps say
+/// little of its speed.
 const KNOWN_AFTER: Duration = Duration::from_secs(10);
 
-/// What is run.
+/// A job, as it is run by the launcher of its only node or of node 0.
 pub struct Supervisor<'a> {
-    /// What the run trains.
+    /// The configuration of the run.
     pub config: &'a Config,
-    /// Which ranks there are, and on what.
+    /// Which ranks there are, and on which devices.
     pub plan: &'a Plan,
-    /// What those of this node are started with; `resume` is set for each attempt.
+    /// What the ranks of this node are started with; `resume` is set for each attempt.
     pub spec: Spec,
-    /// What they need of MPI, as long as no node has become another machine.
+    /// What this node has to provide for MPI, with the host names that the nodes had at first.
     pub mpi: OverMpi,
-    /// Where the run starts from.
+    /// Where the first attempt starts from.
     pub resume: &'a Resume,
-    /// How long ranks may be silent, and take to stop.
+    /// How long ranks may be silent, and how long they may take to stop.
     pub limits: Limits,
-    /// When the job is killed, as a time from now.
+    /// Time from now until the job is ended from outside, if it is.
     pub ends_in: Option<Duration>,
     /// How often the job may be started again.
     pub max_restarts: u32,
-    /// What is shown on the terminal.
+    /// The terminal.
     pub console: &'a Console,
 }
 
@@ -56,7 +57,7 @@ pub struct Supervisor<'a> {
 pub struct Report {
     /// How it ended, and whose fault that was.
     pub outcome: Outcome,
-    /// The ranks of the last attempt.
+    /// What is known of the ranks of the last attempt.
     pub job: Job,
     /// The log file of each rank and its last lines.
     pub logs: Vec<LogTail>,
@@ -69,13 +70,13 @@ pub struct Report {
 struct Attempt<'a> {
     started: Instant,
     local: LocalRanks<'a>,
-    /// What ranks of this node have left for others, and they for them.
+    /// The values that ranks of all nodes publish for each other.
     board: Board,
     others: Option<&'a mut Host>,
     job: Job,
     restarts: u32,
     progress: Progress,
-    /// That the run will not be done in time.
+    /// Whether a warning was given that the run will not be done in time.
     warned: bool,
 }
 
@@ -96,7 +97,7 @@ impl Supervisor<'_> {
         let mut mpi = self.mpi.clone();
         loop {
             let started = Instant::now();
-            // A node that is lost may come back as another machine.
+            // Read for each attempt: a lost node may come back as another machine.
             let hosts = others.as_deref().map_or_else(Vec::new, Host::hosts);
             let host = others.as_deref_mut();
             let (outcome, job, logs) =
@@ -107,7 +108,7 @@ impl Supervisor<'_> {
                 tracing::debug!("no restart: {why_not}");
                 return Ok(Report { outcome, job, logs, restarts, hosts });
             }
-            // One that came while the last ranks were ending.
+            // A signal may have come while the last ranks were ending.
             if let Some(signal) = signals.try_next().await {
                 tracing::warn!("{}: no restart", signal.name());
                 return Ok(Report { outcome, job, logs, restarts, hosts });
@@ -134,7 +135,7 @@ impl Supervisor<'_> {
         }
     }
 
-    /// Waits for the nodes that were lost, and says what ranks need of MPI there.
+    /// Waits until lost nodes have joined again, and returns what this node then has to provide for MPI.
     async fn gather_again(&self, host: &mut Host) -> Result<OverMpi, LaunchError> {
         host.gather().await?;
         if host.layout() != self.plan.layout {
@@ -149,12 +150,13 @@ impl Supervisor<'_> {
         Ok(mpi)
     }
 
-    /// Tells the other nodes of the job.
+    /// Sends the run directory and the configuration to the other nodes.
     pub fn welcome(&self, host: &Host) {
         host.welcome(self.spec.run_dir.root().to_owned(), config::to_yaml(self.config));
     }
 
-    /// A restart goes on from what this run has saved; from where it started, if it has nothing.
+    /// Returns the value of the trainer's `--resume` for an attempt. A restart goes on from this run's newest
+    /// checkpoint or, if it has none, from where the run started.
     fn resume_for(&self, restarts: u32) -> String {
         let resume = if restarts > 0 { &Resume::Auto } else { self.resume };
         resume.to_string()
@@ -218,7 +220,7 @@ impl Supervisor<'_> {
 }
 
 impl Attempt<'_> {
-    /// What happens next; `None` when there is nothing to decide about it.
+    /// Waits for the next event and returns it; `None` when it needs no decision.
     ///
     /// # Errors
     /// [`LaunchError::Cluster`] when another node cannot start its part.
@@ -313,12 +315,12 @@ impl Attempt<'_> {
                 self.warn_of_the_end(left, now);
                 None
             }
-            // The coordinator takes the others.
+            // The coordinator handles these.
             ToLauncher::Hello { .. } | ToLauncher::Put { .. } | ToLauncher::Get { .. } => None,
         }
     }
 
-    /// Says once, as soon as the speed is known, that the run will not be done when its time is up.
+    /// Warns once, as soon as the speed is known, if the run will not be done before its time is up.
     fn warn_of_the_end(&mut self, left: Option<Duration>, now: Duration) {
         let walltime = self.job.walltime();
         let (Some(left), Some(stop_at), false) = (left, walltime.stop_at(), self.warned) else {
@@ -357,7 +359,7 @@ impl Attempt<'_> {
         }
     }
 
-    /// The log of each rank and its last lines.
+    /// Waits for the other nodes' reports, and returns the log of each rank and its last lines.
     async fn last_output(&mut self) -> Vec<LogTail> {
         let mut logs: BTreeMap<usize, LogTail> =
             self.local.end().await.into_iter().enumerate().collect();

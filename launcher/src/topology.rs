@@ -15,18 +15,18 @@ pub type Core = Vec<usize>;
 /// The cores that this process may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topology {
-    /// By package, then by first CPU.
+    /// Sorted by package, then by first CPU.
     pub cores: Vec<Core>,
-    /// Cores that the quota is worth, where it is less than `cores`. Others then use the same cores,
-    /// so pinning would pile up on the first ones.
+    /// Number of cores that the CPU quota is worth, if lower than the number of `cores`. Other processes then
+    /// use the same cores, so pinning would pile up on the first ones.
     pub quota: Option<usize>,
 }
 
 impl Topology {
-    /// Looks at this machine.
+    /// Detects the cores of this machine.
     pub fn detect() -> Self {
         let allowed = allowed_cpus();
-        // Honours the quotas of both cgroup versions, besides the mask.
+        // The standard library honours the quotas of both cgroup versions, besides the mask.
         let parallelism =
             std::thread::available_parallelism().map_or(allowed.len(), |count| count.get());
         let cores = group(&allowed, |cpu| core_key(Path::new("/sys/devices/system/cpu"), cpu));
@@ -34,19 +34,19 @@ impl Topology {
         Self { quota: limited.then_some(parallelism), cores }
     }
 
-    /// Cores' worth of computing time.
+    /// Returns how many cores' worth of computing time this process may use, at least 1.
     pub fn usable(&self) -> usize {
         self.quota.unwrap_or(self.cores.len()).max(1)
     }
 }
 
-/// Which package a CPU is on, and the first CPU of its core.
+/// Package of a CPU, and the first CPU of its core.
 type CoreKey = (usize, usize);
 
 fn allowed_cpus() -> Vec<usize> {
     match sched_getaffinity(None) {
         Ok(mask) => (0..CpuSet::MAX_CPU).filter(|cpu| mask.is_set(*cpu)).collect(),
-        // More CPUs than the mask holds: take what the standard library counts.
+        // There are more CPUs than the mask can hold: uses the standard library's count.
         Err(_) => (0..std::thread::available_parallelism().map_or(1, |n| n.get())).collect(),
     }
 }
@@ -59,7 +59,8 @@ fn group(cpus: &[usize], key: impl Fn(usize) -> CoreKey) -> Vec<Core> {
     cores.into_values().collect()
 }
 
-/// A machine that does not say is taken to have one CPU a core.
+/// Returns the package and the core of a CPU, as found in `root`, the folder of CPUs in `/sys`. Where nothing
+/// is found, each CPU counts as a core of package 0.
 fn core_key(root: &Path, cpu: usize) -> CoreKey {
     let read = |name: &str| {
         let path = root.join(format!("cpu{cpu}/topology/{name}"));
@@ -71,7 +72,7 @@ fn core_key(root: &Path, cpu: usize) -> CoreKey {
     (package, first.unwrap_or(cpu))
 }
 
-/// A list of CPUs as `taskset` writes it: `0-3,8`.
+/// Formats a list of CPUs as `taskset` does: `0-3,8`.
 pub fn cpu_list(cpus: &[usize]) -> String {
     let mut ranges: Vec<(usize, usize)> = Vec::new();
     let mut sorted = cpus.to_vec();

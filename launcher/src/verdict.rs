@@ -1,4 +1,4 @@
-//! What is said at the end: what failed, where, and how to go on. Pure.
+//! The verdict, a text at the end of a job: what failed, where, and how to go on. Pure.
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -21,15 +21,15 @@ pub struct Evidence<'a> {
     pub stop_reason: Option<&'a str>,
     /// The name of each rank's node; empty when there is one node.
     pub hosts: &'a [String],
-    /// Restarts that were used up before.
+    /// Number of restarts of the job.
     pub restarts: u32,
-    /// The command that goes on with the run.
+    /// The command line that resumes the run.
     pub command: &'a str,
-    /// Whether there is a checkpoint, as far as is known.
+    /// Whether the run has a checkpoint, as far as is known.
     pub has_checkpoint: bool,
 }
 
-/// A text of several lines for a person; empty when there is nothing to say.
+/// Returns the verdict, several lines for a person; empty when there is nothing to say.
 pub fn render(evidence: &Evidence<'_>) -> String {
     of(evidence, evidence.outcome)
 }
@@ -109,7 +109,7 @@ fn failed(evidence: &Evidence<'_>, failure: &Failure) -> String {
     push(&mut text, &format!("exit code {}: {}", code as u8, code.meaning()));
     match code {
         ExitCode::RankFailed | ExitCode::Hang => push(&mut text, &go_on(evidence)),
-        // It would come again until somebody does something about it.
+        // A restart would fail in the same way until somebody has removed the cause.
         ExitCode::Data | ExitCode::OutOfMemory => {
             push(&mut text, &format!("once that is mended, {}", go_on(evidence)));
         }
@@ -132,7 +132,8 @@ fn push(text: &mut String, line: &str) {
     let _ = write!(text, "\n{line}");
 }
 
-/// `training, epoch 2, step 70, 0.4 s before`.
+/// Describes a rank's last report: `training, epoch 2, step 70, said 0.4 s before`. The last part is there if
+/// `before`, the time of the failure, is given.
 fn last_report(rank: &Rank, before: Option<Duration>) -> String {
     let Some(report) = rank.report else {
         return rank.doing().to_owned();

@@ -1,4 +1,4 @@
-//! What the launcher says of a command line before any rank is started.
+//! How the launcher responds to command lines before any rank is started.
 
 mod support;
 

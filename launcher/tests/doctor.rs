@@ -1,6 +1,6 @@
-//! `launcher doctor` with a fault planted in each thing that it looks at. The launcher and the trainer
-//! are the real ones; what is planted lies around them: mounts, ports, libraries, files. Needs a C
-//! compiler for some, user namespaces or root for others; those are skipped elsewhere.
+//! `launcher doctor` with a fault planted in each thing that it checks. The launcher and the trainer are the
+//! real ones; faults are planted around them: mounts, ports, libraries, files. Some tests need a C compiler,
+//! others user namespaces or root; they are skipped elsewhere.
 
 #![allow(clippy::unwrap_used)] // all of it is test code
 
@@ -13,7 +13,7 @@ use std::process::Command;
 
 use support::{Ended, Running, Sandbox, behind, run};
 
-/// What no fault is planted in.
+/// A configuration without faults.
 const CONFIG: &str = "data: {dataset: synthetic, train_images: 64, test_images: 16}\n\
                       model: {name: resnet18}\n";
 
@@ -23,7 +23,7 @@ fn sandbox() -> Sandbox {
     sandbox
 }
 
-/// `launcher doctor ARGS --run-dir run c.yaml`, on two ranks of the CPU unless `args` say otherwise.
+/// Returns `launcher doctor ARGS --run-dir run c.yaml`, on two ranks of the CPU unless `args` say otherwise.
 fn doctor(sandbox: &Sandbox, args: &[&str]) -> Command {
     let is_said = args.iter().any(|arg| ["--cpu", "--gpus"].contains(arg));
     let device: &[&str] = if is_said { &[] } else { &["--cpu", "2"] };
@@ -35,7 +35,7 @@ fn doctor(sandbox: &Sandbox, args: &[&str]) -> Command {
     command
 }
 
-/// The line about `subject`, and the remedy below it, if there is one.
+/// Returns the line about `subject`, and the remedy below it, which is empty if there is none.
 fn finding(ended: &Ended, subject: &str) -> (String, String) {
     let mut lines = ended.stdout.lines();
     let about = |line: &&str| line.get(9..).is_some_and(|rest| rest.starts_with(subject));
@@ -49,7 +49,8 @@ fn said(ended: &Ended) -> String {
     format!("{}\n{}", ended.stdout, ended.stderr)
 }
 
-/// That `subject` is broken, that `told` is said of it and how to repair it, and that no run can work.
+/// Asserts that `subject` is broken, with `told` in its line and a remedy, and that the exit code says that
+/// no run can work.
 fn is_broken(ended: &Ended, subject: &str, told: &str) {
     let (line, remedy) = finding(ended, subject);
     assert!(line.starts_with("BROKEN") && line.contains(told), "{told:?} in\n{}", said(ended));
@@ -57,7 +58,8 @@ fn is_broken(ended: &Ended, subject: &str, told: &str) {
     assert_eq!(ended.code, Some(9), "{}", said(ended));
 }
 
-/// That `told` is said of `subject` and how to improve it, and that a run works.
+/// Asserts that there is a warning about `subject`, with `told` in its line and a remedy, and that the exit
+/// code says that a run works.
 fn is_a_warning(ended: &Ended, subject: &str, told: &str) {
     let (line, remedy) = finding(ended, subject);
     assert!(line.starts_with("warning") && line.contains(told), "{told:?} in\n{}", said(ended));
@@ -65,7 +67,7 @@ fn is_a_warning(ended: &Ended, subject: &str, told: &str) {
     assert_eq!(ended.code, Some(0), "{}", said(ended));
 }
 
-/// A shared library of `tests/faults`, under another name; `None` where there is no compiler.
+/// Compiles `source` in `tests/faults` into a shared library called `name`; `None` if there is no compiler.
 fn library(sandbox: &Sandbox, source: &str, name: &str) -> Option<PathBuf> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults").join(source);
     let library = sandbox.path("bin").join(name);
@@ -83,7 +85,8 @@ fn library(sandbox: &Sandbox, source: &str, name: &str) -> Option<PathBuf> {
     }
 }
 
-/// `command` after `script`, as root of mounts of its own; `None` where that is not allowed.
+/// Returns `command` to be run after `script`, as root in a mount namespace of its own; `None` if that is not
+/// allowed.
 fn with_mounts(command: &Command, script: &str) -> Option<Command> {
     let flags = ["--mount", "--map-root-user"];
     if !Command::new("unshare").args(flags).arg("true").output().is_ok_and(|it| it.status.success())
@@ -155,8 +158,8 @@ fn data_that_is_not_there() {
 #[test]
 fn a_trainer_that_is_not_there_or_finds_no_libtorch() {
     let sandbox = sandbox();
-    // Whatever the trainer was built with: the linker's search ends in a folder with another file of
-    // that name.
+    // Wherever the trainer's libtorch lies, the dynamic linker first finds these files, which are no
+    // libraries.
     let wrong = sandbox.path("wrong");
     fs::create_dir(&wrong).unwrap();
     for library in ["libtorch_cpu.so", "libtorch.so", "libc10.so"] {
@@ -176,7 +179,7 @@ fn gpus_that_are_not_there() {
     is_broken(&run(doctor(&sandbox, &["--gpus", "4"])), "devices", "--gpus 4");
 }
 
-/// Makes a driver with two GPUs as far as files and `nvidia-smi` say so.
+/// Script that makes the files of an NVIDIA driver appear to be there.
 const DRIVER: &str = r#"
 mount -t tmpfs tmpfs /proc/driver
 mkdir /proc/driver/nvidia"#;
@@ -292,11 +295,11 @@ fn slurm_tasks_that_are_too_many_and_a_job_that_ends_soon() {
     ]);
     let ended = run(command);
     is_broken(&ended, "Slurm tasks", "srun started 4 launchers on 1 nodes");
-    // There is no controller to ask.
+    // There is no Slurm controller to ask when the job ends.
     assert!(finding(&ended, "Slurm time").1.contains("--deadline"), "{}", said(&ended));
 }
 
-/// Two doctors on this machine, the second with `fault`.
+/// Runs the doctors of two nodes on this machine. `fault` changes the command of the second.
 fn two_nodes(sandbox: &Sandbox, args: &[&str], fault: impl FnOnce(&mut Command)) -> [Ended; 2] {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let rendezvous = format!("127.0.0.1:{port}");

@@ -20,7 +20,7 @@ metrics: {log_every: 1}
 # Two runs of one configuration must give the same weights, bit for bit.
 performance: {convolution: matmul}
 ";
-/// 200 images in global batches of 32.
+/// Steps per epoch: 200 images in global batches of 32.
 const STEPS_PER_EPOCH: usize = 7;
 
 const RUN: [&str; 5] = ["--cpu", "2", "--run-dir", "run", "c.yaml"];
@@ -112,7 +112,7 @@ fn a_run_leaves_what_the_contract_says() {
         .map(|record| record["train_loss"].as_f64().unwrap())
         .collect();
     assert!(losses[2] < losses[0], "it learns nothing: {losses:?}");
-    // Done is done: the same command has nothing left to do.
+    // The run is complete, so the same command has nothing left to do.
     let again = run(sandbox.launcher(&RUN));
     assert_eq!(again.code, Some(0), "{}", again.stderr);
     assert!(again.stderr.contains("complete"), "{}", again.stderr);
@@ -161,7 +161,8 @@ fn ranks_whose_launcher_is_killed_save_and_end() {
     running.signal(Signal::KILL);
     running.child.wait().unwrap();
     eventually("the end of both ranks", || !ranks.iter().any(|pid| is_running(*pid)));
-    // They had inherited the run directory's lock, which the kernel frees after their last thread.
+    // The ranks inherited the lock on the run directory, which the kernel releases after their last thread
+    // has ended.
     let lock = fs::File::open(sandbox.path("run/.lock")).unwrap();
     eventually("the release of the lock", || {
         flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok()
@@ -215,7 +216,7 @@ fn write_records(path: &Path, count: usize) {
     fs::write(path, vec![1u8; count * 3073]).unwrap();
 }
 
-/// A run directory with room for one checkpoint of 134 MB, not for two.
+/// Mounts a run directory with room for one checkpoint of 134 MB, but not for two; `None` without root.
 fn on_a_small_disk(run: &Path) -> Option<Tmpfs<'_>> {
     fs::create_dir(run).unwrap();
     let mounted = Tmpfs::mount(run, "220m");

@@ -1,5 +1,5 @@
-//! Strangers at the port of a job: they cost nothing, keep nobody out, and do not get in. Needs what
-//! `nodes.rs` needs, and a trainer that was built with MPI.
+//! Connections of strangers, who do not have the token, to the port of a job: they cost hardly any resources,
+//! keep no node out, and are not let in. Needs what `nodes.rs` needs, and a trainer that was built with MPI.
 
 #![allow(clippy::unwrap_used)] // all of it is test code
 
@@ -19,19 +19,19 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::job::{Job, codes, end_all, is_possible, said};
 use support::{Running, Sandbox, eventually};
 
-/// Connections that say nothing, open at the same time.
+/// Number of silent connections that are open at the same time.
 const SILENT: usize = 2000;
 
-/// Nonce and proof of node 0: what a stranger can get out of it, once a connection.
+/// Length of node 0's nonce and proof, which are all that a stranger can get out of it, once per connection.
 const GREETING_BYTES: usize = 64;
 
-/// What node 0's launcher may take more than before.
+/// How much the resident memory of node 0's launcher may grow.
 const GROWTH_KIB: usize = 8 << 10;
 
-/// Descriptors for those who have not said who they are, with some to spare.
+/// File descriptors that connections may take before authentication, with some to spare.
 const STRANGERS_FDS: usize = 80;
 
-/// Everything hostile at once, until it is dropped.
+/// All attacks at once, until this is dropped.
 struct Attack {
     stop: Arc<AtomicBool>,
     opened: Arc<AtomicUsize>,
@@ -62,13 +62,13 @@ impl Drop for Attack {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
-            // A panic there is an assertion that failed.
+            // A panic of the thread is an assertion that failed.
             assert!(thread.join().is_ok() || thread::panicking());
         }
     }
 }
 
-/// Holds as many connections as possible, and opens a new one for the oldest again and again.
+/// Holds [`SILENT`] connections that send nothing, and replaces the oldest by a new one again and again.
 fn be_silent(rendezvous: &str, stop: &AtomicBool, opened: &AtomicUsize) {
     let mut crowd = VecDeque::new();
     while !stop.load(Ordering::Relaxed) {
@@ -77,7 +77,7 @@ fn be_silent(rendezvous: &str, stop: &AtomicBool, opened: &AtomicUsize) {
                 crowd.push_back(stream);
                 opened.fetch_add(1, Ordering::Relaxed);
             }
-            // Nobody is missing, so nobody listens.
+            // The port is closed while no node is missing.
             None => thread::sleep(Duration::from_millis(10)),
         }
         if crowd.len() >= SILENT {
@@ -87,14 +87,15 @@ fn be_silent(rendezvous: &str, stop: &AtomicBool, opened: &AtomicUsize) {
     }
 }
 
-/// `None` while nobody listens. On one machine a connection may then meet itself, at the port that it was
-/// given.
+/// Connects to `rendezvous`; `None` while nobody listens there. On one machine a connection may then reach
+/// itself, if its own port happens to be that of `rendezvous`.
 fn connect(rendezvous: &str) -> Option<TcpStream> {
     let stream = TcpStream::connect(rendezvous).ok()?;
     (stream.local_addr().ok()? != stream.peer_addr().ok()?).then_some(stream)
 }
 
-/// Says something wrong, and asserts that the answer is never longer than to an honest beginning.
+/// Sends wrong, incomplete and replayed messages, and asserts that no answer is longer than that to a valid
+/// beginning.
 fn be_rude(rendezvous: &str, recorded: &[u8]) {
     let replayed = &recorded[..recorded.len().min(4096)];
     let half = &recorded[..20];
@@ -118,7 +119,7 @@ fn be_rude(rendezvous: &str, recorded: &[u8]) {
     }
 }
 
-/// All that a launcher says to node 0's in a job that works: it goes through here.
+/// Returns all bytes that a launcher sends to that of node 0 in a job that works, recorded by relaying them.
 fn record() -> Vec<u8> {
     let job = Job::new(2);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -166,7 +167,8 @@ fn allow_many_files() {
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
 }
 
-/// A job of the real trainer over MPI, on images that are made in memory.
+/// Creates a job of the real trainer over MPI, on synthetic images; `None` if the trainer was built without
+/// MPI.
 fn training() -> Option<Job> {
     let sandbox = Sandbox::with_trainer();
     let described = Command::new(sandbox.path("bin/trainer")).arg("--describe").output().unwrap();
@@ -206,7 +208,7 @@ fn training_goes_on_among_2000_silent_strangers_rubbish_and_replays() {
         resident < resident_before + GROWTH_KIB,
         "{resident_before} KiB before, {resident} KiB after"
     );
-    // Its ranks' pipes, sockets and logs; no stranger's.
+    // Descriptors for the pipes, sockets and logs of its ranks, and none for strangers.
     assert!(files < files_before + 30, "{files_before} files before, {files} after");
     let ended = end_all(vec![first, second]);
     drop(attack);

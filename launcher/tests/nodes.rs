@@ -95,7 +95,7 @@ fn a_second_interrupt_on_any_machine_ends_the_job_at_once() {
     second.signal(Signal::INT);
     second.wait_for("asking node 0 to stop; Ctrl-C (again)");
     first.wait_for("SIGINT on node 1 (m1): saving a checkpoint");
-    // Sooner, it might be the same one by another way.
+    // Before that, it would count as an echo of the first one.
     std::thread::sleep(Duration::from_millis(1100));
     second.signal(Signal::INT);
     let ended = end_all(vec![first, second]);
@@ -171,7 +171,7 @@ fn a_lost_launcher_is_named_and_joins_again_for_a_restart() {
     second.signal(Signal::KILL);
     second.child.wait().unwrap();
     first.wait_for("restart 1 of 1: node 1 (m1) is lost");
-    // On another machine.
+    // The launcher of node 1 comes back on another machine.
     let again = Running::start(job.launcher_on("elsewhere", 1, &["--max-restarts", "1"]));
     let ended = end_all(vec![first, again]);
     assert_eq!(codes(&ended), [Some(0); 2], "{}", said(&ended));
@@ -251,7 +251,7 @@ fn a_node_that_cannot_start_its_part_ends_all_and_is_named_with_its_reason() {
         return;
     }
     let job = Job::new(2);
-    // A file, so there can be no folder for logs in it.
+    // The run directory of node 1 is a file, so no folder for logs can be made in it.
     let args = ["--max-restarts", "1", "--run-dir", "c.yaml"];
     let start = |node, args| Running::start(job.launcher(node, args));
     let ended = end_all(vec![start(0, &args[..2]), start(1, &args)]);
@@ -277,7 +277,7 @@ fn strangers_do_not_get_in_and_who_is_missing_is_named() {
     assert!(stranger.stderr.contains("has another token"), "{}", stranger.stderr);
     first.wait_for("it may have another");
 
-    // Silent ones, one that talks rubbish, and one that claims a frame of 4 GiB.
+    // Connections that are silent, one that sends rubbish, and one that announces a frame of 4 GiB.
     let silent: Vec<_> =
         (0..200).filter_map(|_| TcpStream::connect(&job.rendezvous).ok()).collect();
     assert!(!silent.is_empty());
@@ -347,7 +347,7 @@ fn the_first_launcher_makes_a_token_that_only_its_user_can_read() {
     assert!(ended.stderr.contains("chmod 600"), "{}", ended.stderr);
 }
 
-/// Two networks with a bridge between them.
+/// Two network namespaces with a bridge between them.
 struct Networks(String);
 
 impl Networks {

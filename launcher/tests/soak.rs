@@ -1,11 +1,13 @@
-//! One fault after another, each at a random time: whatever happens, who failed is named, nothing is left
-//! behind, and the same command goes on until the run is what it would have been without.
+//! One fault after another, each at a random time: whatever happens, the rank that failed is named, no
+//! process is left behind, and the same command resumes the run, until it is what it would have been without
+//! faults.
 //!
 //! ```text
 //! LOCKSTEP_SOAK_SECONDS=3600 cargo test --release -p launcher --test soak -- --ignored --nocapture
 //! ```
 //!
-//! A minute without the variable; `LOCKSTEP_SOAK_SEED` repeats what a failure has printed, as far as timing lets it.
+//! It takes a minute without the variable. `LOCKSTEP_SOAK_SEED` repeats the faults of a seed that a failure
+//! has printed, as far as timing allows.
 
 #![allow(clippy::unwrap_used)]
 
@@ -32,23 +34,23 @@ metrics: {log_every: 1}
 performance: {convolution: matmul}
 ";
 
-/// From the start of a run, start-up included, to somewhere near its end.
+/// Longest delay before a fault: about the duration of a run, start-up included.
 const RUN_SECONDS: f64 = 5.0;
 
-/// From a fault to the end of the launchers: a deadline of ranks, and what is around it.
+/// Limit for the time from a fault to the end of the launchers: a deadline of ranks, and some margin.
 const END_TIME: Duration = Duration::from_secs(30);
 
-/// Where ranks are and how they talk. Runs take turns.
+/// Where ranks are and how they communicate. Each run takes the next setting in turn.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Setting {
     backend: &'static str,
     machines: usize,
-    /// Of a machine.
+    /// Ranks of each machine.
     ranks: usize,
 }
 
 const SHARED_MEMORY: Setting = Setting { backend: "shm", machines: 1, ranks: 3 };
-/// Nobody knows which rank hangs but for what the launcher makes of it.
+/// Over MPI ranks do not know which of them hangs: the launcher has to find out.
 const MPI: Setting = Setting { backend: "mpi", machines: 1, ranks: 3 };
 const MACHINES: Setting = Setting { backend: "mpi", machines: 2, ranks: 2 };
 
@@ -74,12 +76,12 @@ impl Setting {
         Job::of(sandbox, self.machines)
     }
 
-    /// The launcher of each machine.
+    /// Starts the launcher of each machine.
     fn start(self, job: &Job) -> Vec<Running> {
         let ranks = self.ranks.to_string();
         let launcher = |machine| match self.machines {
             1 => job.sandbox.launcher(&["--cpu", &ranks, "--run-dir", "run", "c.yaml"]),
-            // Each may have its images elsewhere.
+            // Each machine may have its images elsewhere.
             _ => {
                 let root = format!("data.root=images-{machine}");
                 job.launcher(machine, &["--cpu", &ranks, "--set", &root])
@@ -93,9 +95,9 @@ impl Setting {
 enum Fault {
     /// A rank gets this signal.
     Rank(usize, Signal),
-    /// The launcher of a machine does, so many times.
+    /// The launcher of a machine gets this signal, so many times.
     Launcher(usize, Signal, usize),
-    /// The launcher of a machine does not run for a while.
+    /// The launcher of a machine is suspended for a while.
     Pause(usize),
 }
 
@@ -113,11 +115,11 @@ impl Fault {
         }
     }
 
-    /// What launchers may end with; `None`: the run goes on.
+    /// Returns the exit code that launchers may end with, other than 0; `None`: the run goes on.
     fn exit_code(self) -> Option<i32> {
         match self {
             Self::Rank(_, Signal::STOP) => Some(5),
-            // That is the launcher's to hear.
+            // The launcher blocks SIGTERM in its ranks.
             Self::Rank(_, Signal::TERM) => None,
             Self::Rank(..) | Self::Launcher(_, Signal::KILL, _) => Some(4),
             Self::Launcher(..) => Some(8),
@@ -128,7 +130,7 @@ impl Fault {
     fn strike(self, launchers: &[Running], ranks: &[i32]) {
         match self {
             Self::Rank(rank, signal) => {
-                // It may just have ended.
+                // The rank may just have ended.
                 let _ = kill_process(Pid::from_raw(ranks[rank]).unwrap(), signal);
             }
             Self::Launcher(machine, signal, times) => {
@@ -146,7 +148,7 @@ impl Fault {
     }
 }
 
-/// What there is of a run in the sandbox's directory `run`.
+/// A run in the sandbox's directory `run`.
 struct Run<'a>(&'a Job);
 
 impl Run<'_> {
@@ -156,7 +158,7 @@ impl Run<'_> {
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
-    /// The processes of the newest attempt, by rank.
+    /// Returns the process ids of the newest attempt, by rank.
     fn ranks(&self, world_size: usize) -> Vec<i32> {
         let events = self.lines("events.jsonl");
         let spawned = events.iter().filter(|event| event["event"] == "spawned");
@@ -168,7 +170,7 @@ impl Run<'_> {
         newest.iter().map(|(_, pid)| *pid).collect()
     }
 
-    /// Epochs without what depends on the clock.
+    /// Returns the records of epochs, without what depends on the clock.
     fn epochs(&self) -> Vec<Value> {
         let mut epochs = self.lines("metrics.jsonl");
         epochs.retain(|record| record["kind"] == "epoch");
@@ -201,7 +203,8 @@ impl Run<'_> {
     }
 }
 
-/// Starts the run, has `fault` happen after `delay`, and checks how that ends. Whether the run is done.
+/// Starts the run, lets `fault` happen after `delay`, and checks how that ends. Returns whether the run is
+/// done.
 fn suffer(job: &Job, setting: Setting, fault: Fault, delay: Duration) -> bool {
     let run = Run(job);
     let before = run.ranks(setting.world_size());

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::{Ended, Running, Sandbox, eventually, run};
 
-/// Of a small network: the checkpoints of two studies at once would take 3 GB.
+/// Configuration of a small network: checkpoints of the default one would take 3 GB for two studies at once.
 const CONFIG: &str = "
 model: {name: resnet20, stem: cifar}
 data: {dataset: synthetic, train_images: 200, test_images: 50}
@@ -50,7 +50,7 @@ fn read(sandbox: &Sandbox, name: &str) -> String {
     fs::read_to_string(sandbox.path("out").join(name)).unwrap()
 }
 
-/// The epochs that a run has recorded.
+/// Returns the epochs that a run has recorded.
 fn epochs(sandbox: &Sandbox, run: &str) -> Vec<u64> {
     let path = sandbox.path("out/runs").join(run).join("metrics.jsonl");
     let text = fs::read_to_string(path).unwrap_or_default();
@@ -58,7 +58,7 @@ fn epochs(sandbox: &Sandbox, run: &str) -> Vec<u64> {
     records.filter(|it| it["kind"] == "epoch").map(|it| it["epoch"].as_u64().unwrap()).collect()
 }
 
-/// The state of each run by name, as `study.json` has it.
+/// Returns name and state of each run, as `study.json` has them.
 fn states(sandbox: &Sandbox) -> Vec<(String, String)> {
     let study: Value = serde_json::from_str(&read(sandbox, "study.json")).unwrap();
     let word = |value: &Value| value.as_str().unwrap().to_owned();
@@ -180,7 +180,7 @@ fn a_run_that_fails_is_named_and_the_others_go_on() {
     assert!(table.contains("- bad-seed0, 0 of 3 epochs: failed with 4"), "{table}");
 }
 
-/// Starts the study, one run at a time, and waits until the first is in its second epoch.
+/// Starts the study, one run at a time, and waits until the first run has completed its first epoch.
 fn start_and_train(sandbox: &Sandbox) -> Running {
     let running = Running::start(sandbox.launcher(&[&RUN[..], &["--jobs", "1"]].concat()));
     eventually("the first epoch", || epochs(sandbox, "a-seed0") == [1]);
@@ -201,7 +201,7 @@ const TWO: &str = "{title: t, config: c.yaml, runs: [{name: a}, {name: b}]}";
 fn a_study_that_is_stopped_saves_its_runs_and_the_same_command_goes_on() {
     let sandbox = sandbox(TWO);
     let running = start_and_train(&sandbox);
-    // As srun does, which signals all processes that it knows of.
+    // Like srun, which signals all processes that it knows of.
     for run in children(running.child.id()) {
         kill_process(run, Signal::INT).unwrap();
     }

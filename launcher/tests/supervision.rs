@@ -1,4 +1,4 @@
-//! What the launcher does when ranks end, fail or are to stop.
+//! What the launcher does when ranks end, fail or are asked to stop.
 
 #![allow(clippy::unwrap_used)] // all of it is test code
 
@@ -25,7 +25,7 @@ fn seconds_between(earlier: &serde_json::Value, later: &serde_json::Value) -> f6
 
 #[test]
 fn a_terminal_that_takes_nothing_does_not_stop_supervision() {
-    // More than a pipe holds, and more lines than wait for the terminal.
+    // More than a pipe holds, and more lines than the launcher queues for the terminal.
     let sandbox = Sandbox::with_script(
         "#!/bin/sh\n[ \"$RANK\" = 0 ] && yes a long line that nobody reads | head -n 20000\nexit 6\n",
     );
@@ -124,7 +124,7 @@ fn sigterm_saves_a_checkpoint_on_all_ranks_and_ends_with_8() {
     launcher.wait_for("all ranks train");
     launcher.signal(Signal::TERM);
     launcher.wait_for("SIGTERM: saving a checkpoint");
-    // As Slurm and srun do; a checkpoint that is being saved must survive it.
+    // Slurm and srun repeat signals; a checkpoint that is being saved must survive that.
     launcher.signal(Signal::TERM);
     let ended = launcher.end();
     assert_eq!(ended.code, Some(8), "{}", ended.stderr);
@@ -138,14 +138,14 @@ fn sigterm_saves_a_checkpoint_on_all_ranks_and_ends_with_8() {
 fn ctrl_c_ends_a_launcher_whose_run_directory_does_not_answer() {
     let sandbox = Sandbox::with_stand_in();
     fs::create_dir_all(sandbox.path("run/checkpoints/epoch-0001")).unwrap();
-    // A pipe: whoever reads it waits for a writer.
+    // A named pipe: reading it blocks until there is a writer.
     let stalled = sandbox.path("run/resumed_from");
     assert!(Command::new("mkfifo").arg(&stalled).status().unwrap().success());
     let arguments = ["--cpu", "1", "--run-dir", "run", "--resume", "gone", "c.yaml"];
     let launcher = Running::start(sandbox.launcher(&arguments));
     let mut options = File::options();
     let options = options.write(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed());
-    // As long as it is open, the reader waits.
+    // As long as the writer is open, the reader blocks.
     let writer = OnceCell::new();
     eventually("a look at the run directory", || {
         options.open(&stalled).is_ok_and(|pipe| writer.set(pipe).is_ok())

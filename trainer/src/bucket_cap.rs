@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use comm::bucket::Speed;
+use comm::bucket::AllReduceCost;
 use comm::{Communicator, ReduceOp};
 use job::config::BucketCap;
 use tch::{Kind, Tensor};
@@ -54,7 +54,7 @@ pub fn bucket_cap_bytes(
     }
 }
 
-fn measure(grads: &Tensor, communicator: &dyn Communicator) -> Result<Speed> {
+fn measure(grads: &Tensor, communicator: &dyn Communicator) -> Result<AllReduceCost> {
     let lens = LENS.map(|len| len.min(grads.numel()));
     let mut seconds = [f64::INFINITY; 2];
     for (len, least) in lens.iter().zip(&mut seconds) {
@@ -74,5 +74,5 @@ fn measure(grads: &Tensor, communicator: &dyn Communicator) -> Result<Speed> {
     let slowest = Vec::<f64>::try_from(&slowest)?;
     communicator.check()?;
     let bytes = lens.map(|len| len * size_of::<f32>());
-    Ok(Speed::fit([(bytes[0], slowest[0]), (bytes[1], slowest[1])]))
+    Ok(AllReduceCost::fit([(bytes[0], slowest[0]), (bytes[1], slowest[1])]))
 }

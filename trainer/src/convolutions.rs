@@ -113,7 +113,7 @@ fn shapes_without_choice(replica: &Replica, image: [usize; 3]) -> Result<Vec<Con
     let [channels, height, width] = image.map(|size| size as i64);
     let images = Tensor::zeros([2, channels, height, width], (Kind::Float, replica.device));
     let _ = replica.in_precision(|model| tch::no_grad(|| model.forward(&images, Mode::Eval)))?;
-    Ok(replica.convolutions.take_unknown())
+    Ok(replica.convolutions.take_unresolved())
 }
 
 fn images_to_time(shape: &ConvShape, images: usize) -> usize {

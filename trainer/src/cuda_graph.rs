@@ -251,7 +251,7 @@ impl Captured {
         }
         parts.optimizer.begin_step(lr);
         self.graph.replay()?;
-        parts.grad_sync.replayed(replica.device)?;
+        parts.grad_sync.watch_replay(replica.device)?;
         replica.flat.batches_tracked += microbatches.len() as i64;
         parts.optimizer.end_step(&replica.flat);
         Ok(Phases::default())

@@ -24,7 +24,7 @@ pub fn describe(gpus: bool) -> Value {
 }
 
 fn find_gpus() -> Result<i64, String> {
-    comm::bootstrap::driver_serves_cuda()?;
+    comm::bootstrap::check_driver_supports_cuda()?;
     torch_ext::load_cuda().map_err(|error| error.to_string())?;
     match tch::Cuda::device_count() {
         count if count > 0 && !tch::Cuda::cudnn_is_available() => {

@@ -2,7 +2,7 @@
 
 use comm::bootstrap::Backend;
 use comm::env::{StartedBy, World};
-use job::config::{self, Invalid, Performance, Transport, Whereabouts};
+use job::config::{self, Invalid, Performance, Placement, Transport};
 use tch::Device;
 
 use crate::{Result, TrainError};
@@ -108,7 +108,7 @@ pub fn backend(
     device: Device,
     world: World,
 ) -> std::result::Result<Backend, Invalid> {
-    let ranks = Whereabouts {
+    let ranks = Placement {
         on_gpus: device.is_cuda(),
         on_several_machines: world.local_world_size < world.world_size,
         under_mpi: matches!(world.started_by, StartedBy::Mpirun | StartedBy::Srun),

@@ -54,7 +54,7 @@ impl Ema {
             return Ok(());
         }
         if flat.dead.numel() > 0 {
-            optimizer.settle(flat)?;
+            optimizer.apply_pending_decay(flat)?;
         }
         let weight = if step == self.every { 1.0 } else { 1.0 - self.decay };
         let towards = |average: &mut Tensor, now: &Tensor| average.f_lerp_(now, weight).map(drop);

@@ -12,7 +12,7 @@ use job::run_dir::RunDirError;
 use torch_ext::TorchError;
 
 use crate::checkpoint::CheckpointError;
-use crate::log::complain;
+use crate::log::print_error;
 use crate::metrics::MetricsError;
 
 /// The result of the trainer's functions.
@@ -156,7 +156,7 @@ pub fn keep_panics_short() {
     }
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        complain(format_args!("panic at {place}: {}", short(&text_of(panic.payload()))));
+        print_error(format_args!("panic at {place}: {}", short(&text_of(panic.payload()))));
     }));
 }
 

@@ -16,7 +16,7 @@ use comm::bucket::BucketPlan;
 use comm::{Communicator, ReduceOp};
 use job::config::{BucketCap, WireDtype};
 use tch::{Device, Tensor};
-use torch_ext::collective::{TensorWork, all_reduce, replayed, start_all_reduce};
+use torch_ext::collective::{TensorWork, all_reduce, start_all_reduce, watch_replay};
 use torch_ext::gather_grads;
 
 use crate::bucket_cap::bucket_cap_bytes;
@@ -136,11 +136,12 @@ impl GradSync {
         let cap_bytes =
             bucket_cap_bytes(bucket_cap, timing, &flat.grads, element_bytes, &*communicator)?;
         let plan = BucketPlan::new(&sizes, element_bytes, cap_bytes);
-        let mut ungathered = flat.ungathered().into_iter();
+        let mut deferred_gradients = flat.deferred_gradients().into_iter();
         let buckets = plan.buckets().iter().map(|bucket| {
             let (start, len) = (bucket.elements.start as i64, bucket.elements.len() as i64);
             let slice = |tensor: &Tensor| tensor.narrow(0, start, len);
-            let (leaves, places) = ungathered.by_ref().take(bucket.parameters.len()).unzip();
+            let (leaves, places) =
+                deferred_gradients.by_ref().take(bucket.parameters.len()).unzip();
             let scattered = Scattered { leaves, places };
             Bucket { grads: slice(&flat.grads), scattered, wire: wire.as_ref().map(slice) }
         });
@@ -202,10 +203,10 @@ impl GradSync {
     ///
     /// # Errors
     /// When the communicator has failed.
-    pub fn replayed(&self, device: Device) -> Result<()> {
+    pub fn watch_replay(&self, device: Device) -> Result<()> {
         match self.timing {
             Timing::Never => Ok(()),
-            _ => Ok(replayed(&*self.shared.communicator, device)?),
+            _ => Ok(watch_replay(&*self.shared.communicator, device)?),
         }
     }
 

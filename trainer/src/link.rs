@@ -68,7 +68,7 @@ impl Link {
             last.state.is_none_or(|(before, at)| before != phase || at.elapsed() > STATE_INTERVAL);
         if is_due {
             last.state = Some((phase, Instant::now()));
-            self.send_now_or_never(&ToLauncher::State { phase, epoch, step });
+            self.try_send(&ToLauncher::State { phase, epoch, step });
         }
     }
 
@@ -82,7 +82,7 @@ impl Link {
     pub fn progress(&self, message: &ToLauncher) {
         let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         last.progress = Some(Instant::now());
-        self.send_now_or_never(message);
+        self.try_send(message);
     }
 
     /// Reports the error that is about to end this rank. Later calls do nothing.
@@ -97,10 +97,10 @@ impl Link {
         }
     }
 
-    fn send_now_or_never(&self, message: &ToLauncher) {
+    fn try_send(&self, message: &ToLauncher) {
         if let Some(client) = &self.client {
             // If the launcher is gone, the client has set the stop flag.
-            let _ = client.send_now_or_never(message);
+            let _ = client.try_send(message);
         }
     }
 }

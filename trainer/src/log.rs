@@ -9,7 +9,7 @@ use tracing_subscriber::EnvFilter;
 
 /// Writes `text` to standard error and ignores failures, where `eprintln` would panic, for example on a
 /// full disk.
-pub fn complain(text: impl Display) {
+pub fn print_error(text: impl Display) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 

@@ -11,7 +11,7 @@ use trainer::cli::{Cli, Command, TrainArgs};
 use trainer::commands::{self, Answer};
 use trainer::describe::describe;
 use trainer::link::Link;
-use trainer::log::complain;
+use trainer::log::print_error;
 use trainer::measure::measure_all_reduce;
 use trainer::run::Outcome;
 use trainer::{Result, TrainError, caught, keep_panics_short, log, setup};
@@ -43,13 +43,13 @@ fn run(command: Command) -> ExitCode {
         Ok(Answer { text, exit_code }) => match print(&text) {
             // A closed pipe is no failure: the reader may have seen enough.
             Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-                complain(format_args!("trainer: cannot print the answer: {error}"));
+                print_error(format_args!("trainer: cannot print the answer: {error}"));
                 job::ExitCode::Setup.into()
             }
             _ => exit_code.into(),
         },
         Err(failure) => {
-            complain(format_args!("trainer: {failure}"));
+            print_error(format_args!("trainer: {failure}"));
             failure.exit_code().into()
         }
     }
@@ -80,7 +80,7 @@ fn train(args: TrainArgs) -> ExitCode {
     let (world, link) = match connect() {
         Ok(connected) => connected,
         Err(error) => {
-            complain(format_args!("trainer: {error}"));
+            print_error(format_args!("trainer: {error}"));
             return error.exit_code().into();
         }
     };

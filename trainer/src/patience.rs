@@ -12,7 +12,7 @@ use crate::Result;
 
 /// Interval of the heartbeats with which a working rank 0 keeps the others waiting. Shorter than the smallest
 /// `comm.timeout_seconds`, which is one second.
-const BEAT: Duration = Duration::from_millis(500);
+const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Runs `work` on rank 0 and returns its result there, `None` on the other ranks. These wait as long as
 /// rank 0's process lives, if necessary longer than `comm.timeout_seconds`, and call `waiting` after each
@@ -39,7 +39,7 @@ pub fn on_rank_0<T>(
         // Dropping the sender ends the heartbeats, also if `work` panics.
         let (working, ended) = channel::<()>();
         let beats = scope.spawn(move || {
-            while ended.recv_timeout(BEAT) == Err(RecvTimeoutError::Timeout) {
+            while ended.recv_timeout(HEARTBEAT_INTERVAL) == Err(RecvTimeoutError::Timeout) {
                 any_rank(communicator, device, true)?;
             }
             Result::Ok(())

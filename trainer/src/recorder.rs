@@ -111,7 +111,7 @@ impl Recorder {
         let has_events = world.rank == 0 && config.metrics.tensorboard;
         Ok(Self {
             writer: (world.rank == 0).then(open).transpose()?,
-            events: has_events.then(create).and_then(heard),
+            events: has_events.then(create).and_then(ok_or_warn),
             run_dir: RunDir::at(run_dir.root()),
             world,
             device,
@@ -221,7 +221,7 @@ impl Recorder {
         }
         self.is_behind = ended.is_err();
         let events = self.events.take();
-        self.events = events.and_then(|mut it| heard(it.write(record, step).map(|()| it)));
+        self.events = events.and_then(|mut it| ok_or_warn(it.write(record, step).map(|()| it)));
     }
 
     /// On rank 0, writes the records that are kept in memory.
@@ -334,7 +334,7 @@ impl Recorder {
 }
 
 /// Converts an error of the TensorBoard events into `None`, with a warning.
-fn heard<T>(events: io::Result<T>) -> Option<T> {
+fn ok_or_warn<T>(events: io::Result<T>) -> Option<T> {
     events.inspect_err(|error| warn!("no more events for TensorBoard: {error}")).ok()
 }
 

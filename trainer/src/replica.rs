@@ -49,7 +49,7 @@ impl Replica {
     /// When libtorch refuses.
     pub fn in_precision<T>(&self, body: impl FnOnce(&Module) -> T) -> Result<T> {
         self.flat.refresh();
-        self.convolutions.in_use(|| {
+        self.convolutions.with_table(|| {
             Ok(match self.arithmetic {
                 Arithmetic::Fp32 => body(&self.model),
                 Arithmetic::Bf16 => self.autocast(AutocastDtype::Bf16, body)?,

@@ -62,7 +62,7 @@ pub fn resume(
     }
     check_fits(&found, config, start, is_own)?;
     if is_own {
-        found.path = checkpoint::put_back(&found.path)?;
+        found.path = checkpoint::restore_replaced(&found.path)?;
     }
     let Progress { flat, optimizer, ema } = progress;
     checkpoint::load_model(&found.path, flat)?;
@@ -86,7 +86,7 @@ pub fn resume(
         );
     }
     if is_own {
-        put_right(&found, config, run_dir)?;
+        repair_links(&found, config, run_dir)?;
     }
     let State { world_size, data_set, .. } = start.clone();
     let mut state = State { world_size, data_set, ..found.state };
@@ -128,7 +128,7 @@ fn check_fits(found: &Found, config: &Config, start: &State, is_own: bool) -> Re
 
 /// Updates the links and removes old checkpoints, as would have been done if the run had not been cut off
 /// right after writing the checkpoint `found`.
-fn put_right(found: &Found, config: &Config, run_dir: &RunDir) -> Result<()> {
+fn repair_links(found: &Found, config: &Config, run_dir: &RunDir) -> Result<()> {
     if found.state.is_best() {
         checkpoint::point(checkpoint::Link::Best, &found.path)?;
     }

@@ -15,14 +15,14 @@ use crate::patience::{any_rank, on_rank_0};
 use crate::{Result, TrainError};
 
 /// Back-off between two attempts to write: the first pause, which doubles each time, and the longest.
-const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
+const BACK_OFF: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 
 /// Interval at which a waiting rank 0 checks whether it was asked to stop.
-const LOOK: Duration = Duration::from_millis(100);
+const STOP_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What to do when the disk refuses a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum IfRefused {
+pub enum OnWriteError {
     /// Training goes on, and the end of the next epoch retries.
     GoOn,
     /// Retry for `checkpoint.retry_minutes` or until rank 0 is asked to stop; then the run ends with the
@@ -57,33 +57,33 @@ impl Saver {
         self.is_behind
     }
 
-    /// Has rank 0 call `write`, which writes a checkpoint or pending records, and retries as `if_refused`
+    /// Has rank 0 call `write`, which writes a checkpoint or pending records, and retries as `on_write_error`
     /// says. Collective.
     ///
     /// # Errors
-    /// Those of `write`, except for a disk's with [`IfRefused::GoOn`]; when a peer is gone or late.
+    /// Those of `write`, except for a disk's with [`OnWriteError::GoOn`]; when a peer is gone or late.
     pub fn save(
         &mut self,
         communicator: &dyn Communicator,
         device: Device,
-        if_refused: IfRefused,
+        on_write_error: OnWriteError,
         waiting: &Waiting<'_>,
         mut write: impl FnMut() -> Result<()>,
     ) -> Result<()> {
         let was_behind = self.is_behind;
-        let retry_for = match if_refused {
-            IfRefused::Wait => self.retry_for,
-            IfRefused::GoOn | IfRefused::End => Duration::ZERO,
+        let retry_for = match on_write_error {
+            OnWriteError::Wait => self.retry_for,
+            OnWriteError::GoOn | OnWriteError::End => Duration::ZERO,
         };
         let written = on_rank_0(communicator, device, waiting.beat, || {
-            let error = match patiently(retry_for, waiting, &mut write) {
+            let error = match retry(retry_for, waiting, &mut write) {
                 Ok(has_waited) => {
                     if has_waited || was_behind {
                         info!("the disk takes what is saved again");
                     }
                     return Ok(true);
                 }
-                Err(error) if is_the_disks(&error) && if_refused == IfRefused::GoOn => error,
+                Err(error) if is_io_error(&error) && on_write_error == OnWriteError::GoOn => error,
                 Err(error) => return Err(error),
             };
             warn!(
@@ -98,20 +98,20 @@ impl Saver {
 
 /// Calls `write` at least once, and retries errors of the disk for `retry_for` or until asked to stop.
 /// Returns whether a retry was necessary.
-fn patiently(
+fn retry(
     retry_for: Duration,
     waiting: &Waiting<'_>,
     write: &mut dyn FnMut() -> Result<()>,
 ) -> Result<bool> {
     let started = Instant::now();
-    let [mut pause, longest] = PAUSES;
+    let [mut pause, longest] = BACK_OFF;
     let mut tries = 0;
     loop {
         let ended = write();
         let left = retry_for.saturating_sub(started.elapsed());
         let error = match ended {
             Ok(()) => return Ok(tries > 0),
-            Err(error) if is_the_disks(&error) && !left.is_zero() => error,
+            Err(error) if is_io_error(&error) && !left.is_zero() => error,
             Err(error) => return Err(error),
         };
         if (waiting.asked_to_stop)() {
@@ -124,7 +124,7 @@ fn patiently(
         let next = Instant::now() + pause.min(left);
         while Instant::now() < next && !(waiting.asked_to_stop)() {
             (waiting.beat)();
-            thread::sleep(LOOK);
+            thread::sleep(STOP_POLL_INTERVAL);
         }
         pause = (2 * pause).min(longest);
         tries += 1;
@@ -133,7 +133,7 @@ fn patiently(
 
 /// Returns whether the error is one of file I/O, which a retry may cure, and not, for example, an invalid
 /// tensor.
-fn is_the_disks(error: &TrainError) -> bool {
+fn is_io_error(error: &TrainError) -> bool {
     matches!(
         error,
         TrainError::Checkpoint(CheckpointError::Io { .. })

@@ -12,14 +12,14 @@ use common::deviation::larger;
 use tch::{Kind, Tensor};
 use trainer::data::augment::{Operation, color, rectangle};
 
-/// What torchvision makes of which images: by name.
+/// Returns torchvision's results, and the images that they are made of, by name.
 fn references() -> BTreeMap<String, Tensor> {
     let path =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/augmentation.safetensors");
     Tensor::read_safetensors(path).unwrap().into_iter().collect()
 }
 
-/// Those whose names begin with `kind`, with the rest of their names in parts.
+/// Returns the tensors whose names begin with `kind`, with the rest of each name split at slashes.
 fn of_kind<'a>(
     references: &'a BTreeMap<String, Tensor>,
     kind: &'a str,
@@ -30,7 +30,7 @@ fn of_kind<'a>(
     })
 }
 
-/// The largest deviations from torchvision's bytes, by what was done.
+/// The largest deviation from torchvision's bytes, by operation.
 #[derive(Default)]
 struct Deviations(BTreeMap<String, f64>);
 

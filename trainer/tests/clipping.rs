@@ -11,7 +11,8 @@ use tch::{Device, Kind, Tensor};
 use trainer::model::Mode;
 use trainer::optim::Optimizer;
 
-/// Parameters and norm after two steps on gradients that are `scale` times the same noise.
+/// Takes two steps on gradients that are noise times `scale`. Returns the parameters after them, and the
+/// gradient norm of the second.
 fn steps(optimizer: &config::Optimizer, scale: impl Fn(&Tensor) -> f64) -> (Tensor, f64) {
     let mut replica = replica(&Single::default(), Mode::TrainFrozenNorm);
     let mut optimizer_state = Optimizer::new(optimizer, &replica.flat);

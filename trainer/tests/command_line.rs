@@ -1,4 +1,4 @@
-//! What the trainer says of a command line or a configuration that cannot be.
+//! How the trainer reports an invalid command line or configuration.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! Several ranks do what one rank does.
+//! Training on several ranks gives the same result as training on one.
 
 #![allow(clippy::unwrap_used)]
 
@@ -13,7 +13,8 @@ use trainer::model::Mode;
 
 const STEPS: usize = 10;
 
-/// In fp32, a sum over ranks adds the same numbers in another order.
+/// Asserts that two numbers are equal up to rounding: in fp32, a sum over ranks adds the same numbers in
+/// another order.
 fn assert_close(what: &str, one: f64, other: f64) {
     let tolerance = 1e-4 * one.abs().max(1e-3);
     assert!((one - other).abs() <= tolerance, "{what}: {other} instead of {one}");
@@ -28,7 +29,7 @@ fn assert_same_training(what: &str, one: &Outcome, other: &Outcome) {
     assert_close(&format!("{what}: test loss"), one.test.loss(), other.test.loss());
     let furthest = one.weights.iter().zip(&other.weights).map(|(a, b)| f64::from((a - b).abs()));
     let furthest = furthest.fold(0.0, larger);
-    // Less than 1e-4 with AMX, 2.5e-4 with AVX2.
+    // Observed: less than 1e-4 with AMX, 2.5e-4 with AVX2.
     assert!(furthest < 5e-4, "{what}: a weight differs by {furthest}");
 }
 
@@ -47,7 +48,7 @@ fn several_ranks_equal_one_at_the_same_global_batch() {
 
 #[test]
 fn ranks_that_share_muons_work_train_as_one_does() {
-    // Rounding to bf16 makes more of the order of a sum than fp32 does; few iterations make less of that.
+    // In bf16 the order of a sum makes more difference than in fp32; few iterations keep that small.
     let optimizer = config::Optimizer {
         name: OptimizerName::Muon,
         lr: 0.02,
@@ -143,7 +144,7 @@ fn gradients_in_bf16_are_rounded_summed_in_fp32_and_rounded_again() {
     }
 }
 
-/// Numbers that bf16 cannot hold.
+/// Returns a gradient of numbers that bf16 cannot represent exactly.
 fn gradient_of(rank: usize, len: i64) -> Tensor {
     (Tensor::arange(len, (Kind::Float, Device::Cpu)) * 0.37 + rank as f64).sin()
 }

@@ -1,4 +1,4 @@
-//! What other tests gather deviations with.
+//! The helper by which other tests gather deviations.
 
 mod common;
 

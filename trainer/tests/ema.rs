@@ -1,4 +1,4 @@
-//! Averages of weights are PyTorch's.
+//! Moving averages of weights are those of PyTorch's `AveragedModel`.
 
 #![allow(clippy::unwrap_used)]
 
@@ -18,7 +18,7 @@ use trainer::optim::Optimizer;
 
 #[derive(Deserialize)]
 struct Reference {
-    /// After each step.
+    /// Weights after each step.
     weights: Vec<Vec<f32>>,
     running: Vec<Vec<f32>>,
     cases: Vec<Case>,
@@ -32,7 +32,7 @@ struct Case {
     running: Vec<f32>,
 }
 
-/// The first elements of a flat buffer, of which the reference is about.
+/// Overwrites the first elements of a flat buffer, which are the ones that the reference has.
 fn put(flat: &Tensor, values: &[f32]) {
     tch::no_grad(|| flat.narrow(0, 0, values.len() as i64).copy_(&Tensor::from_slice(values)));
 }

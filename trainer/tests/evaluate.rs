@@ -24,10 +24,10 @@ precision: fp32
 performance: {convolution: matmul}
 ";
 
-/// A run that has learnt something, and is not changed.
+/// A run that has learnt something. Tests share it and do not change it.
 static RUN: LazyLock<TempDir> = LazyLock::new(|| trained(&[]));
 
-/// A folder with a run of the configuration with other keys.
+/// Trains with the configuration and the arguments `more`. Returns the folder that contains the run.
 fn trained(more: &[&str]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("config.yaml");
@@ -62,14 +62,14 @@ fn eval(checkpoint: &Path, more: &[&str]) -> Output {
     trainer().arg("eval").arg(checkpoint).args(["--device", "cpu"]).args(more).output().unwrap()
 }
 
-/// The epochs in a run's `metrics.jsonl`.
+/// Returns the records of epochs in a run's `metrics.jsonl`.
 fn epochs(run: &Path) -> Vec<Value> {
     let records = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let records = records.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     records.filter(|record| record["kind"] == "epoch").collect()
 }
 
-/// The last of them.
+/// Returns the record of the last epoch.
 fn last_epoch(run: &Path) -> Value {
     epochs(run).pop().unwrap()
 }
@@ -212,7 +212,7 @@ fn several_ranks_measure_what_one_does() {
     }
 }
 
-/// Keeps values for ranks, as the launcher does.
+/// Serves a key-value store for ranks, as the launcher does.
 fn serve(listener: UnixListener) {
     let board = Arc::new((Mutex::new(HashMap::new()), Condvar::new()));
     std::thread::spawn(move || {
@@ -241,7 +241,7 @@ fn serve_rank(mut stream: UnixStream, board: &(Mutex<HashMap<String, String>>, C
     }
 }
 
-/// The images that the run was tested on.
+/// Returns the data set whose test images the run was evaluated on.
 fn test_images() -> DataSet {
     let config = job::config::load(&run_dir().join("config.yaml"), &[]).unwrap();
     dataset::load(&Source::Synthetic { because: None }, &config.data, 0).unwrap()

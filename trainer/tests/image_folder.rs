@@ -1,5 +1,5 @@
-//! Files of images against Pillow's pixels, which `reference/make_images.py` regenerates, and a run on them
-//! against one on the same pixels in CIFAR-10's format.
+//! Image files are compared with Pillow's pixels, which `reference/make_images.py` regenerates, and a run on
+//! them with one on the same pixels in CIFAR-10's format.
 
 #![allow(clippy::unwrap_used)]
 
@@ -12,18 +12,18 @@ use std::process::Command;
 use job::dataset::{CIFAR10_DIR, read_image};
 use tch::Tensor;
 
-/// Of a file in CIFAR-10's format: 10,000 records.
+/// Length of a file in CIFAR-10's format: 10,000 records.
 const CIFAR_FILE_BYTES: u64 = 30_730_000;
 const CIFAR_NORMALIZATION: &str =
     "data.normalization={mean: [0.4914, 0.4822, 0.4465], std: [0.2470, 0.2435, 0.2616]}";
 
-/// By name; `[len]` or `[H, W, 3]` u8.
+/// Returns files, `[len]` u8, and their pixels, `[H, W, 3]` u8, by name.
 fn reference() -> BTreeMap<String, Tensor> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/images.safetensors");
     Tensor::read_safetensors(path).unwrap().into_iter().collect()
 }
 
-/// Those whose names begin with `start`, by the rest of the name.
+/// Returns the tensors whose names begin with `start`, by the rest of the name.
 fn below<'a>(
     reference: &'a BTreeMap<String, Tensor>,
     start: &'a str,
@@ -105,7 +105,7 @@ fn write_cifar(folder: &Path, reference: &BTreeMap<String, Tensor>, split: &str,
     }
 }
 
-/// Trains on `data`, and returns the losses of all steps and epochs.
+/// Trains on `data`, and returns the losses of all steps and epochs, and the test accuracies.
 fn losses(root: &Path, name: &str, data: &[String], cifar: Option<&Path>) -> Vec<String> {
     let config = root.join("config.yaml");
     let text = "model: {name: resnet20, stem: cifar}\n\

@@ -1,4 +1,4 @@
-//! Leaving out taps that never see a pixel changes nothing.
+//! Leaving out the taps of kernels that never see a pixel changes nothing.
 
 #![allow(clippy::unwrap_used)]
 
@@ -26,11 +26,11 @@ use trainer::tally::Counter;
 
 const STEPS: usize = 20;
 const BATCH: usize = 16;
-/// Another kernel size makes libtorch add in another order.
+/// Relative tolerance: another kernel size makes libtorch add in another order.
 const TOLERANCE: f64 = 2e-4;
 
-/// Steps in which last bits stay small. Kernels without AVX-512 round otherwise for another kernel size, and
-/// ten steps make a hundredth of a loss out of that.
+/// Returns the number of steps in which rounding differences stay small. Without AVX-512, kernels round
+/// differently for another kernel size, and within ten steps that grows to a hundredth of a loss.
 fn steps() -> usize {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx512f") {
@@ -69,7 +69,7 @@ fn data() -> DataSet {
     dataset::load(&Source::Synthetic { because: None }, &config, 0).unwrap()
 }
 
-/// The last steps are after its last update.
+/// Settings of the moving average; the last steps come after its last update.
 fn average() -> Train {
     Train { ema_decay: Some(0.7), ema_every: 3, ..Train::default() }
 }
@@ -103,7 +103,7 @@ fn train(live_taps: bool, config: &config::Optimizer, overflows: bool) -> Traine
         counter.exchange(&*alone, false).unwrap().0.loss()
     });
     let losses = losses.collect();
-    optimizer.settle(&mut replica.flat).unwrap();
+    optimizer.apply_pending_decay(&mut replica.flat).unwrap();
     Trained { replica, optimizer, ema, losses }
 }
 
@@ -120,7 +120,7 @@ fn optimizers() -> [config::Optimizer; 2] {
     [adamw, sgd]
 }
 
-/// The largest difference, relative to the largest element.
+/// Returns the largest difference, relative to the largest element of `one`.
 fn difference(one: &Tensor, other: &Tensor) -> f64 {
     assert_eq!(one.size(), other.size());
     let scale = one.abs().max().double_value(&[]).max(1e-6);
@@ -154,7 +154,8 @@ fn weights_are_the_same_with_and_without_dead_taps_after_twenty_steps() {
                 let found = difference(tensor, &others[index].1);
                 assert!(found < 50.0 * TOLERANCE, "{what} differs by {found}");
                 if name == "layer4.1.conv2.weight" {
-                    // A corner of a kernel on a 1x1 map: decayed, by the same on both sides.
+                    // A corner of a kernel on a 1x1 map, a dead tap: weight decay changes it equally with and
+                    // without live taps.
                     let corner = |tensor: &Tensor| tensor.select(2, 0).select(2, 0);
                     let now = corner(tensor);
                     assert!(difference(&now, &corner(&others[index].1)) < 1e-6, "{what}");
@@ -179,7 +180,7 @@ fn muon_makes_the_same_matrices_orthogonal_with_and_without_dead_taps() {
     let initial = whole.0.flat.state_dict();
     let [live, whole] = [live, whole].map(|(mut replica, mut optimizer)| {
         for step in 0..3 {
-            // The same for both: gradients of the live taps alone.
+            // Both optimizers get the same gradients, of the live taps alone.
             let (source, _) = untrained(true, &config);
             let flat = &source.flat;
             let len = flat.grads.numel() as i64;
@@ -192,13 +193,13 @@ fn muon_makes_the_same_matrices_orthogonal_with_and_without_dead_taps() {
             flat.scatter(&flat.grads, None, |name| grads.remove(name)).unwrap();
             optimizer.step(flat, config.lr).unwrap();
         }
-        optimizer.settle(&mut replica.flat).unwrap();
+        optimizer.apply_pending_decay(&mut replica.flat).unwrap();
         replica.flat.state_dict()
     });
     for (index, (name, tensor)) in live.iter().enumerate() {
         let (other, initial) = (&whole[index].1, &initial[index].1);
         if name.ends_with("weight") {
-            // A kernel without its dead columns is multiplied in another order.
+            // Without its dead columns, the matrix of a kernel is multiplied in another order.
             let size = |tensor: Tensor| tensor.norm().double_value(&[]);
             let found = size(tensor - other) / size(other - initial);
             assert!(found < 1e-3, "{name} differs by {found}");

@@ -11,7 +11,7 @@ use common::{Recipe, replica};
 use job::config;
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
-use torch_ext::{AdamW, FromDevice};
+use torch_ext::{AdamW, DeviceInputs};
 use trainer::checkpoint::{self, State};
 use trainer::loss_scaler::{LossScaler, LossScalerState};
 use trainer::model::Mode;
@@ -22,7 +22,7 @@ use trainer::replica::Replica;
 struct Reference {
     steps: usize,
     overflows: Vec<usize>,
-    /// Step, and scale and growth tracker after it.
+    /// For each step that changed the scale: step, and scale and growth tracker after it.
     changes: Vec<(usize, f32, i32)>,
     growth_tracker: i32,
     weights: Vec<f32>,
@@ -47,10 +47,10 @@ fn scale_and_weights_follow_grad_scaler_over_overflows_and_growth() {
         let grads = scaler.scale(&factors);
         let found_inf = scaler.unscale(&grads).unwrap().shallow_clone();
         count += 1.0;
-        let from_device = FromDevice { found_inf: Some(&found_inf), ..FromDevice::default() };
+        let device_inputs = DeviceInputs { found_inf: Some(&found_inf), ..DeviceInputs::default() };
         let [weights, grads, exp_avg, exp_avg_sq] =
             [&weights, &grads, &exp_avg, &exp_avg_sq].map(|tensor| [tensor.shallow_clone()]);
-        rule.step(&weights, &grads, &exp_avg, &exp_avg_sq, &count, from_device).unwrap();
+        rule.step(&weights, &grads, &exp_avg, &exp_avg_sq, &count, device_inputs).unwrap();
         count -= &found_inf;
         scaler.update();
         let state = scaler.state();
@@ -77,7 +77,7 @@ fn scaled(config: &config::Optimizer, state: LossScalerState) -> (Replica, Optim
     (replica, optimizer)
 }
 
-/// A step on noise, as backward would leave it from a scaled loss; `worst` replaces one element.
+/// Takes a step on noise that is scaled as backward would leave it; `worst` replaces one element.
 fn step(replica: &Replica, optimizer: &mut Optimizer, phase: f64, worst: Option<f64>) {
     let grads = &replica.flat.grads;
     let noise =
@@ -91,7 +91,7 @@ fn step(replica: &Replica, optimizer: &mut Optimizer, phase: f64, worst: Option<
 
 fn saved(replica: &mut Replica, optimizer: &mut Optimizer) -> [Vec<u8>; 2] {
     let folder = tempfile::tempdir().unwrap();
-    optimizer.settle(&mut replica.flat).unwrap();
+    optimizer.apply_pending_decay(&mut replica.flat).unwrap();
     let state = State::start(1, String::new());
     let path = checkpoint::save(folder.path(), &replica.flat, optimizer, None, &state).unwrap();
     ["model.safetensors", "optimizer.safetensors"]

@@ -10,11 +10,12 @@ use job::config::BucketCap;
 use trainer::grad_sync::{Options, Timing};
 
 const STEPS: usize = 50;
-/// Of a loss, between one rank and two, which add the same numbers in another order: 50 steps of
-/// training make more of what the first ones differ by in the last bits.
+/// Relative tolerance of a loss, between one rank and two, which add the same numbers in another order: 50
+/// steps of training amplify a difference in the last bits of the first steps.
 const TOLERANCE: f64 = 5e-4;
 
-/// Batch norm is frozen, as its statistics depend on who holds which part of a batch.
+/// Returns a recipe of [`STEPS`] steps. Batch norm is frozen, as its statistics depend on which rank holds
+/// which part of a batch.
 fn recipe() -> Recipe {
     let global_batch = 8;
     Recipe { train_images: STEPS * global_batch, global_batch, ..Recipe::sgd() }
@@ -27,7 +28,7 @@ fn losses(recipe: &Recipe, world_size: usize) -> Vec<f64> {
     losses
 }
 
-/// The largest difference of a loss, as a fraction.
+/// Returns the largest relative difference of a loss.
 fn furthest(one: &[f64], other: &[f64]) -> f64 {
     one.iter().zip(other).map(|(one, other)| (one - other).abs() / one).fold(0.0, larger)
 }
@@ -56,8 +57,8 @@ fn the_losses_of_fifty_steps_are_the_same_however_gradients_are_communicated() {
     }
 }
 
-/// Starts `test` again under `mpirun`, as every rank of so many machines of so many ranks. What rank 0 had, or
-/// nothing in a rank.
+/// Starts `test` again under `mpirun`, as each rank of `machines` pretended machines with `ranks` ranks each.
+/// Returns the losses of rank 0; `None` if this process is such a rank.
 #[cfg(feature = "mpi")]
 fn losses_over_mpi(test: &str, [machines, ranks]: [usize; 2]) -> Option<Vec<f64>> {
     use comm::bootstrap::{Backend, MPIRUN, connect};
@@ -98,7 +99,7 @@ fn losses_over_mpi(test: &str, [machines, ranks]: [usize; 2]) -> Option<Vec<f64>
 fn over_mpi_the_losses_of_fifty_steps_are_those_of_shared_memory() {
     let test = "over_mpi_the_losses_of_fifty_steps_are_those_of_shared_memory";
     if let Some(found) = losses_over_mpi(test, [1, 2]) {
-        // Of two ranks, sums are the same in either order.
+        // A sum over two ranks is the same in either order.
         assert_eq!(found, losses(&recipe(), 2));
     }
 }

@@ -1,4 +1,4 @@
-//! Every family against PyTorch's own numbers, which `reference/make_networks.py` regenerates.
+//! Every family of networks against PyTorch's own numbers, which `reference/make_networks.py` regenerates.
 
 #![allow(clippy::unwrap_used)]
 
@@ -20,14 +20,16 @@ use trainer::model::{Mode, Module};
 use trainer::pretrained::load_torchvision;
 
 const TOLERANCE: f64 = 1e-4;
-/// Of a gradient where a ReLU cuts off what it did not on the CPU of the reference. Images were chosen so that
-/// there no activation lies within rounding of zero, but CPUs round in different orders: some have ResNet-50's
-/// gradients 2e-3 off. So at most one network in ten may be further than [`TOLERANCE`].
+/// Tolerance for gradients if a ReLU cuts off an activation that it did not on the CPU of the reference.
+/// Images were chosen so that there no activation lies within rounding of zero, but CPUs round in different
+/// orders: on some, ResNet-50's gradients are 2e-3 off. So at most one network in ten may exceed
+/// [`TOLERANCE`].
 const CUT_OFF_TOLERANCE: f64 = 5e-3;
 const CLASSES: usize = 10;
-/// Of the largest gradient: smaller ones are sums that all but cancel.
+/// Lower bound of the scale of an error, as a fraction of the largest gradient's norm: smaller gradients are
+/// sums that all but cancel.
 const SMALL: f64 = 1e-3;
-/// Of the largest gradient: what a gradient that is zero may come to by rounding.
+/// Norm that rounding may give to a gradient that is zero, as a fraction of the largest gradient's norm.
 const ROUNDING: f64 = 1e-5;
 
 #[derive(Deserialize)]
@@ -46,11 +48,11 @@ struct Reference {
     eval_logits: Vec<f64>,
     train_logits: Vec<f64>,
     loss: f64,
-    /// Name, norm, and product with a fixed vector; both are 0 where the gradient is.
+    /// For each gradient its name, norm, and dot product with a fixed vector; both are 0 if the gradient is.
     gradients: Vec<(String, f64, f64)>,
 }
 
-/// As in make.py.
+/// Returns the numbers in -1..1 that `noise` in make.py returns.
 fn noise(count: usize, phase: f64) -> impl Iterator<Item = f64> {
     (0..count).map(move |index| {
         let wave = (index as f64 * 12.9898 + phase * 78.233).sin().abs() * 43758.5453;
@@ -58,7 +60,8 @@ fn noise(count: usize, phase: f64) -> impl Iterator<Item = f64> {
     })
 }
 
-/// As in make_networks.py: numbers in -1..1, and where each tensor starts in them.
+/// The table of numbers in -1..1 from which make_networks.py fills tensors; each tensor starts at another
+/// place.
 struct Table(Vec<f64>);
 
 impl Table {
@@ -74,7 +77,7 @@ impl Table {
         self.0.iter().copied().cycle().skip(start).take(count)
     }
 
-    /// A tensor of the state dict.
+    /// Returns the tensor at index `place` of the state dict, as `fill` in make_networks.py makes it.
     fn fill(&self, place: usize, name: &str, is_norm: bool, size: &[i64]) -> Tensor {
         let count = size.iter().product::<i64>() as usize;
         let values = self.tiled(count, place);
@@ -100,7 +103,7 @@ impl Table {
     }
 }
 
-/// As in make_networks.py.
+/// Returns the images of `images_of` in make_networks.py: [batch, 3, side, side].
 fn images(batch: usize, side: usize, phase: f64) -> Tensor {
     let count = 3 * side * side;
     let mut noise = noise(batch * count, phase);
@@ -118,7 +121,7 @@ fn values(tensor: &Tensor) -> Vec<f64> {
     Vec::<f64>::try_from(tensor.contiguous().view(-1).to_kind(Kind::Double)).unwrap()
 }
 
-/// The largest difference, relative to the largest number.
+/// Returns the largest difference, relative to the largest of `theirs`.
 fn error(ours: &[f64], theirs: &[f64]) -> f64 {
     assert_eq!(ours.len(), theirs.len());
     let scale = theirs.iter().fold(0f64, |scale, value| scale.max(value.abs()));
@@ -151,7 +154,7 @@ fn filled(network: &Network, table: &Table) -> Flat {
     flat
 }
 
-/// The name of our tensor in the module that made the reference.
+/// Returns the name of our tensor in the module that made the reference.
 fn their_name(reference: &Reference, name: &str) -> String {
     match reference.stem {
         Stem::Imagenet if reference.name.entry().in_torchvision => names::to_torchvision(name),
@@ -159,7 +162,7 @@ fn their_name(reference: &Reference, name: &str) -> String {
     }
 }
 
-/// How far gradients are from the reference.
+/// Compares a network with its reference, and returns the largest error of its gradients.
 fn check(reference: &Reference, table: &Table) -> f64 {
     let Reference { name, stem, side, batch, .. } = reference;
     let dropout = name.entry().has_dropout().then_some(0.0);
@@ -196,7 +199,8 @@ fn check(reference: &Reference, table: &Table) -> f64 {
     gradients_error
 }
 
-/// The largest error of any gradient, relative to its norm or to [`SMALL`] of the largest norm.
+/// Returns the largest error of any gradient, relative to its norm or to [`SMALL`] of the largest norm,
+/// whichever is larger.
 fn gradients_error(reference: &Reference, flat: &Flat, table: &Table) -> f64 {
     let mut ours: BTreeMap<_, _> = flat
         .assemble(&flat.grads, None)

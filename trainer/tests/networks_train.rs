@@ -1,4 +1,4 @@
-//! Networks with what others do not have, under the real program.
+//! Networks with features that few have are trained by the real program.
 
 #![allow(clippy::unwrap_used)]
 

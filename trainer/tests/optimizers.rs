@@ -25,7 +25,7 @@ fn reference() -> Value {
     serde_json::from_str(include_str!("reference/optimizers.json")).unwrap()
 }
 
-/// The configuration of a case, its defaults filled in.
+/// Returns the configuration of a case, with defaults filled in.
 fn config_of(case: &Value) -> config::Optimizer {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.yaml");
@@ -53,7 +53,8 @@ fn specs() -> Vec<TensorSpec> {
     specs.collect()
 }
 
-/// A tensor of each parameter, whose elements are one sequence.
+/// Returns a tensor for each parameter. `element` gives each element by its index in the sequence of all of
+/// them.
 fn split(mut element: impl FnMut(usize) -> f32) -> Vec<(String, Tensor)> {
     let mut next = 0;
     let tensors = specs().into_iter().map(|spec| {
@@ -91,7 +92,7 @@ impl Training {
         Self::new(config, Arc::new(Single::default()))
     }
 
-    /// Takes a step, from 0.
+    /// Takes the step with index `step`, from 0.
     fn step(&mut self, step: usize) {
         let phase = 1.0 + 2.3 * step as f64;
         let mut grads: std::collections::HashMap<_, _> =
@@ -103,7 +104,7 @@ impl Training {
         self.optimizer.step(&self.flat, lr).unwrap();
     }
 
-    /// All parameters, in the order of the state dict.
+    /// Returns all parameters in one tensor, in the order of the state dict.
     fn weights(&self) -> Tensor {
         let tensors = self.flat.state_dict().into_iter().map(|(_, tensor)| tensor.flatten(0, -1));
         Tensor::cat(&tensors.collect::<Vec<_>>(), 0)
@@ -133,8 +134,8 @@ fn twenty_steps_are_those_of_pytorch_or_the_authors() {
             moved = larger(moved, furthest(&expected, &initial));
         }
         println!("| {name} | {deviation:.1e} | {:.1e} |", deviation / moved);
-        // Products in bf16 are rounded otherwise on another CPU, and where airbench's author multiplies in
-        // another order: in fp32 his own weights would be 3 % elsewhere.
+        // Products in bf16 are rounded differently on another CPU, and airbench's author multiplies in
+        // another order: computed in fp32, his own weights would end 3 % off.
         let tolerance = match name.as_str() {
             "muon, airbench" => 5e-2,
             _ if name.contains("muon") => 2e-2,
@@ -171,7 +172,7 @@ fn a_resumed_optimizer_takes_the_same_steps_to_the_bit() {
         (0..7).for_each(|step| cut.step(step));
         let folder = tempfile::tempdir().unwrap();
         let state = State::start(1, String::new());
-        cut.optimizer.settle(&mut cut.flat).unwrap();
+        cut.optimizer.apply_pending_decay(&mut cut.flat).unwrap();
         let path =
             checkpoint::save(folder.path(), &cut.flat, &cut.optimizer, None, &state).unwrap();
         let mut resumed = Training::alone(&config);

@@ -1,4 +1,4 @@
-//! What the reduction of gradients during backward relies on.
+//! Properties that the reduction of gradients during backward relies on.
 
 #![allow(clippy::unwrap_used)]
 
@@ -19,7 +19,7 @@ use trainer::init::initialize;
 use trainer::model::{Mode, Module};
 use trainer::replica::Replica;
 
-/// Positions in the flat order, in the order in which backward makes their gradients.
+/// Returns the positions of parameters in the flat order, sorted by when backward makes their gradients.
 fn order_of_gradients(network: &Network) -> Vec<usize> {
     let mut flat = Flat::new(network.tensors(true), Device::Cpu, &Single::default()).unwrap();
     initialize(&mut flat, 0);
@@ -40,7 +40,8 @@ fn backward_makes_gradients_in_the_order_in_which_they_lie() {
     for name in ["resnet18", "resnet50", "plain20", "preact_resnet18", "vgg19_bn"] {
         let name = catalogue().find(|entry| entry.name == name).unwrap().into();
         for stem in [Stem::Notes, Stem::Cifar] {
-            // The bias of a number of classes that misaligns nothing has its place in the order too.
+            // With 16 classes, the bias of the last layer misaligns nothing, so it has its place in the order
+            // too.
             let network = Network::new(&Model { name, stem, ..Model::default() }, [3, 32, 32], 16);
             let order = order_of_gradients(&network);
             let mut sorted = order.clone();

@@ -36,7 +36,7 @@ struct Reference {
     running: BTreeMap<String, Description>,
 }
 
-/// What is stored of a tensor.
+/// Description of a tensor in the reference: norm, dot product with noise, and first elements.
 #[derive(Deserialize)]
 struct Description {
     norm: f64,
@@ -44,7 +44,7 @@ struct Description {
     first: Vec<f64>,
 }
 
-/// As in make.py.
+/// Returns the numbers in -1..1 that `noise` in make.py returns.
 fn noise(count: usize, phase: f64) -> Tensor {
     let values: Vec<f64> = (0..count)
         .map(|index| {
@@ -77,7 +77,7 @@ fn fill(flat: &mut Flat) {
 
 fn close(what: &str, ours: &[f64], theirs: &[f64]) {
     assert_eq!(ours.len(), theirs.len(), "{what}");
-    // Relative to the largest of the tensor: single elements may be near zero by cancellation.
+    // Errors are relative to the largest element: single elements may be near zero by cancellation.
     let scale = theirs.iter().fold(0f64, |scale, value| scale.max(value.abs()));
     for (ours, theirs) in ours.iter().zip(theirs) {
         assert!((ours - theirs).abs() <= TOLERANCE * scale, "{what}: {ours} is not {theirs}");
@@ -183,7 +183,7 @@ fn logits_loss_and_every_gradient_are_those_of_pytorch() {
     }
 }
 
-/// The Python named by `PYTHON`, or the one that `make setup` made.
+/// Returns the Python named by `PYTHON`, or the one that `make setup` installs.
 fn python() -> std::path::PathBuf {
     let own = concat!(env!("CARGO_MANIFEST_DIR"), "/../.deps/venv/bin/python");
     std::env::var_os("PYTHON").map_or_else(|| own.into(), Into::into)

@@ -32,11 +32,11 @@ data: {dataset: synthetic, train_images: 72, test_images: 20, augment: [crop, fl
 train: {epochs: 3, batch_size_per_rank: 16}
 precision: fp16
 ";
-/// Four whole batches and one of 8.
+/// Steps per epoch: four whole batches and one of 8 images.
 const STEPS_PER_EPOCH: u64 = 5;
 
-/// A child inherits the lock of whatever run directory is open while it is made, and these tests run
-/// in one process.
+/// Held while a child is spawned or a run directory is open: a child inherits the lock of any run directory
+/// that is open at that time, and these tests run in one process.
 static SPAWNING: Mutex<()> = Mutex::new(());
 
 fn spawn(command: &mut Command) -> Child {
@@ -78,19 +78,20 @@ impl Job {
         command
     }
 
-    /// Runs to the end.
+    /// Runs the trainer to its end.
     fn finish(&self) {
         let output = spawn(self.command().stderr(Stdio::piped())).wait_with_output().unwrap();
         let log = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{:?}: {log}", output.status);
     }
 
-    /// Starts it, and hands the trainer and each of its messages to `act` until that says so.
+    /// Starts the trainer, and calls `act` with it and each of its messages, until `act` returns true.
+    /// Returns how the trainer ended.
     fn watch(&self, mut act: impl FnMut(&Child, &ToLauncher) -> bool) -> std::process::ExitStatus {
         let socket = self.folder.path().join("control");
         let _ = fs::remove_file(&socket);
         let listener = UnixListener::bind(&socket).unwrap();
-        // The launcher prepares the run directory.
+        // Preparing the run directory is the launcher's part.
         let config = job::config::load(&self.folder.path().join("config.yaml"), &[]).unwrap();
         {
             let _lock = SPAWNING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -110,7 +111,7 @@ impl Job {
         fs::read(self.run_dir().join("checkpoints/latest").join(file)).unwrap()
     }
 
-    /// `metrics.jsonl` without what depends on the clock.
+    /// Returns the records of `metrics.jsonl` except the summary, without what depends on the clock.
     fn records(&self) -> Vec<Value> {
         let text = fs::read_to_string(self.run_dir().join("metrics.jsonl")).unwrap();
         let records = text.lines().map(|line| {
@@ -212,7 +213,7 @@ fn a_run_that_is_done_within_an_epoch_keeps_its_records_when_it_is_started_again
 
 #[test]
 fn a_run_stopped_within_an_evaluation_goes_on_bit_for_bit() {
-    // Of two batches, the second of which is not evaluated.
+    // The evaluation has two batches, the second of which is not evaluated.
     let training = FP32.replace("test_images: 20", "test_images: 900");
     let cut = Job::new(&training);
     let status = cut.watch(|trainer, message| {
@@ -249,7 +250,7 @@ fn a_run_cut_off_before_its_summary_writes_it_when_it_is_started_again() {
 fn a_run_goes_on_where_its_curves_its_events_and_old_checkpoints_are_in_the_way() {
     let job = Job::new(&FP32.replace("epochs: 3", "epochs: 2"));
     fs::create_dir_all(job.run_dir().join("curves.png")).unwrap();
-    // A file where a folder is expected cannot be removed as one.
+    // Files where folders are expected, which cannot be removed as folders.
     fs::create_dir_all(job.run_dir().join("checkpoints")).unwrap();
     fs::write(job.run_dir().join("tensorboard"), "").unwrap();
     fs::write(job.run_dir().join("checkpoints/.saving-epoch-0009"), "").unwrap();
@@ -307,7 +308,7 @@ fn a_checkpoint_that_was_being_replaced_is_put_back() {
     let assert_in_place = || {
         assert!(job.bytes("model.safetensors") == weights && own.exists() && !replaced.exists());
     };
-    // Before the new one has its name, and after.
+    // Cut off before the new checkpoint has its name, and then after.
     fs::rename(&own, &replaced).unwrap();
     job.finish();
     assert_in_place();

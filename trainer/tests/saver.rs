@@ -1,5 +1,5 @@
-//! What becomes of a run whose disk does not take a checkpoint; on a real disk it is
-//! `launcher/tests/end_to_end.rs`.
+//! What happens to a run whose disk refuses a checkpoint; `launcher/tests/end_to_end.rs` tests it on a real
+//! disk.
 
 #![allow(clippy::unwrap_used)]
 
@@ -12,7 +12,7 @@ use common::on_ranks_that_wait;
 use job::config;
 use tch::Device;
 use trainer::checkpoint::CheckpointError;
-use trainer::saver::{IfRefused, Saver, Waiting};
+use trainer::saver::{OnWriteError, Saver, Waiting};
 use trainer::{Result, TrainError};
 
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -33,7 +33,7 @@ fn training_goes_on_without_a_checkpoint_and_every_rank_knows_that_it_is_overdue
     let behind = on_ranks_that_wait(TIMEOUT, 2, |comm| {
         let mut saver = saver(60);
         let mut save = |result: fn() -> Result<()>| {
-            saver.save(&*comm, Device::Cpu, IfRefused::GoOn, &WAITING, result).unwrap();
+            saver.save(&*comm, Device::Cpu, OnWriteError::GoOn, &WAITING, result).unwrap();
             saver.is_behind()
         };
         let behind = (save(|| Err(full_disk())), save(|| Ok(())));
@@ -46,12 +46,12 @@ fn training_goes_on_without_a_checkpoint_and_every_rank_knows_that_it_is_overdue
 #[test]
 fn the_end_of_a_run_waits_for_room_as_long_as_nobody_asks_to_stop() {
     let cases = [
-        (IfRefused::Wait, 60, false, 3),
-        (IfRefused::Wait, 60, true, 1),
-        (IfRefused::Wait, 0, false, 1),
-        (IfRefused::End, 60, false, 1),
+        (OnWriteError::Wait, 60, false, 3),
+        (OnWriteError::Wait, 60, true, 1),
+        (OnWriteError::Wait, 0, false, 1),
+        (OnWriteError::End, 60, false, 1),
     ];
-    for (if_refused, minutes, asked, tries) in cases {
+    for (on_write_error, minutes, asked, tries) in cases {
         // Two tries take longer than the ranks wait for each other.
         let tried = on_ranks_that_wait(TIMEOUT, 2, |comm| {
             let tried = Cell::new(0);
@@ -60,14 +60,18 @@ fn the_end_of_a_run_waits_for_room_as_long_as_nobody_asks_to_stop() {
                 tried.set(tried.get() + 1);
                 if tried.get() == 3 { Ok(()) } else { Err(full_disk()) }
             };
-            let ended = saver(minutes).save(&*comm, Device::Cpu, if_refused, &waiting, write);
+            let ended = saver(minutes).save(&*comm, Device::Cpu, on_write_error, &waiting, write);
             match &ended {
                 Ok(()) => comm.finalize().unwrap(),
                 Err(error) => comm.abort(&error.to_string(), error.blame()),
             }
             (ended.is_ok(), tried.get())
         });
-        assert_eq!(tried, [(tries == 3, tries), (tries == 3, 0)], "{if_refused:?}, {minutes} min");
+        assert_eq!(
+            tried,
+            [(tries == 3, tries), (tries == 3, 0)],
+            "{on_write_error:?}, {minutes} min"
+        );
     }
 }
 
@@ -75,7 +79,7 @@ fn the_end_of_a_run_waits_for_room_as_long_as_nobody_asks_to_stop() {
 fn what_is_no_fault_of_the_disk_ends_the_run() {
     let ended = on_ranks_that_wait(TIMEOUT, 1, |comm| {
         let bug = || Err(TrainError::Panic("index out of bounds".to_owned()));
-        let ended = saver(60).save(&*comm, Device::Cpu, IfRefused::GoOn, &WAITING, bug);
+        let ended = saver(60).save(&*comm, Device::Cpu, OnWriteError::GoOn, &WAITING, bug);
         ended.unwrap_err().to_string()
     });
     assert_eq!(ended, ["panic: index out of bounds"]);

@@ -32,7 +32,7 @@ fn originals_are_shown_as_they_are_and_each_augmentation_in_a_row_of_its_own() {
     let plain = sheet(folder.path(), &["--images", "3"]);
     let config = job::config::load(&folder.path().join("config.yaml"), &[]).unwrap();
     let data_set = dataset::load(&Source::Synthetic { because: None }, &config.data, 0).unwrap();
-    // The first image is 428 to the right and 120 down; its pixels are squares of 6.
+    // The first image starts at x = 428, y = 120; each of its pixels is a square of 6x6.
     for (place, pixel) in data_set.train.pixels[..32 * 32 * 3].chunks(3).enumerate() {
         let (x, y) = (428 + 6 * (place as u32 % 32) + 3, 120 + 6 * (place as u32 / 32) + 3);
         assert_eq!(plain.get_pixel(x, y).0, pixel, "pixel {place}");

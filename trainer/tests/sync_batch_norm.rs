@@ -18,8 +18,9 @@ fn noise(size: &[i64], phase: f64) -> Tensor {
     (((count * 12.9898 + phase).sin() * 43.7).frac() + 0.3).to_kind(Kind::Float).view(size)
 }
 
-/// One layer on `images` per rank: output and gradient of the input, each of all ranks' images;
-/// gradients of weight and bias, each the sum over ranks; running statistics.
+/// Runs forward and backward of one layer on ranks with `images` images each. Returns output and gradient of
+/// the input, both over all ranks' images; gradients of weight and bias, summed over ranks; running mean and
+/// variance.
 fn one_layer(images: &'static [i64]) -> Vec<Tensor> {
     let total: i64 = images.iter().sum();
     let ranks = on_ranks(images.len(), |communicator| {
@@ -82,8 +83,8 @@ fn recipe() -> Recipe {
     recipe
 }
 
-/// Of a loss. Rounding is much less, but may turn an activation near zero into zero, and then its
-/// gradient is gone.
+/// Relative tolerance of a loss. Rounding is much less, but may turn an activation near zero into zero, and
+/// then its gradient is gone.
 const TOLERANCE: f64 = 2e-3;
 
 #[test]

@@ -93,8 +93,8 @@ impl ControlClient {
     ///
     /// # Errors
     /// [`CommError::Control`] when the launcher is gone.
-    pub fn send_now_or_never(&self, message: &ToLauncher) -> Result<()> {
-        send_now_or_never(&self.stream, message)
+    pub fn try_send(&self, message: &ToLauncher) -> Result<()> {
+        try_send(&self.stream, message)
     }
 
     /// Sends one message.
@@ -137,7 +137,7 @@ impl Store for ControlClient {
     }
 }
 
-fn send_now_or_never(stream: &Mutex<UnixStream>, message: &ToLauncher) -> Result<()> {
+fn try_send(stream: &Mutex<UnixStream>, message: &ToLauncher) -> Result<()> {
     let mut stream = lock(stream);
     // The kernel reports a stream as writable only while a good part of its buffer is free, which is
     // far more than a frame.
@@ -152,7 +152,7 @@ fn send_now_or_never(stream: &Mutex<UnixStream>, message: &ToLauncher) -> Result
 /// Sends heartbeats until the client is dropped or the launcher is gone.
 fn say_alive(stream: &Weak<Mutex<UnixStream>>) {
     while let Some(stream) = stream.upgrade() {
-        if send_now_or_never(&stream, &ToLauncher::Alive).is_err() {
+        if try_send(&stream, &ToLauncher::Alive).is_err() {
             return;
         }
         drop(stream);
@@ -201,9 +201,9 @@ mod tests {
         let message = ToLauncher::State { phase: Phase::Training, epoch: 1, step: 1 };
         // Far more than any socket buffer takes: a blocking send would never return.
         for _ in 0..200_000 {
-            client.send_now_or_never(&message).unwrap();
+            client.try_send(&message).unwrap();
         }
         drop(unread);
-        assert!(client.send_now_or_never(&message).is_err());
+        assert!(client.try_send(&message).is_err());
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::group::{Common, Group};
 use super::handle::Comm;
 use super::machine::Machine;
-use super::mail::AbortMail;
+use super::mail::AbortChannel;
 use super::ops::Extremes;
 use super::request::At;
 use crate::env::World;
@@ -30,13 +30,13 @@ impl MpiEngine {
         let World { rank, world_size, .. } = world;
         let at = At { op: "connect", sequence: 0, rank };
         let comm = Comm::duplicate_world(at, timeout)?;
-        let mail = AbortMail::open(Comm::duplicate_world(at, timeout)?, world_size, at)?;
+        let mail = AbortChannel::open(Comm::duplicate_world(at, timeout)?, world_size, at)?;
         let common = Arc::new(Common { extremes: Extremes::new(at)?, mail });
         let mut group = Group::new(comm, rank, world_size, timeout, &common);
         let machine = Machine::connect(world, hierarchical, timeout, &group, &common);
-        let machine = common.mail.tell_of(machine)?;
+        let machine = common.mail.broadcast_error(machine)?;
         if let Some(machine) = &machine {
-            group.add_mates(machine.mates());
+            group.add_node_group(machine.node_group());
         }
         Ok(Self { rank, world_size, common, world: group, machine })
     }
@@ -52,13 +52,13 @@ impl MpiEngine {
             return Err(error);
         }
         let ended = self.machine.as_ref().map_or(Ok(()), Machine::finalize);
-        self.common.mail.tell_of(ended.and_then(|()| self.world.barrier(at)))
+        self.common.mail.broadcast_error(ended.and_then(|()| self.world.barrier(at)))
     }
 
     /// See [`crate::Communicator::alloc_shared`].
     pub(super) fn alloc_shared(&self, len_bytes: usize) -> Result<Option<SharedMemory>> {
         let allocate = |machine: &Machine| machine.alloc_shared(len_bytes);
-        self.common.mail.tell_of(self.machine.as_ref().map_or(Ok(None), allocate))
+        self.common.mail.broadcast_error(self.machine.as_ref().map_or(Ok(None), allocate))
     }
 }
 
@@ -68,7 +68,7 @@ impl Engine for MpiEngine {
         if let Some(error) = self.common.mail.received(at) {
             return Err(error);
         }
-        self.common.mail.tell_of(match (job.collective, &self.machine) {
+        self.common.mail.broadcast_error(match (job.collective, &self.machine) {
             (Collective::AllReduce(op), Some(machine)) => machine.all_reduce(buffer, op, at),
             (Collective::AllReduce(op), None) => self.world.reduce(buffer, op, false, at),
             (Collective::ReduceScatter(op), _) => self.world.reduce(buffer, op, true, at),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use mpi::ffi;
 
 use super::handle::Comm;
-use super::mail::AbortMail;
+use super::mail::AbortChannel;
 use super::ops::{Extremes, moved_type};
 use super::request::{At, Request, checked};
 use crate::communicator::chunk_range;
@@ -18,7 +18,7 @@ use crate::{CommError, DType, RawBuffer, ReduceOp, Result};
 
 /// Added to the timeout of waits between machines, so that waits in shared memory, which can name the missing
 /// rank, time out first.
-const NAMING_TIME: Duration = Duration::from_secs(5);
+const INTER_NODE_EXTRA_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Elements of a long buffer that one call of MPI reduces.
 const PIECE_ELEMENTS: usize = 64 * 1024;
@@ -34,7 +34,7 @@ unsafe extern "C" {
 /// State that all groups of a job share.
 pub(super) struct Common {
     pub(super) extremes: Extremes,
-    pub(super) mail: AbortMail,
+    pub(super) mail: AbortChannel,
 }
 
 /// An MPI communicator, and this rank's place in it.
@@ -45,7 +45,7 @@ pub(super) struct Group {
     timeout: Duration,
     common: Arc<Common>,
     /// Shared-memory group of this machine, whose ranks may wait for this rank while it waits here.
-    mates: Option<Arc<Shm>>,
+    node_group: Option<Arc<Shm>>,
     /// Receive buffer for all ranks' bf16 elements of this rank's chunk, kept to be reused.
     gathered: Mutex<Vec<u16>>,
 }
@@ -61,20 +61,20 @@ impl Group {
         common: &Arc<Common>,
     ) -> Self {
         let common = Arc::clone(common);
-        Self { comm, rank, size, timeout, common, mates: None, gathered: Mutex::default() }
+        Self { comm, rank, size, timeout, common, node_group: None, gathered: Mutex::default() }
     }
 
     /// From now on this rank gives its machine's ranks signs of life while it waits here, and waits longer
     /// than they do in shared memory, since they can name the missing rank.
-    pub(super) fn add_mates(&mut self, mates: &Arc<Shm>) {
-        self.mates = Some(Arc::clone(mates));
-        self.timeout += NAMING_TIME;
+    pub(super) fn add_node_group(&mut self, node_group: &Arc<Shm>) {
+        self.node_group = Some(Arc::clone(node_group));
+        self.timeout += INTER_NODE_EXTRA_TIMEOUT;
     }
 
     fn wait(&self, request: Request, at: At) -> Result<()> {
         request.wait(at, self.timeout, || {
-            if let Some(mates) = &self.mates {
-                mates.sign_of_life();
+            if let Some(node_group) = &self.node_group {
+                node_group.sign_of_life();
             }
             self.common.mail.received(at)
         })
@@ -84,7 +84,7 @@ impl Group {
     ///
     /// A request that fails stays in MPI, which still has the addresses of the buffer and of `arguments`. The
     /// arguments are then leaked. The buffer is safe: MPI accesses it only during calls from this process,
-    /// and after a failure this communicator makes no call but [`AbortMail::send`].
+    /// and after a failure this communicator makes no call but [`AbortChannel::send`].
     fn complete<A>(
         &self,
         at: At,

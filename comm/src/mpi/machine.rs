@@ -50,12 +50,12 @@ impl Machine {
         let (shared, at) = (Arc::clone(common), At { op: "all_reduce", ..at });
         shm.interrupt_by(move || shared.mail.received(at));
         let mut column = Group::new(column, machine, world_size / ranks, timeout, common);
-        column.add_mates(&shm);
+        column.add_node_group(&shm);
         Ok(Some(Self { shm, column, place, ranks }))
     }
 
     /// Returns the communicator of this machine's ranks.
-    pub(super) fn mates(&self) -> &Arc<Shm> {
+    pub(super) fn node_group(&self) -> &Arc<Shm> {
         &self.shm
     }
 

@@ -14,7 +14,7 @@ const TAG: c_int = 1;
 const MAIL_BYTES: usize = 1024;
 
 /// The posted receive of a rank, and the means to send an abort to all others.
-pub(super) struct AbortMail {
+pub(super) struct AbortChannel {
     group: Comm,
     rank: usize,
     world_size: usize,
@@ -24,7 +24,7 @@ pub(super) struct AbortMail {
     aborted: OnceLock<CommError>,
 }
 
-impl AbortMail {
+impl AbortChannel {
     /// Posts the receive in `group`, of `world_size` ranks, which carries nothing else.
     pub(super) fn open(group: Comm, world_size: usize, at: At) -> Result<Self> {
         let mut mail = Box::new([0; MAIL_BYTES]);
@@ -93,7 +93,7 @@ impl AbortMail {
     }
 
     /// Passes `result` on, after sending an error that this rank has seen itself to all other ranks.
-    pub(super) fn tell_of<T>(&self, result: Result<T>) -> Result<T> {
+    pub(super) fn broadcast_error<T>(&self, result: Result<T>) -> Result<T> {
         result.inspect_err(|error| {
             if !matches!(error, CommError::Aborted { .. }) {
                 self.send(&error.to_string(), error.blame());
@@ -113,7 +113,7 @@ impl AbortMail {
     }
 }
 
-impl Drop for AbortMail {
+impl Drop for AbortChannel {
     fn drop(&mut self) {
         // Leaked, not cancelled: MPI may no longer be callable, and may still write to it.
         let inbox = self.inbox.get_mut().unwrap_or_else(PoisonError::into_inner);

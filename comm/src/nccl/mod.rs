@@ -35,7 +35,7 @@ use crate::communicator::{Pending, check_request};
 use crate::env::World;
 use crate::{Blame, Collective, CommError, Communicator, Memory, RawBuffer, Result, Work};
 use host::HostWork;
-use watchdog::{Flight, Watched};
+use watchdog::{InFlight, Watched};
 
 const BACKEND: &str = "nccl";
 
@@ -91,7 +91,7 @@ pub fn connect(
     let comm = Comm::init_rank(&library, (&cuda, device), id, rank, world_size).map_err(failed)?;
     let left = deadline.saturating_duration_since(Instant::now());
     comm.settle("connecting all ranks", left).map_err(|error| match error {
-        nccl_rs::Error::Timeout { .. } => late("connect", 0, rank, timeout),
+        nccl_rs::Error::Timeout { .. } => timeout_error("connect", 0, rank, timeout),
         other => failed(other),
     })?;
     if let Ok(version) = library.version() {
@@ -106,7 +106,7 @@ fn failed(reason: impl ToString) -> CommError {
     CommError::Connect { backend: BACKEND, reason: reason.to_string() }
 }
 
-fn late(op: &'static str, sequence: u64, rank: usize, waited: Duration) -> CommError {
+fn timeout_error(op: &'static str, sequence: u64, rank: usize, waited: Duration) -> CommError {
     let detail = "NCCL does not say which".to_owned();
     CommError::Timeout { op, sequence, rank, missing: Vec::new(), waited, detail }
 }
@@ -240,7 +240,7 @@ impl Communicator for Nccl {
         }
     }
 
-    unsafe fn replayed(&self, stream: *mut std::ffi::c_void) -> Result<()> {
+    unsafe fn watch_replay(&self, stream: *mut std::ffi::c_void) -> Result<()> {
         let shared = &self.shared;
         let _launching = self.launching();
         let sequence = shared.watched.next_sequence()?;
@@ -317,7 +317,7 @@ impl Shared {
         queued: nccl_rs::Result<Event>,
     ) -> Result<Arc<Event>> {
         let done = self.queued(op, sequence, queued)?;
-        self.watched.add(Flight { op, sequence, done: Arc::clone(&done) });
+        self.watched.add(InFlight { op, sequence, done: Arc::clone(&done) });
         Ok(done)
     }
 
@@ -330,7 +330,7 @@ impl Shared {
         queued: nccl_rs::Result<Event>,
     ) -> Result<Arc<Event>> {
         match queued {
-            Err(error) if leaves_the_communicator(&error) => Err(self.error(op, sequence, &error)),
+            Err(error) if communicator_survives(&error) => Err(self.error(op, sequence, &error)),
             other => self.queued(op, sequence, other),
         }
     }
@@ -347,7 +347,7 @@ impl Shared {
 
     fn error(&self, op: &'static str, sequence: u64, error: &nccl_rs::Error) -> CommError {
         match error {
-            nccl_rs::Error::Timeout { after, .. } => late(op, sequence, self.rank, *after),
+            nccl_rs::Error::Timeout { after, .. } => timeout_error(op, sequence, self.rank, *after),
             error if error.is_of_a_peer() => {
                 let (rank, reason) = (self.rank, error.to_string());
                 CommError::PeerLost { op, sequence, rank, reason }
@@ -362,7 +362,7 @@ impl Shared {
 /// Returns whether the communicator remains usable after this error within a capture. An error of CUDA only
 /// ends the capture, of which nothing is executed; NCCL keeps an error of its own and returns it from all
 /// later calls.
-fn leaves_the_communicator(error: &nccl_rs::Error) -> bool {
+fn communicator_survives(error: &nccl_rs::Error) -> bool {
     matches!(error, nccl_rs::Error::Cuda { .. })
 }
 
@@ -396,12 +396,12 @@ mod tests {
     fn only_an_error_of_nccls_ends_the_communicator_within_a_capture() {
         let text = String::new;
         let cuda = nccl_rs::Error::Cuda { function: "cudaEventRecord", code: 901, text: text() };
-        assert!(leaves_the_communicator(&cuda));
+        assert!(communicator_survives(&cuda));
         let (function, detail) = ("ncclAllReduce", text());
         let nccl = nccl_rs::Error::Nccl { function, code: 1, text: text(), detail };
-        assert!(!leaves_the_communicator(&nccl));
+        assert!(!communicator_survives(&nccl));
         let (what, after) = ("launching a collective", Duration::ZERO);
-        assert!(!leaves_the_communicator(&nccl_rs::Error::Timeout { what, after }));
+        assert!(!communicator_survives(&nccl_rs::Error::Timeout { what, after }));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nccl_rs::cuda::Event;
 
-use super::{Shared, late};
+use super::{Shared, timeout_error};
 use crate::{CommError, Result};
 
 /// Interval at which the watchdog checks the collectives under way.
@@ -17,7 +17,7 @@ const TICK: Duration = Duration::from_millis(20);
 const HOST_TICK: Duration = Duration::from_micros(50);
 
 /// A queued collective, and the event of its end.
-pub(super) struct Flight {
+pub(super) struct InFlight {
     pub(super) op: &'static str,
     pub(super) sequence: u64,
     pub(super) done: Arc<Event>,
@@ -35,7 +35,7 @@ struct State {
     started: u64,
     /// Number of collectives that have completed, in order.
     ended: u64,
-    flights: VecDeque<Flight>,
+    flights: VecDeque<InFlight>,
     /// Time at which the first of `flights` became the first.
     first_since: Option<Instant>,
     failed: Option<CommError>,
@@ -63,7 +63,7 @@ impl Watched {
         self.lock().started.saturating_sub(1)
     }
 
-    pub(super) fn add(&self, flight: Flight) {
+    pub(super) fn add(&self, flight: InFlight) {
         let mut state = self.lock();
         if state.flights.is_empty() {
             state.first_since = Some(Instant::now());
@@ -170,7 +170,7 @@ impl Shared {
 
     /// Records the collectives that have completed; returns the reason to abort the others, if there is one.
     fn look(&self, state: &mut State) -> Option<CommError> {
-        while let Some(Flight { op, sequence, done }) = state.flights.front() {
+        while let Some(InFlight { op, sequence, done }) = state.flights.front() {
             match done.is_reached() {
                 Ok(true) => {
                     // A kernel also ends when NCCL has given up on the communicator.
@@ -199,6 +199,6 @@ impl Shared {
             return Some(self.error(op, sequence, &error));
         }
         let waited = since.map(|since| since.elapsed()).unwrap_or_default();
-        (waited >= self.timeout).then(|| late(op, sequence, self.rank, waited))
+        (waited >= self.timeout).then(|| timeout_error(op, sequence, self.rank, waited))
     }
 }

@@ -19,7 +19,7 @@ use crate::{Blame, CommError, Result};
 const TICK: Duration = Duration::from_millis(50);
 
 /// How long a rank does not count as hanging after its last [`super::Shm::sign_of_life`].
-const ALIVE: Duration = Duration::from_secs(1);
+const ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Kind of failure in a [`super::segment::FailureRecord`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -232,10 +232,10 @@ impl Rounds {
         (waited >= self.timeout && !hanging.is_empty()).then(|| self.timeout(hanging, waited, at))
     }
 
-    /// Returns whether a missing rank has given no sign of life for [`ALIVE`].
+    /// Returns whether a missing rank has given no sign of life for [`ALIVE_TIMEOUT`].
     fn hangs(&self, rank: usize) -> bool {
         let alive_at = self.segment.slots()[rank].alive_at.load(Relaxed);
-        Duration::from_nanos(monotonic_ns().saturating_sub(alive_at)) >= ALIVE
+        Duration::from_nanos(monotonic_ns().saturating_sub(alive_at)) >= ALIVE_TIMEOUT
     }
 
     fn is_gone(&self, rank: usize) -> bool {

@@ -118,12 +118,12 @@ pub(super) struct Slot {
     pub(super) map_failed: AtomicU32,
     /// Calls of this rank, by the parity of the sequence number: an entry is overwritten two collectives
     /// later, when no peer can still be comparing it.
-    pub(super) prints: [Print; 2],
+    pub(super) prints: [CallRecord; 2],
 }
 
 /// Arguments of a rank's call, which its peers compare with their own.
 #[repr(C)]
-pub(super) struct Print {
+pub(super) struct CallRecord {
     call: AtomicU64,
     len: AtomicU64,
     /// 0 for ordinary memory, otherwise 1 plus the index of the shared allocation in which the buffer lies.
@@ -131,7 +131,7 @@ pub(super) struct Print {
     offset: AtomicU64,
 }
 
-/// The part of a [`Print`] in which all ranks must agree.
+/// The part of a [`CallRecord`] in which all ranks must agree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Call {
     code: u64,
@@ -145,7 +145,7 @@ pub(super) struct SharedPlace {
     pub(super) offset_bytes: u64,
 }
 
-impl Print {
+impl CallRecord {
     pub(super) fn write(&self, call: Call, place: Option<SharedPlace>) {
         self.call.store(call.code, Relaxed);
         self.len.store(call.len, Relaxed);

@@ -1,4 +1,4 @@
-//! Where launchers meet, and over which network the ranks then talk.
+//! The address at which launchers meet, and the network interface over which ranks then talk.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,34 +11,34 @@ use tokio::time::timeout;
 /// A name server that does not answer in this time counts as one that does not know the name.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Ports that are tried, from the first one up, where the user names none.
+/// Number of consecutive ports that are tried where the user names none.
 const PORTS_TRIED: u16 = 16;
 
-/// Connections that wait to be accepted, at most.
+/// Maximum number of connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
 
-/// Where node 0's launcher is to be found.
+/// Where node 0's launcher listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rendezvous {
-    /// Name or address of node 0.
+    /// Host name or IP address of node 0.
     pub host: String,
-    /// One port, or those that are tried upward.
+    /// One port, or several that are tried in ascending order.
     pub ports: RangeInclusive<u16>,
 }
 
 impl Rendezvous {
-    /// Ports of a job that has a number but was given no port: two jobs whose numbers are close do not
-    /// try the same port first.
+    /// Returns the rendezvous at `host` of a job that has a number but was given no port. Jobs whose numbers
+    /// differ by less than 750 get ranges of ports that do not overlap.
     pub fn of_job(host: String, job: u64) -> Self {
-        // Below the ports that systems give out by themselves, from 32768 on.
+        // Below the ephemeral ports, which begin at 32768 on Linux.
         let first = 20_000 + u16::try_from(job % 750).unwrap_or(0) * PORTS_TRIED;
         Self { host, ports: first..=first + PORTS_TRIED - 1 }
     }
 
-    /// The addresses of the host.
+    /// Resolves the host name to its addresses, of which there is at least one.
     ///
     /// # Errors
-    /// A sentence that says that the name does not resolve.
+    /// A sentence that says that the name does not resolve, and why.
     pub async fn resolve(&self) -> Result<Vec<IpAddr>, String> {
         let lookup = timeout(RESOLVE_TIMEOUT, lookup_host((self.host.as_str(), 0))).await;
         let reason = match lookup {
@@ -55,11 +55,11 @@ impl Rendezvous {
         Err(format!("the host name {} does not resolve: {reason}", self.host))
     }
 
-    /// Listens where the others will look: at the address of the name where that is this machine's,
-    /// else at all of its addresses.
+    /// Listens at the first port that is free: at the address that the host name resolves to if that is one
+    /// of this machine's, else at all addresses.
     ///
     /// # Errors
-    /// A sentence that names the address and why it cannot be had.
+    /// A sentence that names the address and says why it cannot be bound.
     pub async fn listen(&self) -> Result<TcpListener, String> {
         let resolved = self.resolve().await?;
         let own: Vec<IpAddr> = if_addrs::get_if_addrs()
@@ -68,7 +68,7 @@ impl Rendezvous {
             .map(if_addrs::Interface::ip)
             .collect();
         let address = resolved.iter().find(|address| own.contains(address)).copied();
-        // Debian's /etc/hosts gives a machine's own name a loopback address, where nobody else is.
+        // Debian's /etc/hosts gives a machine's own name a loopback address, which no other machine reaches.
         let address = address.filter(|address| !address.is_loopback() || self.host_is_loopback());
         let mut reason = String::new();
         for port in self.ports.clone() {
@@ -98,7 +98,7 @@ impl Rendezvous {
     }
 }
 
-/// At all addresses: those of IPv6 too, where the system has it.
+/// Listens at all addresses, those of IPv6 included where the system has it.
 async fn listen_everywhere(port: u16) -> io::Result<TcpListener> {
     let of_both = TcpSocket::new_v6().and_then(|socket| {
         rustix::net::sockopt::set_ipv6_v6only(&socket, false)?;
@@ -121,7 +121,7 @@ impl std::fmt::Display for Rendezvous {
     }
 }
 
-/// What `--rendezvous` takes: `HOST:PORT`.
+/// Parses the value of `--rendezvous`, `HOST:PORT`.
 impl std::str::FromStr for Rendezvous {
     type Err = String;
 
@@ -141,19 +141,19 @@ impl std::str::FromStr for Rendezvous {
 /// A network interface of this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interface {
-    /// Such as `eth0`.
+    /// Its name, such as `eth0`.
     pub name: String,
-    /// Its IPv4 network, such as `10.0.0.0/24`, if it has one: Open MPI takes no others.
+    /// Its IPv4 network, such as `10.0.0.0/24`, if it has one: Open MPI takes no IPv6 networks.
     pub network: Option<String>,
 }
 
-/// The interface that has `address`: that of a connection between the nodes, so the route between them
-/// leads through it. `None` for loopback.
+/// Returns the interface that has `address`, which is the local address of a connection between nodes, so
+/// that the route between them leads through it. `None` for loopback.
 pub fn interface_of(address: IpAddr) -> Option<Interface> {
     find_interface(address, &if_addrs::get_if_addrs().ok()?)
 }
 
-/// `all`: one entry for each address.
+/// Does the same among `all` interfaces, which have an entry for each address.
 fn find_interface(address: IpAddr, all: &[if_addrs::Interface]) -> Option<Interface> {
     let address = address.to_canonical();
     let found = all.iter().find(|it| it.ip() == address && !it.is_loopback())?;

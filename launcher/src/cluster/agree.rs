@@ -8,22 +8,22 @@ use serde_json::Value;
 
 use super::message::Introduction;
 
-/// Differences that are listed; more are counted.
+/// Maximum number of differences of the configuration that are listed; further ones are counted.
 const LISTED: usize = 5;
 
 /// Why two launchers do not belong to one job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mismatch {
-    /// How both end.
+    /// Exit code of both launchers.
     pub exit_code: ExitCode,
     /// What differs, and where.
     pub text: String,
 }
 
-/// Compares what the coordinator says of itself with what one says that `joins`.
+/// Compares node 0's introduction with that of a launcher that `joins`.
 ///
 /// # Errors
-/// [`Mismatch`], which names both sides.
+/// [`Mismatch`] for the first difference, which names both nodes.
 pub fn agree(coordinator: &Introduction, joins: &Introduction) -> Result<(), Mismatch> {
     let (here, there) = (name(coordinator), name(joins));
     let differ = |exit_code, what: &str, mine: &str, theirs: &str| {
@@ -67,7 +67,7 @@ pub fn agree(coordinator: &Introduction, joins: &Introduction) -> Result<(), Mis
         let text = format!("the configurations differ: {}{more}", listed.join("; "));
         return Err(Mismatch { exit_code: ExitCode::Usage, text });
     }
-    // Empty: not known yet.
+    // A hash is empty where a doctor has no images.
     let hashes = [&coordinator.data_hash, &joins.data_hash];
     if hashes.iter().all(|hash| !hash.is_empty()) && hashes[0] != hashes[1] {
         let what = "the data sets differ (BLAKE3 of images and labels)";
@@ -78,7 +78,7 @@ pub fn agree(coordinator: &Introduction, joins: &Introduction) -> Result<(), Mis
     Ok(())
 }
 
-/// `node 1 (host)`.
+/// Returns the name of a node in messages: `node 1 (host)`.
 pub fn name(of: &Introduction) -> String {
     format!("node {} ({})", of.node_rank, of.host)
 }

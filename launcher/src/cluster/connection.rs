@@ -1,5 +1,5 @@
-//! A connection between two launchers that know each other: messages both ways, and a sign of life every
-//! second. An end that says nothing for [`SILENCE`] is lost, whatever TCP believes.
+//! A connection between two launchers after the handshake: messages both ways, and heartbeats while there are
+//! none. An end from which nothing arrives for [`SILENCE`] counts as lost, whatever TCP reports.
 
 use std::io;
 use std::time::Duration;
@@ -15,16 +15,17 @@ use tokio::time::timeout;
 
 use super::handshake::{Seal, Seals};
 
-/// Between signs of life.
+/// Time without a message after which a heartbeat is sent.
 const ALIVE_EVERY: Duration = Duration::from_secs(1);
 
-/// After so long without a word the other end is lost.
+/// Time without a message after which the other end counts as lost.
 pub const SILENCE: Duration = Duration::from_secs(15);
 
-/// How long the last messages may take to leave.
+/// How long [`Connection::close`] waits until queued messages have been sent.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// The sending end. What was sent is on its way when [`close`](Self::close) returns.
+/// The sending half of a connection. Queued messages have been sent when [`close`](Self::close) returns,
+/// unless that timed out.
 #[derive(Debug)]
 pub struct Connection<Out> {
     sender: UnboundedSender<Out>,
@@ -32,8 +33,8 @@ pub struct Connection<Out> {
 }
 
 impl<Out: Clone + Serialize + Send + Sync + 'static> Connection<Out> {
-    /// Sends and receives over `stream` from now on. `take` gets every message, and at the end why there
-    /// are no more.
+    /// Starts to send and receive over `stream`; `alive` is the heartbeat to send. `take` gets every message
+    /// that is received, and at last the reason why there are no more.
     pub fn start<In: DeserializeOwned + Send>(
         stream: TcpStream,
         seals: Seals,
@@ -50,18 +51,18 @@ impl<Out: Clone + Serialize + Send + Sync + 'static> Connection<Out> {
         Self { sender, writer }
     }
 
-    /// Sends a message, if the other end is still there.
+    /// Queues a message, which is sent if the other end is still there.
     pub fn send(&self, message: Out) {
-        // That it is gone is told by the reading end.
+        // If the other end is gone, the receiving half reports that.
         let _ = self.sender.send(message);
     }
 
-    /// For somebody else to send.
+    /// Returns a sender with which others can queue messages.
     pub fn sender(&self) -> UnboundedSender<Out> {
         self.sender.clone()
     }
 
-    /// Lets the last messages leave.
+    /// Sends queued messages, for at most [`LAST_WORDS`], and closes the sending half.
     pub async fn close(self) {
         let Self { sender, mut writer } = self;
         drop(sender);

@@ -1,9 +1,9 @@
-//! The port at which node 0 lets others in.
+//! The port at which node 0 accepts the other launchers.
 //!
-//! It is listened at only while a node is missing. A connection that has not proved that it knows the
-//! token within [`HANDSHAKE_TIMEOUT`] is closed, and only so many may try at a time: the one that has
-//! tried longest makes room, of the address that has most of them. So strangers cost neither memory nor
-//! time, and do not keep others out, however many come.
+//! Node 0 listens only while a node is missing. A connection that has not proved within [`HANDSHAKE_TIMEOUT`]
+//! that it knows the token is closed. At most [`MAX_STRANGERS`] connections may be in the handshake at a
+//! time: for a further one, the oldest of the address that has most of them is closed. So strangers cost a
+//! bounded amount of memory and time, and keep no launcher out, however many connect.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -18,31 +18,31 @@ use super::handshake::{self, HandshakeError, Seals};
 use super::message::{Introduction, ToCoordinator, Unable};
 use super::token::{Made, Token};
 
-/// Within this time a connection must have proved who it is and said what it wants.
+/// Time within which a connection must have proved that it knows the token, and sent its first message.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Connections that may be at it at a time.
+/// Maximum number of connections in the handshake at a time; for a further one, an older one is closed.
 const MAX_STRANGERS: usize = 64;
 
-/// Refused connections that are told of one by one.
+/// Number of refused connections that are warned about one by one; further ones are only counted.
 const REFUSALS_SHOWN: usize = 5;
 
-/// After the operating system has refused a connection.
+/// Back-off after the operating system has failed to accept a connection.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(10);
 
-/// A launcher that knows the token.
+/// The connection of a launcher that has proved that it knows the token.
 pub struct Guest {
-    /// The connection.
+    /// The TCP connection.
     pub stream: TcpStream,
-    /// Its two directions.
+    /// What authenticates frames in its two directions.
     pub seals: Seals,
-    /// Where it comes from.
+    /// Address of the launcher.
     pub from: SocketAddr,
-    /// What it wants.
+    /// The launcher's first message.
     pub wish: Wish,
 }
 
-/// What a launcher says first.
+/// The first message of a launcher after the handshake.
 pub enum Wish {
     /// It wants to join.
     Join(Box<Introduction>),
@@ -50,19 +50,19 @@ pub enum Wish {
     Decline(Unable),
 }
 
-/// Lets launchers in. The token's file, where it was made for the job, is removed when this is dropped.
+/// Accepts connections of launchers. Dropping this removes the token's file, if it was made for the job.
 pub struct Gate {
     rendezvous: Rendezvous,
     token: Token,
     _made: Option<Made>,
     listener: Option<TcpListener>,
     greetings: JoinSet<(SocketAddr, Result<Guest, HandshakeError>)>,
-    /// Those who are being greeted, in the order in which they came.
+    /// Connections in the handshake, the oldest first: their addresses and tasks.
     strangers: VecDeque<(IpAddr, AbortHandle)>,
     refusals: Refusals,
 }
 
-/// Connections that were not let in.
+/// Connections that were refused since the gate was last opened.
 #[derive(Default)]
 struct Refusals {
     count: usize,
@@ -80,7 +80,8 @@ impl Refusals {
 }
 
 impl Gate {
-    /// At `listener`, which is where `rendezvous` says. `made`: the token's file.
+    /// Creates a gate that accepts connections of `listener`, which listens at `rendezvous`. `made` is the
+    /// token's file, if it was made for the job.
     pub fn new(
         rendezvous: Rendezvous,
         token: Token,
@@ -98,21 +99,21 @@ impl Gate {
         }
     }
 
-    /// Where it is.
+    /// Returns the rendezvous of the job.
     pub const fn rendezvous(&self) -> &Rendezvous {
         &self.rendezvous
     }
 
-    /// Where it listens; empty where it does not.
+    /// Returns the address that the gate listens at; empty while it is closed.
     pub fn address(&self) -> String {
         let address = self.listener.as_ref().and_then(|listener| listener.local_addr().ok());
         address.map_or_else(String::new, |address| address.to_string())
     }
 
-    /// Listens, unless it does already.
+    /// Starts to listen, unless it does already, and forgets earlier refusals.
     ///
     /// # Errors
-    /// A sentence that names the address and why it cannot be had.
+    /// A sentence that names the address and says why it cannot be bound.
     pub async fn open(&mut self) -> Result<(), String> {
         if self.listener.is_none() {
             self.listener = Some(self.rendezvous.listen().await?);
@@ -121,23 +122,23 @@ impl Gate {
         Ok(())
     }
 
-    /// Listens no more; who has not said what it wants is disconnected when this returns.
+    /// Stops listening, and disconnects those that are still in the handshake before it returns.
     pub async fn close(&mut self) {
         self.listener = None;
         self.greetings.shutdown().await;
         self.strangers.clear();
     }
 
-    /// The next launcher that knows the token; never one where the gate is closed. May be dropped and
-    /// called again.
+    /// Waits for the next launcher that knows the token, forever while the gate is closed. Cancel safe.
     pub async fn next(&mut self) -> Guest {
         let Some(listener) = &self.listener else { return std::future::pending().await };
         loop {
             tokio::select! {
-                // One that is made to leave still has its descriptor until its greeting has ended.
+                // A connection that is closed to make room keeps its file descriptor until its task has
+                // ended, so it is the tasks that are counted.
                 accepted = listener.accept(), if self.greetings.len() <= MAX_STRANGERS => match accepted {
                     Ok((stream, from)) => {
-                        // Of IPv4, also where the listener is of both families.
+                        // A listener of both families reports IPv4 addresses as mapped ones.
                         let from = SocketAddr::new(from.ip().to_canonical(), from.port());
                         if self.strangers.len() >= MAX_STRANGERS {
                             make_room(&mut self.strangers);
@@ -158,7 +159,7 @@ impl Gate {
                     self.strangers.retain(|(_, greeting)| !greeting.is_finished());
                     match greeted {
                         Ok((_, Ok(guest))) => return guest,
-                        // It will come again.
+                        // The launcher will connect again.
                         Ok((from, Err(HandshakeError::GaveUp))) => {
                             tracing::debug!("a connection from {from} gave up waiting");
                         }
@@ -175,7 +176,8 @@ impl Gate {
         }
     }
 
-    /// How many were refused, and why the last one: to be appended to a sentence.
+    /// Returns how many connections were refused, and why the last one was, to be appended to a sentence;
+    /// empty if none was.
     pub fn refusals(&self) -> String {
         match self.refusals.count {
             0 => String::new(),
@@ -185,7 +187,7 @@ impl Gate {
     }
 }
 
-/// Ends the oldest greeting of the address that has most of them.
+/// Closes the oldest connection in the handshake of the address that has most of them.
 fn make_room(strangers: &mut VecDeque<(IpAddr, AbortHandle)>) {
     let mut counts: HashMap<IpAddr, usize> = HashMap::new();
     for (address, _) in &*strangers {

@@ -1,4 +1,4 @@
-//! Node 0 waits for the others: they join, fit, and are all there; or all are told why not.
+//! Node 0 waits until all other nodes have joined and fit the job; else all are told why not.
 
 use std::collections::BTreeMap;
 
@@ -15,11 +15,11 @@ use super::{Cluster, DECLINE_TIMEOUT};
 use crate::error::LaunchError;
 
 impl Host {
-    /// Waits until every node is there, those that were lost again.
+    /// Waits until every node has joined, lost ones again.
     ///
     /// # Errors
-    /// [`LaunchError::Cluster`] when one does not come in time, does not fit or cannot take part; those
-    /// that are there are told.
+    /// [`LaunchError::Cluster`] when a node does not join in time, does not fit, cannot take part or is asked
+    /// to stop; those that have joined are told.
     pub async fn gather(&mut self) -> Result<(), LaunchError> {
         self.members.retain(|_, member| !member.lost);
         let gathered = self.gather_all().await;
@@ -47,7 +47,7 @@ impl Host {
         Ok(())
     }
 
-    /// What a node says that has joined and waits for the others.
+    /// Handles a message of a node that has joined and waits for the others.
     fn hear(
         &mut self,
         node: usize,
@@ -81,7 +81,7 @@ impl Host {
         });
         let incoming = self.sender.clone();
         let connection = Connection::start(stream, seals, ToMember::Alive, move |message| {
-            // Nobody listens any more when the job is over.
+            // The receiver is gone when the job is over.
             let _ = incoming.send((node, from, message));
         });
         let mismatch = match (agree(&self.me, &introduction), taken) {
@@ -128,8 +128,8 @@ impl Host {
     }
 }
 
-/// Tells the other nodes, as they come, that node 0 cannot take part and why: `error`. Gives up on
-/// those that do not come soon.
+/// Tells the other nodes, as they connect, that node 0 cannot take part because of `error`. Those that do not
+/// connect within [`DECLINE_TIMEOUT`], or `join_timeout` if that is shorter, are not told.
 pub async fn turn_away(cluster: &Cluster, mut gate: Gate, error: &LaunchError) {
     let text = super::unable(cluster, error).to_string();
     let finish = ToMember::Finish { exit_code: error.exit_code() as u8, text };

@@ -1,10 +1,10 @@
-//! Who is at the other end of a TCP connection: decided before anything else is said.
+//! Mutual authentication at the start of a TCP connection between launchers, before anything else is said.
 //!
-//! Both ends prove that they know the job's token, the coordinator first, so that a launcher tells
-//! nothing to a stranger who listens at the right address. What is proved is a keyed BLAKE3 hash over a
-//! fresh nonce of each end, so a recording is worth nothing. Every message has a fixed length: there is
-//! nothing that a stranger could make long. Afterwards each frame carries a keyed hash of its content
-//! and its number.
+//! Both ends prove that they know the job's token, the coordinator (node 0) first, so that a launcher tells
+//! nothing to a stranger who listens at the right address. The proof is a keyed BLAKE3 hash over a fresh
+//! nonce of each end, so a recording is worth nothing. The messages of the handshake have fixed lengths, so a
+//! stranger cannot make this end read or store much. Afterwards each frame carries a keyed hash of its
+//! content and its number.
 
 use std::io;
 use std::time::Duration;
@@ -17,30 +17,30 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use super::token::Token;
 use crate::frame::read_body;
 
-/// The first bytes of a member; the digit changes when the handshake does.
+/// The first bytes that a member sends; the digit changes when the handshake does.
 const MAGIC: &[u8; 16] = b"lockstep join 1\n";
 
 const HASH_BYTES: usize = 32;
 
 type Nonce = [u8; HASH_BYTES];
 
-/// Why the other end is not trusted.
+/// Why a handshake has failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
-    /// It does not speak this protocol.
+    /// The other end does not speak this protocol.
     #[error("it is not a launcher of this version")]
     NotALauncher,
-    /// It does not know the token.
+    /// The other end does not know the token.
     #[error("it has another token")]
     WrongToken,
-    /// It hung up before it was answered: this end was busy for longer than a member waits for an answer, and it
-    /// tries again.
+    /// The member hung up before it was answered: this end was busy for longer than a member waits for an
+    /// answer. The member tries again.
     #[error("it gave up before it was answered")]
     GaveUp,
-    /// It hung up where it was to prove that it knows the token.
+    /// The member hung up where it was to prove that it knows the token.
     #[error("it hung up on this job's proof of its token: it may have another")]
     HungUp,
-    /// It took too long.
+    /// The connection, or the handshake, took longer than this.
     #[error("it did not say who it is within {0:?}")]
     Silent(Duration),
     /// The connection broke.
@@ -48,21 +48,21 @@ pub enum HandshakeError {
     Io(#[from] io::Error),
 }
 
-/// One direction of a connection whose ends know each other.
+/// Authenticates the frames in one direction of a connection, after the handshake.
 pub struct Seal {
     key: [u8; HASH_BYTES],
     frames: u64,
 }
 
-/// The two directions, as one end sees them.
+/// What authenticates the two directions of a connection, as one end sees them.
 pub struct Seals {
-    /// For what this end sends.
+    /// For frames that this end sends.
     pub sending: Seal,
-    /// For what it receives.
+    /// For frames that this end receives.
     pub receiving: Seal,
 }
 
-/// The coordinator's part. The caller sets the deadline.
+/// Performs the coordinator's part of the handshake. The caller sets a timeout.
 ///
 /// # Errors
 /// [`HandshakeError`]; nothing that helps a stranger has been sent then.
@@ -95,7 +95,7 @@ pub async fn accept(
     })
 }
 
-/// The other launchers' part. The caller sets the deadline.
+/// Performs a member's part of the handshake. The caller sets a timeout.
 ///
 /// # Errors
 /// [`HandshakeError`]; nothing that helps a stranger has been sent then.
@@ -117,7 +117,7 @@ pub async fn connect(
     })
 }
 
-/// Whether a member that waits for this end's proof has closed its connection instead.
+/// Returns whether the member, which waits for this end's proof, has closed its connection instead.
 async fn has_hung_up(stream: &mut (impl AsyncRead + Unpin)) -> Result<bool, HandshakeError> {
     let mut early = [0];
     tokio::select! {
@@ -136,7 +136,8 @@ fn nonce() -> io::Result<Nonce> {
     Ok(nonce)
 }
 
-/// `nonces`: the member's, the coordinator's.
+/// Returns the keyed hash by which the end with this `role` proves that it knows the token; for a direction
+/// in place of a role, the key of its [`Seal`]. `nonces` are the member's and the coordinator's.
 fn proof(token: &Token, role: &str, nonces: &[Nonce; 2]) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new_keyed(token.key());
     hasher.update(&nonces[0]).update(&nonces[1]).update(role.as_bytes());
@@ -151,7 +152,7 @@ async fn check(
 ) -> Result<(), HandshakeError> {
     let mut theirs = [0; HASH_BYTES];
     stream.read_exact(&mut theirs).await?;
-    // Takes the same time wherever they differ.
+    // The comparison takes the same time wherever the hashes differ.
     match proof(token, role, nonces) == blake3::Hash::from_bytes(theirs) {
         true => Ok(()),
         false => Err(HandshakeError::WrongToken),
@@ -170,10 +171,10 @@ impl Seal {
         hasher.finalize()
     }
 
-    /// `message` as a frame: its length, itself, its hash.
+    /// Encodes `message` as a frame: its length, the message, and its keyed hash.
     ///
     /// # Errors
-    /// When it is longer than [`control::MAX_FRAME_BYTES`].
+    /// When the message is longer than [`control::MAX_FRAME_BYTES`].
     pub fn seal(&mut self, message: &impl Serialize) -> io::Result<Vec<u8>> {
         let mut frame = control::encode(message)?;
         let hash = self.next(&frame[4..]);
@@ -181,10 +182,11 @@ impl Seal {
         Ok(frame)
     }
 
-    /// Reads one frame. The caller sets the deadline.
+    /// Reads one frame, checks its hash, and returns the message. The caller sets a timeout.
     ///
     /// # Errors
-    /// Of the stream, or when the frame is too long or was not sent by the other end.
+    /// Those of the stream, its end included, and when the frame is too long or its hash is not that of the
+    /// next frame of the other end.
     pub async fn read<T: DeserializeOwned>(
         &mut self,
         stream: &mut (impl AsyncRead + Unpin),

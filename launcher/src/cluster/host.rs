@@ -1,4 +1,5 @@
-//! Node 0's end: lets the other launchers join, and talks to them.
+//! Node 0's end of the connections between launchers: lets the others join, directs them, and receives what
+//! they report.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -20,30 +21,31 @@ use crate::coordinator::Board;
 use crate::local::LogTail;
 use crate::plan::Layout;
 
-/// What the ranks of other nodes and their launchers may take to report after the last rank's end.
+/// Time after the last rank's end within which the other nodes must have reported the ends of their logs;
+/// those that have not count as lost.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the others' goodbye is waited for.
+/// How long to wait, at the end of the job, until the other end has closed the connection.
 pub(super) const FAREWELL: Duration = Duration::from_secs(2);
 
-/// From another node.
+/// An event of another node.
 #[derive(Debug)]
 pub enum FromNode {
-    /// About one of its ranks.
+    /// An event of one of its ranks.
     News(News),
-    /// Its launcher was asked to stop.
+    /// Its launcher was asked to stop: by which signal, and on which node.
     StopAsked(String),
-    /// It was asked again, by somebody who will not wait for a checkpoint.
+    /// Its launcher was asked to stop again, by somebody who will not wait for a checkpoint.
     StopNow(String),
-    /// It has said all that there is to say of this attempt.
+    /// It has sent all that there is to report of this attempt.
     Reported,
-    /// It cannot start its part.
+    /// It cannot start its ranks.
     Unable(Unable),
-    /// Its launcher is gone.
+    /// The connection to its launcher is lost.
     Lost {
         /// Its ranks.
         ranks: Range<usize>,
-        /// Which node, and what was seen.
+        /// The node, and how the loss was noticed.
         reason: String,
     },
 }
@@ -51,7 +53,7 @@ pub enum FromNode {
 pub(super) struct Member {
     pub(super) introduction: Introduction,
     pub(super) address: IpAddr,
-    /// How far its clock is ahead of this one.
+    /// Seconds by which its clock is ahead of this node's.
     pub(super) skew_seconds: f64,
     pub(super) connection: Connection<ToMember>,
     pub(super) lost: bool,
@@ -60,7 +62,7 @@ pub(super) struct Member {
 
 pub(super) type Incoming = (usize, SocketAddr, Result<ToCoordinator, String>);
 
-/// The other nodes' launchers.
+/// Node 0's connections to the launchers of the other nodes.
 pub struct Host {
     pub(super) me: Introduction,
     pub(super) gate: Gate,
@@ -71,12 +73,13 @@ pub struct Host {
     pub(super) addresses: BTreeMap<usize, SocketAddr>,
     pub(super) interface: Option<Interface>,
     logs: BTreeMap<usize, LogTail>,
-    /// By which signal, and where, after the last rank had ended.
+    /// Which signal asked the launcher of which node to stop after the last rank had ended, if one did.
     stop_asked: Option<String>,
 }
 
 impl Host {
-    /// For a job of which this node says `me`; the others come through `gate`.
+    /// Creates the host of a job that no other node has joined yet. `me` is node 0's introduction; the others
+    /// have `join_timeout` to join through `gate`.
     pub fn new(me: Introduction, gate: Gate, join_timeout: Duration) -> Self {
         let (sender, incoming) = mpsc::unbounded_channel();
         Self {
@@ -93,59 +96,59 @@ impl Host {
         }
     }
 
-    /// Ranks of each node; to be called when all are there.
+    /// Returns the number of ranks of each node. To be called when all nodes have joined.
     pub fn layout(&self) -> Layout {
         let others = self.members.values().map(|member| member.introduction.ranks);
         let ranks_per_node = std::iter::once(self.me.ranks).chain(others).collect();
         Layout { node_rank: 0, ranks_per_node }
     }
 
-    /// Each node's name for itself.
+    /// Returns the host name of each node, as the node reports it.
     pub fn hosts(&self) -> Vec<String> {
         let others = self.members.values().map(|member| member.introduction.host.clone());
         std::iter::once(self.me.host.clone()).chain(others).collect()
     }
 
-    /// Each other node's name, and by how many seconds its clock is ahead of this one.
+    /// Returns the name of each other node, and by how many seconds its clock is ahead of this node's.
     pub fn skews(&self) -> Vec<(String, f64)> {
         let skew = |member: &Member| (name(&member.introduction), member.skew_seconds);
         self.members.values().map(skew).collect()
     }
 
-    /// The interface over which the others were reached.
+    /// Returns this node's network interface that the other nodes joined over; `None` for loopback.
     pub fn interface(&self) -> Option<&Interface> {
         self.interface.as_ref()
     }
 
-    /// Whether a node's launcher is gone.
+    /// Returns whether the connection to a node is lost.
     pub fn has_lost(&self) -> bool {
         self.members.values().any(|member| member.lost)
     }
 
-    /// Who has asked another node's launcher to stop after the last rank had ended.
+    /// Returns which signal asked the launcher of which other node to stop after the last rank had ended.
     pub fn stop_asked(&self) -> Option<&str> {
         self.stop_asked.as_deref()
     }
 
-    /// Tells all nodes of the job.
+    /// Tells all other nodes that every node has joined, and about the job: `config` is a YAML document.
     pub fn welcome(&self, run_dir: PathBuf, config: String) {
         let (layout, hosts) = (self.layout().ranks_per_node, self.hosts());
         self.broadcast(&ToMember::Welcome { layout, hosts, run_dir, config });
     }
 
-    /// Starts the ranks of all other nodes.
+    /// Starts the ranks of all other nodes; `resume` is the value of the trainer's `--resume`.
     pub fn start(&mut self, resume: String) {
         self.logs.clear();
         self.members.values_mut().for_each(|member| member.reported = false);
         self.broadcast(&ToMember::Start { resume });
     }
 
-    /// Sends to all nodes.
+    /// Sends a message to all other nodes.
     pub fn broadcast(&self, message: &ToMember) {
         self.members.values().for_each(|member| member.connection.send(message.clone()));
     }
 
-    /// Has the node that calls itself `host` run a daemon of MPI.
+    /// Makes the node that `mpirun` calls `host` run a daemon of MPI.
     ///
     /// # Errors
     /// A sentence when there is no such node.
@@ -161,8 +164,8 @@ impl Host {
         Ok(())
     }
 
-    /// What happens next on another node; values that its ranks leave or ask for go to `board`. May be
-    /// dropped and called again.
+    /// Waits for the next event of another node and returns it. What its ranks put and get goes to `board`.
+    /// Cancel safe.
     pub async fn next(&mut self, board: &Board) -> FromNode {
         loop {
             let Some((node, from, message)) = self.incoming.recv().await else {
@@ -215,8 +218,8 @@ impl Host {
         }
     }
 
-    /// The ends of the other nodes' logs, by rank; to be called when all ranks have ended. A node that
-    /// does not report is lost.
+    /// Waits for the reports of the other nodes, and returns the logs and last lines of their ranks, by rank.
+    /// To be called when all ranks have ended. A node that does not report in time counts as lost.
     pub async fn end_attempt(&mut self, board: &Board) -> BTreeMap<usize, LogTail> {
         let deadline = Instant::now() + REPORT_TIMEOUT;
         while self.members.values().any(|member| !member.lost && !member.reported) {
@@ -234,11 +237,12 @@ impl Host {
         std::mem::take(&mut self.logs)
     }
 
-    /// Tells all nodes how the job has ended.
+    /// Tells all other nodes how the job has ended, and waits until they have closed their connections, for
+    /// at most [`FAREWELL`].
     pub async fn finish(&mut self, exit_code: ExitCode, text: &str) {
         self.broadcast(&ToMember::Finish { exit_code: exit_code as u8, text: super::cut(text) });
-        // All end at the same moment: where one task of a step ends badly, Slurm kills the others, whose
-        // exit code would then be another.
+        // All launchers end at the same moment: when one task of a Slurm step fails, Slurm kills the others,
+        // whose exit codes would then be different ones.
         let deadline = Instant::now() + FAREWELL;
         while self.members.values().any(|member| !member.lost) {
             match timeout_at(deadline, self.incoming.recv()).await {

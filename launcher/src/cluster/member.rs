@@ -1,4 +1,4 @@
-//! The other nodes' end: joins node 0's launcher and does what that one says.
+//! The part of a node other than node 0: joins node 0's launcher and does what that says.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,45 +23,49 @@ use crate::policy::{ECHO, StopSignal};
 use crate::signals::Signals;
 use crate::spawn::{Spec, Work};
 
-/// Lines of a log that take more than this as JSON are cut, so that its end fits a frame.
+/// Maximum length of a line at a log's end, in bytes as JSON; longer lines are cut, so that the end of the
+/// log fits a frame.
 const MAX_TAIL_LINE_BYTES: usize = 2500;
 
-/// Characters of a rank's message; each takes at most six bytes as JSON.
+/// Maximum number of characters of a rank's message; longer ones are cut. A character takes at most six bytes
+/// as JSON, so that the message fits a frame.
 const MAX_MESSAGE: usize = 8000;
 
-/// What this node brings to the job.
+/// A node other than node 0, and what it brings to the job.
 pub struct Member<'a> {
-    /// Which job.
+    /// The nodes of the job.
     pub cluster: &'a Cluster,
-    /// What this launcher says of itself.
+    /// The introduction of this launcher.
     pub me: Introduction,
-    /// The program of each rank.
+    /// Path of the trainer.
     pub trainer: &'a Path,
     /// Whether ranks log JSON.
     pub json: bool,
     /// What ranks are started for.
     pub work: Work,
-    /// How often the job may be started again.
+    /// How often this node may join again after it has lost node 0.
     pub max_restarts: u32,
-    /// The plan for this node, once it is known how many ranks the others have.
+    /// Plans the ranks of this node, once it is known how many each node has.
     pub plan: &'a dyn Fn(Layout) -> Result<Plan, LaunchError>,
 }
 
 /// What a signal at a member means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Request {
-    /// To stop as node 0 says.
+    /// Ask node 0 to stop the job.
     Stop,
-    /// Not to wait any longer.
+    /// Stop at once: somebody will not wait any longer.
     StopNow,
 }
 
-/// Since when somebody wants this launcher to stop.
+/// When this launcher was first asked to stop, if it was.
 #[derive(Debug, Default)]
 struct Requests(Option<Instant>);
 
 impl Requests {
-    /// Slurm and srun send theirs more than once, and Ctrl-C may come by two ways.
+    /// Takes note of a signal and returns what it means. Only a Ctrl-C more than [`ECHO`] after the first
+    /// signal means to stop at once: Slurm and srun send their signals more than once, and Ctrl-C may come by
+    /// two ways.
     fn take(&mut self, signal: StopSignal) -> Request {
         let first = *self.0.get_or_insert_with(Instant::now);
         match signal {
@@ -78,14 +82,15 @@ struct Welcome {
     config: String,
 }
 
-/// What ended a stretch of work.
+/// Why this node's part has ended.
 enum End {
     Finished(ExitCode, String),
     Lost(String),
 }
 
 impl Member<'_> {
-    /// Takes part until node 0's launcher says how the job has ended.
+    /// Takes part until node 0's launcher says how the job has ended, and returns its exit code and verdict.
+    /// Joins again after node 0 is lost, at most `max_restarts` times.
     ///
     /// # Errors
     /// [`LaunchError`] when node 0 cannot be joined, or is lost.
@@ -105,7 +110,8 @@ impl Member<'_> {
             link.connection.close().await;
             let gone = async { while receive(&mut link.incoming).await.is_ok() {} };
             match followed {
-                // When node 0's does, so that all launchers end at the same moment.
+                // Waits for node 0's launcher to close the connection, so that all launchers end at the same
+                // moment.
                 Ok(End::Finished(exit_code, text)) => {
                     let _ = timeout(FAREWELL, gone).await;
                     return Ok((exit_code, text));
@@ -131,7 +137,7 @@ impl Member<'_> {
         }
     }
 
-    /// Connects to node 0 and introduces itself.
+    /// Connects to node 0 and introduces this node.
     async fn join(&self) -> Result<Link, LaunchError> {
         let link = reach(self.cluster, self.cluster.join_timeout).await?;
         let me = Introduction { unix_seconds: super::unix_seconds(), ..self.me.clone() };
@@ -180,14 +186,14 @@ impl Member<'_> {
     /// Waits until node 0 says that every node is there.
     ///
     /// # Errors
-    /// The end, where it comes before.
+    /// [`End`], if this node's part ends before that.
     async fn wait_for_all(
         &self,
         link: &mut Link,
         signals: &mut Signals,
         requests: &mut Requests,
     ) -> Result<Welcome, End> {
-        // The others may come as late as this one did.
+        // After this node has joined, the others may take as long again.
         let deadline = Instant::now() + 2 * self.cluster.join_timeout;
         loop {
             let message = tokio::select! {
@@ -211,7 +217,7 @@ impl Member<'_> {
         }
     }
 
-    /// What this node's ranks are started with. Their configuration is written to `folder`.
+    /// Returns what this node's ranks are started with, and writes their configuration to `folder`.
     fn spec(
         &self,
         plan: &Plan,
@@ -245,7 +251,8 @@ impl Member<'_> {
         })
     }
 
-    /// One attempt at the job; `None` when it has ended and been reported.
+    /// Runs this node's ranks for one attempt at the job. Returns `None` when they have ended and that is
+    /// reported, else why this node's part has ended.
     async fn attempt(
         &self,
         plan: &Plan,
@@ -300,7 +307,8 @@ impl Member<'_> {
     }
 }
 
-/// Hands a signal on to node 0, for which this launcher waits; the end, where somebody will not wait any longer.
+/// Forwards a signal to node 0 while this launcher waits for it. Returns the end of this node's part if
+/// somebody will not wait any longer.
 fn ask_to_stop(requests: &mut Requests, signal: StopSignal, link: &Link) -> Option<End> {
     match requests.take(signal) {
         Request::Stop => {
@@ -328,8 +336,7 @@ fn finished(exit_code: u8, text: String) -> End {
     End::Finished(ExitCode::from_code(exit_code).unwrap_or(ExitCode::RankFailed), text)
 }
 
-/// Node 0's configuration, a YAML document, with the images where this node, whose configuration is
-/// `own`, has them.
+/// Returns `config`, node 0's configuration in YAML, with `data.root` as this node has it in `own`.
 fn with_own_images(config: &str, own: &serde_json::Value) -> io::Result<String> {
     let mut config: Config = serde_yaml::from_str(config).map_err(io::Error::other)?;
     if let Some(root) = own["data"]["root"].as_str() {
@@ -338,7 +345,7 @@ fn with_own_images(config: &str, own: &serde_json::Value) -> io::Result<String> 
     Ok(config::to_yaml(&config))
 }
 
-/// The beginning of a line that takes at most [`MAX_TAIL_LINE_BYTES`] as JSON.
+/// Returns the beginning of a line, cut to [`MAX_TAIL_LINE_BYTES`] as JSON.
 fn short_line(line: &str) -> String {
     let mut bytes = 0;
     let fits = |c: &char| {
@@ -348,7 +355,7 @@ fn short_line(line: &str) -> String {
     line.chars().take_while(fits).collect()
 }
 
-/// What a character takes in a JSON string, at most.
+/// Returns how many bytes a character takes in a JSON string, at most.
 const fn json_bytes(c: char) -> usize {
     match c {
         '"' | '\\' => 2,
@@ -357,7 +364,8 @@ const fn json_bytes(c: char) -> usize {
     }
 }
 
-/// A rank's frame had room for its message; with what is around it here, it may not.
+/// Cuts a rank's message to [`MAX_MESSAGE`]: it fitted the rank's frame, but with what is around it here it
+/// may not.
 fn short_enough(news: News) -> News {
     match news {
         News::Said { rank, message: ToLauncher::Failed { exit_code, message, blame } } => {

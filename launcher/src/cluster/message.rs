@@ -1,4 +1,4 @@
-//! What launchers say to each other.
+//! Messages between launchers.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,37 +13,37 @@ use crate::error::LaunchError;
 use crate::plan::Device;
 use crate::policy::Exit;
 
-/// What a launcher says of itself before a job begins.
+/// What a launcher tells others about itself before a job begins.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Introduction {
-    /// Of the launcher.
+    /// Version of the launcher.
     pub version: String,
-    /// [`control::PROTOCOL`]; 0 of one that does not say it.
+    /// [`control::PROTOCOL`] of the launcher; 0 if it does not send one.
     #[serde(default)]
     pub protocol: u32,
-    /// The machine's name for itself.
+    /// Host name of the machine, as it reports it.
     pub host: String,
-    /// Machines in the job, as this launcher was told.
+    /// Number of nodes in the job, as this launcher was told.
     pub nodes: usize,
-    /// This machine's place among them.
+    /// Rank of this node, from 0.
     pub node_rank: usize,
-    /// Ranks on this machine.
+    /// Number of ranks on this node.
     pub ranks: usize,
-    /// What they compute on.
+    /// Device that its ranks compute on.
     pub device: String,
-    /// The configuration.
+    /// The configuration, as JSON.
     pub config: serde_json::Value,
-    /// Of the images and labels; empty where a doctor has not got them.
+    /// Hash of all images and labels, in hexadecimal; empty where a doctor has not got them.
     pub data_hash: String,
-    /// What its clock says, in seconds since 1970.
+    /// Time of its clock when it joined, in seconds since 1970.
     pub unix_seconds: f64,
 }
 
 impl Introduction {
-    /// Of this launcher, for `ranks` on `device`.
+    /// Creates the introduction of this launcher, with `ranks` ranks on `device`.
     ///
     /// # Errors
-    /// When the configuration cannot be described.
+    /// When the configuration cannot be converted to JSON.
     pub fn new(
         cluster: &Cluster,
         ranks: usize,
@@ -69,16 +69,16 @@ impl Introduction {
     }
 }
 
-/// What a launcher says that cannot take part.
+/// A launcher's message that it cannot take part in the job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Unable {
-    /// The machine's name for itself.
+    /// Host name of the machine, as it reports it.
     pub host: String,
-    /// Its place among the machines.
+    /// Rank of its node.
     pub node_rank: usize,
-    /// How its launcher ends.
+    /// Exit code of its launcher.
     pub exit_code: u8,
-    /// Why.
+    /// The reason.
     pub text: String,
 }
 
@@ -95,43 +95,43 @@ impl From<Unable> for LaunchError {
     }
 }
 
-/// Something about a rank, from the launcher that has started it.
+/// An event of a rank, from the launcher that has started it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum News {
-    /// It runs.
+    /// Its process was started.
     Spawned {
-        /// Which rank.
+        /// The rank.
         rank: usize,
-        /// Its process.
+        /// Process id of the rank.
         pid: u32,
     },
-    /// It said something.
+    /// It has sent a message.
     Said {
-        /// Which rank.
+        /// The rank.
         rank: usize,
-        /// What.
+        /// The message.
         message: ToLauncher,
     },
-    /// It does not fit its launcher.
+    /// Its launcher has refused it: their versions or protocols differ.
     Refused {
-        /// Which rank.
+        /// The rank.
         rank: usize,
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// Its process has ended.
     Exited {
-        /// Which rank.
+        /// The rank.
         rank: usize,
-        /// How.
+        /// How it ended.
         exit: Exit,
-        /// How long ago.
+        /// Milliseconds from its end until this was noted.
         ago_ms: u64,
     },
 }
 
 impl News {
-    /// Which rank it is about.
+    /// Returns the rank that this is about.
     pub const fn rank(&self) -> usize {
         match self {
             Self::Spawned { rank, .. }
@@ -142,61 +142,62 @@ impl News {
     }
 }
 
-/// To node 0's launcher.
+/// A message to node 0's launcher.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum ToCoordinator {
-    /// The first message.
+    /// The first message of a launcher that joins.
     Join(Box<Introduction>),
-    /// The first message of one that cannot take part, or the last of one that has joined and cannot start its part.
+    /// The first message of a launcher that cannot take part, or the last of one that has joined and cannot
+    /// start its ranks.
     Decline(Unable),
-    /// About a rank.
+    /// An event of a rank.
     News(News),
-    /// Somebody asked this launcher to stop, by this signal.
+    /// The signal of this name asked this launcher to stop.
     Signal(String),
-    /// Somebody asked again, and will not wait for a checkpoint.
+    /// The signal of this name asked this launcher again, from somebody who will not wait for a checkpoint.
     StopNow(String),
     /// The end of a rank's log, after its process has ended.
     Log {
-        /// Which rank.
+        /// The rank.
         rank: usize,
-        /// The file, on its node.
+        /// Path of the log, on the rank's node.
         path: PathBuf,
         /// The last lines.
         tail: Vec<String>,
     },
-    /// All of an attempt has been said.
+    /// All ranks of this node have ended, and all messages about the attempt have been sent.
     AttemptEnded,
-    /// Nothing but that the launcher is there.
+    /// Heartbeat: the launcher is running.
     Alive,
 }
 
-/// From node 0's launcher.
+/// A message from node 0's launcher.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum ToMember {
-    /// Every node is there.
+    /// Every node has joined.
     Welcome {
-        /// Ranks of each node.
+        /// Number of ranks of each node.
         layout: Vec<usize>,
-        /// Each node's name.
+        /// Host name of each node.
         hosts: Vec<String>,
-        /// Where the run is kept.
+        /// Node 0's run directory.
         run_dir: PathBuf,
         /// The configuration, a YAML document.
         config: String,
     },
     /// Start this node's ranks.
     Start {
-        /// As the trainer's `--resume` takes it.
+        /// Value of the trainer's `--resume`.
         resume: String,
     },
-    /// Have ranks save a checkpoint and exit.
+    /// Ask this node's ranks to save a checkpoint and exit.
     Stop {
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// Kill this node's ranks.
     Kill,
-    /// Answers a rank's `Get`.
+    /// The answer to a rank's [`Get`](ToLauncher::Get).
     Value {
         /// The key.
         key: String,
@@ -208,13 +209,13 @@ pub enum ToMember {
         /// The command line.
         command: String,
     },
-    /// The job has ended, or there is none.
+    /// The job has ended, or cannot begin.
     Finish {
-        /// How the launcher ends.
+        /// Exit code of the launcher.
         exit_code: u8,
         /// Why, for a person; empty when all is well.
         text: String,
     },
-    /// Nothing but that the launcher is there.
+    /// Heartbeat: the launcher is running.
     Alive,
 }

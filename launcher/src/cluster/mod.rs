@@ -29,31 +29,32 @@ use crate::error::LaunchError;
 /// How long a node that cannot take part tries to tell the others.
 const DECLINE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A sentence about a node has to fit a frame with room to spare.
+/// Maximum number of characters of a sentence to another node, so that it fits a frame with room to spare;
+/// longer ones are cut.
 const MAX_REASON: usize = 8000;
 
-/// The machines of a job, as each launcher is told.
+/// The nodes of a job, as each launcher is told.
 #[derive(Debug, Clone)]
 pub struct Cluster {
-    /// How many.
+    /// Number of nodes.
     pub nodes: usize,
-    /// This one's place among them.
+    /// Rank of this node, from 0.
     pub node_rank: usize,
-    /// Where node 0's launcher is.
+    /// Where node 0's launcher listens.
     pub rendezvous: Rendezvous,
-    /// How long to wait for the others.
+    /// How long to wait for the other nodes.
     pub join_timeout: Duration,
     /// Where the token is.
     pub secret: Secret,
-    /// Where this node keeps its part of the run, if it was told.
+    /// Run directory of this node, if the user has named one.
     pub run_dir: Option<PathBuf>,
 }
 
 impl Cluster {
-    /// Listens for the others, on node 0, which makes the token unless the user has.
+    /// Listens for the other nodes, and reads the token, or makes it unless the user has. For node 0.
     ///
     /// # Errors
-    /// [`LaunchError`] when the port or the token cannot be had.
+    /// [`LaunchError`] when the port cannot be bound, or the token cannot be read or made.
     pub async fn open_gate(&self) -> Result<Gate, LaunchError> {
         let setup = LaunchError::cluster(ExitCode::Setup);
         let listener = self.rendezvous.listen().await.map_err(setup)?;
@@ -62,7 +63,7 @@ impl Cluster {
         Ok(Gate::new(self.rendezvous.clone(), token, made, listener))
     }
 
-    /// Whether all agree on one port, so that whoever listens there is meant.
+    /// Returns whether the rendezvous is a single port, so that whatever listens there is meant.
     pub fn has_one_port(&self) -> bool {
         self.rendezvous.ports.start() == self.rendezvous.ports.end()
     }
@@ -71,7 +72,7 @@ impl Cluster {
 /// Where the token is.
 #[derive(Debug, Clone)]
 pub enum Secret {
-    /// In the environment.
+    /// In the environment variable [`TOKEN`](token::TOKEN).
     Environment,
     /// In this file, which the user keeps.
     File(PathBuf),
@@ -80,10 +81,11 @@ pub enum Secret {
 }
 
 impl Secret {
-    /// The environment wins over `file`, and that over one that is made for the `job`.
+    /// Chooses the environment variable if it is set, else `file` if there is one, else a file in the home
+    /// directory that node 0 makes for the `job`.
     ///
     /// # Errors
-    /// [`TokenError::NoHome`] where there is no place for that.
+    /// [`TokenError::NoHome`] when that file is needed and `HOME` is not set.
     pub fn choose(file: Option<PathBuf>, job: &str) -> Result<Self, TokenError> {
         Ok(match (std::env::var_os(token::TOKEN), file) {
             (Some(_), _) => Self::Environment,
@@ -92,7 +94,7 @@ impl Secret {
         })
     }
 
-    /// The token, if it is there.
+    /// Returns the token; `None` if it is not there yet.
     ///
     /// # Errors
     /// [`TokenError`].
@@ -104,7 +106,8 @@ impl Secret {
         }
     }
 
-    /// The token of node 0, which makes it where the user has not.
+    /// Returns the token, for node 0. Makes one if the token is made for the job, or if the user's file does
+    /// not exist.
     ///
     /// # Errors
     /// [`TokenError`].
@@ -120,7 +123,7 @@ impl Secret {
         }
     }
 
-    /// The file that was made for this job, if one was, with `token` in it.
+    /// Returns the file to remove at the end of the job, with `token` in it, if it was made for the job.
     fn made(&self, token: &Token) -> Option<Made> {
         match self {
             Self::Made(path) => Some(Made { path: path.clone(), token: token.clone() }),
@@ -128,7 +131,7 @@ impl Secret {
         }
     }
 
-    /// What to do where there is no token.
+    /// Returns a sentence that says that there is no token, and what to do.
     pub fn absent(&self) -> String {
         match self {
             Self::Environment => format!("{} is not set", token::TOKEN),
@@ -142,21 +145,22 @@ impl Secret {
     }
 }
 
-/// Has libraries use the network between the nodes; a variable that is set already wins.
+/// Returns environment variables that make NCCL and Open MPI use `interface`, that between the nodes. Those
+/// that are set already take precedence, as with all in [`Spec::env`](crate::spawn::Spec::env).
 pub fn network_variables(interface: &Interface) -> Vec<(&'static str, String)> {
-    // Exactly this one, not those whose names begin like it.
+    // The `=` makes NCCL match the whole name rather than a prefix.
     let nccl = ("NCCL_SOCKET_IFNAME", format!("={}", interface.name));
     let network = interface.network.clone();
     let mpi = network.map(|network| ("OMPI_MCA_btl_tcp_if_include", network));
     std::iter::once(nccl).chain(mpi).collect()
 }
 
-/// What fits into a frame.
+/// Cuts a sentence to [`MAX_REASON`].
 fn cut(text: &str) -> String {
     text.chars().take(MAX_REASON).collect()
 }
 
-/// That this node cannot take part.
+/// Returns the message that this node cannot take part because of `error`.
 fn unable(cluster: &Cluster, error: &LaunchError) -> Unable {
     Unable {
         host: job::host::name(),
@@ -166,7 +170,7 @@ fn unable(cluster: &Cluster, error: &LaunchError) -> Unable {
     }
 }
 
-/// What this machine's clock says, in seconds since 1970.
+/// Returns the time of this machine's clock, in seconds since 1970.
 pub fn unix_seconds() -> f64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }

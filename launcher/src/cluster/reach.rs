@@ -1,4 +1,4 @@
-//! The other nodes' way to node 0.
+//! How other nodes connect to node 0.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -15,27 +15,28 @@ use super::message::{ToCoordinator, ToMember};
 use super::{Cluster, DECLINE_TIMEOUT};
 use crate::error::LaunchError;
 
-/// Between attempts to reach node 0.
+/// Pause between attempts to reach node 0.
 const RETRY: Duration = Duration::from_millis(300);
 
-/// For node 0's name to resolve.
+/// How long a failed resolution of node 0's host name is tried again.
 const RESOLVE: Duration = Duration::from_secs(5);
 
-/// For one attempt to reach one address.
+/// Timeout, in an attempt to reach one address, of the TCP connection and again of the handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A connection to node 0's launcher, which knows the token.
+/// A connection to node 0's launcher, after the handshake.
 pub(super) struct Link {
     pub(super) connection: Connection<ToCoordinator>,
     pub(super) incoming: UnboundedReceiver<Result<ToMember, String>>,
-    /// Over which it goes.
+    /// This node's network interface that the connection goes over; `None` for loopback.
     pub(super) interface: Option<Interface>,
 }
 
-/// Tries again and again, for as long as `patience`.
+/// Connects to node 0, and tries again for as long as `patience`.
 ///
 /// # Errors
-/// [`LaunchError::Cluster`] when it cannot be reached, or is another job's.
+/// [`LaunchError::Cluster`] when node 0 cannot be reached in time, or its only port is that of a launcher
+/// with another token.
 pub(super) async fn reach(cluster: &Cluster, patience: Duration) -> Result<Link, LaunchError> {
     let deadline = Instant::now() + patience;
     let addresses = resolve(cluster, deadline.min(Instant::now() + RESOLVE)).await?;
@@ -48,7 +49,7 @@ pub(super) async fn reach(cluster: &Cluster, patience: Duration) -> Result<Link,
                 }
                 match connect(cluster, (*address, port).into()).await {
                     Ok(link) => return Ok(link),
-                    // Another job may have one of several ports, but not the only one.
+                    // One of several ports may be that of another job, but a single one is this job's.
                     Err(HandshakeError::WrongToken) if cluster.has_one_port() => {
                         let text =
                             format!("the launcher at {} has another token", cluster.rendezvous);
@@ -65,7 +66,8 @@ pub(super) async fn reach(cluster: &Cluster, patience: Duration) -> Result<Link,
     Err(LaunchError::Cluster { exit_code: ExitCode::Hang, text })
 }
 
-/// A name server may fail once; a name that does not resolve for a while is wrong.
+/// Resolves node 0's host name, and tries again until `deadline`: a name server may fail once, but a name
+/// that does not resolve for a while is wrong.
 async fn resolve(cluster: &Cluster, deadline: Instant) -> Result<Vec<IpAddr>, LaunchError> {
     loop {
         match cluster.rendezvous.resolve().await {
@@ -80,7 +82,7 @@ async fn resolve(cluster: &Cluster, deadline: Instant) -> Result<Vec<IpAddr>, La
 
 async fn connect(cluster: &Cluster, address: SocketAddr) -> Result<Link, HandshakeError> {
     let late = |_| HandshakeError::Silent(CONNECT_TIMEOUT);
-    // Made by node 0's launcher, so read again each time.
+    // Read for each attempt, since node 0's launcher may still have to make it.
     let Some(token) = cluster.secret.read().map_err(std::io::Error::other)? else {
         return Err(std::io::Error::other(cluster.secret.absent()).into());
     };
@@ -92,13 +94,13 @@ async fn connect(cluster: &Cluster, address: SocketAddr) -> Result<Link, Handsha
     let interface = interface_of(stream.local_addr()?.ip());
     let (sender, incoming) = mpsc::unbounded_channel();
     let connection = Connection::start(stream, seals, ToCoordinator::Alive, move |message| {
-        // Nobody listens any more when this launcher ends.
+        // The receiver is gone when this launcher ends.
         let _ = sender.send(message);
     });
     Ok(Link { connection, incoming, interface })
 }
 
-/// Tells node 0, if it can be reached soon, that this node cannot take part and why: `error`.
+/// Tells node 0, if it can be reached soon, that this node cannot take part because of `error`.
 pub async fn decline(cluster: &Cluster, error: &LaunchError) {
     match reach(cluster, DECLINE_TIMEOUT.min(cluster.join_timeout)).await {
         Ok(Link { connection, .. }) => {

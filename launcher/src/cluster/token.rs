@@ -1,8 +1,8 @@
 //! The secret that the launchers of one job share.
 //!
-//! It comes from the environment or from a file, never from a command line, which every user of a
-//! machine can read. Where neither is given, node 0 makes a file in the home directory, which the other
-//! nodes wait for: on a cluster they usually share it.
+//! It comes from the environment or from a file, never from a command line, which every user of a machine can
+//! read. Where neither is given, node 0 makes a file in the home directory. The other nodes wait for it: the
+//! nodes of a cluster usually share the home directory.
 
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -10,32 +10,32 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// The variable that holds the token itself.
+/// Environment variable that holds the token itself.
 pub const TOKEN: &str = "LOCKSTEP_TOKEN";
 
-/// A shorter one could be guessed.
+/// Minimum length of a token in characters: a shorter one could be guessed.
 const MIN_CHARACTERS: usize = 16;
 
-/// The key of all that launchers of one job prove to each other.
+/// The key by which the launchers of one job authenticate each other, derived from the token's text.
 #[derive(Clone)]
 pub struct Token([u8; 32]);
 
-/// Why there is no token.
+/// Why a token cannot be used or made.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
-    /// It can be guessed.
+    /// The token is so short that it could be guessed.
     #[error("the token in {place} has fewer than {MIN_CHARACTERS} characters")]
     Short {
         /// Where it was found.
         place: String,
     },
-    /// Others can read it.
+    /// Users other than its owner have access to the file.
     #[error("{} can be read by others than its owner; `chmod 600` it", path.display())]
     Public {
         /// The file.
         path: PathBuf,
     },
-    /// Somebody else could replace it.
+    /// The file or its folder belongs to another user, who could replace the token.
     #[error(
         "{} is not of the user whom the launcher runs as: another --token-file, or {TOKEN}, can hold the token",
         path.display()
@@ -44,7 +44,7 @@ pub enum TokenError {
         /// The file or its folder.
         path: PathBuf,
     },
-    /// There is no place for it.
+    /// There is no home directory for the file.
     #[error(
         "HOME is not set, so there is no place for a token: set {TOKEN}, or name a --token-file"
     )]
@@ -52,17 +52,17 @@ pub enum TokenError {
     /// The file cannot be read or written.
     #[error("cannot {what} the token file {}: {source}", path.display())]
     File {
-        /// Read or write.
+        /// `read` or `write`.
         what: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The error of the operating system.
         source: io::Error,
     },
 }
 
 impl Token {
-    /// What `text`, found in `place`, stands for.
+    /// Derives the key from `text`, which was found in `place`.
     fn new(text: &str, place: &str) -> Result<Self, TokenError> {
         let text = text.trim();
         if text.chars().count() < MIN_CHARACTERS {
@@ -71,7 +71,7 @@ impl Token {
         Ok(Self(blake3::derive_key("lockstep launcher token", text.as_bytes())))
     }
 
-    /// Of the environment, if it is there.
+    /// Reads the token from the environment; `None` if [`TOKEN`] is not set.
     ///
     /// # Errors
     /// [`TokenError::Short`].
@@ -79,10 +79,11 @@ impl Token {
         std::env::var(TOKEN).ok().map(|text| Self::new(&text, TOKEN)).transpose()
     }
 
-    /// In the file at `path`; `None` where there is no file yet.
+    /// Reads the token from the file at `path`; `None` if there is no file yet.
     ///
     /// # Errors
-    /// [`TokenError`] when it is another user's, or others can read it, or nobody.
+    /// [`TokenError`] when the file belongs to another user, others have access to it, it cannot be read, or
+    /// its token is too short.
     pub fn read(path: &Path) -> Result<Option<Self>, TokenError> {
         let failed = |source| TokenError::File { what: "read", path: path.to_owned(), source };
         let mut file = match File::open(path) {
@@ -101,7 +102,8 @@ impl Token {
         Self::new(&text, &path.display().to_string()).map(Some)
     }
 
-    /// A new one, in a new file at `path` that only this user can read; it replaces one that is there.
+    /// Makes a random token and writes it to a new file at `path` that only this user can read. A file that
+    /// is already there is replaced.
     ///
     /// # Errors
     /// [`TokenError::File`].
@@ -126,17 +128,18 @@ impl Token {
         Self::new(&text, &path.display().to_string())
     }
 
-    /// The key.
+    /// Returns the key.
     pub const fn key(&self) -> &[u8; 32] {
         &self.0
     }
 }
 
-/// A file that was made for a job, and is removed with it.
+/// A token's file that was made for a job. Dropping this removes the file, unless another job of the same
+/// name has replaced it.
 pub struct Made {
-    /// Where it is.
+    /// Path of the file.
     pub path: PathBuf,
-    /// What is in it, unless another job of the same name has replaced it.
+    /// The token that was written to the file.
     pub token: Token,
 }
 
@@ -144,19 +147,21 @@ impl Drop for Made {
     fn drop(&mut self) {
         let now = Token::read(&self.path);
         if now.is_ok_and(|now| now.is_some_and(|now| now.0 == self.token.0)) {
-            // One that is gone is what is wanted.
+            // Fails if the file is gone, which is fine.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
+/// Checks that the folder of `path`, if it exists, belongs to this user.
+///
 /// # Errors
-/// [`TokenError::Foreign`] when the folder of `path` is there and another user's.
+/// [`TokenError::Foreign`] when it belongs to another user.
 pub fn check_folder(path: &Path) -> Result<(), TokenError> {
     let Some(folder) = path.parent() else { return Ok(()) };
     match fs::metadata(folder) {
         Ok(metadata) if !is_own(&metadata) => Err(TokenError::Foreign { path: folder.to_owned() }),
-        // One that cannot be looked at is told of with the file.
+        // A folder that cannot be examined is reported with the file.
         _ => Ok(()),
     }
 }
@@ -165,11 +170,11 @@ fn is_own(metadata: &Metadata) -> bool {
     metadata.uid() == rustix::process::geteuid().as_raw()
 }
 
-/// Where the launchers of a job look for its token unless they are told: `.lockstep` in `home`, a file named
-/// for what all of them know of the job.
+/// Returns the path of the file where the launchers of a job look for its token if the user names none: in
+/// `.lockstep` in `home`, and named for `job`, which all of them know.
 ///
 /// # Errors
-/// [`TokenError::NoHome`] without one.
+/// [`TokenError::NoHome`] if `home` is missing or empty.
 pub fn default_path(home: Option<OsString>, job: &str) -> Result<PathBuf, TokenError> {
     let home = home.filter(|home| !home.is_empty()).ok_or(TokenError::NoHome)?;
     let plain = |c: char| if c.is_ascii_alphanumeric() || "-.".contains(c) { c } else { '-' };

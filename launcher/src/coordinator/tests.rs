@@ -18,7 +18,7 @@ fn failed(exit_code: u8, message: &str) -> ToLauncher {
     ToLauncher::Failed { exit_code, message: message.to_owned(), blame: Blame::Nobody }
 }
 
-/// The next message but for signs of life, which come at any time.
+/// Returns the next message other than heartbeats, which come at any time.
 async fn next(messages: &mut UnboundedReceiver<Message>) -> Option<Message> {
     loop {
         match messages.recv().await {
@@ -28,7 +28,7 @@ async fn next(messages: &mut UnboundedReceiver<Message>) -> Option<Message> {
     }
 }
 
-/// Runs the trainer's blocking end beside the coordinator.
+/// Runs `work`, the trainer's blocking end of a connection, beside the coordinator.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let (sender, receiver) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || sender.send(work()));

@@ -1,5 +1,5 @@
-//! How long averaging gradients takes, measured with ranks that are started and connected as for
-//! training: over shared memory, MPI or NCCL, within a node and between nodes.
+//! Measures an all-reduce of gradients between ranks that are started and connected as for training: over
+//! shared memory, MPI or NCCL, within a node and between nodes.
 
 use std::io;
 use std::sync::Arc;
@@ -25,17 +25,19 @@ use crate::supervise::Supervisor;
 
 const SUBJECT: &str = "all-reduce";
 
-/// Ranks that exchange less than this a second wait for each other most of the time.
+/// Throughput of the all-reduce below which the doctor warns: ranks would wait for each other most of the
+/// time.
 const SLOW_BYTES_PER_SECOND: f64 = 100e6;
 
-/// What the ranks have left: `trainer --measure-all-reduce`.
+/// Result file of `trainer --measure-all-reduce`, written by rank 0.
 #[derive(Deserialize)]
 struct Measured {
     bytes: usize,
     seconds: f64,
 }
 
-/// Starts all ranks, those of `others` too. Nothing where there is one rank.
+/// Starts all ranks, including those of `others`, and judges the all-reduce that they measure. Returns no
+/// finding if there is only one rank.
 pub async fn measure(node: &Node, others: Option<&mut Host>) -> Vec<Finding> {
     let layout = others.as_ref().map_or_else(|| node.plan.layout.clone(), |host| host.layout());
     if layout.world_size() < 2 {
@@ -71,7 +73,7 @@ fn judge(ranks: usize, nodes: usize, backend: &str, measured: &Measured) -> Find
     }
 }
 
-/// The backend and what was measured, or how the ranks failed.
+/// Returns the backend and what was measured. The inner error says how the ranks failed.
 async fn run(
     node: &Node,
     layout: Layout,

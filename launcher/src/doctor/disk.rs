@@ -1,4 +1,4 @@
-//! There is room for what a run writes, and it is written fast enough.
+//! Checks that the disk has room for what a run writes, and that it writes fast enough.
 
 use std::fs::File;
 use std::io::Write;
@@ -14,23 +14,24 @@ use crate::plan::Plan;
 
 const MIB: u64 = 1 << 20;
 
-/// What is written and synced at a time to measure speed: as much again each time.
+/// Size of the first write of the speed measurement. Each later write is as long as all before it together.
 const FIRST_PROBE_BYTES: usize = 4 << 20;
 
-/// So much is written at most.
+/// Total size at which the speed measurement ends.
 const PROBES_BYTES: usize = 64 << 20;
 
-/// A disk for which this did not do is slow, and known well enough.
+/// Time after which the speed measurement starts no further write: the disk is slow, and its speed known well
+/// enough.
 const LONG_ENOUGH: Duration = Duration::from_secs(2);
 
-/// A checkpoint that takes longer than this holds up training noticeably.
+/// Estimated time of writing a checkpoint beyond which the doctor warns: training is held up noticeably.
 const SLOW_CHECKPOINT: Duration = Duration::from_secs(10);
 
-/// Logs, records and curves.
+/// Disk space for logs, records and curves.
 const RECORDS_BYTES: u64 = 16 << 20;
 
-/// Looks where the run of `plan` is kept, and where images are to be downloaded to. Nodes other than
-/// the first write logs only.
+/// Checks free space and speed of the disk that holds `run_dir`, and free space where images are to be
+/// downloaded. Nodes other than node 0 write only logs.
 pub fn examine(plan: &Plan, config: &Config, run_dir: &Path) -> Vec<Finding> {
     let place = existing(run_dir);
     let copies_averaged = u64::from(config.train.ema_decay.is_some());
@@ -39,7 +40,7 @@ pub fn examine(plan: &Plan, config: &Config, run_dir: &Path) -> Vec<Finding> {
     let mut findings = if plan.layout.node_rank > 0 {
         vec![free_space(&place, "logs take", RECORDS_BYTES)]
     } else {
-        // Those that are kept, the best one, and the one that is being written.
+        // The checkpoints that are kept, the best one, and the one that is being written.
         let needed = checkpoint * (config.checkpoint.keep as u64 + 2) + RECORDS_BYTES;
         vec![
             free_space(&place, "checkpoints and records take", needed),
@@ -47,7 +48,7 @@ pub fn examine(plan: &Plan, config: &Config, run_dir: &Path) -> Vec<Finding> {
         ]
     };
     if let Outlook::Download { root, .. } = Outlook::new(&config.data) {
-        // The archive, and what is in it.
+        // The archive and its unpacked content.
         let needed = 2 * plan.memory.image_bytes as u64;
         findings.push(free_space(&existing(&root), "images to be downloaded take", needed));
     }
@@ -98,7 +99,7 @@ fn fsync_speed(place: &Path, checkpoint: u64) -> Finding {
     }
 }
 
-/// What is written in the end is on the disk.
+/// Measures the speed of writes that are each followed by an fsync.
 fn bytes_per_second(place: &Path) -> std::io::Result<f64> {
     let folder = tempfile::Builder::new().prefix(".lockstep-doctor-").tempdir_in(place)?;
     let mut file = File::create(folder.path().join("probe"))?;
@@ -113,7 +114,7 @@ fn bytes_per_second(place: &Path) -> std::io::Result<f64> {
     Ok(written as f64 / started.elapsed().as_secs_f64())
 }
 
-/// The nearest folder above `path` that is there.
+/// Returns `path`, or its nearest ancestor that is an existing folder.
 fn existing(path: &Path) -> PathBuf {
     let found = path.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
     if found.as_os_str().is_empty() { PathBuf::from(".") } else { found.to_owned() }

@@ -1,10 +1,10 @@
-//! What a check found.
+//! Result of a check.
 
 use std::fmt;
 
 use serde::Serialize;
 
-/// How bad something is.
+/// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
@@ -16,26 +16,26 @@ pub enum Severity {
     Broken,
 }
 
-/// What a check found.
+/// Result of a check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// How bad it is.
+    /// How bad the finding is.
     pub severity: Severity,
-    /// What was looked at.
+    /// Name of what was checked, such as `disk space`.
     pub subject: &'static str,
-    /// What was seen.
+    /// What the check saw, for the user.
     pub seen: String,
-    /// What to do; empty where all is fine.
+    /// What the user can do about it; empty if `severity` is [`Severity::Fine`].
     pub remedy: String,
 }
 
 impl Finding {
-    /// As it should be.
+    /// Creates a finding of [`Severity::Fine`].
     pub fn fine(subject: &'static str, seen: impl Into<String>) -> Self {
         Self { severity: Severity::Fine, subject, seen: seen.into(), remedy: String::new() }
     }
 
-    /// Not as good as it could be.
+    /// Creates a finding of [`Severity::Warning`].
     pub fn warning(
         subject: &'static str,
         seen: impl Into<String>,
@@ -45,7 +45,7 @@ impl Finding {
         Self { severity: Severity::Warning, subject, seen, remedy }
     }
 
-    /// A run cannot work.
+    /// Creates a finding of [`Severity::Broken`].
     pub fn broken(
         subject: &'static str,
         seen: impl Into<String>,

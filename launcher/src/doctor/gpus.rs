@@ -1,21 +1,21 @@
-//! Driver, libtorch and NCCL fit each other, and GPUs see each other. Written against the documentation of
-//! `nvidia-smi`; it has not seen a machine with several GPUs yet.
+//! Checks that driver, libtorch and NCCL fit each other, and that GPUs can read each other's memory. Written
+//! against the documentation of `nvidia-smi`; not yet tried on a machine with several GPUs.
 
 use super::finding::Finding;
 use crate::about::About;
 use crate::gpus::nvidia_smi;
 
-/// `ncclAvg` and `ncclBfloat16`.
+/// First version (major, minor) of NCCL with `ncclAvg` and `ncclBfloat16`.
 const AVERAGES_BF16: (u32, u32) = (2, 10);
 
-/// Communicators that do not block.
+/// First version (major, minor) of NCCL with non-blocking communicators.
 const NEVER_BLOCKS: (u32, u32) = (2, 14);
 
 const GET_NCCL: &str =
     "`make setup` gets it with libtorch; LD_LIBRARY_PATH names another one's folder";
 
-/// Looks at the GPUs that a run of `ranks` would use, one each unless it `shares_gpus`. `about`: what the
-/// trainer says of them.
+/// Checks the GPUs that a run with `ranks` ranks on this node would use: one per rank, unless `shares_gpus`.
+/// `about` is what the trainer reports about them; without it, libtorch and NCCL are not checked.
 pub async fn examine(about: Option<&About>, ranks: usize, shares_gpus: bool) -> Vec<Finding> {
     let mut findings = vec![driver().await];
     if let Some(about) = about {
@@ -94,10 +94,11 @@ fn library(version: &str) -> Finding {
     }
 }
 
-/// `nvidia-smi topo -p2p r`: a row a GPU, `OK` where it reads another's memory.
+/// Judges the output of `nvidia-smi topo -p2p r`: one row per GPU, with `OK` where it can read another's
+/// memory.
 fn peers(matrix: &str) -> Finding {
     let rows = matrix.lines().map(str::trim).filter(|line| line.starts_with("GPU"));
-    // The header names GPUs only.
+    // The header row consists of names of GPUs only.
     let states =
         rows.flat_map(|row| row.split_whitespace().skip(1)).filter(|it| !it.starts_with("GPU"));
     let apart = states.filter(|state| !matches!(*state, "OK" | "X")).count();

@@ -1,4 +1,4 @@
-//! What a run needs of this machine besides disks and GPUs.
+//! Checks what a run needs of this machine besides disks and GPUs.
 
 use std::io;
 use std::path::Path;
@@ -17,13 +17,14 @@ use crate::plan::{Device, Plan};
 
 const MIB: u64 = 1 << 20;
 
-/// How long a program may take to say its version.
+/// How long `mpirun` may take to print its version.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Less shared memory makes NCCL fail between GPUs without a direct connection.
+/// Free space in `/dev/shm` below which the doctor warns: NCCL fails between GPUs without a direct
+/// connection.
 const SHM_BYTES: u64 = 1 << 30;
 
-/// The trainer runs, and is of this version. What it says of itself is returned.
+/// Checks that the trainer runs and has the launcher's version. Also returns what it reports about itself.
 pub async fn trainer(trainer: &Path, with_gpus: bool) -> (Vec<Finding>, Option<About>) {
     let subject = "trainer";
     match about::ask(trainer, with_gpus).await {
@@ -44,7 +45,7 @@ pub async fn trainer(trainer: &Path, with_gpus: bool) -> (Vec<Finding>, Option<A
     }
 }
 
-/// Each rank has a core.
+/// Checks that each rank has a core.
 pub fn cores(plan: &Plan) -> Vec<Finding> {
     let subject = "cores";
     let remedy = "fewer ranks, or more cores; under Slurm --cpus-per-task, for sbatch and for srun";
@@ -58,7 +59,7 @@ pub fn cores(plan: &Plan) -> Vec<Finding> {
     }
 }
 
-/// What the ranks need is there, and so is shared memory.
+/// Checks that there is enough memory for the ranks, and enough shared memory.
 pub fn memory(plan: &Plan) -> Vec<Finding> {
     let mut findings = Vec::new();
     if plan.device == Device::Cpu {
@@ -73,7 +74,7 @@ pub fn memory(plan: &Plan) -> Vec<Finding> {
             Finding::fine("memory", seen)
         });
     }
-    // Ranks over `shm` share a memory file that lies elsewhere.
+    // The memory file that ranks over `shm` share does not lie in `/dev/shm`.
     if plan.backend != "shm" && plan.ranks.len() > 1 {
         findings.push(shared_memory());
     }
@@ -100,7 +101,7 @@ fn shared_memory() -> Finding {
     }
 }
 
-/// Open MPI's `mpirun` is there, for ranks on CPUs of several nodes.
+/// Checks that there is Open MPI's `mpirun`, which ranks over MPI need.
 pub async fn mpirun(about: Option<&About>) -> Vec<Finding> {
     let subject = "mpirun";
     let Some(about) = about else { return Vec::new() };

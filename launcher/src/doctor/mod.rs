@@ -1,7 +1,8 @@
-//! `launcher doctor`: whether a run can work here, found out before it is started.
+//! `launcher doctor`: finds out whether a run can work here, before it is started.
 //!
-//! Each check gives [`Finding`]s: what is fine, what is not, and what to do about it. With several nodes,
-//! each node's doctor checks its node, they join like the launchers of a job would, and all end alike.
+//! Each check returns [`Finding`]s: what is fine, what is not, and what to do about it. With several nodes,
+//! each doctor checks its own node; then they join each other as the launchers of a job would, and all end
+//! alike.
 
 mod all_reduce;
 mod disk;
@@ -33,7 +34,7 @@ use crate::topology::Topology;
 use crate::{gpus as visible, spawn};
 use finding::{Finding, Severity};
 
-/// Looks at everything that a run of `cli`'s configuration needs, and prints what it finds.
+/// Checks everything that a run of `cli`'s configuration needs, and prints the findings.
 ///
 /// # Errors
 /// [`LaunchError`] when nothing can be printed.
@@ -42,7 +43,7 @@ pub async fn examine(cli: &LaunchArgs) -> Result<ExitCode, LaunchError> {
     findings.extend(slurm::examine(cli.deadline).await);
     let cluster = match cli.cluster(|name| std::env::var(name).ok()) {
         Ok(cluster) => cluster,
-        // Said by the one before.
+        // `slurm::examine` has reported it.
         Err(LaunchError::SeveralLaunchers { .. }) => None,
         Err(error) => {
             let remedy = "see `launcher --help` and docs/several-machines.md";
@@ -50,7 +51,7 @@ pub async fn examine(cli: &LaunchArgs) -> Result<ExitCode, LaunchError> {
             None
         }
     };
-    // Before what takes its time, so that the others find it.
+    // Opened before the slow checks, so that other nodes can connect meanwhile.
     let gate = match &cluster {
         Some(cluster) => findings.take(nodes::gate(cluster).await),
         None => None,
@@ -70,10 +71,10 @@ pub async fn examine(cli: &LaunchArgs) -> Result<ExitCode, LaunchError> {
     findings.print(cli.style())
 }
 
-/// A node on which there is all that a plan needs.
+/// This node, where there is everything that a plan needs.
 struct Node {
     config: Config,
-    /// Its ranks, and those of the others, presumed to be as many.
+    /// The plan, assuming that every other node has as many ranks as this one.
     plan: Plan,
     trainer: PathBuf,
     outline: Outline,
@@ -81,7 +82,8 @@ struct Node {
 }
 
 impl Node {
-    /// Everything but what other nodes are needed for. `None` where what is missing is already told.
+    /// Runs all checks that need no other node. Returns `None` if something is missing, which `findings` then
+    /// contain.
     async fn examine(
         cli: &LaunchArgs,
         cluster: Option<&Cluster>,
@@ -123,7 +125,7 @@ impl Node {
         Some(Self { config, plan, trainer: trainer?, outline: outline?, topology })
     }
 
-    /// Of its images, where they are there already.
+    /// Returns the hash of the images; empty if they are not here yet.
     async fn data_hash(&self) -> Result<String, LaunchError> {
         let mut local =
             Data { download: false, fallback: Fallback::None, ..self.config.data.clone() };
@@ -134,7 +136,7 @@ impl Node {
     }
 }
 
-/// The configuration; the one of a file that is empty, where that is what is looked at or it is bad.
+/// Loads the configuration. Returns the defaults if none is named, or if it is invalid.
 fn configuration(cli: &LaunchArgs) -> (Vec<Finding>, Config) {
     let subject = "configuration";
     let Some(path) = cli.config() else {
@@ -151,7 +153,7 @@ fn configuration(cli: &LaunchArgs) -> (Vec<Finding>, Config) {
     }
 }
 
-/// The program of the ranks, and what it says of itself.
+/// Finds the trainer and asks it about itself.
 async fn trainer(with_gpus: bool) -> (Vec<Finding>, (Option<PathBuf>, Option<About>)) {
     let found = std::env::current_exe()
         .map_err(LaunchError::system("find this executable"))
@@ -168,7 +170,7 @@ async fn trainer(with_gpus: bool) -> (Vec<Finding>, (Option<PathBuf>, Option<Abo
     }
 }
 
-/// The images are there, or can be had, and what is known of them.
+/// Checks that there are images, or that they can be obtained. Also returns their outline.
 fn images(config: &Config) -> (Vec<Finding>, Option<Outline>) {
     let broken = |seen| vec![Finding::broken("data", seen, "docs/data.md says how to get images")];
     let outline = match dataset::outline(&config.data) {
@@ -182,7 +184,7 @@ fn images(config: &Config) -> (Vec<Finding>, Option<Outline>) {
     (findings, Some(outline))
 }
 
-/// In the order in which they were made.
+/// All findings so far, in the order of the checks.
 #[derive(Default)]
 struct Findings(Vec<Finding>);
 
@@ -204,7 +206,8 @@ impl Findings {
         self.0.iter().filter(|finding| finding.severity == Severity::Broken)
     }
 
-    /// All of them and a verdict: with `--quiet` without what is fine, as JSON one object a line.
+    /// Prints the findings and a verdict: with `--quiet` without what is fine, as JSON one object per line.
+    /// Returns the exit code that the verdict means.
     fn print(&self, style: Style) -> Result<ExitCode, LaunchError> {
         let worst = self.0.iter().map(|finding| finding.severity).max();
         let (last, exit_code) = match worst {

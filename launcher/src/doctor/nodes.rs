@@ -1,5 +1,5 @@
-//! The nodes of a job find each other: names, ports, tokens, what must be the same, their clocks, and
-//! how fast they exchange gradients.
+//! Checks that the nodes of a job find each other and fit together: names, ports, tokens, settings that must
+//! agree, clocks, and how fast they exchange gradients.
 
 use std::time::Duration;
 
@@ -21,10 +21,10 @@ use crate::spawn::Work;
 
 const SUBJECT: &str = "nodes";
 
-/// Records of different nodes are hard to put in order beyond this.
+/// Clock difference beyond which the doctor warns: records of different nodes are hard to put in order.
 const MAX_SKEW: Duration = Duration::from_secs(1);
 
-/// On node 0, opens the port at which the others join.
+/// On node 0, opens the port at which the other nodes join.
 pub async fn gate(cluster: &Cluster) -> (Vec<Finding>, Option<Gate>) {
     if cluster.node_rank > 0 {
         return (Vec::new(), None);
@@ -43,7 +43,8 @@ pub async fn gate(cluster: &Cluster) -> (Vec<Finding>, Option<Gate>) {
     }
 }
 
-/// Joins the doctors of the other nodes, or tells them what is broken here. `so_far`: about this node.
+/// Joins the doctors of the other nodes, or tells them what is broken on this one. `so_far` are the findings
+/// about this node.
 pub async fn examine(
     cluster: &Cluster,
     gate: Option<Gate>,
@@ -71,7 +72,7 @@ pub async fn examine(
     })
 }
 
-/// Has the doctors of other nodes end with what is broken here.
+/// Ends the doctors of the other nodes, with what is broken on this node as the reason.
 async fn tell(cluster: &Cluster, gate: Option<Gate>, so_far: &Findings) {
     let broken: Vec<_> = so_far.broken().map(|it| format!("{}: {}", it.subject, it.seen)).collect();
     let error = LaunchError::Cluster { exit_code: ExitCode::Setup, text: broken.join("; ") };
@@ -86,12 +87,12 @@ async fn introduction(cluster: &Cluster, node: &Node) -> Result<Introduction, La
     let (plan, config) = (&node.plan, &node.config);
     let mut me =
         Introduction::new(cluster, plan.ranks.len(), plan.device, config, node.data_hash().await?)?;
-    // A doctor is no part of a job.
+    // Nodes of different versions refuse each other, so a doctor cannot join a job.
     me.version += " (doctor)";
     Ok(me)
 }
 
-/// Node 0's part.
+/// Node 0's part: gathers the other nodes, then checks clocks and measures the all-reduce.
 async fn lead(cluster: &Cluster, gate: Gate, node: &Node) -> Result<Vec<Finding>, LaunchError> {
     let me = match introduction(cluster, node).await {
         Ok(me) => me,
@@ -115,7 +116,7 @@ async fn lead(cluster: &Cluster, gate: Gate, node: &Node) -> Result<Vec<Finding>
     Ok(findings)
 }
 
-/// Any other node's part.
+/// The part of any other node: joins node 0 and takes part in the all-reduce.
 async fn follow(cluster: &Cluster, node: &Node) -> Result<Vec<Finding>, LaunchError> {
     let me = match introduction(cluster, node).await {
         Ok(me) => me,

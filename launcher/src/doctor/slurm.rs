@@ -1,4 +1,4 @@
-//! What Slurm was asked for fits what a launcher needs.
+//! Checks that what Slurm was asked for fits what a launcher needs.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,10 +7,11 @@ use crate::deadline::Deadline;
 use crate::progress::clock;
 use crate::slurm;
 
-/// A job that ends sooner hardly gets past its start.
+/// Remaining time of the job below which the doctor warns: the run would hardly get past its start.
 const SHORT: Duration = Duration::from_secs(300);
 
-/// Looks at the tasks of the step, and at its end, which is `deadline` where that was said. Nothing outside Slurm.
+/// Checks the tasks of the Slurm step, and when the job ends: at `deadline`, if one is given. Returns no
+/// findings outside of Slurm.
 pub async fn examine(deadline: Option<Deadline>) -> Vec<Finding> {
     let lookup = |name: &str| std::env::var(name).ok();
     if lookup("SLURM_JOB_ID").is_none() {

@@ -15,10 +15,10 @@ use crate::events::{Event, EventLog};
 use crate::supervise::Report;
 use crate::verdict::{self, Evidence};
 
-/// How long a look at the run directory may take when all is over.
+/// Timeout for looking into the run directory after the job has ended.
 const FILES_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// An end that leaves no report is in the file too.
+/// Records the error of a job that has ended without a [`Report`].
 pub(super) fn record_error<T>(ended: &Result<T, LaunchError>, events: &mut EventLog) {
     if let Err(error) = ended {
         let (exit_code, reason) = (error.exit_code() as u8, &error.to_string());
@@ -26,14 +26,14 @@ pub(super) fn record_error<T>(ended: &Result<T, LaunchError>, events: &mut Event
     }
 }
 
-/// Whether the run has one; taken for granted where the file system does not answer.
+/// Returns whether the run in `root` has a checkpoint; `true` where the file system does not answer.
 pub(super) async fn has_checkpoint(root: &Path) -> bool {
     let run_dir = RunDir::at(root);
     let look = in_background(move || run_dir.has_checkpoint());
     timeout(FILES_TIMEOUT, look).await.map_or(true, |found| found.unwrap_or(true))
 }
 
-/// Says how the job ended, and returns that: the exit code, and the text that other nodes are told.
+/// Shows and records how the job ended. Returns the exit code, and the verdict, which other nodes are sent.
 pub(super) fn conclude(
     console: &Console,
     events: &mut EventLog,

@@ -41,7 +41,7 @@ struct Launch<'a> {
     trainer: PathBuf,
 }
 
-/// Does what the command line says and returns how the launcher ends.
+/// Runs the job that the command line describes, or prints its plan, and returns the launcher's exit code.
 ///
 /// # Errors
 /// [`LaunchError`] when the job cannot be started.
@@ -69,14 +69,14 @@ pub async fn launch(cli: &LaunchArgs, console: &Console) -> Result<ExitCode, Lau
     }
 }
 
-/// Node 0's part.
+/// Runs a job of several nodes as node 0.
 async fn lead(
     cli: &LaunchArgs,
     console: &Console,
     cluster: &Cluster,
     mut signals: Signals,
 ) -> Result<ExitCode, LaunchError> {
-    // At once, so that a port that is taken is told of before the images are read.
+    // First, so that a port that is taken is reported before the images are read.
     let gate = cluster.open_gate().await?;
     let prepared = async {
         let (launch, source) = Launch::prepare(cli, console, Some(cluster)).await?;
@@ -97,7 +97,7 @@ async fn lead(
     }
 }
 
-/// Any other node's part.
+/// Takes part in a job of several nodes as another node than 0.
 async fn follow(
     cli: &LaunchArgs,
     console: &Console,
@@ -123,7 +123,7 @@ async fn follow(
 }
 
 impl<'a> Launch<'a> {
-    /// Finds all that the ranks of this node need.
+    /// Plans the job, finds the trainer and makes sure that the images are available.
     async fn prepare(
         cli: &'a LaunchArgs,
         console: &'a Console,
@@ -142,7 +142,7 @@ impl<'a> Launch<'a> {
         Ok((Self { cli, console, survey, trainer }, source))
     }
 
-    /// Once it is known how many ranks each node has.
+    /// Plans the ranks of this node, once it is known how many each node has.
     fn plan_for(&self, layout: Layout) -> Result<Plan, LaunchError> {
         let Survey { config, outline, device, topology, .. } = &self.survey;
         let plan = Plan::new(config, outline, *device, layout, topology);
@@ -155,7 +155,7 @@ impl<'a> Launch<'a> {
         Ok(in_background(move || RunDir::open(&path, &config, &resume)).await??)
     }
 
-    /// What this launcher says of itself to those of other nodes.
+    /// Returns what this launcher tells others about itself, for which all images are read.
     async fn introduction(
         &self,
         cluster: &Cluster,
@@ -220,7 +220,7 @@ impl<'a> Launch<'a> {
         Ok(exit_code)
     }
 
-    /// Runs the job and returns how it ended, and what is to be said of that.
+    /// Runs the job on this node and `others`. Returns the exit code and the verdict.
     async fn supervise(
         &self,
         run_dir: RunDir,
@@ -266,7 +266,7 @@ impl<'a> Launch<'a> {
         Ok(conclude(self.console, events, &report, &hosts, &root, has_checkpoint))
     }
 
-    /// What the ranks of this node are started with; `env`: variables besides.
+    /// Returns what the ranks of this node are started with; `env` holds additional environment variables.
     fn spec(&self, plan: &Plan, run_dir: RunDir, env: Vec<(&'static str, String)>) -> Spec {
         Spec {
             trainer: self.trainer.clone(),
@@ -281,7 +281,7 @@ impl<'a> Launch<'a> {
         }
     }
 
-    /// When the job is ended from outside, as a time from now.
+    /// Returns the time from now until the job is ended from outside, as `--deadline` or Slurm says.
     async fn ends_in(&self) -> Option<Duration> {
         let now = SystemTime::now();
         if let Some(deadline) = self.cli.deadline {

@@ -17,7 +17,7 @@ use crate::plan::{self, Device, Layout, Plan, PlanError, Request};
 use crate::topology::Topology;
 use crate::{data, gpus};
 
-/// What is known before any file is written and any other node heard of.
+/// What is known before any file is written or any other node is contacted.
 pub(super) struct Survey {
     pub(super) config: Config,
     pub(super) outline: Outline,
@@ -29,7 +29,8 @@ pub(super) struct Survey {
 }
 
 impl Survey {
-    /// Looks at the configuration and this node's devices; touches nothing and needs no data.
+    /// Reads the configuration and detects this node's devices. Writes nothing, and needs no data; only the
+    /// files of an image folder are counted.
     pub(super) async fn new(
         cli: &LaunchArgs,
         cluster: Option<&Cluster>,
@@ -44,7 +45,7 @@ impl Survey {
         let topology = Topology::detect();
         let outline = dataset::outline(&config.data)?;
         let (device, ranks) = plan::devices(request, visible_gpus, shares_gpus(), &topology)?;
-        // As many on each node as here, until they say how many they have.
+        // Presumes as many ranks on each node as here, until the nodes say how many they have.
         let presumed = cluster.map_or_else(
             || Layout::single(ranks),
             |it| Layout { node_rank: it.node_rank, ranks_per_node: vec![ranks; it.nodes] },
@@ -57,7 +58,7 @@ impl Survey {
     }
 }
 
-/// With the place of the value, where it is one of the configuration that keeps a job from being planned.
+/// Converts `error`; if a value of the configuration keeps the job from being planned, adds where it was set.
 pub(super) fn located(error: PlanError, cli: &LaunchArgs) -> LaunchError {
     match (error, cli.config()) {
         (PlanError::Invalid(invalid), Some(path)) => {
@@ -67,7 +68,7 @@ pub(super) fn located(error: PlanError, cli: &LaunchArgs) -> LaunchError {
     }
 }
 
-/// What `--dry-run` prints.
+/// Prints the plan, for `--dry-run`.
 pub(super) fn print_plan(survey: &Survey) -> Result<ExitCode, LaunchError> {
     let Survey { plan, config, run_dir, .. } = survey;
     let data = data::Outlook::new(&config.data);

@@ -1,4 +1,4 @@
-//! The two stand-ins that `mpirun` starts. Each hands over what it was started with and then waits.
+//! The two stand-ins that `mpirun` starts. Each hands what it was started with to a launcher, and then waits.
 
 use std::ffi::OsString;
 use std::io::{self, Read};
@@ -10,34 +10,35 @@ use serde::{Deserialize, Serialize};
 use super::FROM_SLOT;
 use crate::spawn::block_stop_signals;
 
-/// The variable that holds the path of the launcher's socket for these processes.
+/// Environment variable with the path of the launcher's socket for stand-ins.
 pub const HUB: &str = "LOCKSTEP_MPI_HUB";
 
-/// What they hand over.
+/// What a stand-in hands to the launcher.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToHub {
-    /// A rank's place in MPI.
+    /// A rank's place in MPI, from [`slot`].
     Slot {
-        /// MPI's rank.
+        /// The rank that MPI has assigned.
         rank: usize,
         /// The variables that make a process that rank.
         env: Vec<(String, String)>,
     },
-    /// A daemon that is wanted on another node.
+    /// A daemon that `mpirun` wants on another node, from [`agent`].
     Daemon {
         /// The node's name.
         host: String,
-        /// A shell command.
+        /// The daemon's command line, for a shell.
         command: String,
     },
 }
 
-/// In place of a rank: ends with the status that the launcher says, or with 1 when it is gone.
+/// Stands in for a rank: hands its place in MPI to the launcher and waits. Returns the exit status that the
+/// launcher sends, or 1 when the launcher is gone.
 ///
 /// # Errors
 /// When this process was not started by `mpirun` under a launcher.
 pub fn slot() -> io::Result<u8> {
-    // Slurm signals every process of a step, and mpirun has reset what it was started with.
+    // Slurm signals every process of a step, and mpirun has reset the signal mask that it was started with.
     block_stop_signals()?;
     let rank = std::env::var("PMIX_RANK").ok().and_then(|rank| rank.parse().ok());
     let rank =
@@ -45,19 +46,21 @@ pub fn slot() -> io::Result<u8> {
     let mut hub = connect()?;
     write_frame(&mut hub, &ToHub::Slot { rank, env: of_rank(std::env::vars_os()) })?;
     let mut code = [1];
-    // Nothing comes when the launcher is gone.
+    // The stream ends, and leaves the status at 1, when the launcher is gone.
     let _ = hub.read(&mut code)?;
     Ok(code[0])
 }
 
-/// The variables that make a process a rank. MPI's own are UTF-8; the user's need not be.
+/// Returns those of `all` variables that make a process a rank of MPI. MPI's own are UTF-8; the user's need
+/// not be, and those that are not are left out.
 fn of_rank(all: impl Iterator<Item = (OsString, OsString)>) -> Vec<(String, String)> {
     let text =
         all.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     text.filter(|(name, _)| FROM_SLOT.iter().any(|it| name.starts_with(it))).collect()
 }
 
-/// In place of ssh: waits as long as the launcher does.
+/// Stands in for ssh: hands a daemon's command line to the launcher, and waits until the launcher is gone or
+/// done with MPI.
 ///
 /// # Errors
 /// When this process was not started by `mpirun` under a launcher.

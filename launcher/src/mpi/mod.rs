@@ -1,10 +1,12 @@
 //! Ranks over MPI, started by launchers: `mpirun` without ssh.
 //!
-//! `mpirun` (Open MPI 5) wants to start two kinds of processes, and gets a stand-in for each. Its
-//! daemons on other nodes: it runs [`helper::agent`] in place of ssh, which hands the command line to
-//! node 0's launcher, and that to the node's. And the ranks: it runs [`helper::slot`], which hands the
-//! environment that MPI needs to its node's launcher and waits. The launcher then starts the trainer
-//! with that environment, so that a rank over MPI is watched, logged, pinned and killed like any other.
+//! `mpirun` (Open MPI 5) wants to start two kinds of processes, and gets a stand-in for each:
+//!
+//! - Its daemons on other nodes. In place of ssh it runs [`helper::agent`], which hands the daemon's command
+//!   line to node 0's launcher, which sends it to the launcher of the daemon's node.
+//! - The ranks. It runs [`helper::slot`], which hands the environment that MPI needs to the launcher of its
+//!   node and waits. The launcher then starts the trainer with that environment, so that a rank over MPI is
+//!   watched, logged, pinned and killed like any other.
 
 pub mod helper;
 mod mpirun;
@@ -35,39 +37,40 @@ use crate::spawn::before_exec;
 use helper::{HUB, ToHub};
 pub use mpirun::{Mpirun, find_mpirun, over_mpi};
 
-/// From the start of `mpirun` until all slots of a node are there.
+/// Time from [`Slots::listen`] within which all slots of this node have to arrive; then the attempt fails.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What `mpirun` and its daemons may take to end by themselves.
+/// How long `mpirun` and its daemons may take to end by themselves before they are killed.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// After the operating system has refused a connection.
+/// Back-off after the operating system has failed to accept a connection.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(10);
 
-/// Variables that a rank takes from its slot.
+/// Prefixes of the environment variables that a rank takes from its slot.
 const FROM_SLOT: [&str; 3] = ["PMIX_", "OMPI_", "PRTE_"];
 
-/// What `mpirun` must not see: it would take the allocation for its own, or itself for a rank.
+/// Prefixes of the environment variables that `mpirun` must not see: it would use Slurm's allocation, or take
+/// itself for a rank.
 const NOT_FOR_MPIRUN: [&str; 4] = ["SLURM_", "PMI_", "PMIX_", "OMPI_COMM_WORLD_"];
 
-/// Something that this node's part of MPI needs, or has.
+/// An event of MPI on this node.
 pub enum Progress {
     /// `mpirun` wants a daemon on another node.
     Daemon {
         /// The node's name.
         host: String,
-        /// A shell command.
+        /// The daemon's command line, for a shell.
         command: String,
     },
     /// Every rank of this node has a slot.
     Ready,
-    /// It does not come about.
+    /// Slots for the ranks cannot be had, for this reason.
     Failed(String),
-    /// Somebody has killed `mpirun`, and ranks may not go on without.
+    /// `mpirun` was killed by a signal, and ranks may be unable to go on without it.
     Killed {
-        /// When.
+        /// When it ended.
         at: Instant,
-        /// How, and where its log is.
+        /// How it ended, and where its log is.
         reason: String,
     },
 }
@@ -83,7 +86,7 @@ struct Slot {
     release: Option<oneshot::Sender<u8>>,
 }
 
-/// This node's slots, and the processes that MPI needs beside them. All are killed when it is dropped.
+/// The slots of this node, and the processes that MPI needs besides. Dropping this kills all of them.
 pub struct Slots {
     folder: TempDir,
     hub: PathBuf,
@@ -100,13 +103,13 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// For the ranks of this node; starts nothing.
+    /// Opens the socket on which the slots of `ranks`, those of this node, arrive. Starts no process.
     ///
     /// # Errors
-    /// When there can be no socket for them.
+    /// When the socket cannot be created.
     pub fn listen(ranks: Range<usize>) -> io::Result<Self> {
         let (folder, hub) = private_folder("lockstep-mpi-", "hub")?;
-        // A name without blanks: mpirun splits its agent's.
+        // A path without whitespace, at which mpirun splits the agent's command line.
         let launcher = folder.path().join("launcher");
         std::os::unix::fs::symlink(std::env::current_exe()?, &launcher)?;
         let listener = UnixListener::bind(&hub)?;
@@ -160,9 +163,9 @@ impl Slots {
     /// Starts a daemon that `mpirun` wants on this node.
     ///
     /// # Errors
-    /// When there can be no more processes.
+    /// When the process cannot be started.
     pub fn start_daemon(&mut self, command_line: &str) -> io::Result<()> {
-        // Not sh: dash unblocks signals, and the daemon would die of those that are meant for us.
+        // Not sh: dash unblocks signals, and the daemon would die of those that are meant for the launcher.
         let mut command = Command::new("bash");
         command.args(["-c", command_line]).stdout(Stdio::null()).stderr(Stdio::null());
         let child = self.spawn(command)?;
@@ -177,11 +180,11 @@ impl Slots {
                 command.env_remove(name);
             }
         }
-        // SAFETY: `before_exec` does nothing but what may be done between fork and exec.
+        // SAFETY: all that `before_exec` does is async-signal-safe, as it must be between fork and exec.
         unsafe { command.pre_exec(before_exec) };
         let child = command
             .env(HUB, &self.hub)
-            // What it leaves behind when it is killed goes with the folder.
+            // Files that it leaves behind when it is killed are removed with the folder.
             .env("TMPDIR", self.folder.path())
             .stdin(Stdio::null())
             .process_group(0)
@@ -203,7 +206,8 @@ impl Slots {
         });
     }
 
-    /// The next thing to do or to know. Waits for ever once all is ready.
+    /// Waits for the next event and returns it. After [`Progress::Ready`] that is an unplanned one, such as
+    /// that `mpirun` was killed. Cancel safe.
     pub async fn next(&mut self) -> Progress {
         loop {
             let arrival = tokio::select! {
@@ -239,7 +243,7 @@ impl Slots {
                     let reason = format!("mpirun ended with {status}, see {}", log.display());
                     return Progress::Killed { at, reason };
                 }
-                // With the last rank, or because one has failed.
+                // It ends after the last rank has, or because a rank has failed.
                 Some(Arrival::MpirunEnded { .. }) => {}
                 None => std::future::pending().await,
             }
@@ -267,21 +271,23 @@ impl Slots {
         if lines.is_empty() { String::new() } else { format!("; it said: {}", lines.join(" ")) }
     }
 
-    /// What `rank`'s trainer needs in its environment; empty before all is ready.
+    /// Returns the environment variables that make the trainer of `rank` a rank of MPI; empty before its slot
+    /// has arrived.
     pub fn env(&self, rank: usize) -> Vec<(OsString, OsString)> {
         let env = self.slots.get(&rank).map_or(&[][..], |slot| &slot.env);
         env.iter().map(|(name, value)| (name.into(), value.into())).collect()
     }
 
-    /// `rank` has ended well, and so may its slot.
+    /// Lets the slot of `rank`, which has ended successfully, end as well.
     pub fn release(&mut self, rank: usize) {
         if let Some(release) = self.slots.get_mut(&rank).and_then(|slot| slot.release.take()) {
-            // A slot that is gone is what is wanted.
+            // Fails if the slot is gone, which is fine.
             let _ = release.send(0);
         }
     }
 
-    /// Waits until `mpirun` and its daemons have ended, not for long, and kills what is left.
+    /// Lets all slots end, waits for `mpirun` and its daemons to end, for at most [`END_TIMEOUT`], and kills
+    /// what is left.
     pub async fn end(&mut self) {
         for slot in self.slots.values_mut() {
             slot.release.take().map(|release| release.send(1));
@@ -293,7 +299,7 @@ impl Slots {
 
     fn kill(&mut self) {
         for group in self.groups.drain(..) {
-            // A group that is empty is what is wanted.
+            // Fails if the group is empty, which is fine.
             let _ = kill_process_group(group, Signal::KILL);
         }
     }
@@ -323,7 +329,7 @@ async fn accept(listener: UnixListener, arrivals: UnboundedSender<Arrival>) {
     }
 }
 
-/// The connection stays open until its process may end.
+/// Serves the connection of a stand-in, which stays open until the stand-in may end.
 async fn serve(mut stream: UnixStream, arrivals: UnboundedSender<Arrival>) {
     match read(&mut stream).await {
         Ok(ToHub::Slot { rank, env }) => {

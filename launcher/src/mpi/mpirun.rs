@@ -1,4 +1,4 @@
-//! Which `mpirun` is called, and for whom.
+//! Which `mpirun` is called, and for which nodes and ranks.
 
 use std::path::{Path, PathBuf};
 
@@ -13,21 +13,22 @@ use crate::plan::Plan;
 /// How `mpirun` is called.
 #[derive(Debug, Clone)]
 pub struct Mpirun {
-    /// The program.
+    /// Path of the program.
     pub program: PathBuf,
-    /// Name and ranks of each node.
+    /// Host name and number of ranks of each node.
     pub nodes: Vec<(String, usize)>,
     /// The IPv4 network between the nodes, such as `10.0.0.0/24`, if they have one.
     pub network: Option<String>,
-    /// Where its output goes.
+    /// File that its output is appended to.
     pub log: PathBuf,
 }
 
 impl Mpirun {
-    /// The same on nodes that call themselves `hosts`: one that was lost may be another machine now.
+    /// Returns the same call for nodes with other host names, `hosts`: a lost node may come back as another
+    /// machine.
     ///
     /// # Errors
-    /// [`LaunchError`] when they cannot be told apart.
+    /// [`LaunchError`] when two nodes have the same name, so that `mpirun` could not tell them apart.
     pub fn on(&self, hosts: &[String]) -> Result<Self, LaunchError> {
         tell_apart(hosts)?;
         let ranks = self.nodes.iter().map(|(_, ranks)| *ranks);
@@ -47,10 +48,11 @@ fn tell_apart(hosts: &[String]) -> Result<(), LaunchError> {
     Ok(())
 }
 
-/// What ranks of `plan` on `hosts` need of MPI; on node 0.
+/// Returns what node 0 has to provide for MPI between the ranks of `plan` on nodes with the names `hosts`.
 ///
 /// # Errors
-/// [`LaunchError`] when the trainer was built without it, or hosts cannot be told apart.
+/// [`LaunchError`] when the trainer does not answer or was built without MPI, or when two nodes have the same
+/// name.
 pub async fn over_mpi(
     plan: &Plan,
     hosts: &[String],
@@ -80,7 +82,7 @@ pub async fn over_mpi(
     }))
 }
 
-/// The `mpirun` to use: `LOCKSTEP_MPIRUN`, else the one beside the MPI library that the trainer was
+/// Returns the `mpirun` to use: `LOCKSTEP_MPIRUN`, else the one beside the MPI library that the trainer was
 /// built with (`built_with`), else the first on `PATH`.
 pub fn find_mpirun(built_with: &Path) -> PathBuf {
     std::env::var_os("LOCKSTEP_MPIRUN").map_or_else(

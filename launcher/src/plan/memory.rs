@@ -1,11 +1,11 @@
-//! What a rank needs, about.
+//! Estimate of the memory that a rank needs.
 
 use job::config::{AuxOptimizer, Config, Optimizer, OptimizerName, Precision};
 use job::network::Network;
 
 const F32_BYTES: usize = size_of::<f32>();
 
-/// Bytes that a rank holds for the job; what libtorch, CUDA and their scratch space take comes on
+/// Bytes that a rank holds for the job, estimated. What libtorch, CUDA and their scratch space take comes on
 /// top.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {
@@ -15,14 +15,15 @@ pub struct Memory {
     pub gradient_bytes: usize,
     /// The optimizer's state, fp32.
     pub optimizer_bytes: usize,
-    /// What the forward pass keeps for the backward pass.
+    /// Activations that the forward pass keeps for the backward pass.
     pub activation_bytes: usize,
-    /// Training and test set, one byte a number.
+    /// Training and test set, one byte per channel of a pixel.
     pub image_bytes: usize,
 }
 
 impl Memory {
-    /// For `images` images in memory, `microbatch_size` of which go through the network at once.
+    /// Estimates the memory of a rank that holds `images` images, `microbatch_size` of which pass through the
+    /// network at once.
     pub fn estimate(
         config: &Config,
         network: &Network,
@@ -31,7 +32,7 @@ impl Memory {
     ) -> Self {
         let parameter_bytes = network.parameter_count() * F32_BYTES;
         let activation_size = match config.precision {
-            // The larger of what it may be.
+            // `Auto` may turn out as bf16 or fp32: take the larger.
             Precision::Auto | Precision::Fp32 => F32_BYTES,
             Precision::Bf16 | Precision::Fp16 => 2,
         };
@@ -44,7 +45,7 @@ impl Memory {
         }
     }
 
-    /// All of it.
+    /// Returns the sum of all parts.
     pub const fn total_bytes(&self) -> usize {
         self.parameter_bytes
             + self.gradient_bytes
@@ -54,7 +55,7 @@ impl Memory {
     }
 }
 
-/// Numbers that an optimizer keeps of each parameter.
+/// Returns how many numbers the optimizer keeps for each parameter.
 fn state_copies(optimizer: &Optimizer) -> usize {
     let rule = match (optimizer.name, optimizer.aux) {
         (OptimizerName::Adamw | OptimizerName::Lamb, _) => 2,

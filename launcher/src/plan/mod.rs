@@ -1,4 +1,4 @@
-//! Who trains what on which device: decided before anything is started. Pure.
+//! Decides which rank trains on what, on which device, before anything is started. Pure.
 
 mod memory;
 mod table;
@@ -6,7 +6,7 @@ mod table;
 use std::ops::Range;
 
 use comm::env::{StartedBy, World};
-use job::config::{Config, Invalid, Whereabouts};
+use job::config::{Config, Invalid, Placement};
 use job::dataset::Outline;
 use job::network::Network;
 use job::{ExitCode, shard};
@@ -20,20 +20,20 @@ pub use memory::Memory;
 pub enum Request {
     /// One trainer on each visible GPU.
     AllGpus,
-    /// One trainer on each of the first `ranks` GPUs.
+    /// `ranks` trainers, one on each of the first GPUs unless they share GPUs.
     Gpus {
-        /// How many.
+        /// Number of ranks on this node.
         ranks: usize,
     },
     /// Trainers on the CPU.
     Cpu {
-        /// How many.
+        /// Number of ranks on this node.
         ranks: usize,
     },
 }
 
 impl Request {
-    /// As `--cpu` and `--gpus` say, of which there is one at most.
+    /// Returns the request that the values of `--cpu` and `--gpus` make; at most one of them is given.
     pub const fn of(cpu: Option<usize>, gpus: Option<usize>) -> Self {
         match (cpu, gpus) {
             (Some(ranks), _) => Self::Cpu { ranks },
@@ -48,12 +48,12 @@ impl Request {
 pub enum Device {
     /// A part of the CPU's cores.
     Cpu,
-    /// The GPU whose index is the local rank.
+    /// The GPU whose index is the local rank, modulo the number of visible GPUs if ranks share GPUs.
     Cuda,
 }
 
 impl Device {
-    /// As the trainer's `--device` takes it.
+    /// Returns the value for the trainer's `--device`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Cpu => "cpu",
@@ -62,7 +62,7 @@ impl Device {
     }
 }
 
-/// A job that cannot be planned.
+/// Why a job cannot be planned.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
     /// No GPU, and the CPU was not asked for.
@@ -80,12 +80,12 @@ pub enum PlanError {
         gpus(*visible)
     )]
     TooFewGpus {
-        /// How many were asked for.
+        /// Number of GPUs asked for.
         asked: usize,
-        /// How many there are.
+        /// Number of visible GPUs.
         visible: usize,
     },
-    /// A value of the configuration does not go with the ranks.
+    /// A value of the configuration does not fit the device or the number of ranks.
     #[error(transparent)]
     Invalid(#[from] Invalid),
 }
@@ -99,7 +99,7 @@ fn gpus(count: usize) -> String {
 }
 
 impl PlanError {
-    /// How the launcher ends.
+    /// Returns the exit code of the launcher.
     pub const fn exit_code(&self) -> ExitCode {
         match self {
             Self::NoGpu { .. } | Self::TooFewGpus { .. } => ExitCode::Setup,
@@ -108,91 +108,90 @@ impl PlanError {
     }
 }
 
-/// Ranks of each node, and which one this is.
+/// How the ranks of a job are distributed over nodes, and which node this is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
-    /// This node.
+    /// Index of this node.
     pub node_rank: usize,
-    /// Of each node, in order.
+    /// Number of ranks of each node, in order.
     pub ranks_per_node: Vec<usize>,
 }
 
 impl Layout {
-    /// One node.
+    /// Creates the layout of a single node with `ranks` ranks.
     pub fn single(ranks: usize) -> Self {
         Self { node_rank: 0, ranks_per_node: vec![ranks] }
     }
 
-    /// Processes in the job.
+    /// Returns the number of ranks of the job.
     pub fn world_size(&self) -> usize {
         self.ranks_per_node.iter().sum()
     }
 
-    /// The ranks of a node.
+    /// Returns the ranks of `node`.
     pub fn ranks_of(&self, node: usize) -> Range<usize> {
         let first = self.ranks_per_node[..node].iter().sum();
         first..first + self.ranks_per_node[node]
     }
 }
 
-/// One rank's share.
+/// One rank's share of the job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RankPlan {
-    /// Its place in the job.
+    /// The rank's place in the job.
     pub world: World,
-    /// Logical CPUs it is pinned to; empty: not pinned.
+    /// Logical CPUs that the rank is pinned to; empty: not pinned.
     pub cpus: Vec<usize>,
-    /// Training images it takes an epoch.
+    /// Number of training images that the rank processes per epoch.
     pub train_images: usize,
-    /// Test images it evaluates.
+    /// Indices of the test images that the rank evaluates.
     pub test_images: Range<usize>,
 }
 
-/// The job.
+/// The plan of a job, as one of its nodes needs it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     /// What all trainers compute on.
     pub device: Device,
-    /// Over what they talk.
+    /// Name of the backend over which ranks communicate.
     pub backend: &'static str,
-    /// OpenMP threads of each.
+    /// OpenMP threads of each rank.
     pub threads_per_rank: usize,
-    /// Ranks of each node.
+    /// Number of ranks of each node.
     pub layout: Layout,
-    /// Those of this node, in order.
+    /// The ranks of this node, in order.
     pub ranks: Vec<RankPlan>,
-    /// Training images.
+    /// Number of training images.
     pub train_images: usize,
-    /// Test images.
+    /// Number of test images.
     pub test_images: usize,
-    /// Images that a rank puts through the network at once, at most.
+    /// Largest number of images that a rank puts through the network at once.
     pub batch_size_per_rank: usize,
-    /// Such microbatches a step.
+    /// Microbatches per step.
     pub grad_accum_steps: usize,
-    /// Images of all ranks a step.
+    /// Images per step of all ranks together.
     pub global_batch_size: usize,
-    /// Steps an epoch, with the last, smaller batch.
+    /// Steps per epoch, including the one of the last, smaller batch.
     pub steps_per_epoch: usize,
-    /// Images of the last global batch of an epoch.
+    /// Number of images of the last global batch of an epoch.
     pub last_batch_size: usize,
     /// Passes over the training set.
     pub epochs: usize,
-    /// Steps of the run.
+    /// Steps of the whole run.
     pub total_steps: u64,
-    /// Numbers that are trained.
+    /// Number of trainable parameters.
     pub parameter_count: usize,
-    /// What a rank needs, about.
+    /// Estimated memory of a rank.
     pub memory: Memory,
-    /// What may not be as wished.
+    /// Warnings about what may not be as intended.
     pub warnings: Vec<String>,
 }
 
 impl Plan {
-    /// Plans a job of `config` on `device`, as many ranks of them as `layout` says. `topology`: of this
-    /// node.
+    /// Plans a job of `config` on `device`, with the ranks of `layout`. `topology` is that of this node.
     ///
     /// # Errors
-    /// [`PlanError`] when the configuration does not go with them.
+    /// [`PlanError`] when the configuration does not fit the device or the ranks.
     pub fn new(
         config: &Config,
         data: &Outline,
@@ -202,7 +201,7 @@ impl Plan {
     ) -> Result<Self, PlanError> {
         let on_gpus = device == Device::Cuda;
         let on_several_machines = layout.ranks_per_node.len() > 1;
-        let ranks = Whereabouts { on_gpus, on_several_machines, under_mpi: false };
+        let ranks = Placement { on_gpus, on_several_machines, under_mpi: false };
         let backend = config.comm.backend.transport(ranks)?.as_str();
         config.performance.check_device(on_gpus)?;
         let world_size = layout.world_size();
@@ -249,19 +248,19 @@ impl Plan {
         })
     }
 
-    /// Processes in the job.
+    /// Returns the number of ranks of the job.
     pub fn world_size(&self) -> usize {
         self.layout.world_size()
     }
 }
 
-/// What `request` asks for, and how many of them, on this node.
+/// Returns the device that `request` asks for, and the number of ranks on this node.
 ///
-/// `visible`: GPUs, counted by the caller; not looked at for a request for the CPU. `shares_gpus`:
-/// whether NCCL has been told that several ranks may work on one.
+/// `visible` is the number of visible GPUs, ignored if `request` is for the CPU. `shares_gpus`: whether NCCL
+/// is configured to allow several ranks on one GPU.
 ///
 /// # Errors
-/// [`PlanError`] when they are not there.
+/// [`PlanError`] when there are too few GPUs.
 pub fn devices(
     request: Request,
     visible: usize,
@@ -286,8 +285,9 @@ fn images_per_epoch(len: usize, global_batch: usize, rank: usize, world_size: us
     batches.map(|batch| batch.local.len()).sum()
 }
 
-/// A rank has its cores to itself, hyperthreads included. With more ranks than cores, they take
-/// turns. Under a quota nobody is pinned: others would be pinned to the same first cores.
+/// Returns the logical CPUs that a rank is pinned to. Each rank has its cores to itself, hyperthreads
+/// included. With more ranks than cores, ranks share cores in round-robin order. Under a CPU quota no rank is
+/// pinned: other jobs would be pinned to the same first cores.
 fn pinned_cpus(topology: &Topology, rank: usize, world_size: usize, threads: usize) -> Vec<usize> {
     let cores = &topology.cores;
     if topology.quota.is_some() || cores.is_empty() {

@@ -1,4 +1,4 @@
-//! Whose failure the others followed from.
+//! Finds the failure that the other failures followed from.
 
 use std::time::Duration;
 
@@ -8,34 +8,34 @@ use job::ExitCode;
 
 use super::{Cause, Ended, Exit, Failure, GivenUp, Job, Rank, Said, Told};
 
-/// A process that runs has given a sign of life within this time.
+/// How much older than the newest sign of life of any rank that of a running process can be.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(3 * ALIVE_INTERVAL.as_secs());
 
-/// How soon after `mpirun` was killed a rank's failure follows from that.
+/// Time after `mpirun` was killed within which the failure of a rank is attributed to that.
 const AFTER_MPIRUN: Duration = Duration::from_secs(10);
 
-/// How sure it is that a rank failed by itself; the lower, the surer.
+/// How certain it is that a rank failed by itself; the lower, the more certain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Origin {
-    /// By itself.
+    /// The rank failed by itself.
     Own,
-    /// With a code that ranks also use when a peer failed, and without a word; or it could not connect, which
-    /// may be for want of a peer.
+    /// The rank ended without a message, with a code that ranks also use when a peer failed; or it could not
+    /// connect, perhaps because a peer was missing.
     Unclear,
-    /// It says that a peer failed.
+    /// The rank reported that a peer failed.
     Peer,
 }
 
 impl Job {
-    /// The failure that the others follow from, as far as is known.
+    /// Returns the failure that the others follow from, as far as is known.
     ///
-    /// The first in time of those that a rank did not blame on another. When there is none, because
-    /// the culprit has not ended (it hangs), it is the rank that another waited for; or where nobody can
-    /// say which it is, as over NCCL, one that has said nothing.
+    /// It is the first in time of those that a rank did not blame on another. If there is none, because the
+    /// culprit has not ended (it hangs), it is that of the rank that another waited for; or, if no rank can
+    /// say which that is, as over NCCL, that of a rank that has reported nothing.
     pub(super) fn first_failure(&self) -> Option<Failure> {
         let first = self.first_of_ranks()?;
         let Some(Told { at, reason }) = &self.mpirun_killed else { return Some(first) };
-        // Ranks may outlive it, and then fail for another reason.
+        // Ranks may outlive `mpirun`, and then fail for another reason.
         let follows = (*at..*at + AFTER_MPIRUN).contains(&first.at)
             && !matches!(
                 first.exit_code,
@@ -61,14 +61,14 @@ impl Job {
         if origin != Origin::Peer {
             return Some(first);
         }
-        // Those that waited themselves know better than those that were told.
+        // Ranks whose own deadline passed know better than those that were told of it by a peer.
         failures.sort_by_key(|(_, failure)| failure.exit_code != ExitCode::Hang);
         let witnesses = failures.iter().map(|(_, failure)| failure);
         let hanging = witnesses.clone().find_map(|witness| self.named_by(witness));
         Some(hanging.or_else(|| self.mute(witnesses)).unwrap_or(first))
     }
 
-    /// A rank that hangs, as `witness` says.
+    /// Returns the failure of a rank that `witness` blames and that may hang.
     fn named_by(&self, witness: &Failure) -> Option<Failure> {
         let Said { blame, .. } = self.ranks[witness.rank].said.as_ref()?;
         let mut named = blame.ranks().iter().copied();
@@ -79,10 +79,11 @@ impl Job {
         Some(Failure { rank, cause, exit_code, ..witness.clone() })
     }
 
-    /// Where a witness waited and cannot say for whom, a rank that has said nothing: one whose process
-    /// gives no signs of life, or which was not heard of for longest.
+    /// If one of `witnesses` waited and cannot say for which rank, returns the failure of a rank that has
+    /// reported none: preferably one whose process gives no signs of life, otherwise the one whose last
+    /// report is the oldest.
     fn mute<'a>(&self, mut witnesses: impl Iterator<Item = &'a Failure>) -> Option<Failure> {
-        // One whose peer is gone says nothing of those that are silent: they may not have noticed yet.
+        // The report that a peer is gone says nothing about silent ranks: they may not have noticed yet.
         let is_at_a_loss = |said: &Said| said.blame == Blame::SomebodyLate;
         let witness = witnesses
             .find(|witness| self.ranks[witness.rank].said.as_ref().is_some_and(is_at_a_loss))?;
@@ -95,7 +96,7 @@ impl Job {
         Some(Failure { rank, cause, exit_code: ExitCode::Hang, ..witness.clone() })
     }
 
-    /// Whether there is a failure that does not follow from another's.
+    /// Returns whether a rank has failed by itself.
     pub(super) fn somebody_failed_by_itself(&self) -> bool {
         let by_itself = |(rank, state): (usize, &Rank)| {
             origin(state) == Origin::Own && own_failure(rank, state).is_some()
@@ -103,7 +104,7 @@ impl Job {
         self.ranks.iter().enumerate().any(by_itself)
     }
 
-    /// Whether a rank waited for others and cannot say for which, or which of them is gone.
+    /// Returns whether a rank waited for a peer or lost one, and cannot say which.
     pub(super) fn somebody_is_at_a_loss(&self) -> bool {
         let names_nobody =
             |said: &Said| matches!(said.blame, Blame::SomebodyLate | Blame::SomebodyGone);
@@ -111,7 +112,7 @@ impl Job {
     }
 }
 
-/// It has not failed, and has not ended by itself.
+/// Returns whether the rank may hang: it has reported no failure, and its process has not ended by itself.
 fn may_hang(state: &Rank) -> bool {
     let spoke = state.said.is_some() || state.refused.is_some();
     !spoke && state.lost.is_none() && (state.exited.is_none() || state.killed)
@@ -142,7 +143,8 @@ fn own_failure(rank: usize, state: &Rank) -> Option<Failure> {
     }
 }
 
-/// A trainer's documented codes are the launcher's; 127 comes from the dynamic loader.
+/// Returns the launcher's exit code for the end of a trainer: documented codes stay as they are; 127 comes
+/// from the dynamic loader.
 fn exit_code_of(exit: Exit) -> ExitCode {
     match exit {
         Exit::Code(127) => ExitCode::Setup,

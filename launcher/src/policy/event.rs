@@ -1,4 +1,4 @@
-//! What may happen, and what may be done about it.
+//! Events that the policy hears of, and decisions that it makes.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -13,21 +13,21 @@ use super::Outcome;
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Exit {
-    /// With an exit status.
+    /// The process ended with this exit status.
     Code(i32),
-    /// Killed by a signal.
+    /// This signal killed the process.
     Signal(i32),
-    /// Killed by the kernel, since memory ran out.
+    /// The kernel killed the process because memory ran out.
     OutOfMemory,
 }
 
 impl Exit {
-    /// Whether it saved a checkpoint and ended since somebody asked.
+    /// Returns whether the process saved a checkpoint and ended because it was asked to stop.
     pub fn is_stop(self) -> bool {
         self == Self::Code(ExitCode::Stopped as i32)
     }
 
-    /// Whether it ended well: it was done, or asked to stop.
+    /// Returns whether the process ended well: it was done, or was asked to stop.
     pub fn is_good(self) -> bool {
         self.is_stop() || self == Self::Code(ExitCode::Done as i32)
     }
@@ -36,18 +36,18 @@ impl Exit {
 /// A signal that asks the launcher to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopSignal {
-    /// Ctrl-C.
+    /// SIGINT: Ctrl-C.
     Interrupt,
-    /// What `kill` and Slurm send.
+    /// SIGTERM: sent by `kill` and Slurm.
     Terminate,
-    /// What Slurm is asked to send before the time limit.
+    /// SIGUSR1: sent by Slurm before the time limit, if it was asked to.
     User1,
-    /// The terminal is gone.
+    /// SIGHUP: the terminal is gone.
     Hangup,
 }
 
 impl StopSignal {
-    /// The signal's name.
+    /// Returns the signal's name, such as `SIGINT`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Interrupt => "SIGINT",
@@ -58,93 +58,94 @@ impl StopSignal {
     }
 }
 
-/// Something that happened.
+/// Something that happened to a rank, a launcher or `mpirun`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// A rank's process runs.
+    /// A heartbeat of a rank: its process runs.
     Alive {
-        /// Which rank.
+        /// Rank that the event is about.
         rank: usize,
     },
     /// A rank said what it is doing.
     Reported {
-        /// Which rank.
+        /// Rank that the event is about.
         rank: usize,
-        /// What it does.
+        /// What the rank does.
         phase: Phase,
-        /// In which epoch, from 1.
+        /// Current epoch, from 1.
         epoch: usize,
         /// Steps since the start of the run.
         step: u64,
     },
     /// A rank said that it is about to exit because of an error.
     Failed {
-        /// Which rank.
+        /// Rank that the event is about.
         rank: usize,
         /// The exit code it announced.
         exit_code: u8,
-        /// What it said.
+        /// Error message of the rank.
         message: String,
-        /// Whom it holds responsible.
+        /// Which ranks it holds responsible.
         blame: Blame,
     },
-    /// A rank said hello in a way that does not fit this launcher.
+    /// The handshake of a rank failed: it does not fit this launcher.
     Refused {
-        /// Which rank.
+        /// Rank that the event is about.
         rank: usize,
-        /// Why.
+        /// Why it does not fit.
         reason: String,
     },
     /// A rank's process ended.
     Exited {
-        /// Which rank.
+        /// Rank that the event is about.
         rank: usize,
-        /// How.
+        /// How the process ended.
         exit: Exit,
-        /// When; the event comes a little later, after what the rank had said before.
+        /// When the process ended. The event comes a little later, after the messages that the rank had sent
+        /// before.
         at: Duration,
     },
-    /// A node's launcher is gone, and nobody knows what becomes of its ranks.
+    /// The launcher of a node is gone, so the state of its ranks is unknown.
     NodeLost {
-        /// Its ranks.
+        /// The ranks of that node.
         ranks: Range<usize>,
-        /// Which node, and what was seen of it.
+        /// Which node, and how its loss was noticed.
         reason: String,
     },
-    /// Somebody has killed `mpirun`, without which ranks over MPI may not go on.
+    /// `mpirun` was killed, without which ranks over MPI may not be able to go on.
     MpirunKilled {
-        /// How it ended.
+        /// How `mpirun` ended.
         reason: String,
-        /// When.
+        /// When `mpirun` ended.
         at: Duration,
     },
-    /// Somebody asked the launcher to stop.
+    /// This launcher was asked to stop, by this signal.
     Signal(StopSignal),
-    /// Somebody asked another node's launcher to stop.
+    /// The launcher of another node was asked to stop.
     StopAsked {
-        /// By which signal, and on which node.
+        /// Signal and node, as text.
         reason: String,
     },
-    /// Somebody asked another node's launcher again, and will not wait for a checkpoint.
+    /// The launcher of another node was asked again, to stop at once without waiting for a checkpoint.
     StopNow {
-        /// By which signal, and on which node.
+        /// Signal and node, as text.
         reason: String,
     },
-    /// Time passed.
+    /// The deadline that the policy asked for has come.
     Tick,
 }
 
-/// What to do now.
+/// What to do about an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    /// Nothing.
+    /// Do nothing.
     Wait,
-    /// Say the reason, and go on.
+    /// Log the reason as a warning, and go on.
     Warn,
     /// Ask all ranks to save a checkpoint and exit.
     AskToStop,
     /// Kill all ranks' process groups.
     Kill,
-    /// All ranks are gone, or will not go: end like this.
+    /// End with this outcome: all ranks are gone, or cannot be killed.
     Finish(Outcome),
 }

@@ -1,11 +1,11 @@
-//! What to do when a rank fails, somebody asks to stop, or time passes.
+//! Decides what to do when a rank fails, when the job is asked to stop, or when a deadline passes.
 //!
-//! Pure: events and times go in, a decision and its reason come out. A time is the duration since
-//! the ranks were started.
+//! Pure: events and times go in, a decision and its reason come out. A time is the duration since the ranks
+//! were started.
 //!
-//! Once a rank has failed, no checkpoint can be saved any more, since that takes a step which all
-//! ranks complete. So the others get no SIGTERM, which asks for just that: they have [`SETTLE`] to
-//! say what they saw, and are then killed.
+//! Once a rank has failed, no checkpoint can be saved any more, since that takes a step which all ranks
+//! complete. So the other ranks are not asked to stop, which asks for just that: they have [`SETTLE`] to
+//! report what they saw, and are then killed.
 
 mod culprit;
 mod event;
@@ -25,49 +25,52 @@ pub use rank::{Ended, GivenUp, Rank, Report, Said, Silence, Told};
 pub use restart::restart;
 pub use walltime::Walltime;
 
-/// How long ranks may go on after the first failure, so that they can report theirs. Together with
-/// the time that killing takes, it stays well under 2 s.
+/// Grace period after the first failure, in which the other ranks can report theirs before they are killed.
+/// Together with the time that killing takes, it stays well under 2 s.
 pub const SETTLE: Duration = Duration::from_millis(300);
 
-/// As [`SETTLE`], where a rank waited for others and cannot say for which: whoever hangs is known by not
-/// saying so too, and their deadlines pass one after another.
+/// Grace period instead of [`SETTLE`] if a rank waited for a peer or lost one and cannot say which: the rank
+/// that hangs is the one that does not report so too, and the deadlines of the others pass one after another.
 const SETTLE_UNNAMED: Duration = Duration::from_secs(3);
 
-/// How long after another one a signal may be its echo.
+/// Time after a first stop signal within which a second one may be its echo: the same signal, arriving by
+/// another way.
 pub const ECHO: Duration = Duration::from_secs(1);
 
-/// How long killed processes have to be gone. One that waits for a device or a file system that does not
-/// answer cannot be killed.
+/// How long killed processes may take to be gone. A process that waits for a device or a file system that
+/// does not respond cannot be killed.
 const DYING: Duration = Duration::from_secs(10);
 
-/// When a deadline is noticed this much too late, the launcher itself did not run (suspended,
-/// stopped), and the ranks probably did not either.
+/// A deadline that is noticed this much too late shows that the launcher itself did not run (suspended,
+/// stopped). The ranks probably did not either.
 const OVERSLEPT: Duration = Duration::from_secs(1);
 
-/// What is said of that.
+/// Reason for a decision after a deadline that was noticed too late, see [`OVERSLEPT`].
 const DID_NOT_RUN: &str = "the launcher itself did not run for a while";
 
-/// How long to wait for what.
+/// Time limits for the ranks.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// From asking all ranks to stop until those that did not are killed; it counts while none of them loads,
-    /// evaluates or saves.
+    /// Time from asking all ranks to stop until those that did not are killed. It counts only while no rank
+    /// loads, evaluates or saves.
     pub stop: Duration,
-    /// A rank that takes steps, or looks for its peers, and says nothing for so long hangs.
+    /// Time without a report after which a rank that takes steps, or looks for its peers, counts as hanging.
     pub silence: Duration,
-    /// A rank whose process gives no sign of life for so long is frozen, whatever it did.
+    /// Time without a heartbeat after which a process counts as frozen, whatever it did.
     pub frozen: Duration,
-    /// A rank that has not begun to look for its peers for so long hangs: it loads libraries, or opens its device.
+    /// Time after which a rank that has not begun to look for its peers counts as hanging: it still loads
+    /// libraries, or opens its device.
     pub start: Duration,
 }
 
 impl Limits {
-    /// What goes with ranks that wait for each other for `timeout`. They know best who does not come and what
-    /// it did last, and so are given the time to say that; so is a launcher that notices that a node is lost.
+    /// Returns the limits for ranks that wait for each other for `timeout`. Ranks know best which peer is
+    /// missing and what it did last, so the limits leave them the time to report it. The same holds for a
+    /// launcher that notices that a node is lost.
     pub fn new(timeout: Duration) -> Self {
-        /// For a step and for the disk.
+        /// Time in addition to `timeout`, for a step and for the disk.
         const PATIENCE: Duration = Duration::from_secs(60);
-        /// For libraries on a slow network.
+        /// Time to load libraries over a slow network.
         const START: Duration = Duration::from_secs(600);
         let patience = timeout + PATIENCE;
         let frozen = (timeout + Duration::from_secs(5)).max(Duration::from_secs(20));
@@ -91,17 +94,17 @@ pub struct Job {
     stage: Stage,
     stop_reason: Option<String>,
     interrupted: bool,
-    /// Until when one signal may be the same as that which has asked to stop, by another way: it was sent to all
+    /// Until when another signal may be an echo of the one that asked to stop, which was sent to all
     /// launchers, or to a study and its runs.
     echo_until: Option<Duration>,
     overdue: Vec<usize>,
-    /// How `mpirun` ended, where somebody killed it.
+    /// When and how `mpirun` ended, if it was killed.
     mpirun_killed: Option<Told>,
-    /// Since when ranks seem to be silent.
+    /// When a rank was first found to be silent for too long, until that is confirmed or refuted.
     suspected: Option<Duration>,
-    /// When silent ranks were last told of.
+    /// When the last warning about silent ranks was given.
     noticed: Duration,
-    /// When ranks were started, or the launcher last woke.
+    /// When ranks were started, or when the launcher last noticed that it had not run for a while.
     started: Duration,
     walltime: Walltime,
 }
@@ -125,22 +128,22 @@ impl Job {
         }
     }
 
-    /// What is known of each rank.
+    /// Returns what is known of each rank.
     pub fn ranks(&self) -> &[Rank] {
         &self.ranks
     }
 
-    /// Why the ranks were asked to stop, if they were.
+    /// Returns why the job was asked to stop, if it was.
     pub fn stop_reason(&self) -> Option<&str> {
         self.stop_reason.as_deref()
     }
 
-    /// The time that the job may take.
+    /// Returns the time limit of the job.
     pub const fn walltime(&self) -> Walltime {
         self.walltime
     }
 
-    /// When to send a [`Event::Tick`] at the latest.
+    /// Returns when to send an [`Event::Tick`], if no other event comes before; `None`: not at all.
     pub fn deadline(&self) -> Option<Duration> {
         match self.stage {
             Stage::Running => {
@@ -156,7 +159,7 @@ impl Job {
         }
     }
 
-    /// Takes note of `event` and says what to do, and why.
+    /// Records `event`, which came at `now`, and returns what to do, and why.
     pub fn on(&mut self, event: &Event, now: Duration) -> (Decision, String) {
         self.extend_stop(now);
         self.record(event, now);
@@ -212,7 +215,7 @@ impl Job {
                 self.interrupted = true;
                 self.kill("SIGINT while a checkpoint was being saved", now)
             }
-            // Slurm and srun send these more than once: not a sign of impatience.
+            // Slurm and srun send these signals more than once: a repetition is no sign of impatience.
             (Event::Signal(signal), _) if stopping => {
                 self.echo_until = None;
                 wait(&format!("{} while already stopping", signal.name()))
@@ -229,7 +232,7 @@ impl Job {
                 self.ask_to_stop(reason.clone(), now)
             }
             (Event::Signal(signal), _) => {
-                // Under srun, a study hands Ctrl-C on as SIGTERM, and srun as it is.
+                // Under srun, Ctrl-C arrives twice: from the study as SIGTERM, and from srun as SIGINT.
                 let echoes = *signal == StopSignal::Terminate;
                 self.echo_until = echoes.then_some(now + ECHO);
                 self.ask_to_stop(signal.name().to_owned(), now)
@@ -254,14 +257,15 @@ impl Job {
         }
     }
 
-    /// Until now, somebody may have done what takes its time.
+    /// Restarts the stop limit if a rank was loading, evaluating or saving until now.
     fn extend_stop(&mut self, now: Duration) {
         if matches!(self.stage, Stage::Stopping { .. }) && self.somebody_takes_its_time() {
             self.stage = Stage::Stopping { until: now + self.limits.stop };
         }
     }
 
-    /// Once a rank has failed by itself, there is no need to wait for who hangs.
+    /// Shortens the grace period to [`SETTLE`] once a rank has failed by itself: then there is no need to
+    /// find out which rank hangs.
     fn settle_soon(&mut self, now: Duration) {
         if let Stage::Failing { kill_at } = self.stage
             && self.somebody_failed_by_itself()
@@ -304,7 +308,8 @@ impl Job {
             Event::MpirunKilled { reason, at } => {
                 self.mpirun_killed.get_or_insert(Told { at: *at, reason: reason.clone() });
             }
-            // Also when nothing can be saved any more: then it is at least not started again.
+            // Recorded even if no checkpoint can be saved any more: then the job is at least not started
+            // again.
             Event::Signal(signal) => {
                 self.stop_reason.get_or_insert_with(|| signal.name().to_owned());
             }

@@ -1,4 +1,4 @@
-//! How a job ended, and whose fault it was.
+//! How a job ended, and which rank caused it.
 
 use std::fmt;
 use std::time::Duration;
@@ -23,9 +23,9 @@ pub enum Outcome {
     Failed(Failure),
     /// These ranks were killed and are still there.
     Unkillable {
-        /// Which.
+        /// The ranks that are still there.
         ranks: Vec<usize>,
-        /// How the job would have ended without them.
+        /// How the job would have ended otherwise.
         after: Box<Outcome>,
     },
 }
@@ -33,45 +33,45 @@ pub enum Outcome {
 /// The failure that the others followed from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// Whose.
+    /// The rank that failed.
     pub rank: usize,
-    /// When it was noticed.
+    /// When the failure happened or was noticed.
     pub at: Duration,
-    /// What it was.
+    /// What happened.
     pub cause: Cause,
-    /// How the launcher ends because of it.
+    /// Exit code of the launcher because of this failure.
     pub exit_code: ExitCode,
 }
 
-/// What a failure was.
+/// What happened to a rank that failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cause {
-    /// The process ended.
+    /// The rank's process ended.
     Exited(Exit),
-    /// The rank announced it and was still there when all were killed.
+    /// The rank announced its failure, and its process was still there when all were killed.
     Announced,
-    /// It does not fit this launcher.
+    /// The rank does not fit this launcher, for this reason.
     Refused(String),
-    /// Its node's launcher is gone: which node, and what was seen of it.
+    /// The launcher of the rank's node is gone: which node, and how that was noticed.
     NodeLost(String),
-    /// Somebody had killed `mpirun` before: how it ended.
+    /// `mpirun` had been killed before: how it ended.
     MpirunKilled(String),
-    /// The launcher gave up on it.
+    /// The launcher gave up on the rank because it was silent.
     Silent(Silence),
-    /// Another rank gave up on it.
+    /// Another rank gave up on this one.
     Blamed {
-        /// Which one.
+        /// The rank that gave up.
         by: usize,
     },
-    /// Another rank gave up on somebody, and this one said nothing.
+    /// Another rank gave up on a peer that it cannot name, and this rank reported no failure.
     Mute {
-        /// Which one gave up.
+        /// The rank that gave up.
         heard: usize,
     },
 }
 
 impl Outcome {
-    /// How the launcher ends.
+    /// Returns the exit code of the launcher.
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Done => ExitCode::Done,
@@ -85,7 +85,8 @@ impl Outcome {
         }
     }
 
-    /// Whose failure the others followed from.
+    /// Returns the rank whose failure the others followed from; `None` if nothing failed, or no single rank
+    /// caused it.
     pub fn failed_rank(&self) -> Option<usize> {
         match self {
             Self::Failed(Failure {
@@ -189,10 +190,10 @@ fn signal_name(signal: i32) -> Option<&'static str> {
 }
 
 impl Job {
-    /// How the job ended; to be asked when all ranks are gone.
+    /// Returns how the job ended. To be called when all ranks are gone, or cannot be killed.
     pub(super) fn outcome(&self) -> Outcome {
         let stopped = |rank: &Rank| rank.exited.is_some_and(|ended| ended.exit.is_stop());
-        // Until ranks were killed for one of these, none had failed; what they said since follows from that.
+        // In the first two cases no rank had failed before all were killed; later failures follow from that.
         if self.interrupted {
             Outcome::Interrupted
         } else if !self.overdue.is_empty() {
@@ -206,7 +207,7 @@ impl Job {
         }
     }
 
-    /// `outcome` in a line, with what the rank that failed has said itself.
+    /// Formats `outcome` in one line, with the first line of the message of the rank that failed.
     pub fn in_a_line(&self, outcome: &Outcome) -> String {
         let rank = outcome.failed_rank();
         match rank.and_then(|rank| Some((rank, self.ranks[rank].said.as_ref()?))) {

@@ -10,31 +10,31 @@ use super::Exit;
 /// What is known of a rank.
 #[derive(Debug, Clone, Default)]
 pub struct Rank {
-    /// When it last said what it is doing, and what.
+    /// The newest report of what the rank is doing, if any.
     pub report: Option<Report>,
-    /// When its process last gave a sign of life, if it ever has.
+    /// When the newest heartbeat of the rank's process came, if any.
     pub alive_at: Option<Duration>,
-    /// That it failed, as it said itself.
+    /// The failure that the rank announced, if any.
     pub said: Option<Said>,
-    /// Why it was refused.
+    /// Why the rank was refused, if it was.
     pub refused: Option<Told>,
-    /// That the launcher gave up on it.
+    /// Why the launcher gave up on the rank, if it did.
     pub given_up: Option<GivenUp>,
-    /// How its node was lost.
+    /// How the rank's node was lost, if it was.
     pub lost: Option<Told>,
-    /// How its process ended.
+    /// How the rank's process ended, if it did.
     pub exited: Option<Ended>,
-    /// The launcher killed it.
+    /// Whether the launcher killed the rank.
     pub killed: bool,
 }
 
 impl Rank {
-    /// Whether its process may still be there.
+    /// Returns whether the rank's process may still be there.
     pub(super) const fn is_alive(&self) -> bool {
         self.exited.is_none() && self.lost.is_none()
     }
 
-    /// What it last said that it is doing.
+    /// Returns what the rank is doing according to its newest report.
     pub const fn doing(&self) -> &'static str {
         match self.report {
             None => "not yet heard of",
@@ -49,24 +49,24 @@ impl Rank {
         }
     }
 
-    /// When it was last heard of.
+    /// Returns when the newest report came; zero if none did. Heartbeats do not count.
     pub(super) fn heard_at(&self) -> Duration {
         self.report.map_or(Duration::ZERO, |report| report.at)
     }
 
-    /// Whether it is not connected yet.
+    /// Returns whether the rank is connecting to its peers.
     pub(super) fn looks_for_peers(&self) -> bool {
         self.report.is_some_and(|report| report.phase == Phase::Connecting)
     }
 
-    /// Whether it has to say something again before long: steps do, and peers are looked for until a deadline.
-    /// How long the other phases take depends on the data and the disk.
+    /// Returns whether the next report is due within a known time: steps are reported as they begin, and
+    /// connecting to peers has a deadline. How long the other phases take depends on the data and the disk.
     pub(super) fn has_a_deadline(&self) -> bool {
         let doing = self.report.map(|report| report.phase);
         matches!(doing, Some(Phase::Connecting | Phase::Training))
     }
 
-    /// Whether it does what may take any time.
+    /// Returns whether the rank is in a phase that may take any time.
     pub(super) fn takes_its_time(&self) -> bool {
         self.report.is_some() && !self.has_a_deadline()
     }
@@ -75,62 +75,62 @@ impl Rank {
 /// How a rank is silent, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Silence {
-    /// It said nothing.
+    /// The rank sent no report.
     Quiet(Duration),
-    /// Its process gave no sign of life.
+    /// The rank's process sent no heartbeat.
     Frozen(Duration),
-    /// It and all others look for each other, and their processes run.
+    /// The rank and all others run, and look for each other in vain.
     Apart(Duration),
 }
 
-/// What a rank said when it failed.
+/// The failure that a rank announced.
 #[derive(Debug, Clone)]
 pub struct Said {
-    /// When.
+    /// When the launcher heard of it.
     pub at: Duration,
     /// The exit code that it announced.
     pub exit_code: u8,
-    /// The message.
+    /// The error message.
     pub message: String,
-    /// Whom it held responsible.
+    /// Which ranks it held responsible.
     pub blame: Blame,
 }
 
-/// What is told of it by others.
+/// An observation about a rank that did not come from the rank itself, or about `mpirun`.
 #[derive(Debug, Clone)]
 pub struct Told {
-    /// When.
+    /// When it was observed.
     pub at: Duration,
-    /// What.
+    /// What was observed.
     pub reason: String,
 }
 
-/// That a rank was silent for too long.
+/// The launcher's decision to give up on a silent rank.
 #[derive(Debug, Clone, Copy)]
 pub struct GivenUp {
     /// When the launcher gave up.
     pub at: Duration,
-    /// Why.
+    /// The silence that led to the decision.
     pub silence: Silence,
 }
 
 /// The end of a process.
 #[derive(Debug, Clone, Copy)]
 pub struct Ended {
-    /// When.
+    /// When the process ended.
     pub at: Duration,
-    /// How.
+    /// How it ended.
     pub exit: Exit,
 }
 
-/// What a rank said it is doing.
+/// A rank's report of what it is doing.
 #[derive(Debug, Clone, Copy)]
 pub struct Report {
-    /// When it said so.
+    /// When the report came.
     pub at: Duration,
-    /// What it does.
+    /// What the rank is doing.
     pub phase: Phase,
-    /// In which epoch, from 1.
+    /// Current epoch, from 1.
     pub epoch: usize,
     /// Steps since the start of the run.
     pub step: u64,

@@ -1,21 +1,22 @@
-//! Whether to start a failed job again.
+//! Decides whether to start a failed job again.
 
 use job::ExitCode;
 
 use super::Outcome;
 
-/// Whether to start the job again after `outcome`. `used`: restarts so far.
+/// Returns `Ok` if the job is to be started again after `outcome`. `used` is the number of restarts so far,
+/// of at most `max`.
 ///
-/// Only where it can help: a rank that crashed, was killed or hung may get further next time. A bad
-/// configuration, bad data, a loss that is not finite, too little memory or a machine that does not
-/// fit would end the same way.
+/// A restart is for failures where it can help: a rank that crashed, was killed or hung may get further next
+/// time. A bad configuration, bad data, a loss that is not finite, too little memory or a machine that does
+/// not fit would end the same way.
 ///
 /// # Errors
-/// Why not.
+/// The reason why the job is not started again.
 pub fn restart(outcome: &Outcome, stop_requested: bool, used: u32, max: u32) -> Result<(), String> {
     let failure = match outcome {
         Outcome::Failed(failure) => failure,
-        // They hold the device and the run directory.
+        // The ranks that are still there hold the device and the run directory.
         Outcome::Unkillable { .. } => return Err(outcome.to_string()),
         _ => return Err("nothing failed".to_owned()),
     };

@@ -1,19 +1,19 @@
-//! Ranks that say nothing.
+//! Detects ranks that are silent.
 
 use std::time::Duration;
 
 use super::rank::Silence;
 use super::{DID_NOT_RUN, Decision, GivenUp, Job, Limits, OVERSLEPT, Rank, wait};
 
-/// A rank that seems to be silent is given so long more: what it has said may not have been read yet.
+/// Extra time for a rank that seems to be silent: its messages may not have been read yet.
 const CONFIRM: Duration = Duration::from_secs(2);
 
-/// A rank that does what may take any time and says nothing for so long is told of: its data, its evaluation
-/// or its disk may be that slow, or it hangs.
+/// Silence after which the launcher warns of a rank in a phase that may take any time: its data, its
+/// evaluation or its disk may be that slow, or it hangs.
 const NOTICE: Duration = Duration::from_secs(300);
 
 impl Job {
-    /// When to look at silent ranks.
+    /// Returns when to check for silent ranks next.
     pub(super) fn silence_deadline(&self) -> Option<Duration> {
         let first = match self.suspected {
             Some(at) => Some(at + CONFIRM),
@@ -32,26 +32,29 @@ impl Job {
         deadlines.into_iter().flatten().min()
     }
 
-    /// When a process that has given signs of life must have given another one.
+    /// Returns when the first of the processes that have sent heartbeats counts as frozen, without another
+    /// one.
     fn frozen_deadline(&self) -> Option<Duration> {
         let signs = self.alive_ranks().filter_map(|rank| rank.alive_at);
         signs.map(|at| at + self.limits.frozen).min()
     }
 
-    /// When a rank that was never heard of must have been, since others look for it.
+    /// Returns when a rank that has never reported counts as hanging because others are ahead of it: they
+    /// look for it, or train.
     fn unheard_deadline(&self) -> Option<Duration> {
         self.alive_ranks().find(|rank| rank.report.is_none())?;
         let looking = self.alive_ranks().filter(|rank| rank.has_a_deadline());
         looking.map(|rank| rank.heard_at() + self.limits.frozen).min()
     }
 
-    /// When a rank that takes steps, or looks for its peers, must have said so again.
+    /// Returns when the first of the ranks that take steps, or look for peers, counts as hanging, without
+    /// another report.
     fn mute_deadline(&self) -> Option<Duration> {
         let bound = self.alive_ranks().filter(|rank| rank.has_a_deadline());
         bound.map(|rank| rank.heard_at() + self.limits.silence).min()
     }
 
-    /// When a rank must have been heard of at all.
+    /// Returns when a rank that has never reported counts as hanging in any case.
     fn start_deadline(&self) -> Option<Duration> {
         self.alive_ranks()
             .find(|rank| rank.report.is_none())
@@ -67,7 +70,8 @@ impl Job {
         self.alive().map(|rank| &self.ranks[rank])
     }
 
-    /// What to do about ranks that have been silent too long, if any have. Time has passed.
+    /// Decides what to do about ranks that have been silent for too long, if any have. To be called on
+    /// `Event::Tick`.
     pub(super) fn check_silence(&mut self, now: Duration) -> (Decision, String) {
         let Some(deadline) = self.first_deadline().filter(|deadline| now >= *deadline) else {
             self.suspected = None;
@@ -136,7 +140,7 @@ impl Job {
         self.kill(&reason, now)
     }
 
-    /// Tells of ranks that may hang, or may not.
+    /// Warns of ranks that have been silent for long and may hang, or may just be slow.
     fn notice(&mut self, now: Duration) -> (Decision, String) {
         if self.notice_deadline().is_none_or(|deadline| now < deadline) {
             return wait("no failure");

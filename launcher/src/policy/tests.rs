@@ -1,4 +1,5 @@
-//! Failures, signals, restarts; [`hangs`] has ranks that hang, [`nodes`] what several nodes and `mpirun` add.
+//! Tests of failures, signals and restarts; [`hangs`] has those of ranks that hang, [`nodes`] those of
+//! several nodes and `mpirun`.
 
 mod hangs;
 mod nodes;
@@ -24,19 +25,19 @@ fn exited(rank: usize, exit: Exit, at: u64) -> (Event, Duration) {
     (Event::Exited { rank, exit, at: ms(at) }, ms(at))
 }
 
-/// A failure of the rank's own.
+/// A rank reports a failure of its own.
 fn said(rank: usize, exit_code: u8, message: &str, at: u64) -> (Event, Duration) {
     let (message, blame) = (message.to_owned(), Blame::Nobody);
     (Event::Failed { rank, exit_code, message, blame }, ms(at))
 }
 
-/// A failure that peers take part in.
+/// A rank reports a failure of communication with its peers.
 fn met(rank: usize, exit_code: u8, error: &CommError, at: u64) -> (Event, Duration) {
     let (message, blame) = (error.to_string(), error.blame());
     (Event::Failed { rank, exit_code, message, blame }, ms(at))
 }
 
-/// What `rank` meets that waited for `missing`, or for peers that it cannot name.
+/// The error of `rank` after it waited in vain for `missing`; empty: for peers that it cannot name.
 fn timeout(rank: usize, missing: &[usize]) -> CommError {
     CommError::Timeout {
         op: "all_reduce",
@@ -48,7 +49,7 @@ fn timeout(rank: usize, missing: &[usize]) -> CommError {
     }
 }
 
-/// What the others meet when `by` gives up because of `error`.
+/// The error of the other ranks when `by` gives up because of `error`.
 fn told(by: usize, error: &CommError) -> CommError {
     CommError::Aborted { by, reason: error.to_string(), blame: error.blame() }
 }
@@ -85,7 +86,7 @@ fn failure(outcome: Outcome) -> (usize, Cause, ExitCode) {
     }
 }
 
-/// Rank 1 is gone.
+/// The error of a rank whose peer, rank 1, is gone.
 const GONE: CommError = CommError::PeerGone { rank: 1, pid: 77, op: "all_reduce", sequence: 9 };
 
 #[test]
@@ -275,7 +276,7 @@ fn a_stop_waits_for_ranks_that_load_evaluate_or_save() {
         assert_eq!(job.deadline(), Some(ms(301_000)), "when it is told of");
         let (decision, reason) = replay(&mut job, &[tick(301_000)]);
         assert_eq!(decision, Decision::Warn, "{reason}");
-        // It has the whole time from when it takes steps again.
+        // The stop limit starts anew when the rank takes steps again.
         replay(&mut job, &[report(0, Phase::Training, 400_000)]);
         assert_eq!(job.deadline(), Some(ms(400_000) + LIMITS.stop));
         assert_eq!(replay(&mut job, &[tick(550_000)]).0, Decision::Kill);
@@ -286,7 +287,7 @@ fn a_stop_waits_for_ranks_that_load_evaluate_or_save() {
 fn a_launcher_that_was_suspended_does_not_take_a_stop_for_overdue() {
     let mut job = Job::new(1, LIMITS, Walltime::default());
     replay(&mut job, &[report(0, Phase::Training, 0), signal(StopSignal::Terminate, 1000)]);
-    // What was said meanwhile is read first.
+    // Messages that were sent meanwhile are read first.
     let (decision, _) = replay(&mut job, &[report(0, Phase::Training, 900_000)]);
     assert_eq!(decision, Decision::Wait);
     let (decision, reason) = replay(&mut job, &[tick(900_000)]);

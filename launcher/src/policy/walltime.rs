@@ -1,20 +1,21 @@
-//! When to stop because the job's time is up. Pure.
+//! Decides when to stop because the job's time is up. Pure.
 //!
-//! A rank that is asked to stop first finishes what it is at, at worst an evaluation and the checkpoint
-//! after it, and then saves another one. So twice the longest pause between steps so far is kept, and
-//! something for what is slower the next time.
+//! A rank that is asked to stop first finishes what it is doing, at worst an evaluation and the checkpoint
+//! after it, and then saves another checkpoint. So the margin before the end is twice the longest pause
+//! between steps so far, and a reserve for what is slower the next time.
 
 use std::time::Duration;
 
 use comm::control::Phase;
 
-/// What a pause is taken to last before there was one.
+/// Assumed length of a pause before there was one.
 const FIRST_PAUSE: Duration = Duration::from_secs(20);
 
-/// Kept besides: for a step, the end of the processes, and clocks that differ.
+/// Reserve in addition to the pauses: for a step, the end of the processes, and clocks that differ.
 const RESERVE: Duration = Duration::from_secs(15);
 
-/// The time that the job may take, and how long rank 0 pauses for an evaluation and a checkpoint.
+/// The time limit of the job, and the longest pause between steps of rank 0, for an evaluation and a
+/// checkpoint.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Walltime {
     end: Option<Duration>,
@@ -24,18 +25,18 @@ pub struct Walltime {
 }
 
 impl Walltime {
-    /// `end`: when the job is killed, if it is.
+    /// Creates the limit of a job that is killed at `end`; `None`: there is no limit.
     pub fn new(end: Option<Duration>) -> Self {
         Self { end, ..Self::default() }
     }
 
-    /// The same for a new attempt, which begins `elapsed` after the one that this was made for.
+    /// Returns the limit for a new attempt, which begins `elapsed` after the attempt that `self` is for.
     pub fn restarted(self, elapsed: Duration) -> Self {
         let end = self.end.map(|end| end.saturating_sub(elapsed));
         Self { end, longest_pause: self.longest_pause, ..Self::default() }
     }
 
-    /// Takes note of what rank 0 does.
+    /// Records what rank 0 does.
     pub fn observe(&mut self, phase: Phase, now: Duration) {
         if phase == Phase::Training {
             self.has_trained = true;
@@ -48,12 +49,12 @@ impl Walltime {
         }
     }
 
-    /// When to ask all ranks to stop, if ever.
+    /// Returns when to ask all ranks to stop; `None`: there is no limit.
     pub fn stop_at(&self) -> Option<Duration> {
         self.end.map(|end| end.saturating_sub(self.margin()))
     }
 
-    /// How long before the end that is.
+    /// Returns how long before the end all ranks are asked to stop.
     pub fn margin(&self) -> Duration {
         2 * self.longest_pause.unwrap_or(FIRST_PAUSE) + RESERVE
     }

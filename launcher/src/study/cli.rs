@@ -54,17 +54,17 @@ pub struct StudyCli {
 }
 
 impl StudyCli {
-    /// Which devices the command line asks for.
+    /// Returns which devices the command line asks for.
     pub fn request(&self) -> Request {
         Request::of(self.cpu, self.gpus)
     }
 
-    /// How much is shown.
+    /// Returns how much is printed.
     pub const fn style(&self) -> Style {
         if self.quiet { Style::Quiet } else { Style::Pretty }
     }
 
-    /// Where runs, tables and figures are kept.
+    /// Returns the folder for runs, tables and figures.
     pub fn out(&self) -> PathBuf {
         let stem = self.file.file_stem().unwrap_or_default().to_string_lossy();
         let size = if self.reduced { "-reduced" } else { "" };

@@ -1,4 +1,4 @@
-//! The figures of a study. Pure.
+//! Draws the figures of a study. Pure.
 
 use figure::{Chart, Heading, Line, Panel, Picture, Point, Stroke, XAxis, YAxis, colour};
 
@@ -8,17 +8,17 @@ use super::file::{FigureEntry, Metric, PanelEntry};
 use super::planned::Planned;
 use super::results::Statistic;
 
-/// The part of a run whose values may be above the end of the y axis: networks start with errors that
-/// would flatten all that comes after.
+/// Fraction of the longest run, from its start, whose values may lie above the end of the y axis: networks
+/// start with errors that would flatten all that comes after.
 const TRANSIENT: f64 = 0.1;
 
-/// Runs that are one line.
+/// Runs that form one line.
 struct Group<'a> {
     name: String,
     runs: Vec<&'a Planned>,
 }
 
-/// Draws `entry` of a study called `title`, as far as its runs have come.
+/// Draws the figure `entry` of a study called `title`, as far as the runs have come.
 pub fn draw(title: &str, entry: &FigureEntry, x: &X, runs: &[Planned]) -> Picture {
     let groups = groups(entry, runs);
     let whole = [PanelEntry { title: String::new(), only: serde_yaml::Mapping::new() }];
@@ -39,7 +39,7 @@ pub fn draw(title: &str, entry: &FigureEntry, x: &X, runs: &[Planned]) -> Pictur
             x_label: x.label(),
             x: match x {
                 X::Epoch => XAxis::Epochs,
-                X::GlobalBatchSize | X::Parameters | X::MultiplyAdds => XAxis::Doublings,
+                X::GlobalBatchSize | X::Parameters | X::MultiplyAdds => XAxis::Log2,
                 X::Step | X::Key(_) => XAxis::FromZero,
             },
             y,
@@ -59,7 +59,7 @@ fn subtitle(entry: &FigureEntry, x: &X, groups: &[Group<'_>]) -> String {
         [solid, dashed] => format!("{} (dashed: {})", solid.name(), dashed.name()),
         _ => entry.y[0].name().to_owned(),
     };
-    // Of a point.
+    // Number of runs behind each point.
     let counts: Vec<usize> =
         groups.iter().flat_map(|group| runs_of_points(x, &group.runs)).collect();
     let (least, most) = (counts.iter().min().unwrap_or(&1), counts.iter().max().unwrap_or(&1));
@@ -104,7 +104,7 @@ impl Quantity {
     }
 }
 
-/// Runs that agree in the keys of `group_by`, or but for the seed.
+/// Groups runs that agree in the keys of `group_by`, or, without it, in everything but the seed.
 fn groups<'a>(entry: &FigureEntry, runs: &'a [Planned]) -> Vec<Group<'a>> {
     let name = |run: &Planned| match &entry.group_by {
         None => run.point.group.clone(),
@@ -136,7 +136,7 @@ fn lines(entry: &FigureEntry, x: &X, panel: &PanelEntry, groups: &[Group<'_>]) -
         .collect();
     let strokes = [Stroke::Solid, Stroke::Dashed];
     let metrics: Vec<(Metric, Stroke)> = entry.y.iter().copied().zip(strokes).collect();
-    // Dashed lines are below.
+    // Dashed lines are drawn first, so they lie below solid ones.
     metrics
         .iter()
         .rev()
@@ -151,7 +151,7 @@ fn lines(entry: &FigureEntry, x: &X, panel: &PanelEntry, groups: &[Group<'_>]) -
         .collect()
 }
 
-/// Where runs are, and the mean of those at the same place with its standard deviation.
+/// Returns the points of a line: for each x, the mean and the standard deviation of the runs that are there.
 fn points(metric: Metric, x: &X, runs: &[&Planned]) -> Vec<Point> {
     let mut values: Vec<(f64, f64)> = Vec::new();
     for run in runs {
@@ -188,7 +188,7 @@ fn y_axis(quantity: Quantity, x: &X, lines: &[Vec<Line>]) -> YAxis {
     YAxis::FromZero { to: Some(highest.fold(0.0, f64::max) * 1.08) }
 }
 
-/// Without what is above the end of the axis.
+/// Removes points above the end of the y axis, and cuts ranges off there.
 fn cut(lines: Vec<Line>, y: YAxis) -> Vec<Line> {
     let YAxis::FromZero { to: Some(to) } = y else { return lines };
     let cut = |mut line: Line| {

@@ -1,4 +1,4 @@
-//! From a study to its runs. Pure.
+//! Expands a study into its runs. Pure.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -14,20 +14,20 @@ const SEED: &str = "train.seed";
 /// A run of a study.
 #[derive(Debug, Clone)]
 pub struct Point {
-    /// Of its run directory.
+    /// Name of the run directory.
     pub name: String,
-    /// The same for runs that differ in the seed only.
+    /// Name without the seed: the same for runs that differ in the seed only.
     pub group: String,
-    /// Of weights, order of samples, augmentation.
+    /// Seed of weights, order of samples, and augmentation.
     pub seed: u64,
-    /// The configuration that it starts from.
+    /// Path of the configuration that the run starts from.
     pub config: PathBuf,
-    /// What is changed in it, a later one winning.
+    /// Changes to that configuration. Of several for one key, the last one counts.
     pub overrides: Vec<Override>,
 }
 
 impl Point {
-    /// What it sets `key` to, if it does.
+    /// Returns the value that the run sets `key` to, if it does.
     pub fn value(&self, key: &str) -> Option<&Value> {
         self.overrides.iter().rfind(|it| it.key == key).map(|it| &it.value)
     }
@@ -38,50 +38,51 @@ impl Point {
 pub struct Override {
     /// The dotted key.
     pub key: String,
-    /// Its value.
+    /// The value of the key.
     pub value: Value,
-    /// Where in the study file it stands.
+    /// Path to the override within the study file.
     pub place: Vec<String>,
 }
 
 impl Override {
-    /// As `--set` takes it.
+    /// Returns the argument for `--set`.
     pub fn argument(&self) -> String {
         format!("{}={}", self.key, in_one_line(&self.value))
     }
 }
 
-/// What a study may not say.
+/// An error in a study file.
 #[derive(Debug, PartialEq)]
 pub struct Invalid {
-    /// The way to the key.
+    /// Path to the key within the study file.
     pub place: Vec<String>,
     /// What is wrong, and what would be right.
     pub problem: String,
 }
 
 impl Invalid {
-    /// Of the key at `place`.
+    /// Creates an error about the key at `place`.
     pub fn new(place: &[&str], problem: impl Into<String>) -> Self {
         let place = place.iter().map(|&part| part.to_owned()).collect();
         Self { place, problem: problem.into() }
     }
 }
 
-/// A study in one of its sizes.
+/// The runs of a study, in full or reduced size.
 #[derive(Debug)]
 pub struct Expanded {
-    /// Ranks of a run.
+    /// Number of ranks of each run.
     pub ranks: usize,
     /// All runs: all with the first seed, then all with the second, so that a study that is stopped has
     /// something to show.
     pub points: Vec<Point>,
 }
 
-/// The runs of `study`, as given or `reduced`.
+/// Returns the runs of `study`, in full or `reduced` size.
 ///
 /// # Errors
-/// [`Invalid`] when values are no values, two runs have one name, or there is none.
+/// [`Invalid`] when a key or value has the wrong form, two runs have the same name, or nothing is left to
+/// run.
 pub fn expand(study: &StudyFile, reduced: bool) -> Result<Expanded, Invalid> {
     let small = reduced.then_some(&study.reduced);
     let ranks = small.and_then(|small| small.ranks).unwrap_or(study.ranks);
@@ -153,7 +154,8 @@ fn point(
     }
 }
 
-/// A word alone says what it is; a number wants its key.
+/// Returns how a value appears in the name of a run: a word alone says what it is, anything else follows its
+/// key.
 pub fn label(key: &str, value: &Value) -> String {
     let key = key.rsplit('.').next().unwrap_or_default();
     match value {
@@ -162,13 +164,13 @@ pub fn label(key: &str, value: &Value) -> String {
     }
 }
 
-/// What a directory can be called without surprises.
+/// Returns `word` without characters that make awkward names of folders.
 fn tame(word: &str) -> String {
     let letters = word.chars().filter(|c| !"[] ".contains(*c));
     letters.map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' }).collect()
 }
 
-/// Every choice of one value of each axis; the last axis changes fastest.
+/// Returns every choice of one value of each axis; the last axis changes fastest.
 fn combinations(axes: &[Vec<Override>]) -> Vec<Vec<Override>> {
     axes.iter().fold(vec![Vec::new()], |chosen, axis| {
         let extended = |before: &Vec<Override>| {

@@ -1,4 +1,4 @@
-//! Which figures a study has: checks what the file says of them. Pure.
+//! Checks the figures that a study file describes. Pure.
 
 use std::collections::HashSet;
 
@@ -9,20 +9,20 @@ use super::expand::Invalid;
 use super::file::{FigureEntry, Metric, StudyFile};
 use super::planned::Planned;
 
-/// What is on the x axis.
+/// Quantity on the x axis of a figure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum X {
     /// Optimizer updates.
     Step,
     /// Passes over the training set.
     Epoch,
-    /// Images of all ranks a step.
+    /// Images per step of all ranks together.
     GlobalBatchSize,
-    /// Numbers that are trained.
+    /// Number of trainable parameters.
     Parameters,
-    /// Of the network, for one image.
+    /// Multiply-adds of the network for one image.
     MultiplyAdds,
-    /// A number in the configuration, by its dotted key.
+    /// Number in the configuration, by its dotted key.
     Key(String),
 }
 
@@ -48,12 +48,12 @@ impl X {
         Err(format!("unknown value `{name}`, expected {} or a dotted key{hint}", known.join(", ")))
     }
 
-    /// Whether lines go through the epochs of a run, and not from run to run.
+    /// Returns whether lines follow the epochs of a run, and do not go from run to run.
     pub const fn is_within_run(&self) -> bool {
         matches!(self, Self::Step | Self::Epoch)
     }
 
-    /// Its value for a run as a whole.
+    /// Returns the value for a run as a whole; `None` if it changes within a run or the run has none.
     pub fn of_run(&self, run: &Planned) -> Option<f64> {
         match self {
             Self::Step | Self::Epoch => None,
@@ -64,7 +64,7 @@ impl X {
         }
     }
 
-    /// Below the axis.
+    /// Returns the label of the axis.
     pub fn label(&self) -> String {
         match self {
             Self::Step => "step".to_owned(),
@@ -77,19 +77,19 @@ impl X {
     }
 }
 
-/// What metrics of one axis have in common.
+/// Quantity that the metrics on one axis measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Quantity {
-    /// In percent.
+    /// Error, in percent.
     Error,
-    /// In percent.
+    /// Accuracy, in percent.
     Accuracy,
-    /// In nats.
+    /// Loss, in nats.
     Loss,
 }
 
 impl Metric {
-    /// What it is one of.
+    /// Returns the quantity that the metric measures.
     pub const fn quantity(self) -> Quantity {
         match self {
             Self::TestError | Self::TrainError => Quantity::Error,
@@ -98,7 +98,7 @@ impl Metric {
         }
     }
 
-    /// As in a text.
+    /// Returns the name for use in a text.
     pub const fn name(self) -> &'static str {
         match self {
             Self::TestError => "test error",
@@ -111,10 +111,11 @@ impl Metric {
     }
 }
 
-/// The x axis of each figure of `study`, whose runs, as given or reduced, are `runs`.
+/// Checks the figures of `study`, whose runs, in full or reduced size, are `runs`. Returns the x axis of each
+/// figure.
 ///
 /// # Errors
-/// [`Invalid`], when a figure shows what there is not.
+/// [`Invalid`] when a figure asks for something that the runs do not have.
 pub fn check(study: &StudyFile, runs: &[Planned], reduced: bool) -> Result<Vec<X>, Invalid> {
     let mut names = HashSet::new();
     let mut axes = Vec::new();
@@ -132,7 +133,8 @@ pub fn check(study: &StudyFile, runs: &[Planned], reduced: bool) -> Result<Vec<X
     Ok(axes)
 }
 
-/// An error is the way to the key within the figure, and what is wrong.
+/// Checks one figure and returns its x axis. An error is the path to the key within the figure, and what is
+/// wrong.
 fn check_one<'a>(
     figure: &'a FigureEntry,
     runs: &[Planned],
@@ -168,7 +170,7 @@ fn check_one<'a>(
     Ok(x)
 }
 
-/// That runs set `key`, and each of `values` is one that it has.
+/// Checks that some run sets `key`, and that each of `values` is the value of some run.
 fn known(key: &str, values: Option<&Value>, runs: &[Planned]) -> Result<(), String> {
     let keys = || runs.iter().flat_map(|run| run.point.overrides.iter().map(|it| it.key.as_str()));
     if !keys().any(|set| set == key) {
@@ -183,7 +185,7 @@ fn known(key: &str, values: Option<&Value>, runs: &[Planned]) -> Result<(), Stri
     missing.map_or(Ok(()), |value| Err(format!("no run has {}", job::config::in_one_line(value))))
 }
 
-/// A value alone is a list of one.
+/// Returns the elements of a list; any other value counts as a list of one.
 fn list(values: &Value) -> &[Value] {
     match values {
         Value::Sequence(values) => values,
@@ -191,7 +193,7 @@ fn list(values: &Value) -> &[Value] {
     }
 }
 
-/// Whether a panel shows a run.
+/// Returns whether a panel with the filter `only` shows `run`.
 pub fn shows(only: &Mapping, run: &Planned) -> bool {
     only.iter().all(|(key, values)| {
         let value = run.value(key.as_str().unwrap_or_default());

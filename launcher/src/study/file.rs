@@ -1,4 +1,4 @@
-//! A study file: its keys and their defaults. Says nothing of how its runs end.
+//! Format of a study file: its keys and their defaults. Results of runs are not part of it.
 
 use std::path::{Path, PathBuf};
 
@@ -6,33 +6,33 @@ use job::config::{ConfigError, Document};
 use serde::Deserialize;
 use serde_yaml::Mapping;
 
-/// What is compared, and what is drawn of it.
+/// A study: which runs are compared, and what is drawn of them.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StudyFile {
-    /// What it is about.
+    /// Title of the study.
     pub title: String,
     /// Where the question or the figure was published.
     #[serde(default)]
     pub source: String,
-    /// The configuration that all runs start from; relative to the study file.
+    /// The configuration that all runs start from, relative to the study file.
     pub config: PathBuf,
-    /// Ranks of a run.
+    /// Number of ranks of each run.
     #[serde(default = "one")]
     pub ranks: usize,
-    /// Each run is repeated with each.
+    /// Seeds; every run is repeated with each.
     #[serde(default = "first_seed")]
     pub seeds: Vec<u64>,
-    /// Dotted keys and their values, of all runs.
+    /// Dotted keys and their values, for all runs.
     #[serde(default)]
     pub set: Mapping,
     /// Dotted keys and lists of values: every combination is run.
     #[serde(default)]
     pub grid: Mapping,
-    /// Runs one by one, each with every combination of the grid.
+    /// Runs that are listed one by one, each of them with every combination of the grid.
     #[serde(default)]
     pub runs: Vec<RunEntry>,
-    /// What is drawn.
+    /// Figures to draw.
     #[serde(default)]
     pub figures: Vec<FigureEntry>,
     /// What `--reduced` changes.
@@ -40,65 +40,67 @@ pub struct StudyFile {
     pub reduced: Reduced,
 }
 
-/// A run that is listed.
+/// A run that is listed in `runs`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunEntry {
-    /// In the names of its run directories.
+    /// Name of the run, which begins the names of its run directories.
     pub name: String,
-    /// What it starts from instead.
+    /// Configuration that the run starts from, instead of that of the study.
     pub config: Option<PathBuf>,
-    /// Dotted keys and their values.
+    /// Dotted keys and their values, for this run.
     #[serde(default)]
     pub set: Mapping,
 }
 
-/// What `--reduced` changes: keys that are given take the place of the study's, those of `set` and of
-/// `grid` one by one.
+/// What `--reduced` changes: keys that are given replace those of the study; within `set` and `grid`, one by
+/// one.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Reduced {
-    /// Ranks of a run.
+    /// Number of ranks of each run.
     pub ranks: Option<usize>,
-    /// Each run is repeated with each.
+    /// Seeds; every run is repeated with each.
     pub seeds: Option<Vec<u64>>,
-    /// Besides those of the study.
+    /// Keys in addition to the study's `set`; they override the same keys there.
     pub set: Mapping,
-    /// Besides those of the study.
+    /// Keys in addition to the study's `grid`; they replace the same keys there.
     pub grid: Mapping,
-    /// Instead of those of the study.
+    /// Runs instead of those of the study.
     pub runs: Option<Vec<RunEntry>>,
 }
 
-/// A figure of lines.
+/// A line chart.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FigureEntry {
-    /// Of its files, without an extension.
+    /// Name of the figure's files, without extension.
     pub name: String,
     /// `step`, `epoch`, `global_batch_size`, `parameters`, `multiply_adds`, or a dotted key of the configuration.
     pub x: String,
-    /// One, or two of the same kind: the second is dashed.
+    /// One metric, or two of the same quantity; the second is drawn dashed.
     pub y: Vec<Metric>,
-    /// One line for each combination of their values; default: of all keys that differ.
+    /// Dotted keys: there is one line for each combination of their values. Default: all keys that differ
+    /// between runs, except the seed.
     pub group_by: Option<Vec<String>>,
-    /// Side by side; default: one with all runs.
+    /// Panels side by side; default: one with all runs.
     #[serde(default)]
     pub panels: Vec<PanelEntry>,
 }
 
-/// A part of a figure.
+/// A panel of a figure.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PanelEntry {
-    /// Above it.
+    /// Title above the panel.
     pub title: String,
-    /// Dotted keys and the values that a run must have one of to be shown.
+    /// Dotted keys and their values, one or a list: the panel shows the runs that have one of them for every
+    /// key.
     #[serde(default)]
     pub only: Mapping,
 }
 
-/// What is drawn. Those of training are measured while weights change, on augmented images.
+/// Quantity that is drawn. Metrics of training are measured while weights change, on augmented images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
@@ -106,13 +108,13 @@ pub enum Metric {
     TestError,
     /// 1 - the training accuracy.
     TrainError,
-    /// Of the test images.
+    /// Accuracy on the test images.
     TestAccuracy,
-    /// Of the training images.
+    /// Accuracy on the training images.
     TrainAccuracy,
-    /// Cross-entropy of the test images.
+    /// Cross-entropy on the test images.
     TestLoss,
-    /// Cross-entropy of the training images.
+    /// Cross-entropy on the training images.
     TrainLoss,
 }
 
@@ -124,7 +126,7 @@ fn first_seed() -> Vec<u64> {
     vec![0]
 }
 
-/// Reads the study at `path`; paths in it are relative to where it lies.
+/// Reads the study at `path`. Paths in the file are relative to its folder.
 ///
 /// # Errors
 /// [`ConfigError`], which names file, line and key.

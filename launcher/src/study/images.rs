@@ -1,5 +1,5 @@
-//! How many images runs have, and of which shape: looked at once, and kept, so that a study can be drawn
-//! where they are not.
+//! Numbers and shapes of the images of a study's runs. They are determined once and stored, so that the study
+//! can be drawn without the images.
 
 use std::fs;
 use std::io;
@@ -10,7 +10,7 @@ use job::dataset::{self, DataError, Outline};
 use job::files::write_atomically;
 use serde::{Deserialize, Serialize};
 
-/// The images of a study.
+/// Outlines of the data sets of a study.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct StudyImages(Vec<Entry>);
 
@@ -21,24 +21,24 @@ struct Entry {
 }
 
 impl StudyImages {
-    /// As the study in `out` has kept them; none where it has not.
+    /// Reads the outlines that the study in `out` has stored; none if it has not.
     pub fn read(out: &Path) -> Self {
         let text = fs::read(path(out)).ok();
         text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
     }
 
-    /// Keeps them in `out`.
+    /// Stores the outlines in `out`.
     ///
     /// # Errors
-    /// What the file system says.
+    /// Errors of the file system.
     pub fn write(&self, out: &Path) -> io::Result<()> {
         write_atomically(&path(out), format!("{:#}\n", serde_json::to_value(self)?).as_bytes())
     }
 
-    /// What `data` comes to.
+    /// Returns the outline of `data`. Examines the images if it is not known yet.
     ///
     /// # Errors
-    /// [`DataError`] when that is not known yet and there are no such images.
+    /// [`DataError`] when the outline is not known yet and cannot be determined.
     pub fn outline(&mut self, data: &Data) -> Result<Outline, DataError> {
         if let Some(known) = self.0.iter().find(|known| known.data == *data) {
             return Ok(known.outline.clone());

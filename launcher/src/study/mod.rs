@@ -1,7 +1,8 @@
-//! `launcher study`: many runs, compared and drawn.
+//! `launcher study`: executes many runs, compares them and draws figures.
 //!
-//! Each run is an ordinary one in a directory of its own, started as a user would start it. What is done
-//! is skipped and what is begun goes on, so a study is resumed by the command that started it.
+//! Each run is an ordinary run in a directory of its own, started as a user would start it. Runs that are
+//! done are skipped and runs that have begun are resumed, so a study is resumed by the command that started
+//! it.
 
 mod cli;
 mod draw;
@@ -38,10 +39,11 @@ use report::Report;
 use run::{Ended, Failure, Runner};
 use slots::{Resources, Slot, slots};
 
-/// Does what the command line says and returns how the launcher ends.
+/// Executes the command line and returns the exit code of the launcher.
 ///
 /// # Errors
-/// [`LaunchError`] when the study cannot be run. A run that fails is no error but the exit code.
+/// [`LaunchError`] when the study cannot be run. A run that fails is not an error; it determines the exit
+/// code.
 pub async fn study(cli: &StudyCli) -> Result<ExitCode, LaunchError> {
     let (study, document) = file::read(&cli.file)?;
     let wrong = |invalid| planned::invalid(&document, invalid);
@@ -53,7 +55,7 @@ pub async fn study(cli: &StudyCli) -> Result<ExitCode, LaunchError> {
     };
     let topology = Topology::detect();
     let out = cli.out();
-    // Without runs, it does not matter on what.
+    // Drawing starts no runs, so any device will do.
     let request = if cli.draw_only { Request::Cpu { ranks } } else { cli.request() };
     let (device, available) = plan::devices(request, visible_gpus, false, &topology)?;
     let resources = RunResources { device, ranks, topology: &topology };
@@ -76,7 +78,7 @@ pub async fn study(cli: &StudyCli) -> Result<ExitCode, LaunchError> {
     }
     let mut ended = Ended::default();
     fs::create_dir_all(&out).map_err(cannot_write(&out))?;
-    // What is drawn replaces the files whole: that may be done while the study runs.
+    // Drawing replaces each file atomically, so it may be done while the study runs.
     let _lock = if cli.draw_only { None } else { Some(run_dir::lock(&out)?) };
     if !cli.draw_only {
         images.write(&out).map_err(cannot_write(&out))?;
@@ -114,7 +116,8 @@ async fn run_all(runner: &Runner<'_>, runs: &mut [Planned]) -> Result<Ended, Lau
     Ok(runner.run(runs, &mut signals).await)
 }
 
-/// Gets the images that runs want: where synthetic ones take their place, for all of these runs.
+/// Gets the images that runs need. If synthetic images replace those of a data set, they do so for all runs
+/// on it.
 async fn prepare_data(
     runs: &mut [Planned],
     resources: RunResources<'_>,

@@ -1,4 +1,4 @@
-//! What is known of a run before it starts, and what is left of it to do.
+//! What is known of a run before it starts, and how much of it is left to do.
 
 use std::path::{Path, PathBuf};
 
@@ -21,46 +21,46 @@ use crate::topology::Topology;
 /// A run that can be started.
 #[derive(Debug)]
 pub struct Planned {
-    /// What it is.
+    /// The run as the study describes it.
     pub point: Point,
-    /// In full.
+    /// The full configuration of the run.
     pub config: Config,
-    /// Its run directory.
+    /// Run directory.
     pub root: PathBuf,
     /// Optimizer updates of the whole run.
     pub steps: u64,
-    /// Those of an epoch.
+    /// Optimizer updates per epoch.
     pub steps_per_epoch: usize,
-    /// Passes over the training set, the last one perhaps not whole.
+    /// Passes over the training set, the last one perhaps incomplete.
     pub epochs: usize,
-    /// Images of all ranks a step.
+    /// Images per step of all ranks together.
     pub global_batch_size: usize,
-    /// Numbers that are trained.
+    /// Number of trainable parameters.
     pub parameters: usize,
-    /// Of the network, for one image.
+    /// Multiply-adds of the network for one image.
     pub multiply_adds: u64,
-    /// What there is of it.
+    /// Results that the run has recorded so far.
     pub results: Results,
-    /// What is left to do.
+    /// How much of the run is left to do.
     pub state: State,
-    /// Whether its images cannot be had and synthetic ones are taken.
+    /// Whether synthetic images replace those of the run, which cannot be obtained.
     pub falls_back: bool,
 }
 
-/// What is left of a run to do.
+/// How much of a run is left to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// All.
+    /// Everything: the run was never started.
     New,
-    /// It goes on from its newest checkpoint.
+    /// The rest: the run resumes from its newest checkpoint.
     Begun,
     /// Nothing.
     Done,
 }
 
 impl State {
-    /// `holds_run`: whether it was ever started. `end`: the steps of its last summary, if it has one: it
-    /// may have been a shorter run.
+    /// Returns the state of a run of `steps` steps. `holds_run`: whether it was ever started. `end`: the
+    /// steps in its last summary, if it has one; it may have been a shorter run then.
     pub fn of(holds_run: bool, end: Option<u64>, steps: u64) -> Self {
         match (holds_run, end) {
             (false, _) => Self::New,
@@ -69,7 +69,7 @@ impl State {
         }
     }
 
-    /// In a word.
+    /// Returns the state as a word.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::New => "new",
@@ -79,14 +79,14 @@ impl State {
     }
 }
 
-/// What runs compute on.
+/// Device and ranks of the runs of a study.
 #[derive(Debug, Clone, Copy)]
 pub struct RunResources<'a> {
-    /// Which kind.
+    /// What runs compute on.
     pub device: Device,
-    /// Ranks of a run.
+    /// Number of ranks of each run.
     pub ranks: usize,
-    /// Of this machine.
+    /// Topology of this machine.
     pub topology: &'a Topology,
 }
 
@@ -121,8 +121,8 @@ impl Planned {
         Ok(planned)
     }
 
-    /// Refuses what was run of it before over other ranks, which make another global batch, or for more
-    /// steps: it would be taken for what the study asks for.
+    /// Refuses an existing run over another number of ranks, which makes another global batch, or of more
+    /// steps: its results would be taken for those of the run that the study asks for.
     fn can_go_on(&self, ranks: usize) -> Result<(), LaunchError> {
         let run_dir = RunDir::at(&self.root);
         let reached = [self.results.end, Reached::of_newest_checkpoint(&run_dir)];
@@ -141,8 +141,8 @@ impl Planned {
         refuse(&self.root, &differences)
     }
 
-    /// Looks again at what there is of it. Metrics that cannot be read, as a power cut may leave them,
-    /// count as none: the trainer drops such lines when the run goes on.
+    /// Reads results and state from the run directory again. Metrics that cannot be read, as a power cut may
+    /// leave them, count as none: the trainer drops such lines when the run is resumed.
     pub fn refresh(&mut self) {
         let run_dir = RunDir::at(&self.root);
         self.results = Results::read(&run_dir).unwrap_or_else(|error| {
@@ -153,7 +153,8 @@ impl Planned {
         self.state = State::of(run_dir.holds_run(), end, self.steps);
     }
 
-    /// Of the dotted `key`: what the study sets it to, or else what its configuration says, if it says something.
+    /// Returns the value of the dotted `key`: the one that the study sets, or else the one of the
+    /// configuration, unless it is null.
     pub fn value(&self, key: &str) -> Option<serde_yaml::Value> {
         let of_config = || {
             let whole = serde_yaml::to_value(&self.config).ok()?;
@@ -163,11 +164,11 @@ impl Planned {
         self.point.value(key).cloned().or_else(of_config)
     }
 
-    /// Trains on these images, which are what could be had.
+    /// Makes the run train on `taken`, the images that could be obtained.
     ///
     /// # Errors
-    /// [`LaunchError`] when what was run of it before had others: real ones and synthetic ones are not
-    /// compared in one table.
+    /// [`LaunchError`] when the existing run has other images: real and synthetic ones are not compared in
+    /// one table.
     pub fn take_images(
         &mut self,
         taken: &Data,
@@ -185,7 +186,7 @@ impl Planned {
         Ok(())
     }
 
-    /// The images of the run that is there already, if one is.
+    /// Returns the images of the existing run, if there is one.
     ///
     /// # Errors
     /// [`LaunchError`] when its configuration cannot be read.
@@ -193,18 +194,18 @@ impl Planned {
         Ok(config_before(&self.root)?.map(|before| before.data))
     }
 
-    /// The step at the end of an epoch, from 1.
+    /// Returns the step at the end of `epoch`, which counts from 1.
     pub fn step_after(&self, epoch: usize) -> u64 {
         ((epoch * self.steps_per_epoch) as u64).min(self.steps)
     }
 }
 
-/// Reads the configuration of every run, and what `out` has of it. `images`: those that are known already;
-/// others are looked at.
+/// Reads the configuration of every run, and its results so far in `out`. `images` are the outlines that are
+/// known already; others are determined and added.
 ///
 /// # Errors
-/// [`LaunchError`], which names the key in the study file that makes a configuration wrong, or what in
-/// `out` is a run of something else.
+/// [`LaunchError`], which names the key in the study file that makes a configuration wrong, or the run in
+/// `out` that has another configuration.
 pub fn plan(
     expanded: Expanded,
     document: &Document,
@@ -226,7 +227,7 @@ pub fn plan(
     expanded.points.into_iter().map(&mut one).collect()
 }
 
-/// An override's error, at its place in the study file.
+/// Converts an error about an override into one that names its place in the study file.
 fn in_study(
     error: ConfigError,
     point: &Point,
@@ -245,12 +246,13 @@ fn in_study(
     }
 }
 
-/// The images of what was run there before, which must be this run, or else those that it wants.
+/// Returns the images of the existing run in `root`, whose configuration must be the same, or those of
+/// `config` if there is no run yet.
 fn data_before(root: &Path, config: &Config) -> Result<Data, LaunchError> {
     let Some(before) = config_before(root)? else { return Ok(config.data.clone()) };
     let mut config = config.clone();
     if before.data.dataset == Dataset::Synthetic && config.data.fallback == Fallback::Synthetic {
-        // So a run notes what it took instead.
+        // A run that falls back changes the configuration that it stores in the same way.
         config.data.fall_back();
     }
     same_training(root, &before, &config)?;
@@ -273,7 +275,7 @@ fn difference(what: &str, before: u64, now: u64) -> Difference {
     Difference { path: what.to_owned(), old: before.to_string(), new: now.to_string() }
 }
 
-/// An error where there are `differences` to the run in `root`.
+/// Returns an error if there are `differences` from the run in `root`.
 fn refuse(root: &Path, differences: &[Difference]) -> Result<(), LaunchError> {
     if differences.is_empty() {
         return Ok(());
@@ -289,7 +291,7 @@ fn refuse(root: &Path, differences: &[Difference]) -> Result<(), LaunchError> {
     ))
 }
 
-/// What makes a study file unusable, at its place.
+/// Converts an error in a study file into one that names file and line.
 pub fn invalid(document: &Document, invalid: Invalid) -> LaunchError {
     document.wrong(&invalid.place, invalid.problem).into()
 }

@@ -11,21 +11,21 @@ use super::planned::{Planned, State};
 use super::results::Statistic;
 use super::run::Failure;
 
-/// A study after its runs, or before they are done.
+/// Report on a study, whose runs may not all be done.
 pub struct Report<'a> {
-    /// What was asked.
+    /// The study file.
     pub study: &'a StudyFile,
-    /// Whether in the reduced size.
+    /// Whether the study was run in its reduced size.
     pub reduced: bool,
-    /// Ranks of a run.
+    /// Number of ranks of each run.
     pub ranks: usize,
     /// All runs.
     pub runs: &'a [Planned],
-    /// Those that failed this time.
+    /// Runs that failed in this invocation, as an index into `runs`, and why.
     pub failed: &'a [(usize, Failure)],
 }
 
-/// A column of the table: what, and of which run.
+/// A column of the table: heading, value for a run, factor by which it is multiplied, and number of decimals.
 type Column = (&'static str, fn(&Planned) -> Option<f64>, f64, usize);
 
 const COLUMNS: [Column; 5] = [
@@ -37,7 +37,7 @@ const COLUMNS: [Column; 5] = [
 ];
 
 impl Report<'_> {
-    /// All runs as one JSON object.
+    /// Returns all runs as one JSON object.
     pub fn to_json(&self) -> Value {
         let runs: Vec<Value> = self.runs.iter().enumerate().map(|run| self.run_json(run)).collect();
         let groups: Vec<Value> =
@@ -80,7 +80,7 @@ impl Report<'_> {
         })
     }
 
-    /// Runs that differ in the seed only, in order.
+    /// Groups runs that differ in the seed only, in order.
     fn groups(&self) -> Vec<(&str, Vec<&Planned>)> {
         let mut groups: Vec<(&str, Vec<&Planned>)> = Vec::new();
         for run in self.runs {
@@ -92,7 +92,7 @@ impl Report<'_> {
         groups
     }
 
-    /// A page for people, in Markdown.
+    /// Returns a page for people, in Markdown.
     pub fn to_markdown(&self) -> String {
         let mut text = format!("# {}\n\n", self.study.title);
         if !self.study.source.is_empty() {

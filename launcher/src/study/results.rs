@@ -1,4 +1,4 @@
-//! What a run has left in `metrics.jsonl` and its newest checkpoint, and statistics over runs.
+//! Reads the results of a run from `metrics.jsonl` and its newest checkpoint; statistics over runs.
 
 use job::metrics::{self, EpochRecord, ReadError, Record};
 use job::run_dir::RunDir;
@@ -6,26 +6,26 @@ use serde::Deserialize;
 
 use super::file::Metric;
 
-/// What there is of a run.
+/// Recorded results of a run.
 #[derive(Debug, Default)]
 pub struct Results {
-    /// Its epochs, in order.
+    /// Records of its epochs, in order.
     pub epochs: Vec<EpochRecord>,
-    /// Where its last summary was written, if it came to its end.
+    /// Where the run was when it wrote its last summary; `None` if it never came to its end.
     pub end: Option<Reached>,
 }
 
-/// How far a run came.
+/// How far a run came, and with how many ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub struct Reached {
-    /// Optimizer updates.
+    /// Optimizer updates taken.
     pub step: u64,
-    /// Ranks that trained.
+    /// Number of ranks that trained.
     pub world_size: usize,
 }
 
 impl Reached {
-    /// At the newest checkpoint; `None` where there is none that can be read.
+    /// Reads it from the newest checkpoint; `None` if there is none that can be read.
     pub fn of_newest_checkpoint(run_dir: &RunDir) -> Option<Self> {
         let state = std::fs::read(run_dir.latest_checkpoint().join("state.json")).ok()?;
         serde_json::from_slice(&state).ok()
@@ -33,7 +33,7 @@ impl Reached {
 }
 
 impl Results {
-    /// Reads the metrics of a run; nothing where there are none.
+    /// Reads the metrics of a run; the results are empty if there are none.
     ///
     /// # Errors
     /// When the file cannot be read, or a line is no record.
@@ -52,24 +52,25 @@ impl Results {
         Ok(results)
     }
 
-    /// After the last epoch that has it.
+    /// Returns the value after the last epoch that has the metric.
     pub fn last(&self, metric: Metric) -> Option<f64> {
         self.epochs.iter().rev().find_map(|epoch| metric.of(epoch))
     }
 
-    /// The best test accuracy of all epochs, a fraction.
+    /// Returns the best test accuracy of all epochs, as a fraction.
     pub fn best_test_accuracy(&self) -> Option<f64> {
         self.epochs.iter().filter_map(|it| Metric::TestAccuracy.of(it)).max_by(f64::total_cmp)
     }
 
-    /// Of training, without evaluations.
+    /// Returns the seconds spent in training, without evaluations.
     pub fn train_seconds(&self) -> f64 {
         self.epochs.iter().map(|epoch| epoch.seconds).sum()
     }
 }
 
 impl Metric {
-    /// Its value in `epoch`: a fraction, or nats. `None` where it is of an evaluation, and there was none.
+    /// Returns the value in `epoch`: a fraction, or nats. `None` for a metric of the test set if `epoch` was
+    /// not evaluated.
     pub fn of(self, epoch: &EpochRecord) -> Option<f64> {
         Some(match self {
             Self::TestError => 1.0 - epoch.test?.test_accuracy,
@@ -82,17 +83,17 @@ impl Metric {
     }
 }
 
-/// Of some values.
+/// Mean and spread of some values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Statistic {
-    /// Their mean.
+    /// Mean of the values.
     pub mean: f64,
-    /// Their sample standard deviation; `None` for a single one.
+    /// Sample standard deviation of the values; `None` for a single one.
     pub std: Option<f64>,
 }
 
 impl Statistic {
-    /// `None` when there is no value.
+    /// Computes the statistic of `values`; `None` if there are none.
     pub fn of(values: &[f64]) -> Option<Self> {
         let count = values.len() as f64;
         let mean = values.iter().sum::<f64>() / count;

@@ -1,7 +1,7 @@
 //! Starts the runs of a study, several at once, each by a launcher of its own.
 //!
-//! A run that fails takes no other with it. When the study is asked to stop, its runs are; when it is
-//! killed, the kernel asks them.
+//! A run that fails does not end the others. When the study is asked to stop, it asks its runs to stop; when
+//! it is killed, the kernel does, by SIGTERM.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -27,36 +27,36 @@ use crate::progress::clock;
 use crate::signals::Signals;
 use crate::spawn::pinned_to;
 
-/// How often it is told how far runs are.
+/// Interval of reports on how far runs are.
 const NEWS: Duration = Duration::from_secs(300);
 
-/// All runs of a study that are left to do.
+/// Executes the runs of a study.
 pub struct Runner<'a> {
-    /// This program.
+    /// Path of this program.
     pub launcher: PathBuf,
-    /// What runs compute on.
+    /// Device and ranks of the runs.
     pub resources: RunResources<'a>,
-    /// Where runs go.
+    /// Slots for runs, one run per slot at a time.
     pub slots: &'a [Slot],
-    /// Of what runs write to their terminal, a file a run.
+    /// Folder of logs of what runs write to their terminal, one file per run.
     pub logs: PathBuf,
 }
 
-/// How it ended.
+/// How the execution of a study ended.
 #[derive(Debug, Default)]
 pub struct Ended {
     /// The runs that failed, by index, and why.
     pub failed: Vec<(usize, Failure)>,
-    /// Whether it was asked to stop.
+    /// Whether the study, or one of its runs, was asked to stop.
     pub stopped: bool,
 }
 
 /// Why a run failed.
 #[derive(Debug)]
 pub struct Failure {
-    /// How its launcher ended.
+    /// Exit code of the run's launcher.
     pub exit_code: ExitCode,
-    /// A line of it.
+    /// Reason in one line.
     pub reason: String,
 }
 
@@ -64,12 +64,12 @@ pub struct Failure {
 struct Running {
     run: usize,
     pid: Option<Pid>,
-    /// Of `events.jsonl` before.
+    /// Length of `events.jsonl` before the run was started.
     events_bytes: u64,
 }
 
 impl Runner<'_> {
-    /// Does what is left of `runs`, and keeps their states up to date.
+    /// Executes those of `runs` that are not done, and keeps their states up to date.
     pub async fn run(&self, runs: &mut [Planned], signals: &mut Signals) -> Ended {
         let left: Vec<usize> =
             (0..runs.len()).filter(|run| runs[*run].state != State::Done).collect();
@@ -172,7 +172,7 @@ impl Runner<'_> {
         planned.refresh();
         let failure = match exit_code {
             Some(ExitCode::Done) => {
-                // Without a summary too, where one was lost after the last checkpoint.
+                // Even without a summary, which may have been lost after the last checkpoint.
                 planned.state = State::Done;
                 let seconds = Duration::from_secs_f64(planned.results.train_seconds());
                 let best = planned.results.best_test_accuracy().unwrap_or(f64::NAN) * 100.0;
@@ -184,7 +184,7 @@ impl Runner<'_> {
                 return;
             }
             Some(ExitCode::Stopped) => {
-                // A job's time may be up, of which each run knows by itself.
+                // For example, the time of a Slurm job is up, which each run knows by itself.
                 if !ended.stopped {
                     tracing::warn!(
                         "{}: stopped from outside; no more are started",
@@ -231,8 +231,9 @@ fn tell<'a>(runs: &mut [Planned], running: impl Iterator<Item = &'a Running>) {
     }
 }
 
-/// `again`: it is not the first. Under `srun` Ctrl-C reaches runs too, which stop at once at their second
-/// SIGINT, so the first of a study is passed on as another signal.
+/// Passes `signal` on to the runs. `again`: it is not the first signal. Under `srun` Ctrl-C also reaches the
+/// runs directly, and a run stops at once at its second SIGINT, so the first SIGINT of a study is passed on
+/// as SIGTERM.
 fn pass_on<'a>(signal: StopSignal, again: bool, running: impl Iterator<Item = &'a Running>) {
     tracing::warn!(
         "{}: runs save a checkpoint and stop; Ctrl-C (again) stops at once",
@@ -243,7 +244,7 @@ fn pass_on<'a>(signal: StopSignal, again: bool, running: impl Iterator<Item = &'
         _ => Signal::TERM,
     };
     for pid in running.filter_map(|it| it.pid) {
-        // One that has just ended is what is wanted.
+        // An error means that the run has just ended, which is what is wanted.
         let _ = kill_process(pid, signal);
     }
 }
@@ -252,7 +253,8 @@ fn events_bytes(root: &Path) -> u64 {
     RunDir::at(root).events_path().metadata().map_or(0, |file| file.len())
 }
 
-/// Why a run ended, as its launcher has noted behind the first `start` bytes.
+/// Returns why a run ended, from the verdict that its launcher appended to `events` after the first `start`
+/// bytes.
 fn verdict_after(events: &Path, start: u64) -> Option<String> {
     let text = std::fs::read(events).ok()?;
     let new = text.get(usize::try_from(start).ok()?..)?;

@@ -1,4 +1,4 @@
-//! How many runs at once, and where each of them runs. Pure.
+//! Decides how many runs are executed at once, and on which CPUs and GPUs each of them. Pure.
 
 use job::ExitCode;
 
@@ -6,31 +6,31 @@ use crate::error::LaunchError;
 use crate::plan::{Device, PlanError};
 use crate::topology::Topology;
 
-/// What a study may use.
+/// Resources that a study may use.
 #[derive(Debug)]
 pub struct Resources<'a> {
     /// What runs compute on.
     pub device: Device,
     /// GPUs, or ranks on the CPU, that all runs together may use.
     pub ranks: usize,
-    /// As the command line says, if it does.
+    /// Number of runs at once that `--jobs` asks for, if given.
     pub jobs: Option<usize>,
-    /// Of this machine.
+    /// Topology of this machine.
     pub topology: &'a Topology,
-    /// What `CUDA_VISIBLE_DEVICES` says, if it does.
+    /// Value of `CUDA_VISIBLE_DEVICES`, if set.
     pub visible_devices: Option<&'a str>,
 }
 
-/// Where a run goes, one at a time.
+/// CPUs and GPUs for one run at a time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slot {
-    /// The logical CPUs that it is kept to; empty: all.
+    /// Logical CPUs that the run is pinned to; empty: all.
     pub cpus: Vec<usize>,
-    /// Its `CUDA_VISIBLE_DEVICES`, where it has GPUs.
+    /// Value of `CUDA_VISIBLE_DEVICES` for the run, if it uses GPUs.
     pub devices: Option<String>,
 }
 
-/// As many slots for runs of `ranks_per_run` ranks as fit, or as `--jobs` says.
+/// Returns as many slots for runs of `ranks_per_run` ranks as fit, or as `--jobs` asks for.
 ///
 /// # Errors
 /// [`LaunchError`] when there is no room for one run.
@@ -53,7 +53,7 @@ pub fn slots(resources: &Resources<'_>, ranks_per_run: usize) -> Result<Vec<Slot
         Some(list) => list.split(',').map(|name| name.trim().to_owned()).collect(),
         None => (0..ranks).map(|index| index.to_string()).collect::<Vec<_>>(),
     };
-    // More runs than there is room for share GPUs: somebody has said that they are small.
+    // If `--jobs` asks for more runs than fit, runs share GPUs: the user knows that they are small.
     let devices_of = |job: usize| {
         let first = job % room * ranks_per_run;
         devices[first..first + ranks_per_run].join(",")
@@ -65,10 +65,10 @@ pub fn slots(resources: &Resources<'_>, ranks_per_run: usize) -> Result<Vec<Slot
     Ok((0..jobs).map(slot).collect())
 }
 
-/// Runs at the same time have their cores to themselves, as far as there are enough.
+/// Returns the CPUs of slot `job`. Each slot has its cores to itself, as far as there are enough.
 fn cpus(topology: &Topology, job: usize, jobs: usize) -> Vec<usize> {
     let cores = &topology.cores;
-    // With a quota, somebody else may have the same first cores: the kernel spreads the work.
+    // Under a CPU quota, other processes may be pinned to the same first cores: the kernel spreads the work.
     if jobs == 1 || cores.is_empty() || topology.quota.is_some() {
         return Vec::new();
     }
@@ -85,7 +85,7 @@ fn wrong(text: String) -> LaunchError {
 mod tests {
     use super::*;
 
-    /// Four cores of two CPUs.
+    /// Four cores of two logical CPUs each.
     fn topology() -> Topology {
         Topology { cores: (0..4).map(|core| vec![core, core + 4]).collect(), quota: None }
     }

@@ -8,10 +8,10 @@ use super::{Ended, Running, Sandbox, behind};
 
 pub const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
-/// Nobody is waited for longer; the tests below are over in far less.
+/// Value of `--join-timeout`, in seconds. Tests are over in far less.
 pub const JOIN_TIMEOUT: &str = "60";
 
-/// The `mpirun` that `make setup` installs, or the system's.
+/// Returns the `mpirun` that `make setup` installs, or the system's.
 pub fn mpirun() -> PathBuf {
     let own = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.deps/venv/bin/mpirun"));
     if own.exists() { own } else { "mpirun".into() }
@@ -39,7 +39,7 @@ pub struct Job {
 }
 
 impl Job {
-    /// Of stand-ins.
+    /// Creates a job of stand-in trainers.
     pub fn new(nodes: usize) -> Self {
         Self::of(Sandbox::with_stand_in(), nodes)
     }
@@ -49,12 +49,12 @@ impl Job {
         Self { sandbox, nodes, rendezvous }
     }
 
-    /// The launcher of machine `node`, with one rank, or as `args` say.
+    /// Returns the launcher of machine `node`, with one rank unless `args` say otherwise.
     pub fn launcher(&self, node: usize, args: &[&str]) -> Command {
         self.launcher_on(&format!("m{node}"), node, args)
     }
 
-    /// The same on machine `host`.
+    /// Like [`Self::launcher`], on a machine called `host`.
     pub fn launcher_on(&self, host: &str, node: usize, args: &[&str]) -> Command {
         let (nodes, node_rank) = (self.nodes.to_string(), node.to_string());
         let usual = [
@@ -78,7 +78,8 @@ impl Job {
     }
 }
 
-/// `command` with a host name of its own, and all else as it was.
+/// Returns `command` with the host name `host` in a namespace of its own, and with `LOCKSTEP_MPIRUN`; all
+/// else stays as it was.
 pub fn on_machine(host: &str, command: &Command) -> Command {
     let script = r#"hostname "$0" && exec "$@""#;
     let mut there = behind(&["unshare", "--uts", "sh", "-c", script, host], command);

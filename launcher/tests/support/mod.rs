@@ -1,4 +1,4 @@
-//! A launcher in a directory of its own, with a stand-in trainer beside it.
+//! A launcher in a directory of its own, with a trainer beside it.
 
 #![allow(dead_code)] // each test binary uses a part
 #![allow(clippy::unwrap_used)] // all of it is test code
@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-/// Nothing here is silent for so long unless it hangs.
+/// How long a test waits for the next line of output, or for a condition, before it fails: only a hang takes
+/// so long.
 const DEADLINE: Duration = Duration::from_secs(300);
 
 /// A directory with `bin/launcher`, perhaps `bin/trainer`, and `c.yaml`.
@@ -31,9 +32,9 @@ pub struct Ended {
 }
 
 impl Sandbox {
-    /// With no trainer.
+    /// Creates a sandbox without a trainer.
     pub fn empty() -> Self {
-        // Beside the programs, on the same file system.
+        // On the same file system as the programs, which are hard-linked.
         let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         fs::create_dir(folder.path().join("bin")).unwrap();
         let sandbox = Self { folder };
@@ -42,7 +43,7 @@ impl Sandbox {
         sandbox
     }
 
-    /// With the stand-in.
+    /// Creates a sandbox with the stand-in trainer.
     pub fn with_stand_in() -> Self {
         let built = Path::new(env!("CARGO_BIN_EXE_launcher"))
             .with_file_name("examples")
@@ -53,7 +54,7 @@ impl Sandbox {
         sandbox
     }
 
-    /// With the real trainer.
+    /// Creates a sandbox with the real trainer.
     pub fn with_trainer() -> Self {
         let built = Path::new(env!("CARGO_BIN_EXE_launcher")).with_file_name("trainer");
         assert!(built.exists(), "{}: `cargo build -p trainer` makes it", built.display());
@@ -62,24 +63,24 @@ impl Sandbox {
         sandbox
     }
 
-    /// With a shell script for a trainer.
+    /// Creates a sandbox with a shell script as its trainer.
     pub fn with_script(script: &str) -> Self {
         let sandbox = Self::empty();
         sandbox.write_program("bin/trainer", script);
         sandbox
     }
 
-    /// A shell script that can be executed.
+    /// Writes an executable shell script.
     pub fn write_program(&self, name: &str, script: &str) {
-        // By another process, for the reason that `link` gives.
+        // Written by another process, for the reason that `link` gives.
         let write = r#"printf %s "$1" >"$0" && chmod 755 "$0""#;
         let mut shell = Command::new("sh");
         shell.args(["-c", write]).arg(self.path(name)).arg(script);
         assert!(shell.status().unwrap().success());
     }
 
-    /// A program is linked, not copied: a process that another test starts meanwhile would hold the
-    /// copy open for writing, and such a file cannot be executed.
+    /// Hard-links a program. A copy would not do: a process that another test starts meanwhile would inherit
+    /// the descriptor that is open for writing, and a file that is open for writing cannot be executed.
     fn link(&self, program: &Path, name: &str) {
         fs::hard_link(program, self.path(name)).unwrap();
     }
@@ -92,8 +93,8 @@ impl Sandbox {
         self.folder.path().join(name)
     }
 
-    /// `launcher ARGS` in this directory, sure to see no GPU, and to ignore no signal: a shell
-    /// starts what runs in the background with SIGINT ignored, and the launcher respects that.
+    /// Returns `launcher ARGS` in this directory, which sees no GPU and ignores no signal: a shell starts
+    /// background processes with SIGINT ignored, and the launcher would respect that.
     pub fn launcher(&self, args: &[&str]) -> Command {
         let mut command = Command::new("env");
         command
@@ -111,14 +112,15 @@ impl Sandbox {
         command
     }
 
-    /// `launcher --cpu 2 --run-dir run c.yaml`, each rank told what to do.
+    /// Returns `launcher --cpu 2 --run-dir run c.yaml`, with what each stand-in is to do.
     pub fn two_ranks(&self, stand_ins: [&str; 2]) -> Command {
         let mut command = self.launcher(&["--cpu", "2", "--run-dir", "run", "c.yaml"]);
         command.env("STAND_IN_0", stand_ins[0]).env("STAND_IN_1", stand_ins[1]);
         command
     }
 
-    /// The process ids that ranks, and what they started, left in the run directory.
+    /// Returns the process ids that stand-ins have left in the run directory: their own, and those of
+    /// children.
     pub fn pids(&self) -> Vec<i32> {
         let entries = fs::read_dir(self.path("run")).unwrap().map(|entry| entry.unwrap().path());
         let named = entries.filter(|path| {
@@ -134,7 +136,7 @@ impl Sandbox {
     }
 }
 
-/// `command` as the last arguments of `before`, and all else as it was.
+/// Returns `command` with `before` in front of its arguments; folder and environment stay as they were.
 pub fn behind(before: &[&str], command: &Command) -> Command {
     let mut outer = Command::new(before[0]);
     outer.args(&before[1..]).arg(command.get_program()).args(command.get_args());
@@ -149,7 +151,7 @@ pub fn behind(before: &[&str], command: &Command) -> Command {
     outer
 }
 
-/// Waits for the end of `command`.
+/// Runs `command` to its end.
 pub fn run(command: Command) -> Ended {
     Running::start(command).end()
 }
@@ -174,7 +176,7 @@ impl Running {
         Self { child, lines, seen: String::new() }
     }
 
-    /// Reads until a line contains `text`.
+    /// Reads standard error until a line contains `text`.
     pub fn wait_for(&mut self, text: &str) {
         while let Ok(line) = self.lines.recv_timeout(DEADLINE) {
             self.seen += &format!("{line}\n");
@@ -189,7 +191,7 @@ impl Running {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// Reads to the end.
+    /// Reads standard error to its end, and waits for the process.
     pub fn end(mut self) -> Ended {
         loop {
             match self.lines.recv_timeout(DEADLINE) {
@@ -212,14 +214,14 @@ impl Drop for Running {
     }
 }
 
-/// Whether a process is there and has not ended.
+/// Returns whether a process exists and has not ended.
 pub fn is_running(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
     !matches!(state, None | Some('Z' | 'X'))
 }
 
-/// Polls until `done`, for what no message tells of.
+/// Polls until `done` returns true, for conditions that no message announces.
 pub fn eventually(what: &str, done: impl Fn() -> bool) {
     let start = Instant::now();
     while !done() {

@@ -2,7 +2,7 @@
 
 use crate::colour;
 use crate::legend::{Entry, Legend};
-use crate::picture::{Anchor, GRID, INK, Picture, QUIET, Shape};
+use crate::picture::{Anchor, GRID, INK, MUTED, Picture, Shape};
 use crate::scale::YAxis;
 
 const HEIGHT: f32 = 400.0;
@@ -33,7 +33,7 @@ pub fn stacked_bars(title: &str, parts: &[&str], bars: &[Bar]) -> Picture {
     for (value, label) in &scale.marks {
         let y = scale.at(*value);
         picture.line(vec![(LEFT, y), (right, y)], 1.0, GRID);
-        picture.text((LEFT - 8.0, y + 4.0), label, 12.0, false, Anchor::End, QUIET);
+        picture.text((LEFT - 8.0, y + 4.0), label, 12.0, false, Anchor::End, MUTED);
     }
     let slot = (right - LEFT) / (bars.len() as f32 + 0.2);
     for (place, bar) in bars.iter().enumerate() {
@@ -51,7 +51,7 @@ pub fn stacked_bars(title: &str, parts: &[&str], bars: &[Bar]) -> Picture {
             picture.text(at, text, 12.0, false, Anchor::Middle, INK);
         }
     }
-    picture.line(vec![(LEFT, TOP), (LEFT, BOTTOM), (right, BOTTOM)], 1.0, QUIET);
+    picture.line(vec![(LEFT, TOP), (LEFT, BOTTOM), (right, BOTTOM)], 1.0, MUTED);
     legend.draw(&mut picture, HEIGHT);
     picture
 }

@@ -1,7 +1,7 @@
 //! Line charts: panels side by side, with one legend below.
 
 use crate::legend::{Entry, Legend};
-use crate::picture::{Anchor, Colour, GRID, INK, Picture, Place, QUIET, Shape};
+use crate::picture::{Anchor, Colour, GRID, INK, MUTED, Picture, Place, Shape};
 use crate::scale::{Scale, XAxis, YAxis};
 
 /// Width and height of a panel, in pixels.
@@ -18,7 +18,7 @@ const BOTTOM: f32 = PANEL.1 - 58.0;
 /// Most points of a line that are drawn as dots and error bars; with more, these would run into one another.
 const MOST_DOTS: usize = 40;
 /// Least distance between labels of the x axis, in pixels; marks in between have no label.
-const LABEL: f32 = 30.0;
+const MIN_LABEL_DISTANCE: f32 = 30.0;
 
 /// A line chart of one or more panels.
 #[derive(Debug, Default)]
@@ -146,7 +146,7 @@ impl Chart {
         let top = heading.last().map_or(0.0, |(_, y, _)| y + 12.0);
         let mut picture = Picture::new(width, top + PANEL.1 + legend.height());
         for (text, y, is_title) in heading {
-            let (size, colour) = if is_title { (TITLE, INK) } else { (SUBTITLE, QUIET) };
+            let (size, colour) = if is_title { (TITLE, INK) } else { (SUBTITLE, MUTED) };
             picture.text((MARGIN, y), &text, size, is_title, Anchor::Start, colour);
         }
         for (place, panel) in self.panels.iter().enumerate() {
@@ -191,11 +191,11 @@ impl Panel {
         let middle = (first + last) / 2.0;
         picture.text((middle, top + 26.0), &self.title, 15.0, false, Anchor::Middle, INK);
         let at = (middle, below + 42.0);
-        picture.text(at, &self.x_label, 12.0, false, Anchor::Middle, QUIET);
+        picture.text(at, &self.x_label, 12.0, false, Anchor::Middle, MUTED);
         for (value, label) in &y.marks {
             let y = y.at(*value);
             picture.line(vec![(first, y), (last, y)], 1.0, GRID);
-            picture.text((first - 8.0, y + 4.0), label, 12.0, false, Anchor::End, QUIET);
+            picture.text((first - 8.0, y + 4.0), label, 12.0, false, Anchor::End, MUTED);
         }
         let x = (!xs.is_empty()).then(|| self.x.scale(&xs, (first, last)));
         let mut free_from = f32::NEG_INFINITY;
@@ -203,14 +203,14 @@ impl Panel {
             x.iter().flat_map(|x| x.marks.iter().map(|mark| (x.at(mark.0), &mark.1)))
         {
             picture.line(vec![(value, above), (value, below)], 1.0, GRID);
-            picture.line(vec![(value, below), (value, below + 5.0)], 1.0, QUIET);
+            picture.line(vec![(value, below), (value, below + 5.0)], 1.0, MUTED);
             if value >= free_from {
                 let at = (value, below + 20.0);
-                picture.text(at, label, 12.0, false, Anchor::Middle, QUIET);
-                free_from = value + LABEL;
+                picture.text(at, label, 12.0, false, Anchor::Middle, MUTED);
+                free_from = value + MIN_LABEL_DISTANCE;
             }
         }
-        picture.line(vec![(first, above), (first, below), (last, below)], 1.0, QUIET);
+        picture.line(vec![(first, above), (first, below), (last, below)], 1.0, MUTED);
         for line in &self.lines {
             if let Some(x) = &x {
                 line.draw(picture, x, y);

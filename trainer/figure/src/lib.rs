@@ -14,7 +14,7 @@ mod svg;
 
 pub use bars::{Bar, stacked_bars};
 pub use chart::{Chart, Heading, Line, Panel, Point, Stroke};
-pub use picture::{Anchor, Colour, GRID, INK, Picture, Place, QUIET, Shape};
+pub use picture::{Anchor, Colour, GRID, INK, MUTED, Picture, Place, Shape};
 pub use scale::{XAxis, YAxis};
 
 /// Colours that colour-blind readers can tell apart too.

@@ -8,7 +8,7 @@ pub type Colour = [u8; 3];
 /// Colour of primary text.
 pub const INK: Colour = [31, 41, 55];
 /// Colour of secondary text and of axes.
-pub const QUIET: Colour = [107, 114, 128];
+pub const MUTED: Colour = [107, 114, 128];
 /// Colour of grid lines.
 pub const GRID: Colour = [229, 231, 235];
 

@@ -10,7 +10,7 @@ pub enum XAxis {
     /// Linear, from the first epoch to the last, with marks at whole epochs.
     Epochs,
     /// Logarithmic to base 2, with a mark at each value.
-    Doublings,
+    Log2,
 }
 
 /// The kind of a y axis.
@@ -72,7 +72,7 @@ impl XAxis {
                 let marks = marks.into_iter().map(|epoch| epoch as f64).collect();
                 Scale::new((first - pad, last + pad), false, pixels, marks)
             }
-            Self::Doublings => {
+            Self::Log2 => {
                 let ends = (logarithm(first), logarithm(last));
                 let pad = room(ends.0, ends.1);
                 let mut marks = values.to_vec();
@@ -223,7 +223,7 @@ mod tests {
 
     #[test]
     fn doublings_are_equally_far_apart_and_marked_where_values_are() {
-        let scale = XAxis::Doublings.scale(&[4.0, 1.0, 2.0, 1.0], (0.0, 100.0));
+        let scale = XAxis::Log2.scale(&[4.0, 1.0, 2.0, 1.0], (0.0, 100.0));
         assert_eq!(labels(&scale), ["1", "2", "4"]);
         assert!((scale.at(2.0) - scale.at(1.0) - (scale.at(4.0) - scale.at(2.0))).abs() < 1e-4);
     }

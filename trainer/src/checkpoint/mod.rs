@@ -20,7 +20,7 @@ pub use load::{
     read_weights,
 };
 pub use prune::prune;
-pub use save::{Link, point, put_back, save};
+pub use save::{Link, point, restore_replaced, save};
 pub use state::State;
 
 const MODEL: &str = "model.safetensors";

@@ -14,7 +14,7 @@ use crate::flat::Flat;
 use crate::optim::{Optimizer, StateBuffer};
 
 /// Writes a checkpoint into the folder `checkpoints` and returns its path. Until the new checkpoint is
-/// complete and synced to disk, no existing one is touched. The caller has called [`Optimizer::settle`], so
+/// complete and synced to disk, no existing one is touched. The caller has called [`Optimizer::apply_pending_decay`], so
 /// that the dead taps in `flat` are up to date.
 ///
 /// # Errors
@@ -89,7 +89,7 @@ fn put_in_place(temporary: &Path, complete: &Path) -> Result<()> {
 ///
 /// # Errors
 /// [`super::CheckpointError::Io`].
-pub fn put_back(checkpoint: &Path) -> Result<PathBuf> {
+pub fn restore_replaced(checkpoint: &Path) -> Result<PathBuf> {
     if checkpoint.extension().is_none_or(|extension| extension != REPLACED) {
         return Ok(checkpoint.to_owned());
     }

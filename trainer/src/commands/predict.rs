@@ -15,7 +15,7 @@ use super::trained::Trained;
 use crate::data::Images;
 use crate::device::{self, DeviceKind};
 use crate::eval::batch_size;
-use crate::log::complain;
+use crate::log::print_error;
 use crate::model::Mode;
 use crate::replica::Replica;
 use crate::{Result, TrainError};
@@ -74,7 +74,7 @@ pub fn predict(args: &PredictArgs) -> Result<Answer> {
     let mut exit_code = ExitCode::Done;
     for prediction in &predictions {
         if let Err(problem) = &prediction.classes {
-            complain(format_args!("trainer: {problem}"));
+            print_error(format_args!("trainer: {problem}"));
             exit_code = ExitCode::Data;
         }
     }

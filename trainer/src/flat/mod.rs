@@ -132,13 +132,13 @@ impl Flat {
     }
 
     /// From now on, backward leaves each gradient at its parameter instead of adding it to `grads`, and
-    /// [`Self::ungathered`] returns where gradients are to be moved. With `kind`, layers also read weights
+    /// [`Self::deferred_gradients`] returns where gradients are to be moved. With `kind`, layers also read weights
     /// that are already rounded to `kind`, except those of batch norm, which computes in f32 in any
     /// precision. To be called before layers are built.
     ///
     /// One kernel then rounds all weights and one moves all gradients, where each tensor would need two or
     /// three: the time of a GPU step of small kernels is proportional to their number. On the CPU
-    /// convolutions write gradients directly into `grads`, see [`Self::grad_place`]. The results are the
+    /// convolutions write gradients directly into `grads`, see [`Self::grad_view`]. The results are the
     /// same.
     pub fn defer_gradients(&mut self, kind: Option<Kind>) {
         self.is_deferred = true;
@@ -168,12 +168,12 @@ impl Flat {
     /// Returns for each parameter, in the order of the flat buffer, the leaf tensor at which backward
     /// leaves the gradient and the view of `grads` to which it is to be moved. Empty if backward adds to
     /// `grads` itself.
-    pub fn ungathered(&self) -> Vec<(Tensor, Tensor)> {
+    pub fn deferred_gradients(&self) -> Vec<(Tensor, Tensor)> {
         if !self.is_deferred {
             return Vec::new();
         }
         let pairs = self
-            .in_flat_order()
+            .parameter_entries_in_flat_order()
             .into_iter()
             .filter_map(|entry| Some((entry.view.as_ref()?.shallow_clone(), self.grad_of(entry))));
         pairs.collect()
@@ -186,7 +186,7 @@ impl Flat {
     /// Returns the view of `grads` into which a convolution on the CPU can write the gradient of the kernel
     /// `name` directly, so that it need not be moved. Returns `None` on a GPU, if backward adds to `grads`,
     /// or if layers read rounded weights.
-    pub fn grad_place(&self, name: &str) -> Option<Tensor> {
+    pub fn grad_view(&self, name: &str) -> Option<Tensor> {
         let can_be_made_there =
             self.is_deferred && self.rounded.is_none() && self.grads.device() == Device::Cpu;
         let entry = self.entry(name);
@@ -219,12 +219,12 @@ impl Flat {
 
     /// Returns the parameters as layers use them, in the order of the flat buffer.
     pub fn parameters_in_flat_order(&self) -> impl Iterator<Item = &Tensor> {
-        self.in_flat_order().into_iter().filter_map(|entry| entry.view.as_ref())
+        self.parameter_entries_in_flat_order().into_iter().filter_map(|entry| entry.view.as_ref())
     }
 
     /// Returns the ranges of all parameters in the flat buffers, in the order of the flat buffer.
     pub fn extents(&self) -> Vec<Extent<'_>> {
-        let extents = self.in_flat_order().into_iter();
+        let extents = self.parameter_entries_in_flat_order().into_iter();
         let extents = extents.map(|Entry { spec, range, dead, .. }| Extent {
             spec,
             live: range.clone(),
@@ -233,13 +233,13 @@ impl Flat {
         extents.collect()
     }
 
-    fn in_flat_order(&self) -> Vec<&Entry> {
-        let mut parameters: Vec<_> = self.parameters_of().collect();
+    fn parameter_entries_in_flat_order(&self) -> Vec<&Entry> {
+        let mut parameters: Vec<_> = self.parameter_entries().collect();
         parameters.sort_by_key(|entry| entry.range.start);
         parameters
     }
 
-    fn parameters_of(&self) -> impl Iterator<Item = &Entry> {
+    fn parameter_entries(&self) -> impl Iterator<Item = &Entry> {
         self.entries.iter().filter(|entry| entry.spec.role.is_parameter())
     }
 

@@ -73,8 +73,9 @@ impl Flat {
     /// Returns the whole tensor of each parameter, with its name, on the CPU, from buffers in the layout of
     /// `parameters` and `dead`. Without `dead`, dead taps are zero.
     pub fn assemble(&self, live: &Tensor, dead: Option<&Tensor>) -> Vec<(String, Tensor)> {
-        let named =
-            self.parameters_of().map(|entry| (entry.spec.name.clone(), entry.assemble(live, dead)));
+        let named = self
+            .parameter_entries()
+            .map(|entry| (entry.spec.name.clone(), entry.assemble(live, dead)));
         named.collect()
     }
 
@@ -89,7 +90,7 @@ impl Flat {
         dead: Option<&Tensor>,
         mut tensor: impl FnMut(&str) -> Option<Tensor>,
     ) -> Result<(), String> {
-        for entry in self.parameters_of() {
+        for entry in self.parameter_entries() {
             let name = &entry.spec.name;
             let given = tensor(name).ok_or_else(|| format!("{name} is missing"))?;
             if given.size() != entry.size() {

@@ -14,7 +14,7 @@ use crate::flat::Flat;
 /// A convolution with a square kernel of any size, of which only the live part is stored.
 pub struct Conv {
     weight: Tensor,
-    grad_place: Option<Tensor>,
+    grad_view: Option<Tensor>,
     bias: Option<Tensor>,
     stride: i64,
     padding: i64,
@@ -29,7 +29,7 @@ impl Conv {
         Self {
             padding: flat.padding(&weight, conv.padding) as i64,
             weight: flat.tensor(&weight),
-            grad_place: flat.grad_place(&weight),
+            grad_view: flat.grad_view(&weight),
             bias: conv.bias.map(|_| flat.tensor(&format!("{}.bias", conv.name))),
             stride: conv.stride as i64,
             groups: conv.groups as i64,
@@ -39,9 +39,9 @@ impl Conv {
     /// Maps `[N, C, H, W]` to `[N, C', H', W']`.
     pub fn forward(&self, input: &Tensor) -> Tensor {
         let (stride, padding, groups) = (self.stride, self.padding, self.groups);
-        let Self { weight, grad_place, .. } = self;
+        let Self { weight, grad_view, .. } = self;
         let output =
-            match torch_ext::conv2d(input, weight, grad_place.as_ref(), stride, padding, groups) {
+            match torch_ext::conv2d(input, weight, grad_view.as_ref(), stride, padding, groups) {
                 Ok(output) => output,
                 Err(error) => panic_any(error),
             };
@@ -196,7 +196,7 @@ mod tests {
     /// Returns the error of a convolution of `input` with a kernel of a single weight.
     fn refused(input: &Tensor) -> TrainError {
         let weight = Tensor::ones([1, 1, 1, 1], (Kind::Float, Device::Cpu));
-        let conv = Conv { weight, grad_place: None, bias: None, stride: 1, padding: 0, groups: 1 };
+        let conv = Conv { weight, grad_view: None, bias: None, stride: 1, padding: 0, groups: 1 };
         let forward = || tch::no_grad(|| Ok(conv.forward(input)));
         caught(forward).expect_err("libtorch refuses it")
     }

@@ -43,8 +43,8 @@ impl Rule for AdamW {
             let [parameters, grads, exp_avg, exp_avg_sq] =
                 [&flat.parameters, &flat.grads, &self.exp_avg, &self.exp_avg_sq]
                     .map(|buffer| group.live(buffer));
-            inputs.at_rate(group.factors.lr, |StepInputs { lr, count, from_device }| {
-                rule(*lr).step(&parameters, &grads, &exp_avg, &exp_avg_sq, count, *from_device)
+            inputs.at_rate(group.factors.lr, |StepInputs { lr, count, device_inputs }| {
+                rule(*lr).step(&parameters, &grads, &exp_avg, &exp_avg_sq, count, *device_inputs)
             })?;
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! Optimizers over flat storage.
 //!
-//! Dead taps are not updated in a step. The learning rates of steps are recorded, and [`Optimizer::settle`]
+//! Dead taps are not updated in a step. The learning rates of steps are recorded, and [`Optimizer::apply_pending_decay`]
 //! applies the weight decay of these steps to dead taps before they are read. With a [`LossScaler`],
 //! whether a step was skipped is known on the device only: it is recorded there, and read when settling.
 
@@ -20,7 +20,7 @@ use std::sync::Arc;
 use comm::Communicator;
 use job::config::{self, OptimizerName};
 use tch::{Kind, Tensor};
-use torch_ext::FromDevice;
+use torch_ext::DeviceInputs;
 
 use crate::Result;
 use crate::arithmetic::Arithmetic;
@@ -53,7 +53,7 @@ pub struct Optimizer {
     /// Fraction of the run that will be done after the next step.
     progress: f64,
     /// Learning rates of the steps whose weight decay has not been applied to dead taps yet.
-    owed: Vec<f64>,
+    pending_decay_lrs: Vec<f64>,
     /// With a loss scaler, for each element of `owed`, 1 if that step was skipped, else 0: 0-d f32 on the
     /// device.
     skipped: Vec<Tensor>,
@@ -90,7 +90,7 @@ impl Optimizer {
             grad_norm: config.clip_grad_norm.map(|_| number()),
             steps: number(),
             progress: 0.0,
-            owed: Vec::new(),
+            pending_decay_lrs: Vec::new(),
             skipped: Vec::new(),
         }
     }
@@ -178,13 +178,13 @@ impl Optimizer {
             norm.copy_(&flat.grads.norm());
         }
         let grad_scale = self.grad_scale();
-        let from_device = FromDevice {
+        let device_inputs = DeviceInputs {
             lr: self.lr_on_device.as_ref(),
             grad_scale: grad_scale.as_ref(),
             found_inf: found_inf.as_ref(),
         };
         self.steps += 1.0;
-        self.rule.step(flat, &StepInputs { lr: self.lr, count: &self.steps, from_device })?;
+        self.rule.step(flat, &StepInputs { lr: self.lr, count: &self.steps, device_inputs })?;
         if let (Some(scaler), Some(found_inf)) = (&mut self.loss_scaler, found_inf) {
             self.steps -= &found_inf;
             scaler.update();
@@ -196,7 +196,7 @@ impl Optimizer {
     /// look-ahead.
     pub fn end_step(&mut self, flat: &Flat) {
         if flat.dead.numel() > 0 {
-            self.owed.push(self.lr);
+            self.pending_decay_lrs.push(self.lr);
             self.skipped.extend(self.loss_scaler.as_ref().map(LossScaler::found_inf));
         }
         if let Some(lookahead) = &mut self.lookahead {
@@ -232,13 +232,14 @@ impl Optimizer {
     ///
     /// # Errors
     /// When libtorch refuses.
-    pub fn settle(&mut self, flat: &mut Flat) -> Result<()> {
+    pub fn apply_pending_decay(&mut self, flat: &mut Flat) -> Result<()> {
         let skipped = match std::mem::take(&mut self.skipped).as_slice() {
             [] => Vec::new(),
             flags => Vec::<f32>::try_from(Tensor::f_stack(flags, 0)?)?,
         };
-        let owed = std::mem::take(&mut self.owed).into_iter().enumerate();
-        let taken = owed.filter(|(at, _)| skipped.get(*at) != Some(&1.0)).map(|(_, lr)| lr);
+        let pending_decay_lrs = std::mem::take(&mut self.pending_decay_lrs).into_iter().enumerate();
+        let taken =
+            pending_decay_lrs.filter(|(at, _)| skipped.get(*at) != Some(&1.0)).map(|(_, lr)| lr);
         self.rule.replay(&flat.dead, &taken.collect::<Vec<_>>());
         Ok(())
     }

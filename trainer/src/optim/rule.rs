@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use comm::Communicator;
 use tch::Tensor;
-use torch_ext::FromDevice;
+use torch_ext::DeviceInputs;
 
 use crate::Result;
 use crate::arithmetic::Arithmetic;
@@ -22,18 +22,18 @@ pub struct StateBuffer<'a> {
 
 /// The inputs of a step besides parameters and gradients.
 pub(super) struct StepInputs<'a> {
-    /// The learning rate. On a GPU, the one in `from_device` is used instead.
+    /// The learning rate. On a GPU, the one in `device_inputs` is used instead.
     pub lr: f64,
     /// The number of this step, from 1: 0-d f32 on the device.
     pub count: &'a Tensor,
     /// The inputs that are read from the device's memory.
-    pub from_device: FromDevice<'a>,
+    pub device_inputs: DeviceInputs<'a>,
 }
 
 impl StepInputs<'_> {
     /// Returns `tensor`, f32, times the learning rate and `factor`.
     pub fn times_lr(&self, tensor: &Tensor, factor: f64) -> Tensor {
-        match self.from_device.lr {
+        match self.device_inputs.lr {
             Some(lr) => tensor * (lr * factor),
             None => tensor * (self.lr * factor),
         }
@@ -41,15 +41,15 @@ impl StepInputs<'_> {
 
     /// Calls `body` with these inputs, but with `factor` times the learning rate.
     pub fn at_rate<T>(&self, factor: f64, body: impl FnOnce(&StepInputs<'_>) -> T) -> T {
-        let on_device = self.from_device.lr.map(|lr| lr * factor);
-        let from_device = FromDevice { lr: on_device.as_ref(), ..self.from_device };
-        body(&StepInputs { lr: self.lr * factor, count: self.count, from_device })
+        let on_device = self.device_inputs.lr.map(|lr| lr * factor);
+        let device_inputs = DeviceInputs { lr: on_device.as_ref(), ..self.device_inputs };
+        body(&StepInputs { lr: self.lr * factor, count: self.count, device_inputs })
     }
 
     /// Returns the gradients of `flat` divided by `grad_scale`: `[live]` f32. For rules whose kernel does
     /// not do so.
     pub fn scaled_grads(&self, flat: &Flat) -> Tensor {
-        match self.from_device.grad_scale {
+        match self.device_inputs.grad_scale {
             Some(scale) => &flat.grads / scale,
             None => flat.grads.shallow_clone(),
         }

@@ -42,8 +42,8 @@ impl Rule for Sgd {
             };
             let buffer = if self.has_momentum() { group.live(&self.buffer) } else { Vec::new() };
             let (parameters, grads) = (group.live(&flat.parameters), group.live(&flat.grads));
-            inputs.at_rate(group.factors.lr, |StepInputs { lr, from_device, .. }| {
-                rule(*lr).step(&parameters, &grads, &buffer, *from_device)
+            inputs.at_rate(group.factors.lr, |StepInputs { lr, device_inputs, .. }| {
+                rule(*lr).step(&parameters, &grads, &buffer, *device_inputs)
             })?;
         }
         Ok(())

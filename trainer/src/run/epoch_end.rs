@@ -8,7 +8,7 @@ use super::Run;
 use crate::checkpoint::{self, Link as CheckpointLink};
 use crate::recorder::Evaluation;
 use crate::replica::Replica;
-use crate::saver::{IfRefused, Waiting};
+use crate::saver::{OnWriteError, Waiting};
 use crate::tally::Tally;
 use crate::{Result, eval};
 
@@ -52,9 +52,9 @@ impl Run<'_> {
         let every = self.config.checkpoint.every_epochs;
         let is_due = self.saver.is_behind() || self.state.epochs_completed.is_multiple_of(every);
         if self.is_complete() {
-            self.save(is_best, IfRefused::Wait)?;
+            self.save(is_best, OnWriteError::Wait)?;
         } else if is_best || is_due {
-            self.save(is_best, IfRefused::GoOn)?;
+            self.save(is_best, OnWriteError::GoOn)?;
         }
         if self.saver.is_behind() {
             // The checkpoint of this evaluation was not written: `best` keeps pointing to one that exists.
@@ -106,22 +106,22 @@ impl Run<'_> {
 
     /// Has rank 0 write the pending records and a checkpoint, and remove checkpoints that are no longer
     /// needed. Collective.
-    pub(super) fn save(&mut self, is_best: bool, if_refused: IfRefused) -> Result<()> {
+    pub(super) fn save(&mut self, is_best: bool, on_write_error: OnWriteError) -> Result<()> {
         self.link.state(Phase::Saving, self.state.epoch(), self.state.step);
         // The weights are the same on every rank, so either all ranks fail here or none.
         let norm = self.replica.flat.parameters.norm().double_value(&[]);
         self.check_finite("norm of the weights", norm, self.learning_rate())?;
-        self.optimizer.settle(&mut self.replica.flat)?;
+        self.optimizer.apply_pending_decay(&mut self.replica.flat)?;
         self.state.loss_scaler = self.optimizer.loss_scaler_state();
-        self.write(What::Checkpoint { is_best }, if_refused)
+        self.write(What::Checkpoint { is_best }, on_write_error)
     }
 
     /// Has rank 0 write the pending records. Collective.
     pub(super) fn write_records(&mut self) -> Result<()> {
-        self.write(What::Records, IfRefused::Wait)
+        self.write(What::Records, OnWriteError::Wait)
     }
 
-    fn write(&mut self, what: What, if_refused: IfRefused) -> Result<()> {
+    fn write(&mut self, what: What, on_write_error: OnWriteError) -> Result<()> {
         let Self { replica, optimizer, ema, state, communicator, link, config, .. } = self;
         let (recorder, folder) = (&mut self.recorder, self.run_dir.checkpoints_dir());
         let waiting = Waiting {
@@ -129,11 +129,11 @@ impl Run<'_> {
             asked_to_stop: &|| link.stop_reason().is_some(),
         };
         let mut saved: Option<PathBuf> = None;
-        self.saver.save(&**communicator, replica.device, if_refused, &waiting, || {
+        self.saver.save(&**communicator, replica.device, on_write_error, &waiting, || {
             let records = match recorder.flush() {
                 // If training goes on, the checkpoint is not written without its records; both are tried
                 // again later. Otherwise a checkpoint without its records is better than none.
-                Err(error) if if_refused == IfRefused::GoOn => return Err(error),
+                Err(error) if on_write_error == OnWriteError::GoOn => return Err(error),
                 ended => ended,
             };
             // If only the records failed before, a retry does not write the checkpoint again, unless it was

@@ -25,7 +25,7 @@ use crate::model::Draw;
 use crate::optim::Optimizer;
 use crate::recorder::Recorder;
 use crate::replica::Replica;
-use crate::saver::{IfRefused, Saver};
+use crate::saver::{OnWriteError, Saver};
 use crate::schedule::{LearningRate, Position};
 use crate::step::{Microbatch, Phases, StepParts};
 use crate::step_times::StepTimes;
@@ -140,7 +140,7 @@ impl Run<'_> {
                 EpochEnd::Complete => self.finish_epoch(true)?,
             };
             if !is_finished {
-                self.save(false, IfRefused::End)?;
+                self.save(false, OnWriteError::End)?;
                 let (step, run_dir) = (self.state.step, self.run_dir.root().display());
                 info!(
                     "stopped at step {step}; to go on: the same command, with --run-dir {run_dir}"

@@ -1,7 +1,7 @@
-//! How far numbers are from what they should be.
+//! Deviations of numbers from what they should be.
 
-/// The larger of two deviations; NaN if one of them is, which `f64::max` would leave out, so that a test of
-/// the largest would pass.
+/// Returns the larger of two deviations; NaN if one of them is. `f64::max` would ignore the NaN, so that a
+/// test of the largest deviation would pass.
 pub fn larger(one: f64, other: f64) -> f64 {
     if one.is_nan() || one > other { one } else { other }
 }

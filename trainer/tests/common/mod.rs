@@ -33,7 +33,8 @@ use trainer::tally::{Counter, Tally};
 pub const TEST_IMAGES: usize = 37;
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Runs `body` on ranks that are threads.
+/// Runs `body` on ranks that are threads, and then finalizes their communicators. Returns the result of each
+/// rank.
 pub fn on_ranks<T: Send>(
     world_size: usize,
     body: impl Fn(Arc<dyn Communicator>) -> T + Sync,
@@ -46,7 +47,8 @@ pub fn on_ranks<T: Send>(
     on_ranks_that_wait(TIMEOUT, world_size, ended)
 }
 
-/// As [`on_ranks`], with ranks that wait for each other for `timeout`, and end as `body` leaves them.
+/// Like [`on_ranks`], with ranks that wait for each other for `timeout`, and without finalizing their
+/// communicators.
 pub fn on_ranks_that_wait<T: Send>(
     timeout: Duration,
     world_size: usize,
@@ -74,16 +76,16 @@ pub fn on_ranks_that_wait<T: Send>(
     })
 }
 
-/// Where gradients lie.
+/// Where gradients are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Memory {
-    /// Where the communicator reduces them without a copy.
+    /// In shared memory, where the communicator reduces them without a copy.
     Shared,
-    /// In memory of the rank's own.
+    /// In private memory of the rank.
     Private,
 }
 
-/// A communicator without memory that it shares.
+/// A communicator that offers no shared memory.
 struct WithoutSharedMemory(Arc<dyn Communicator>);
 
 impl Communicator for WithoutSharedMemory {
@@ -100,7 +102,7 @@ impl Communicator for WithoutSharedMemory {
     }
 
     unsafe fn start(&self, collective: Collective, buffer: RawBuffer) -> comm::Result<Work> {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller keeps the contract of `start`.
         unsafe { self.0.start(collective, buffer) }
     }
 
@@ -113,12 +115,12 @@ impl Communicator for WithoutSharedMemory {
     }
 }
 
-/// A network with its first weights.
+/// Returns a network with its initial weights, for steps of several microbatches.
 pub fn replica(communicator: &dyn Communicator, mode: Mode) -> Replica {
     replica_for(communicator, mode, 2)
 }
 
-/// Likewise, for steps of so many microbatches.
+/// Returns a network with its initial weights, for steps of `microbatches` microbatches.
 pub fn replica_for(communicator: &dyn Communicator, mode: Mode, microbatches: usize) -> Replica {
     let network = Network::new(&Model::default(), [3, 32, 32], 10);
     let mut flat = Flat::new(network.tensors(true), Device::Cpu, communicator).unwrap();
@@ -130,13 +132,13 @@ pub fn replica_for(communicator: &dyn Communicator, mode: Mode, microbatches: us
     Replica { mode, ..Replica::new(flat, model, Arithmetic::Fp32) }
 }
 
-/// Gradients are sent as they are.
+/// Returns options with which gradients are sent as they are, in fp32.
 pub fn options(timing: Timing, bucket_cap_mib: usize) -> Options {
     let bucket_cap = BucketCap::Mib(bucket_cap_mib);
     Options { timing, bucket_cap, wire_dtype: WireDtype::Fp32 }
 }
 
-/// What a run came to.
+/// Result of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
     pub losses: Vec<f64>,
@@ -144,7 +146,7 @@ pub struct Outcome {
     pub test: Tally,
 }
 
-/// One epoch of training.
+/// Settings for one epoch of training.
 #[derive(Debug, Clone)]
 pub struct Recipe {
     pub train_images: usize,
@@ -158,7 +160,8 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// Nine whole batches and one of 13, which two or three ranks cannot share evenly.
+    /// Returns settings with SGD, for nine whole batches and one of 13 images, which two or three ranks
+    /// cannot share evenly.
     pub fn sgd() -> Self {
         let global_batch = 24;
         Self {
@@ -173,7 +176,7 @@ impl Recipe {
                 ..config::Optimizer::default()
             },
             options: options(Timing::AfterBackward, 4),
-            // Statistics of a batch depend on who holds which part of it; frozen ones do not.
+            // Statistics of a batch depend on which rank holds which part of it; frozen ones do not.
             mode: Mode::TrainFrozenNorm,
             sync_batch_norm: false,
             memory: Memory::Shared,
@@ -189,7 +192,7 @@ impl Recipe {
         dataset::load(&Source::Synthetic { because: None }, &config, 0).unwrap()
     }
 
-    /// Trains on ranks that are threads; what each of them came to.
+    /// Trains on ranks that are threads, and returns the result of each.
     pub fn train_on(&self, world_size: usize) -> Vec<Outcome> {
         on_ranks(world_size, |communicator| match self.memory {
             Memory::Shared => self.train(&communicator),
@@ -200,7 +203,7 @@ impl Recipe {
         })
     }
 
-    /// As the rank that `communicator` is.
+    /// Trains as the rank of `communicator`, and returns the result.
     pub fn train(&self, communicator: &Arc<dyn Communicator>) -> Outcome {
         let (rank, world_size) = (communicator.rank(), communicator.world_size());
         let data_set = self.data();

@@ -45,11 +45,11 @@ struct Backward {
 constexpr int kLeastArch = 80;
 // Least rows per block of a cluster, as measured on an H100 (docs/gpu.md). With fewer rows another block does
 // not pay, since its sums have to cross the cluster.
-constexpr int64_t kLeastRows = 64;
+constexpr int64_t kMinRowsPerBlock = 64;
 // Most blocks of a cluster, which every GPU with clusters supports, and most rows per block of a cluster:
 // with more rows, two kernels with more blocks are faster.
 constexpr int kMostBlocks = 8;
-constexpr int64_t kMostRows = 512;
+constexpr int64_t kMaxRowsPerBlock = 512;
 
 // The kernels of one pass: the whole pass by clusters, and its two halves.
 struct Pass {
@@ -118,7 +118,7 @@ const Kernels& kernels_for(at::ScalarType type, const char* source) {
     return *kernels;
 }
 
-int64_t divided(int64_t number, int64_t by) { return (number + by - 1) / by; }
+int64_t ceil_div(int64_t number, int64_t by) { return (number + by - 1) / by; }
 
 void launch(const void* kernel, int64_t blocks, int64_t threads, int cluster_blocks, void** arguments) {
     cudaLaunchAttribute cluster{};
@@ -135,20 +135,20 @@ void launch(const void* kernel, int64_t blocks, int64_t threads, int cluster_blo
 
 template <typename Parameters>
 void run(const Pass& pass, Parameters parameters, const at::TensorOptions& f32) {
-    const int64_t rows = parameters.rows, slices = divided(parameters.channels, kGroups * kLanes);
+    const int64_t rows = parameters.rows, slices = ceil_div(parameters.channels, kGroups * kLanes);
     int cluster = 1;
     if (arch_of_device() >= 90) {
-        while (cluster < kMostBlocks && rows / (2 * cluster) >= kLeastRows) cluster *= 2;
+        while (cluster < kMostBlocks && rows / (2 * cluster) >= kMinRowsPerBlock) cluster *= 2;
     }
-    if (rows <= cluster * kMostRows) {
-        const int64_t threads = divided(divided(rows, cluster) * kGroups, kSliceSums) * kSliceSums;
+    if (rows <= cluster * kMaxRowsPerBlock) {
+        const int64_t threads = ceil_div(ceil_div(rows, cluster) * kGroups, kSliceSums) * kSliceSums;
         void* arguments[] = {&parameters};
         launch(pass.whole, slices * cluster, std::min<int64_t>(threads, kMaxThreads), cluster, arguments);
         return;
     }
     // As many blocks as run at once, unless there are too few rows.
     static const int64_t at_once = 2 * multiprocessors();
-    int blocks = static_cast<int>(std::min(divided(at_once, slices), divided(rows, kMostRows)));
+    int blocks = static_cast<int>(std::min(ceil_div(at_once, slices), ceil_div(rows, kMaxRowsPerBlock)));
     const Tensor sums = at::empty({slices * blocks * kSliceSums}, f32);
     float* place = sums.mutable_data_ptr<float>();
     void* arguments[] = {&parameters, &blocks, &place};

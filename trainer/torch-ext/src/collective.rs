@@ -83,11 +83,11 @@ pub fn broadcast(
 ///
 /// # Errors
 /// When the communicator has failed.
-pub fn replayed(communicator: &dyn Communicator, device: Device) -> comm::Result<()> {
+pub fn watch_replay(communicator: &dyn Communicator, device: Device) -> comm::Result<()> {
     let Device::Cuda(device) = device else { return Ok(()) };
     let stream = stream_of(device)?;
     // SAFETY: libtorch's own stream of the device.
-    unsafe { communicator.replayed(stream) }
+    unsafe { communicator.watch_replay(stream) }
 }
 
 fn stream_of(device: usize) -> comm::Result<*mut c_void> {

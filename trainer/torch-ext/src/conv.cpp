@@ -32,7 +32,7 @@ struct Conv {
     int64_t stride;
     int64_t padding;
     std::array<Method, kPasses> methods;
-    Tensor grad_place;  // where to write the gradient of the weight; undefined for anywhere
+    Tensor grad_view;  // where to write the gradient of the weight; undefined for anywhere
 };
 
 Tensor channels_last(const Tensor& tensor) {
@@ -184,7 +184,7 @@ Forward forward_pass(const Tensor& input, const Tensor& weight, const Conv& conv
             points.numel() <= kMostPointsToKeep ? points : Tensor()};
 }
 
-// Returns the gradients of input and weight, as far as `wanted`; the latter in conv.grad_place if that is
+// Returns the gradients of input and weight, as far as `wanted`; the latter in conv.grad_view if that is
 // defined. `kernel_points` are those of Forward, or undefined.
 std::array<Tensor, 2> backward_passes(const Tensor& grad, const Tensor& input, const Tensor& weight,
                                       Tensor kernel_points, const Conv& conv, std::array<bool, 2> wanted) {
@@ -194,7 +194,7 @@ std::array<Tensor, 2> backward_passes(const Tensor& grad, const Tensor& input, c
     };
     const std::array<bool, 2> by_winograd{is(kGradInput, kWinograd), is(kGradWeight, kWinograd)};
     const auto* algorithm = winograd_algorithm(input, weight, conv);
-    const Tensor& place = conv.grad_place;
+    const Tensor& place = conv.grad_view;
     const auto empty_like = [](const Tensor& model) {
         return at::empty_like(model, model.options().memory_format(at::MemoryFormat::ChannelsLast));
     };
@@ -248,7 +248,7 @@ struct ConvFunction : torch::autograd::Function<ConvFunction> {
         ctx->saved_data["padding"] = conv.padding;
         ctx->saved_data["input_method"] = static_cast<int64_t>(conv.methods[kGradInput]);
         ctx->saved_data["weight_method"] = static_cast<int64_t>(conv.methods[kGradWeight]);
-        ctx->saved_data["grad_place"] = conv.grad_place;
+        ctx->saved_data["grad_view"] = conv.grad_view;
         return forward.output;
     }
 
@@ -258,7 +258,7 @@ struct ConvFunction : torch::autograd::Function<ConvFunction> {
                         ctx->saved_data["padding"].toInt(),
                         {kLibrary, static_cast<Method>(ctx->saved_data["input_method"].toInt()),
                          static_cast<Method>(ctx->saved_data["weight_method"].toInt())},
-                        ctx->saved_data["grad_place"].toTensor()};
+                        ctx->saved_data["grad_view"].toTensor()};
         auto [input, weight] = backward_passes(grads[0], saved[0], saved[1], saved[2], conv,
                                                {ctx->needs_input_grad(0), ctx->needs_input_grad(1)});
         return {input, weight, Tensor(), Tensor()};
@@ -310,8 +310,8 @@ std::array<double, kMethods> times_of(std::vector<Method> methods, F&& body) {
 extern "C" {
 
 // Convolves `input` [N, C, H, W] with `weight` [C', C, K, L] to [N, C', H', W'], in the dtype of autocast if
-// that is enabled. Backward writes the gradient of the weight to `grad_place`, unless that is null.
-char* torch_ext_conv2d(const Tensor* input, const Tensor* weight, const Tensor* grad_place, int64_t stride,
+// that is enabled. Backward writes the gradient of the weight to `grad_view`, unless that is null.
+char* torch_ext_conv2d(const Tensor* input, const Tensor* weight, const Tensor* grad_view, int64_t stride,
                        int64_t padding, const uint8_t* methods, Tensor** out) {
     return guarded([&] {
         const bool autocast = at::autocast::is_autocast_enabled(at::kCPU);
@@ -319,12 +319,12 @@ char* torch_ext_conv2d(const Tensor* input, const Tensor* weight, const Tensor* 
             autocast ? at::autocast::get_autocast_dtype(at::kCPU) : weight->scalar_type();
         c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
         Conv conv{stride, padding, {}, {}};
-        if (grad_place != nullptr) {
+        if (grad_view != nullptr) {
             TORCH_CHECK(!weight->grad().defined(), "the place for a gradient of ", weight->sizes(), " is taken");
-            TORCH_CHECK(grad_place->sizes() == weight->sizes() && grad_place->scalar_type() == weight->scalar_type() &&
-                            grad_place->is_contiguous(at::MemoryFormat::ChannelsLast),
+            TORCH_CHECK(grad_view->sizes() == weight->sizes() && grad_view->scalar_type() == weight->scalar_type() &&
+                            grad_view->is_contiguous(at::MemoryFormat::ChannelsLast),
                         "no place for a gradient of ", weight->sizes());
-            conv.grad_place = *grad_place;
+            conv.grad_view = *grad_view;
         }
         for (int pass = 0; pass < kPasses; pass++) conv.methods[pass] = static_cast<Method>(methods[pass]);
         *out = new Tensor(ConvFunction::apply(*input, *weight, conv, dtype));

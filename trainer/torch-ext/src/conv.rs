@@ -22,7 +22,7 @@ unsafe extern "C" {
     fn torch_ext_conv2d(
         input: *const CTensor,
         weight: *const CTensor,
-        grad_place: *const CTensor,
+        grad_view: *const CTensor,
         stride: i64,
         padding: i64,
         methods: *const ConvMethod,
@@ -152,7 +152,7 @@ impl Drop for Restore {
 
 impl ConvTable {
     /// Runs `body`; every [`conv2d`] that it calls on this thread, and its backward, follows this table.
-    pub fn in_use<T>(self: &Rc<Self>, body: impl FnOnce() -> T) -> T {
+    pub fn with_table<T>(self: &Rc<Self>, body: impl FnOnce() -> T) -> T {
         let _restore = Restore(IN_USE.replace(Some(Rc::clone(self))));
         body()
     }
@@ -164,7 +164,7 @@ impl ConvTable {
 
     /// Returns the shapes that were asked for and are not in the table, each once, in the order of first use,
     /// and clears that list.
-    pub fn take_unknown(&self) -> Vec<ConvShape> {
+    pub fn take_unresolved(&self) -> Vec<ConvShape> {
         self.unknown.take()
     }
 
@@ -184,16 +184,16 @@ impl ConvTable {
 /// channels-last on the CPU. Under autocast the result has its dtype. A convolution without groups on the CPU
 /// follows the [`ConvTable`] in use.
 ///
-/// For a convolution that follows the table, backward writes the gradient of the weight to `grad_place`, if
-/// that is given, and returns `grad_place` to autograd as the gradient. It has the weight's size and dtype
+/// For a convolution that follows the table, backward writes the gradient of the weight to `grad_view`, if
+/// that is given, and returns `grad_view` to autograd as the gradient. It has the weight's size and dtype
 /// and is channels-last, and the weight may be used only once between two backward passes.
 ///
 /// # Errors
-/// When the shapes do not fit, or the weight has a gradient already although `grad_place` is given.
+/// When the shapes do not fit, or the weight has a gradient already although `grad_view` is given.
 pub fn conv2d(
     input: &Tensor,
     weight: &Tensor,
-    grad_place: Option<&Tensor>,
+    grad_view: Option<&Tensor>,
     stride: i64,
     padding: i64,
     groups: i64,
@@ -236,7 +236,7 @@ pub fn conv2d(
         check(torch_ext_conv2d(
             ptr(input),
             ptr(weight),
-            grad_place.map_or(std::ptr::null(), |place| ptr(place).cast_const()),
+            grad_view.map_or(std::ptr::null(), |place| ptr(place).cast_const()),
             stride,
             padding,
             methods.as_ptr(),

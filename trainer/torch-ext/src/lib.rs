@@ -28,7 +28,7 @@ pub use cuda::{cuda_peak_bytes, cuda_stream, load_cuda, set_tf32, upload, use_cu
 pub use graph::CudaGraph;
 pub use hooks::{gather_grads, on_gradient};
 pub use memory::{keep_freed_memory, peak_rss_bytes, tensor_in_shared_memory};
-pub use optimizers::{AdamW, FromDevice, Sgd, newton_schulz, norms, unscale};
+pub use optimizers::{AdamW, DeviceInputs, Sgd, newton_schulz, norms, unscale};
 pub use replay::{SgdStep, replay_adamw, replay_sgd};
 pub use sync_norm::sync_batch_norm;
 

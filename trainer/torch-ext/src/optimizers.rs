@@ -61,7 +61,7 @@ fn optional(tensor: Option<&Tensor>) -> *const CTensor {
 
 /// Inputs of a step that are read from the device when the step is executed: 0-d f32 tensors.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct FromDevice<'a> {
+pub struct DeviceInputs<'a> {
     /// Learning rate, instead of the one of the optimizer.
     pub lr: Option<&'a Tensor>,
     /// Factor by which the gradients are divided first.
@@ -136,7 +136,7 @@ impl AdamW {
         exp_avg: &[Tensor],
         exp_avg_sq: &[Tensor],
         step: &Tensor,
-        FromDevice { lr: lr_on_device, grad_scale, found_inf }: FromDevice<'_>,
+        DeviceInputs { lr: lr_on_device, grad_scale, found_inf }: DeviceInputs<'_>,
     ) -> Result<()> {
         let Self { lr, betas: [beta1, beta2], weight_decay, eps } = *self;
         let count = parameters.len();
@@ -193,7 +193,7 @@ impl Sgd {
         parameters: &[Tensor],
         grads: &[Tensor],
         momentum: &[Tensor],
-        FromDevice { lr: lr_on_device, grad_scale, found_inf }: FromDevice<'_>,
+        DeviceInputs { lr: lr_on_device, grad_scale, found_inf }: DeviceInputs<'_>,
     ) -> Result<()> {
         let count = parameters.len();
         assert_eq!(grads.len(), count);

@@ -77,7 +77,7 @@ fn elements(tensor: &mut Tensor) -> &mut [f32] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{AdamW, FromDevice, Sgd};
+    use crate::{AdamW, DeviceInputs, Sgd};
 
     const STEPS: usize = 20;
 
@@ -99,7 +99,7 @@ mod tests {
             let count = Tensor::from(step as f32);
             let [parameters, grads, exp_avg, exp_avg_sq] =
                 [&stepped, &grads, &exp_avg, &exp_avg_sq].map(|tensor| [tensor.shallow_clone()]);
-            rule.step(&parameters, &grads, &exp_avg, &exp_avg_sq, &count, FromDevice::default())
+            rule.step(&parameters, &grads, &exp_avg, &exp_avg_sq, &count, DeviceInputs::default())
                 .unwrap();
         }
         replay_adamw(&mut replayed, &[(1.0 - rule.lr * rule.weight_decay) as f32; STEPS]);
@@ -117,7 +117,7 @@ mod tests {
                 .map(|_| {
                     let [parameters, grads, buffer] =
                         [&stepped, &grads, &buffer].map(|tensor| [tensor.shallow_clone()]);
-                    rule.step(&parameters, &grads, &buffer, FromDevice::default()).unwrap();
+                    rule.step(&parameters, &grads, &buffer, DeviceInputs::default()).unwrap();
                     SgdStep {
                         lr: rule.lr as f32,
                         momentum: momentum as f32,

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use job::config::{Model, ModelName, Stem};
-use job::network::{Home, catalogue};
+use job::network::{ReferenceDataset, catalogue};
 
 use run::{Launcher, Measured};
 
@@ -84,8 +84,8 @@ fn models(names: &[String]) -> anyhow::Result<Vec<Model>> {
         names.iter().map(|name| name.parse()).collect::<Result<_, _>>()?
     };
     let stem = |name: ModelName| match name.entry().home {
-        Home::Imagenet => Stem::Notes,
-        Home::Cifar => Stem::Cifar,
+        ReferenceDataset::Imagenet => Stem::Notes,
+        ReferenceDataset::Cifar => Stem::Cifar,
     };
     Ok(names.into_iter().map(|name| Model { name, stem: stem(name), ..Model::default() }).collect())
 }

@@ -13,7 +13,7 @@ use crate::accuracy::EpochEnd;
 use crate::cli::{Args, Mode};
 use crate::energy::seconds;
 use crate::error::{BenchError, Result};
-use crate::plan::{Case, Cell, Device, Goal};
+use crate::plan::{Case, Device, Goal, JobSize};
 use crate::process;
 use crate::record::Measured;
 use crate::srun;
@@ -78,7 +78,13 @@ impl Peer {
     ///
     /// # Errors
     /// When the run fails, or its file lacks something.
-    pub fn measure(&self, case: &Case, cell: Cell, mode: Mode, folder: &Path) -> Result<Measured> {
+    pub fn measure(
+        &self,
+        case: &Case,
+        cell: JobSize,
+        mode: Mode,
+        folder: &Path,
+    ) -> Result<Measured> {
         let json = folder.join("peer.json");
         let mut command = self.command(case, cell, mode, &json)?;
         command.args(["--steps", &self.steps.to_string()]);
@@ -98,7 +104,7 @@ impl Peer {
     pub fn train_to(
         &self,
         case: &Case,
-        cell: Cell,
+        cell: JobSize,
         mode: Mode,
         folder: &Path,
         goal: Goal,
@@ -115,7 +121,7 @@ impl Peer {
         read_epochs(json)
     }
 
-    fn command(&self, case: &Case, cell: Cell, mode: Mode, json: &Path) -> Result<Command> {
+    fn command(&self, case: &Case, cell: JobSize, mode: Mode, json: &Path) -> Result<Command> {
         let mut command = srun::command(cell.nodes, &self.python);
         command.args(["-m", "torch.distributed.run"]);
         if cell.nodes == 1 {

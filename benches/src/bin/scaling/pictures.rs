@@ -1,7 +1,7 @@
 //! The pictures of a report.
 
 use crate::accuracy::Seeds;
-use figure::{Bar, Chart, Line, Panel, Point, QUIET, Stroke, XAxis, YAxis, colour};
+use figure::{Bar, Chart, Line, MUTED, Panel, Point, Stroke, XAxis, YAxis, colour};
 
 use crate::document::Picture;
 use crate::record::{Report, Split};
@@ -38,7 +38,7 @@ pub fn scaling(case: &str, report: &Report) -> Option<Picture> {
     }
     let ideal = |value: &dyn Fn(usize) -> f64| Line {
         name: "Lockstep, ideal".to_owned(),
-        colour: QUIET,
+        colour: MUTED,
         stroke: Stroke::Dashed,
         points: sizes.iter().map(|&(ranks, _)| Point::exact(ranks as f64, value(ranks))).collect(),
     };
@@ -66,7 +66,7 @@ pub fn throughput_and_efficiency(
     let panel = |title: &str, y, lines| Panel {
         title: title.to_owned(),
         x_label: x_label.to_owned(),
-        x: XAxis::Doublings,
+        x: XAxis::Log2,
         y,
         lines,
     };

@@ -31,7 +31,7 @@ pub struct Case {
     /// The configuration's network.
     pub network: PeerNetwork,
     /// Sizes to run at, in the order of the command line.
-    pub cells: Vec<Cell>,
+    pub cells: Vec<JobSize>,
     /// Epochs that the configuration trains for.
     pub epochs: usize,
     /// The contestants that run.
@@ -51,7 +51,7 @@ pub struct PeerNetwork {
 
 /// One size of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cell {
+pub struct JobSize {
     /// Number of nodes, with equally many ranks each.
     pub nodes: usize,
     /// Number of ranks on all nodes.
@@ -77,7 +77,7 @@ pub struct Run<'a> {
     /// The case.
     pub case: &'a Case,
     /// The size.
-    pub cell: Cell,
+    pub cell: JobSize,
     /// The contestant that trains.
     pub contestant: &'a Contestant,
 }
@@ -216,7 +216,7 @@ impl PeerNetwork {
     }
 }
 
-const fn cell(nodes: usize, ranks: usize, batch: Batch) -> Result<Cell> {
+const fn cell(nodes: usize, ranks: usize, batch: Batch) -> Result<JobSize> {
     let batch_per_rank = match batch {
         _ if ranks == 0 => return Err(BenchError::NoRanks),
         Batch::PerRank(batch_per_rank) => batch_per_rank,
@@ -225,7 +225,7 @@ const fn cell(nodes: usize, ranks: usize, batch: Batch) -> Result<Cell> {
         }
         Batch::Global(global_batch) => global_batch / ranks,
     };
-    Ok(Cell { nodes, ranks, batch_per_rank })
+    Ok(JobSize { nodes, ranks, batch_per_rank })
 }
 
 /// Returns why peers cannot train this configuration, if so: they have only the notes' networks, AdamW and no

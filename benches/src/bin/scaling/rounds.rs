@@ -14,7 +14,7 @@ use crate::load::{Load, Ticks};
 use crate::machine::now;
 use crate::ours::Ours;
 use crate::peer::Peer;
-use crate::plan::{Cell, Contestant, Goal, Plan, Run};
+use crate::plan::{Contestant, Goal, JobSize, Plan, Run};
 use crate::record::{Measured, Outcome, Record, Report};
 
 /// Most attempts at a run that other processes disturb; the last attempt counts.
@@ -154,7 +154,7 @@ impl Runner<'_> {
     }
 
     /// Creates the temporary folder of a run; with several nodes, in `out`, which all of them see.
-    fn folder(&self, cell: Cell) -> Result<TempDir> {
+    fn folder(&self, cell: JobSize) -> Result<TempDir> {
         if cell.nodes == 1 {
             return Ok(tempfile::tempdir()?);
         }
@@ -195,7 +195,7 @@ impl Runner<'_> {
 
 /// Returns the load since `before`, if this program has started all ranks itself: those on several nodes are
 /// not its children, and would count as other processes.
-fn load(cell: Cell, before: Ticks) -> Option<Load> {
+fn load(cell: JobSize, before: Ticks) -> Option<Load> {
     (cell.nodes == 1).then(|| Ticks::now().since(before))
 }
 

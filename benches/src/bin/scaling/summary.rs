@@ -253,7 +253,7 @@ fn notes(report: &Report) -> Vec<String> {
     let loud = loads.clone().filter(|load| load.others.max(load.steal) > LOUD).count();
     if loud > 0 {
         notes.push(format!(
-            "NOT A QUIET MACHINE: during {loud} of {} runs others, or the host, used more than \
+            "NOT A MUTED MACHINE: during {loud} of {} runs others, or the host, used more than \
              {:.0} % of it.",
             loads.count(),
             LOUD * 100.0

@@ -1,4 +1,4 @@
-//! Who hangs.
+//! Tests of which rank is found to hang.
 
 use super::*;
 
@@ -21,7 +21,7 @@ fn where_nobody_knows_who_hangs_it_is_the_rank_that_says_nothing() {
     replay(&mut job, &[3, 2, 1, 0].map(|rank| report(rank, Phase::Training, 1000)));
     replay(&mut job, &[waited(0, 121_000), exited(0, Exit::Code(5), 121_001)]);
     assert_eq!(job.deadline(), Some(ms(124_000)), "the deadlines of others pass a little later");
-    // Rank 1 learns it from rank 0, as over MPI; rank 3 was suspended.
+    // Rank 1 learns of the timeout from rank 0, as over MPI; rank 3 was suspended.
     let told = met(1, 4, &told(0, &timeout(0, &[])), 121_100);
     let events = [told, waited(2, 122_000), exited(2, Exit::Code(5), 122_001)];
     replay(&mut job, &events);
@@ -36,7 +36,7 @@ fn where_nobody_knows_who_hangs_it_is_the_rank_that_says_nothing() {
 fn one_that_was_told_of_a_wait_does_not_take_the_teller_for_the_one_that_hangs() {
     let mut job = Job::new(3, LIMITS, Walltime::default());
     replay(&mut job, &[0, 1, 2].map(|rank| report(rank, Phase::Training, 1000)));
-    // Rank 2 is frozen; what rank 0 said itself did not come through.
+    // Rank 2 is frozen; rank 0's own report was lost.
     replay(&mut job, &[alive(2, 2000), alive(0, 121_000), alive(1, 121_000)]);
     replay(&mut job, &[met(1, 4, &told(0, &timeout(0, &[])), 121_100)]);
     assert_eq!(job.deadline(), Some(ms(124_100)), "it names nobody");
@@ -68,12 +68,12 @@ fn a_rank_that_lost_a_peer_over_nccl_is_not_the_one_that_failed() {
     let events = [
         met(0, 4, &lost_a_peer(), 1000),
         exited(0, Exit::Code(4), 1001),
-        // On another machine: its launcher tells of it later.
+        // Rank 1 is on another machine, whose launcher reports its end later.
         exited(1, Exit::Signal(9), 2500),
     ];
     let killed = (1, Cause::Exited(Exit::Signal(9)), ExitCode::RankFailed);
     assert_eq!(failure(finish(2, &events)), killed);
-    // Who has not noticed yet does not hang.
+    // A rank that has not noticed the loss yet does not hang.
     let events =
         [events[0].clone(), events[1].clone(), tick(4000), exited(1, Exit::Signal(9), 4001)];
     let first = (0, Cause::Exited(Exit::Code(4)), ExitCode::RankFailed);
@@ -108,7 +108,7 @@ fn a_rank_that_falls_silent_in_training_hangs() {
     replay(&mut job, &reports);
     assert_eq!(job.deadline(), Some(ms(181_000)));
     assert_eq!(replay(&mut job, &[tick(180_999)]).0, Decision::Wait);
-    // What it has said may not have been read yet.
+    // Its messages may not have been read yet.
     assert_eq!(replay(&mut job, &[tick(181_000)]).0, Decision::Wait);
     assert_eq!(job.deadline(), Some(ms(183_000)));
     let (decision, reason) = replay(&mut job, &[tick(183_000)]);
@@ -134,7 +134,8 @@ fn alive(rank: usize, at: u64) -> (Event, Duration) {
     (Event::Alive { rank }, ms(at))
 }
 
-/// Time passes until the launcher gives up on ranks at `at`, which then end.
+/// Lets time pass until the launcher gives up on ranks at `at`, in milliseconds, and then ends all ranks.
+/// Returns the failure.
 fn give_up(job: &mut Job, at: u64) -> (usize, Cause, ExitCode) {
     assert_eq!(job.deadline(), Some(ms(at - 2000)));
     let (decision, reason) = replay(job, &[tick(at - 2000), tick(at)]);
@@ -263,7 +264,7 @@ fn ranks_that_do_not_begin_hang() {
     replay(&mut job, &[tick(300_000)]);
     assert_eq!(job.deadline(), Some(ms(600_000)));
     replay(&mut job, &[alive(0, 599_000), alive(1, 599_000)]);
-    // Another moment, for what has not been read yet.
+    // Extra time for messages that have not been read yet.
     assert_eq!(replay(&mut job, &[tick(600_000)]).0, Decision::Wait);
     let (decision, reason) = replay(&mut job, &[tick(602_000)]);
     assert_eq!((decision, reason.as_str()), (Decision::Kill, "a rank did not begin for 600s"));

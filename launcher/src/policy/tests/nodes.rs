@@ -1,4 +1,4 @@
-//! Several nodes, and `mpirun`.
+//! Tests with several nodes, and with `mpirun`.
 
 use super::*;
 
@@ -31,7 +31,7 @@ fn an_mpirun_that_was_killed_is_named_and_not_the_rank_that_then_fails() {
     let outcome = outcome_after(900);
     assert_eq!(outcome.to_string(), "mpirun ended with signal: 9 (SIGKILL); then rank 1 failed");
     assert_eq!((outcome.failed_rank(), outcome.exit_code()), (None, ExitCode::RankFailed));
-    // What comes after a rank's failure follows from it.
+    // When `mpirun` ends after a rank has failed, its end follows from that failure.
     assert_eq!(outcome_after(1100).failed_rank(), Some(1));
 }
 

@@ -7,7 +7,7 @@ use super::super::planned::State;
 use super::super::results::{Reached, Results};
 use super::*;
 
-/// A run of three epochs of 10 steps, whose test error starts at 90 %.
+/// A run of 25 steps, 10 per epoch, whose test errors are 90 % and then `errors`.
 fn run(name: &str, seed: u64, errors: [f64; 2]) -> Planned {
     let epoch = |(index, error): (usize, &f64)| EpochRecord {
         epoch: index + 1,
@@ -82,7 +82,7 @@ fn a_figure_says_of_how_many_runs_a_point_is() {
 fn a_line_is_of_runs_that_agree_wherever_their_value_is_from() {
     let entry = "{name: f, x: epoch, y: [test_error], group_by: [optimizer.name]}";
     let entry: FigureEntry = serde_yaml::from_str(entry).unwrap();
-    // By default it is adamw.
+    // By default the optimizer is adamw.
     let (of_config, mut set, mut same) =
         (run("a", 0, [0.2, 0.1]), run("b", 0, [0.1, 0.1]), run("c", 0, [0.1, 0.1]));
     for (run, value) in [(&mut set, "sgd"), (&mut same, "adamw")] {

@@ -23,7 +23,7 @@ fn axes() -> impl Iterator<Item = (XAxis, YAxis)> {
         YAxis::Tight { span: 1.0, limit: f64::INFINITY },
         YAxis::Log,
     ];
-    let xs = [XAxis::FromZero, XAxis::Epochs, XAxis::Doublings];
+    let xs = [XAxis::FromZero, XAxis::Epochs, XAxis::Log2];
     xs.into_iter().flat_map(move |x| ys.map(|y| (x, y)))
 }
 
@@ -77,7 +77,7 @@ fn a_long_heading_is_broken_between_words_and_makes_the_picture_higher() {
 
 #[test]
 fn every_line_its_name_and_its_marks_are_drawn() {
-    let panels = vec![panel(XAxis::Doublings, YAxis::Log, 8)];
+    let panels = vec![panel(XAxis::Log2, YAxis::Log, 8)];
     let svg = Chart { heading: Some(heading()), panels, shares_y: false }.draw().to_svg();
     for text in ["all", "of it", "a title", "ranks", "ideal", "us &amp; them", ">4<", "#0072b2"] {
         assert!(svg.contains(text), "{text}: {svg}");

@@ -76,7 +76,7 @@ pub enum CommBackend {
 
 /// The placement of ranks, as far as the choice of transport depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Whereabouts {
+pub struct Placement {
     /// Ranks are on GPUs rather than on the CPU.
     pub on_gpus: bool,
     /// Ranks are on more than one machine.
@@ -112,8 +112,8 @@ impl CommBackend {
     ///
     /// # Errors
     /// When this backend does not support the placement.
-    pub fn transport(self, ranks: Whereabouts) -> Result<Transport, Invalid> {
-        let Whereabouts { on_gpus, on_several_machines, under_mpi } = ranks;
+    pub fn transport(self, ranks: Placement) -> Result<Transport, Invalid> {
+        let Placement { on_gpus, on_several_machines, under_mpi } = ranks;
         let wrong = |problem: &str| Err(Invalid::new("comm.backend", problem));
         match (self, on_gpus) {
             (Self::Auto | Self::None | Self::Nccl, true) => Ok(Transport::Nccl),
@@ -143,27 +143,27 @@ impl CommBackend {
 mod tests {
     use super::*;
 
-    const HERE: Whereabouts =
-        Whereabouts { on_gpus: false, on_several_machines: false, under_mpi: false };
+    const HERE: Placement =
+        Placement { on_gpus: false, on_several_machines: false, under_mpi: false };
 
     #[test]
     fn auto_takes_what_serves_the_ranks() {
-        let several = Whereabouts { on_several_machines: true, ..HERE };
-        let under_mpi = Whereabouts { under_mpi: true, ..HERE };
+        let several = Placement { on_several_machines: true, ..HERE };
+        let under_mpi = Placement { under_mpi: true, ..HERE };
         for backend in [CommBackend::Auto, CommBackend::None] {
             let taken = |ranks| backend.transport(ranks).unwrap();
             assert_eq!(taken(HERE), Transport::Shm);
             assert_eq!((taken(several), taken(under_mpi)), (Transport::Mpi, Transport::Mpi));
             for ranks in [HERE, several, under_mpi] {
-                assert_eq!(taken(Whereabouts { on_gpus: true, ..ranks }), Transport::Nccl);
+                assert_eq!(taken(Placement { on_gpus: true, ..ranks }), Transport::Nccl);
             }
         }
     }
 
     #[test]
     fn a_backend_that_does_not_serve_them_is_refused_and_named() {
-        let gpus = Whereabouts { on_gpus: true, ..HERE };
-        let several = Whereabouts { on_several_machines: true, ..HERE };
+        let gpus = Placement { on_gpus: true, ..HERE };
+        let several = Placement { on_several_machines: true, ..HERE };
         for (backend, ranks) in [
             (CommBackend::Nccl, HERE),
             (CommBackend::Shm, several),

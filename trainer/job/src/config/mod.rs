@@ -31,7 +31,7 @@ pub use augment::{
     Augment, ColorJitter, Crop, Cutmix, Cutout, Flip, FlipMode, Mixup, Padding, RandAugment,
 };
 pub use bucket_cap::BucketCap;
-pub use comm::{Comm, CommBackend, Overlap, Transport, Whereabouts, WireDtype};
+pub use comm::{Comm, CommBackend, Overlap, Placement, Transport, WireDtype};
 pub use data::{Data, Dataset, Facts, Fallback};
 pub use diff::{Difference, PER_MACHINE, common_to_machines, differences_in_training, in_one_line};
 pub use document::Document;

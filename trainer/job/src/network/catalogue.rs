@@ -19,7 +19,7 @@ pub struct Entry {
     /// Publication of the network.
     pub source: &'static str,
     /// Data set that the network was published for.
-    pub home: Home,
+    pub home: ReferenceDataset,
     /// Whether torchvision has the network.
     pub in_torchvision: bool,
     pub(super) scheme: Scheme,
@@ -28,14 +28,14 @@ pub struct Entry {
 
 /// The data set that a network was published for, with its stem, images and classes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Home {
+pub enum ReferenceDataset {
     /// ImageNet: 224x224, 1000 classes.
     Imagenet,
     /// CIFAR-10: 32x32, 10 classes.
     Cifar,
 }
 
-impl Home {
+impl ReferenceDataset {
     /// Returns the stem for this data set.
     pub const fn stem(self) -> Stem {
         match self {

@@ -19,7 +19,7 @@ mod walk;
 
 use crate::config::Model;
 
-pub use catalogue::{Entry, Home, ModelName, catalogue};
+pub use catalogue::{Entry, ModelName, ReferenceDataset, catalogue};
 pub use init::Init;
 pub use layer::{BatchNorm, Conv, Layer, Linear, Residual, Shape};
 pub use summary::{LayerSummary, Summary};

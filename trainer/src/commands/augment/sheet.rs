@@ -3,7 +3,7 @@
 use job::config::Augment;
 use tch::Tensor;
 
-use figure::{Anchor, INK, Picture, QUIET, Shape};
+use figure::{Anchor, INK, MUTED, Picture, Shape};
 
 const MARGIN: f32 = 24.0;
 const TITLE_HEIGHT: f32 = 60.0;
@@ -54,7 +54,7 @@ pub(super) fn draw(title: &str, rows: &[Row]) -> Picture {
         picture.text((MARGIN, top + 16.0), &row.name, 13.0, true, Anchor::Start, INK);
         for (line, text) in row.detail.lines().enumerate() {
             let at = (MARGIN, top + 33.0 + line as f32 * 15.0);
-            picture.text(at, text, 11.0, false, Anchor::Start, QUIET);
+            picture.text(at, text, 11.0, false, Anchor::Start, MUTED);
         }
         for image in 0..count {
             let left = MARGIN + LABEL_WIDTH + image as f32 * (cell.0 + GAP);

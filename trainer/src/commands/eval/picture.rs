@@ -1,7 +1,7 @@
 //! Draws the confusion matrix.
 
 use super::report::Report;
-use figure::{Anchor, Colour, GRID, INK, Picture, QUIET, Shape};
+use figure::{Anchor, Colour, GRID, INK, MUTED, Picture, Shape};
 use job::thousands;
 
 const MARGIN: f32 = 32.0;
@@ -35,7 +35,7 @@ pub(super) fn draw(report: &Report) -> Picture {
     title(&mut picture, report);
 
     let middle = left + side / 2.0;
-    picture.text((middle, top - 28.0), "taken for", 12.0, false, Anchor::Middle, QUIET);
+    picture.text((middle, top - 28.0), "taken for", 12.0, false, Anchor::Middle, MUTED);
     for (column, name) in column_names.iter().enumerate() {
         let x = left + (column as f32 + 0.5) * cell;
         picture.text((x, top - 9.0), name, size - 2.0, false, Anchor::Middle, INK);
@@ -73,7 +73,7 @@ fn title(picture: &mut Picture, report: &Report) {
         thousands(report.tally.images as u64),
         report.tally.loss()
     );
-    picture.text((MARGIN, 60.0), &below, 13.0, false, Anchor::Start, QUIET);
+    picture.text((MARGIN, 60.0), &below, 13.0, false, Anchor::Start, MUTED);
 }
 
 /// Shortens names to the width of a column.

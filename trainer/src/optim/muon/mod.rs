@@ -143,7 +143,7 @@ impl Rule for Muon {
                 let _ = weights.g_mul_(&((matrix.rows as f64).sqrt() / weights.norm()));
             }
             if self.weight_decay > 0.0 {
-                let _ = match inputs.from_device.lr {
+                let _ = match inputs.device_inputs.lr {
                     Some(lr) => weights.g_mul_(&(1.0 - lr * self.weight_decay)),
                     None => weights.g_mul_scalar_(1.0 - inputs.lr * self.weight_decay),
                 };

@@ -88,11 +88,11 @@ fn largest_error(methods: ConvMethods, bf16: bool) -> f64 {
         table.set(shape, methods);
         let (input, weight) = (numbers(&input, 0.0), numbers(&weight, 1.0));
         let convolve = |x: &Tensor, w: &Tensor| {
-            let run = || table.in_use(|| conv2d(x, w, None, stride, padding, 1).unwrap());
+            let run = || table.with_table(|| conv2d(x, w, None, stride, padding, 1).unwrap());
             if bf16 { autocast(Device::Cpu, AutocastDtype::Bf16, run).unwrap() } else { run() }
         };
         let found = passes(&input, &weight, convolve);
-        assert!(table.take_unknown().is_empty(), "{shape:?} is another shape");
+        assert!(table.take_unresolved().is_empty(), "{shape:?} is another shape");
         let wanted =
             passes(&input, &weight, |x, w| conv2d(x, w, None, stride, padding, 1).unwrap());
         for (found, wanted) in found.iter().zip(&wanted) {
@@ -167,8 +167,9 @@ fn the_gradient_of_the_weight_is_made_in_its_place() {
             let grads = |place: Option<&Tensor>| {
                 let input = input.detach().set_requires_grad(true);
                 let weight = weight.detach().set_requires_grad(true);
-                let run =
-                    || table.in_use(|| conv2d(&input, &weight, place, stride, padding, 1).unwrap());
+                let run = || {
+                    table.with_table(|| conv2d(&input, &weight, place, stride, padding, 1).unwrap())
+                };
                 let output = if bf16 {
                     autocast(Device::Cpu, AutocastDtype::Bf16, run).unwrap()
                 } else {
@@ -190,7 +191,7 @@ fn a_place_that_does_not_fit_is_an_error() {
     let table = Rc::new(ConvTable::default());
     let (input, weight) = (numbers(&[1, 2, 4, 4], 0.0), numbers(&[3, 2, 3, 3], 1.0));
     let error = |place: &Tensor| {
-        let output = table.in_use(|| conv2d(&input, &weight, Some(place), 1, 1, 1));
+        let output = table.with_table(|| conv2d(&input, &weight, Some(place), 1, 1, 1));
         output.unwrap_err().to_string()
     };
     for place in [numbers(&[3, 2, 3, 3], 1.0), numbers(&[2, 3, 3, 3], 1.0)] {
@@ -212,8 +213,9 @@ fn a_rank_without_images_has_gradients_of_zero() {
         let weight = channels_last(&weight);
         // The gradient place as a previous step may have left it.
         let place = weight.full_like(f64::NAN);
-        let convolve =
-            |x: &Tensor, w: &Tensor| table.in_use(|| conv2d(x, w, Some(&place), 1, 1, 1).unwrap());
+        let convolve = |x: &Tensor, w: &Tensor| {
+            table.with_table(|| conv2d(x, w, Some(&place), 1, 1, 1).unwrap())
+        };
         let [output, of_input, of_weight] = passes(&input, &weight, convolve);
         assert_eq!(of_weight.data_ptr(), place.data_ptr());
         assert_eq!((output.size(), of_input.size()), (vec![0, 16, 8, 8], input.size()));
@@ -226,21 +228,21 @@ fn a_rank_without_images_has_gradients_of_zero() {
 fn a_table_notes_what_it_does_not_know_once() {
     let table = Rc::new(ConvTable::default());
     let (input, weight) = (numbers(&[1, 2, 4, 4], 0.0), numbers(&[3, 2, 3, 3], 1.0));
-    table.in_use(|| {
+    table.with_table(|| {
         for _ in 0..2 {
             let _ = conv2d(&input, &weight, None, 1, 1, 1).unwrap();
         }
     });
     let shape = ConvShape { input: [2, 4, 4], weight: [3, 2, 3, 3], stride: 1, padding: 1 };
-    assert_eq!(table.take_unknown(), [shape]);
-    assert_eq!(table.take_unknown(), []);
+    assert_eq!(table.take_unresolved(), [shape]);
+    assert_eq!(table.take_unresolved(), []);
 }
 
 #[test]
 fn shapes_that_do_not_fit_are_an_error() {
     let table = Rc::new(ConvTable::default());
     let (input, weight) = (numbers(&[1, 2, 4, 4], 0.0), numbers(&[3, 5, 3, 3], 1.0));
-    assert!(table.in_use(|| conv2d(&input, &weight, None, 1, 1, 1)).is_err());
+    assert!(table.with_table(|| conv2d(&input, &weight, None, 1, 1, 1)).is_err());
     assert!(conv2d(&input, &weight, None, 1, 1, 1).is_err());
 }
 

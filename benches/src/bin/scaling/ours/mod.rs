@@ -13,7 +13,7 @@ use self::metrics::{epochs_from_metrics, from_metrics, problem};
 use crate::accuracy::{self, EpochEnd};
 use crate::cli::Args;
 use crate::error::{BenchError, Result};
-use crate::plan::{Case, Cell, Device, Goal};
+use crate::plan::{Case, Device, Goal, JobSize};
 use crate::process;
 use crate::record::Measured;
 use crate::srun;
@@ -65,7 +65,7 @@ impl Ours {
     pub fn measure(
         &self,
         case: &Case,
-        cell: Cell,
+        cell: JobSize,
         overrides: &[String],
         folder: &Path,
     ) -> Result<Measured> {
@@ -93,7 +93,7 @@ impl Ours {
     pub fn train_to(
         &self,
         case: &Case,
-        cell: Cell,
+        cell: JobSize,
         overrides: &[String],
         folder: &Path,
         goal: Goal,
@@ -106,7 +106,7 @@ impl Ours {
         epochs_from_metrics(&read_metrics(&run_dir)?)
     }
 
-    fn command(&self, case: &Case, cell: Cell, run_dir: &Path, overrides: &[String]) -> Command {
+    fn command(&self, case: &Case, cell: JobSize, run_dir: &Path, overrides: &[String]) -> Command {
         let device = if self.device == Device::Gpu { "--gpus" } else { "--cpu" };
         let mut command = srun::command(cell.nodes, &self.launcher);
         command.args([device, &(cell.ranks / cell.nodes).to_string(), "--quiet"]);

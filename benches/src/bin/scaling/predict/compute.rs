@@ -65,9 +65,9 @@ impl Compute {
 /// Compute time of one rank's step at every batch: interpolated linearly between the known batches, and
 /// extrapolated beyond them. A batch below all known ones never has more images/s than the smallest of these.
 #[derive(Debug, Clone)]
-pub struct Speed(Vec<(f64, Compute)>);
+pub struct ComputeCurve(Vec<(f64, Compute)>);
 
-impl Speed {
+impl ComputeCurve {
     /// Creates it from the compute times at some batches, at least one.
     pub fn new(mut known: Vec<(usize, Compute)>) -> Self {
         known.sort_by_key(|(batch, _)| *batch);
@@ -120,7 +120,7 @@ impl FromStr for Rate {
 ///
 /// # Errors
 /// When the command line gives no source, or the measurement lacks this batch.
-pub fn speed(prediction: &Prediction, stem: &str, batch: usize) -> Result<(Speed, String)> {
+pub fn speed(prediction: &Prediction, stem: &str, batch: usize) -> Result<(ComputeCurve, String)> {
     let unexpected = |what, problem: String| BenchError::Unexpected { what, problem };
     if !prediction.images_per_s.is_empty() {
         let known = prediction.images_per_s.iter().map(|rate| {
@@ -133,7 +133,7 @@ pub fn speed(prediction: &Prediction, stem: &str, batch: usize) -> Result<(Speed
         };
         let rates: Vec<String> = prediction.images_per_s.iter().map(says).collect();
         let basis = format!("images/s of one GPU as the command line says: {}", rates.join(", "));
-        return Ok((Speed::new(known.collect()), basis));
+        return Ok((ComputeCurve::new(known.collect()), basis));
     }
     let Some(path) = &prediction.measured else {
         let problem = "a prediction needs the speed of one GPU: --measured or --images-per-s";
@@ -151,7 +151,7 @@ pub fn speed(prediction: &Prediction, stem: &str, batch: usize) -> Result<(Speed
     let hardware = report.machine.gpus.first().unwrap_or(&report.machine.cpu);
     let commit = Some(report.versions.lockstep.as_str()).filter(|commit| !commit.is_empty());
     let by = commit.map_or_else(String::new, |commit| format!(", Lockstep {commit}"));
-    Ok((Speed::new(known), format!("one rank measured on {hardware}{by}")))
+    Ok((ComputeCurve::new(known), format!("one rank measured on {hardware}{by}")))
 }
 
 /// Returns the compute time of one rank at each batch at which it was measured.
@@ -176,7 +176,7 @@ mod tests {
 
     fn seconds(known: &[(usize, f64)], batch: f64) -> f64 {
         let known = known.iter().map(|(batch, seconds)| (*batch, Compute::from_step(*seconds)));
-        Speed::new(known.collect()).at(batch).total()
+        ComputeCurve::new(known.collect()).at(batch).total()
     }
 
     fn close(found: f64, expected: f64) {

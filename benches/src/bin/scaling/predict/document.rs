@@ -1,6 +1,6 @@
 //! Renders a prediction as a document.
 
-use figure::{Line, Point, QUIET, Stroke, colour};
+use figure::{Line, MUTED, Point, Stroke, colour};
 
 use super::{HIDDEN, MOST_RANKS, Model, Step};
 use crate::cli::Args;
@@ -175,7 +175,7 @@ fn picture(model: &Model, title: &str, counts: &[usize]) -> Picture {
     let predicted = |point: &dyn Fn(&Step) -> Point| {
         line("predicted, with its range", colour(0), Stroke::Solid, point)
     };
-    let ideal = |point: &dyn Fn(&Step) -> Point| line("ideal", QUIET, Stroke::Dashed, point);
+    let ideal = |point: &dyn Fn(&Step) -> Point| line("ideal", MUTED, Stroke::Dashed, point);
     let point = |step: &Step, y: f64, range: (f64, f64)| Point { x: step.ranks as f64, y, range };
     let rate = |step: &Step| model.images_per_s(step);
     let alone = (model.batch_per_rank as f64) / model.compute.total();

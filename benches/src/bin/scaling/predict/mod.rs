@@ -21,7 +21,7 @@ use crate::error::{BenchError, Result};
 use cluster::Cluster;
 use collective::Group;
 pub use compute::Rate;
-use compute::{Compute, Speed, speed};
+use compute::{Compute, ComputeCurve, speed};
 use network::Layers;
 use schedule::{Communication, Timeline, simulate};
 
@@ -40,7 +40,7 @@ struct Model {
     /// Compute time of a step at `batch_per_rank`.
     compute: Compute,
     /// Compute time of a step at any batch.
-    speed: Speed,
+    speed: ComputeCurve,
     bucket_cap_bytes: usize,
     wire_dtype: WireDtype,
     /// Source of `speed`, for the report.
@@ -282,7 +282,7 @@ mod tests {
             cluster: Cluster::load("h100-nvlink-ib400").unwrap(),
             batch_per_rank,
             compute,
-            speed: Speed::new(vec![(batch_per_rank, compute)]),
+            speed: ComputeCurve::new(vec![(batch_per_rank, compute)]),
             bucket_cap_bytes: 25 << 20,
             wire_dtype: WireDtype::Fp32,
             basis: String::new(),

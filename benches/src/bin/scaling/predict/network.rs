@@ -2,7 +2,7 @@
 
 use job::config::{Config, Model, ModelName, Stem};
 use job::dataset::{self, Outline};
-use job::network::{Home, Network, catalogue};
+use job::network::{Network, ReferenceDataset, catalogue};
 
 use crate::error::Result;
 
@@ -53,7 +53,7 @@ impl Layers {
     /// Returns the layers of a network of the catalogue for ImageNet, 224x224; `None` for any other name.
     pub fn for_imagenet(name: &str) -> Option<Self> {
         let name: ModelName =
-            catalogue().find(|it| it.name == name && it.home == Home::Imagenet)?.into();
+            catalogue().find(|it| it.name == name && it.home == ReferenceDataset::Imagenet)?.into();
         let model = Model { name, stem: Stem::Imagenet, ..Model::default() };
         Some(Self {
             name: format!("{name}, 224x224"),

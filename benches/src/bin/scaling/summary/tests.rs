@@ -28,7 +28,7 @@ fn rates_ratios_and_efficiencies_are_shown() {
     ] {
         assert!(text.contains(line), "{line}\n{text}");
     }
-    assert!(!text.contains("QUIET") && !text.contains("energy"));
+    assert!(!text.contains("MUTED") && !text.contains("energy"));
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn a_disturbed_run_is_mentioned_but_not_counted() {
     report.records.extend([disturbed, run(1, 1, "Lockstep", 100.0)]);
     let text = render(&report);
     assert!(text.contains("| Lockstep | 100 | 100..100 | 1 |"), "{text}");
-    assert!(text.contains("1 runs that others disturbed") && !text.contains("QUIET"), "{text}");
+    assert!(text.contains("1 runs that others disturbed") && !text.contains("MUTED"), "{text}");
 }
 
 #[test]

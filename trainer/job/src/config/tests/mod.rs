@@ -205,7 +205,7 @@ fn a_value_that_does_not_go_with_the_ranks_is_named_where_it_was_given() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.yaml");
     std::fs::write(&path, "comm:\n  timeout_seconds: 9\n  backend: nccl\n").unwrap();
-    let here = Whereabouts { on_gpus: false, on_several_machines: false, under_mpi: false };
+    let here = Placement { on_gpus: false, on_several_machines: false, under_mpi: false };
     let refused_with = |overrides: &[&str]| {
         let overrides: Vec<_> = overrides.iter().map(ToString::to_string).collect();
         let config = load(&path, &overrides).unwrap();

@@ -6,7 +6,7 @@
 //! author's programs, `legacy/airbench94.py` and so on.
 
 use super::super::blocks::Maker;
-use super::super::catalogue::{Architecture, Entry, Home};
+use super::super::catalogue::{Architecture, Entry, ReferenceDataset};
 use super::super::init::{Init, Scheme};
 use super::super::layer::{BatchNorm, Conv, Layer, Linear, Residual, Shape};
 use super::super::walk::walk;
@@ -121,7 +121,7 @@ const fn airbench(name: &'static str, network: Airbench) -> Entry {
     Entry {
         name,
         source: "Keller Jordan, 2024",
-        home: Home::Cifar,
+        home: ReferenceDataset::Cifar,
         in_torchvision: false,
         scheme: Scheme::Default,
         architecture: Architecture::Airbench(network),

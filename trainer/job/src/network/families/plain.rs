@@ -1,14 +1,14 @@
 //! Plain networks: those of the ResNet paper without the shortcuts.
 
 use super::super::blocks::{Shortcut, Stages};
-use super::super::catalogue::{Architecture, Entry, Home};
+use super::super::catalogue::{Architecture, Entry, ReferenceDataset};
 use super::super::init::Scheme;
 use super::resnet;
 
-const fn plain(name: &'static str, home: Home, blocks: &'static [usize]) -> Entry {
+const fn plain(name: &'static str, home: ReferenceDataset, blocks: &'static [usize]) -> Entry {
     let (stages, scheme) = match home {
-        Home::Imagenet => (resnet::BASIC, Scheme::Torchvision),
-        Home::Cifar => (resnet::CIFAR, Scheme::FanIn),
+        ReferenceDataset::Imagenet => (resnet::BASIC, Scheme::Torchvision),
+        ReferenceDataset::Cifar => (resnet::CIFAR, Scheme::FanIn),
     };
     Entry {
         name,
@@ -21,10 +21,10 @@ const fn plain(name: &'static str, home: Home, blocks: &'static [usize]) -> Entr
 }
 
 pub(super) const NETWORKS: &[Entry] = &[
-    plain("plain18", Home::Imagenet, &[2, 2, 2, 2]),
-    plain("plain34", Home::Imagenet, &[3, 4, 6, 3]),
-    plain("plain20", Home::Cifar, &[3; 3]),
-    plain("plain32", Home::Cifar, &[5; 3]),
-    plain("plain44", Home::Cifar, &[7; 3]),
-    plain("plain56", Home::Cifar, &[9; 3]),
+    plain("plain18", ReferenceDataset::Imagenet, &[2, 2, 2, 2]),
+    plain("plain34", ReferenceDataset::Imagenet, &[3, 4, 6, 3]),
+    plain("plain20", ReferenceDataset::Cifar, &[3; 3]),
+    plain("plain32", ReferenceDataset::Cifar, &[5; 3]),
+    plain("plain44", ReferenceDataset::Cifar, &[7; 3]),
+    plain("plain56", ReferenceDataset::Cifar, &[9; 3]),
 ];

@@ -1,7 +1,7 @@
 //! Pre-activation ResNets: He et al., Identity Mappings in Deep Residual Networks, ECCV 2016.
 
 use super::super::blocks::{Block, Order, Shortcut, Stages};
-use super::super::catalogue::{Architecture, Entry, Home};
+use super::super::catalogue::{Architecture, Entry, ReferenceDataset};
 use super::super::init::Scheme;
 
 /// Basic blocks with 16 channels in the first stage.
@@ -24,7 +24,7 @@ const fn cifar(name: &'static str, stages: Stages) -> Entry {
     Entry {
         name,
         source: "He et al., ECCV 2016",
-        home: Home::Cifar,
+        home: ReferenceDataset::Cifar,
         in_torchvision: false,
         scheme: Scheme::FanOut,
         architecture: Architecture::Stages(stages),

@@ -1,7 +1,7 @@
 //! ResNet: He et al., Deep Residual Learning for Image Recognition, CVPR 2016.
 
 use super::super::blocks::{Block, Order, Shortcut, Stages};
-use super::super::catalogue::{Architecture, Entry, Home};
+use super::super::catalogue::{Architecture, Entry, ReferenceDataset};
 use super::super::init::Scheme;
 
 const SOURCE: &str = "He et al., CVPR 2016";
@@ -30,7 +30,7 @@ const fn imagenet(name: &'static str, stages: Stages) -> Entry {
     Entry {
         name,
         source: SOURCE,
-        home: Home::Imagenet,
+        home: ReferenceDataset::Imagenet,
         in_torchvision: true,
         scheme: Scheme::Torchvision,
         architecture: Architecture::Stages(stages),
@@ -39,7 +39,7 @@ const fn imagenet(name: &'static str, stages: Stages) -> Entry {
 
 const fn cifar(name: &'static str, blocks: &'static [usize]) -> Entry {
     Entry {
-        home: Home::Cifar,
+        home: ReferenceDataset::Cifar,
         in_torchvision: false,
         scheme: Scheme::FanIn,
         ..imagenet(name, Stages { blocks, ..CIFAR })

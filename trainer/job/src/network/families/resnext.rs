@@ -2,7 +2,7 @@
 //! wider ResNet that the paper compares it with.
 
 use super::super::blocks::Stages;
-use super::super::catalogue::{Architecture, Entry, Home};
+use super::super::catalogue::{Architecture, Entry, ReferenceDataset};
 use super::super::init::Scheme;
 use super::resnet::BOTTLENECK;
 
@@ -20,7 +20,7 @@ const fn imagenet(
     Entry {
         name,
         source: "Xie et al., CVPR 2017",
-        home: Home::Imagenet,
+        home: ReferenceDataset::Imagenet,
         in_torchvision: true,
         scheme: Scheme::Torchvision,
         architecture: Architecture::Stages(stages),
@@ -29,7 +29,7 @@ const fn imagenet(
 
 const fn cifar(name: &'static str, groups: usize) -> Entry {
     Entry {
-        home: Home::Cifar,
+        home: ReferenceDataset::Cifar,
         in_torchvision: false,
         scheme: Scheme::FanOut,
         ..imagenet(name, &[3; 3], groups, 64)

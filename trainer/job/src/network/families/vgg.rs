@@ -6,7 +6,7 @@
 //! the map are left out.
 
 use super::super::blocks::{Maker, batch_norm};
-use super::super::catalogue::{Architecture, Entry, Home};
+use super::super::catalogue::{Architecture, Entry, ReferenceDataset};
 use super::super::init::{Init, Scheme};
 use super::super::layer::{Layer, Shape};
 use super::super::walk::walk;
@@ -91,7 +91,7 @@ const fn vgg(name: &'static str, stages: &'static [(usize, usize)], batch_norm: 
     Entry {
         name,
         source: "Simonyan & Zisserman, ICLR 2015",
-        home: Home::Imagenet,
+        home: ReferenceDataset::Imagenet,
         in_torchvision: true,
         scheme: Scheme::Vgg,
         architecture: Architecture::Vgg(Vgg { stages, batch_norm }),

@@ -1,7 +1,7 @@
 //! Wide residual networks: Zagoruyko and Komodakis, BMVC 2016; and torchvision's wide ResNets.
 
 use super::super::blocks::{Block, Order, Shortcut, Stages};
-use super::super::catalogue::{Architecture, Entry, Home};
+use super::super::catalogue::{Architecture, Entry, ReferenceDataset};
 use super::super::init::Scheme;
 use super::resnet::BOTTLENECK;
 
@@ -23,7 +23,7 @@ const fn cifar(name: &'static str, blocks: &'static [usize], factor: usize) -> E
     Entry {
         name,
         source: SOURCE,
-        home: Home::Cifar,
+        home: ReferenceDataset::Cifar,
         in_torchvision: false,
         scheme: Scheme::FanOut,
         architecture: Architecture::Stages(stages),
@@ -34,7 +34,7 @@ const fn imagenet(name: &'static str, blocks: &'static [usize]) -> Entry {
     Entry {
         name,
         source: SOURCE,
-        home: Home::Imagenet,
+        home: ReferenceDataset::Imagenet,
         in_torchvision: true,
         scheme: Scheme::Torchvision,
         architecture: Architecture::Stages(Stages { blocks, width: 128, ..BOTTLENECK }),
