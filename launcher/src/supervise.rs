@@ -102,36 +102,37 @@ impl Supervisor<'_> {
             let host = others.as_deref_mut();
             let (outcome, job, logs) =
                 self.attempt(signals, events, host, &mpi, restarts, walltime).await?;
-            let stopping = job.stop_reason().is_some();
-            let again = policy::restart(&outcome, stopping, restarts, self.max_restarts);
+            let report = Report { outcome, job, logs, restarts, hosts };
+            let stopping = report.job.stop_reason().is_some();
+            let again = policy::restart(&report.outcome, stopping, restarts, self.max_restarts);
             if let Err(why_not) = again {
                 tracing::debug!("no restart: {why_not}");
-                return Ok(Report { outcome, job, logs, restarts, hosts });
+                return Ok(report);
             }
             // A signal may have come while the last ranks were ending.
             if let Some(signal) = signals.try_next().await {
                 tracing::warn!("{}: no restart", signal.name());
-                return Ok(Report { outcome, job, logs, restarts, hosts });
+                return Ok(report);
             }
             if let Some(reason) = others.as_deref().and_then(Host::stop_asked) {
                 tracing::warn!("{reason}: no restart");
-                return Ok(Report { outcome, job, logs, restarts, hosts });
+                return Ok(report);
             }
-            restarts += 1;
-            let failure = job.in_a_line(&outcome);
-            let why = format!("restart {restarts} of {}: {failure}", self.max_restarts);
+            let failure = report.job.in_a_line(&report.outcome);
+            let why = format!("restart {} of {}: {failure}", restarts + 1, self.max_restarts);
             tracing::warn!("{why}; all ranks start again from the newest checkpoint");
-            events.record(&Record::Restarted { restarts, reason: &why });
+            events.record(&Record::Restarted { restarts: restarts + 1, reason: &why });
             if let Some(host) = others.as_deref_mut().filter(|host| host.has_lost()) {
                 tokio::select! {
                     gathered = self.gather_again(host) => mpi = gathered?,
                     signal = signals.next() => {
                         tracing::warn!("{}: no restart", signal.name());
-                        return Ok(Report { outcome, job, logs, restarts, hosts });
+                        return Ok(report);
                     }
                 }
             }
-            walltime = job.walltime().restarted(started.elapsed());
+            restarts += 1;
+            walltime = report.job.walltime().restarted(started.elapsed());
         }
     }
 

@@ -1,11 +1,11 @@
 //! The verdict, a text at the end of a job: what failed, where, and how to go on. Pure.
 
 use std::fmt::Write;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use job::ExitCode;
 
+use crate::local::LogTail;
 use crate::policy::{Cause, Ended, Exit, Failure, Outcome, Rank, Said, Silence};
 
 /// What a verdict is based on.
@@ -16,7 +16,7 @@ pub struct Evidence<'a> {
     /// What is known of each rank.
     pub ranks: &'a [Rank],
     /// The log of each rank and its last lines.
-    pub logs: &'a [(PathBuf, Vec<String>)],
+    pub logs: &'a [LogTail],
     /// Why the ranks were asked to stop, if they were.
     pub stop_reason: Option<&'a str>,
     /// The name of each rank's node; empty when there is one node.
@@ -41,11 +41,11 @@ fn of(evidence: &Evidence<'_>, outcome: &Outcome) -> String {
         Outcome::Done => String::new(),
         Outcome::Stopped => format!("stopped by {asked} after saving a checkpoint\n{to_go_on}"),
         Outcome::Interrupted => {
-            let lost =
-                "stopped at once by a second Ctrl-C: steps since the newest checkpoint are lost";
-            let lost =
-                if evidence.has_checkpoint { lost } else { "stopped at once by a second Ctrl-C" };
-            format!("{lost}\n{}", go_on(evidence))
+            let lost = match evidence.has_checkpoint {
+                true => ": steps since the newest checkpoint are lost",
+                false => "",
+            };
+            format!("stopped at once by a second Ctrl-C{lost}\n{}", go_on(evidence))
         }
         Outcome::Overdue(ranks) => overdue(evidence, ranks, asked),
         Outcome::Failed(failure) => failed(evidence, failure),
@@ -197,6 +197,8 @@ fn hint(cause: &Cause) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use comm::Blame;
     use comm::control::Phase;
 
@@ -209,18 +211,14 @@ mod tests {
         Ended { at, exit }
     }
 
-    fn logs(tail: &[&str]) -> Vec<(PathBuf, Vec<String>)> {
+    fn logs(tail: &[&str]) -> Vec<LogTail> {
         let tail: Vec<_> = tail.iter().map(|line| (*line).to_owned()).collect();
         (0..2)
             .map(|rank| (PathBuf::from(format!("r/logs/rank-{rank}.log")), tail.clone()))
             .collect()
     }
 
-    fn evidence<'a>(
-        outcome: &'a Outcome,
-        ranks: &'a [Rank],
-        logs: &'a [(PathBuf, Vec<String>)],
-    ) -> Evidence<'a> {
+    fn evidence<'a>(outcome: &'a Outcome, ranks: &'a [Rank], logs: &'a [LogTail]) -> Evidence<'a> {
         let command = "launcher --run-dir r c.yaml";
         Evidence {
             outcome,

@@ -40,7 +40,10 @@ pub enum HandshakeError {
     /// The member hung up where it was to prove that it knows the token.
     #[error("it hung up on this job's proof of its token: it may have another")]
     HungUp,
-    /// The connection, or the handshake, took longer than this.
+    /// The connection could not be made within this time.
+    #[error("no answer within {0:?}")]
+    Unreachable(Duration),
+    /// The handshake took longer than this.
     #[error("it did not say who it is within {0:?}")]
     Silent(Duration),
     /// The connection broke.

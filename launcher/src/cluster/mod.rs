@@ -112,14 +112,11 @@ impl Secret {
     /// # Errors
     /// [`TokenError`].
     pub fn read_or_make(&self) -> Result<Token, TokenError> {
-        match (self, self.read()) {
-            (Self::Made(path), _) => token::check_folder(path).and_then(|()| Token::create(path)),
-            (_, Ok(Some(token))) => Ok(token),
-            (Self::File(path), Ok(None)) => Token::create(path),
-            (Self::Environment, Ok(None)) => {
-                Err(TokenError::Short { place: token::TOKEN.to_owned() })
-            }
-            (_, Err(error)) => Err(error),
+        match self {
+            Self::Made(path) => token::check_folder(path).and_then(|()| Token::create(path)),
+            Self::File(path) => Token::read(path)?.map_or_else(|| Token::create(path), Ok),
+            Self::Environment => Token::from_env()?
+                .ok_or_else(|| TokenError::Short { place: token::TOKEN.to_owned() }),
         }
     }
 

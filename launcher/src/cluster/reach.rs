@@ -6,7 +6,7 @@ use std::time::Duration;
 use job::ExitCode;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::address::{Interface, interface_of};
 use super::connection::Connection;
@@ -70,7 +70,9 @@ pub(super) async fn reach(cluster: &Cluster, patience: Duration) -> Result<Link,
 /// that does not resolve for a while is wrong.
 async fn resolve(cluster: &Cluster, deadline: Instant) -> Result<Vec<IpAddr>, LaunchError> {
     loop {
-        match cluster.rendezvous.resolve().await {
+        let resolving = timeout_at(deadline, cluster.rendezvous.resolve()).await;
+        let late = || format!("{} did not resolve in time", cluster.rendezvous.host);
+        match resolving.unwrap_or_else(|_| Err(late())) {
             Ok(addresses) => return Ok(addresses),
             Err(_) if Instant::now() + RETRY < deadline => sleep(RETRY).await,
             Err(reason) => {
@@ -81,16 +83,16 @@ async fn resolve(cluster: &Cluster, deadline: Instant) -> Result<Vec<IpAddr>, La
 }
 
 async fn connect(cluster: &Cluster, address: SocketAddr) -> Result<Link, HandshakeError> {
-    let late = |_| HandshakeError::Silent(CONNECT_TIMEOUT);
     // Read for each attempt, since node 0's launcher may still have to make it.
     let Some(token) = cluster.secret.read().map_err(std::io::Error::other)? else {
         return Err(std::io::Error::other(cluster.secret.absent()).into());
     };
-    let mut stream =
-        timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await.map_err(late)??;
+    let connecting = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
+    let mut stream = connecting.map_err(|_| HandshakeError::Unreachable(CONNECT_TIMEOUT))??;
     stream.set_nodelay(true)?;
     let shaking = handshake::connect(&mut stream, &token);
-    let seals = timeout(CONNECT_TIMEOUT, shaking).await.map_err(late)??;
+    let shaken = timeout(CONNECT_TIMEOUT, shaking).await;
+    let seals = shaken.map_err(|_| HandshakeError::Silent(CONNECT_TIMEOUT))??;
     let interface = interface_of(stream.local_addr()?.ip());
     let (sender, incoming) = mpsc::unbounded_channel();
     let connection = Connection::start(stream, seals, ToCoordinator::Alive, move |message| {

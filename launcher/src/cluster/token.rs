@@ -5,10 +5,12 @@
 //! nodes of a cluster usually share the home directory.
 
 use std::ffi::OsString;
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
 
 /// Environment variable that holds the token itself.
 pub const TOKEN: &str = "LOCKSTEP_TOKEN";
@@ -109,22 +111,16 @@ impl Token {
     /// [`TokenError::File`].
     pub fn create(path: &Path) -> Result<Self, TokenError> {
         let failed = |source| TokenError::File { what: "write", path: path.to_owned(), source };
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(failed)?;
-        }
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new("."));
+        fs::create_dir_all(folder).map_err(failed)?;
         let mut secret = [0; 32];
         getrandom::fill(&mut secret).map_err(|error| failed(io::Error::other(error)))?;
         let text = blake3::Hash::from_bytes(secret).to_hex();
-        let temporary = path.with_extension(format!("{}", std::process::id()));
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)
-            .map_err(failed)?;
+        // Always a new file: one that another user has put there would remain readable to that user.
+        let mut file = NamedTempFile::new_in(folder).map_err(failed)?;
         file.write_all(text.as_bytes()).map_err(failed)?;
-        fs::rename(&temporary, path).map_err(failed)?;
+        file.persist(path).map_err(|error| failed(error.error))?;
         Self::new(&text, &path.display().to_string())
     }
 

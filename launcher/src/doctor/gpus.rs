@@ -101,12 +101,16 @@ fn peers(matrix: &str) -> Finding {
     // The header row consists of names of GPUs only.
     let states =
         rows.flat_map(|row| row.split_whitespace().skip(1)).filter(|it| !it.starts_with("GPU"));
-    let apart = states.filter(|state| !matches!(*state, "OK" | "X")).count();
-    match apart {
+    // Each pair has two cells.
+    let cells = states.filter(|state| !matches!(*state, "OK" | "X")).count();
+    match cells.div_ceil(2) {
         0 => Finding::fine("GPU to GPU", "all read each other's memory"),
-        _ => Finding::warning(
+        pairs => Finding::warning(
             "GPU to GPU",
-            format!("{apart} pairs do not read each other's memory: gradients go through the host"),
+            format!(
+                "{} without access to each other's memory: gradients go through the host",
+                job::counted(pairs, "pair")
+            ),
             "`nvidia-smi topo -p2p r`; virtual machines and ACS often withhold it",
         ),
     }
@@ -144,6 +148,6 @@ mod tests {
         assert_eq!(peers(&matrix("OK")).severity, Severity::Fine);
         let finding = peers(&matrix("CNS"));
         assert_eq!(finding.severity, Severity::Warning);
-        assert!(finding.seen.starts_with("2 pairs"), "{}", finding.seen);
+        assert!(finding.seen.starts_with("1 pair "), "{}", finding.seen);
     }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use job::counted;
 use rustix::fs::statvfs;
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -13,7 +14,7 @@ use super::finding::Finding;
 use crate::about::{self, About};
 use crate::memory;
 use crate::mpi;
-use crate::plan::{Device, Plan};
+use crate::plan::{Device, Plan, Warning};
 
 const MIB: u64 = 1 << 20;
 
@@ -49,11 +50,12 @@ pub async fn trainer(trainer: &Path, with_gpus: bool) -> (Vec<Finding>, Option<A
 pub fn cores(plan: &Plan) -> Vec<Finding> {
     let subject = "cores";
     let remedy = "fewer ranks, or more cores; under Slurm --cpus-per-task, for sbatch and for srun";
-    match plan.warnings.iter().find(|warning| warning.contains("cores")) {
-        Some(warning) => vec![Finding::warning(subject, warning, remedy)],
+    let is_of_cores = |warning: &&Warning| matches!(warning, Warning::SharedCores { .. });
+    match plan.warnings.iter().find(is_of_cores) {
+        Some(warning) => vec![Finding::warning(subject, warning.to_string(), remedy)],
         None => {
-            let seen =
-                format!("{} threads for each of {} ranks", plan.threads_per_rank, plan.ranks.len());
+            let threads = counted(plan.threads_per_rank, "thread");
+            let seen = format!("{threads} for each of {}", counted(plan.ranks.len(), "rank"));
             vec![Finding::fine(subject, seen)]
         }
     }

@@ -227,7 +227,7 @@ impl Slots {
                         return Progress::Ready;
                     }
                 }
-                Some(Arrival::Slot { rank, .. }) => {
+                Some(Arrival::Slot { rank, .. }) if !self.is_ready => {
                     return Progress::Failed(format!(
                         "mpirun put rank {rank} on this node, whose ranks are {} to {}; do two nodes \
                          have the same name?",
@@ -243,8 +243,9 @@ impl Slots {
                     let reason = format!("mpirun ended with {status}, see {}", log.display());
                     return Progress::Killed { at, reason };
                 }
-                // It ends after the last rank has, or because a rank has failed.
-                Some(Arrival::MpirunEnded { .. }) => {}
+                // `mpirun` ends after the last rank has, or because a rank has failed. A slot that arrives when
+                // there are enough belongs to no rank; dropping it ends its process.
+                Some(Arrival::MpirunEnded { .. } | Arrival::Slot { .. }) => {}
                 None => std::future::pending().await,
             }
         }

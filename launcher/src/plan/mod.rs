@@ -3,13 +3,14 @@
 mod memory;
 mod table;
 
+use std::fmt;
 use std::ops::Range;
 
 use comm::env::{StartedBy, World};
 use job::config::{Config, Invalid, Placement};
 use job::dataset::Outline;
 use job::network::Network;
-use job::{ExitCode, shard};
+use job::{ExitCode, counted, shard};
 
 use crate::topology::Topology;
 
@@ -135,6 +136,27 @@ impl Layout {
     }
 }
 
+/// Something about a plan that the user may not have intended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Warning {
+    /// This node has more ranks than cores.
+    SharedCores {
+        /// What the ranks compute on.
+        device: Device,
+        /// Number of ranks of this node.
+        ranks: usize,
+        /// Number of cores that this process may use.
+        cores: usize,
+    },
+    /// An epoch is a single step.
+    LargeBatch {
+        /// Images per step, over all ranks.
+        global_batch_size: usize,
+        /// Images of the training set.
+        train_images: usize,
+    },
+}
+
 /// One rank's share of the job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RankPlan {
@@ -184,7 +206,7 @@ pub struct Plan {
     /// Estimated memory of a rank.
     pub memory: Memory,
     /// Warnings about what may not be as intended.
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Warning>,
 }
 
 impl Plan {
@@ -308,23 +330,35 @@ fn warnings(
     local_world_size: usize,
     train_images: usize,
     global_batch_size: usize,
-) -> Vec<String> {
+) -> Vec<Warning> {
     let mut warnings = Vec::new();
     let cores = topology.usable();
     if local_world_size > cores {
-        let what = match device {
-            Device::Cpu => "each step takes longer than with fewer ranks",
-            Device::Cuda => "data may not keep up with the GPUs",
-        };
-        warnings.push(format!("{local_world_size} ranks share {cores} cores: {what}"));
+        warnings.push(Warning::SharedCores { device, ranks: local_world_size, cores });
     }
     if global_batch_size > train_images {
-        warnings.push(format!(
-            "the global batch of {global_batch_size} is larger than the training set of \
-             {train_images}: an epoch is one step"
-        ));
+        warnings.push(Warning::LargeBatch { global_batch_size, train_images });
     }
     warnings
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SharedCores { device, ranks, cores } => {
+                let what = match device {
+                    Device::Cpu => "each step takes longer than with fewer ranks",
+                    Device::Cuda => "data may not keep up with the GPUs",
+                };
+                write!(f, "{ranks} ranks share {}: {what}", counted(*cores, "core"))
+            }
+            Self::LargeBatch { global_batch_size, train_images } => write!(
+                f,
+                "the global batch of {global_batch_size} is larger than the training set of \
+                 {train_images}: an epoch is one step"
+            ),
+        }
+    }
 }
 
 #[cfg(test)]

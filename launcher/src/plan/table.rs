@@ -37,7 +37,7 @@ impl fmt::Display for Plan {
         line("parameters", thousands(self.parameter_count as u64))?;
         line("memory", self.memory_parts())?;
         for warning in &self.warnings {
-            line("warning", warning.clone())?;
+            line("warning", warning.to_string())?;
         }
         writeln!(f)?;
         self.rank_table(f)

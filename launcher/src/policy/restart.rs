@@ -18,6 +18,7 @@ pub fn restart(outcome: &Outcome, stop_requested: bool, used: u32, max: u32) -> 
         Outcome::Failed(failure) => failure,
         // The ranks that are still there hold the device and the run directory.
         Outcome::Unkillable { .. } => return Err(outcome.to_string()),
+        Outcome::Overdue(_) => return Err("the job was asked to stop".to_owned()),
         _ => return Err("nothing failed".to_owned()),
     };
     if !matches!(failure.exit_code, ExitCode::RankFailed | ExitCode::Hang) {

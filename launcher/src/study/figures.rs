@@ -142,7 +142,7 @@ fn check_one<'a>(
 ) -> Result<X, (Vec<&'a str>, String)> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     if figure.name.is_empty() || !figure.name.chars().all(plain) {
-        let problem = "expected letters, digits and hyphens: it names files".to_owned();
+        let problem = "expected letters, digits, `.`, `_` and `-`: it names files".to_owned();
         return Err((vec!["name"], problem));
     }
     let x = X::parse(&figure.x).map_err(|problem| (vec!["x"], problem))?;

@@ -1,6 +1,6 @@
 //! The configuration: its keys, their defaults and their ranges.
 //!
-//! [`load`] reads a file and applies overrides; errors name file, line and dotted path. The environment is
+//! [`load()`] reads a file and applies overrides; errors name file, line and dotted path. The environment is
 //! not read.
 
 mod augment;

@@ -7,7 +7,7 @@ use super::validate::{Invalid, at_least_one, foreign, in_range};
 
 /// The learning rate over the run. Keys that the chosen schedule does not have must not be given.
 ///
-/// [`load`](super::load) sets every key of the chosen schedule and leaves all others `None`.
+/// [`load`](super::load()) sets every key of the chosen schedule and leaves all others `None`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Schedule {

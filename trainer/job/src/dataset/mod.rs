@@ -1,6 +1,6 @@
 //! Data sets: finding, downloading and reading images.
 //!
-//! [`prepare`] makes sure that the files are there and decides what to load; [`load`] reads the images into
+//! [`prepare()`] makes sure that the files are there and decides what to load; [`load`] reads the images into
 //! memory, or maps them. The environment is not read: the value of [`CIFAR10_DIR`] is an argument.
 
 mod cifar;

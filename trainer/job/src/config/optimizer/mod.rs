@@ -13,7 +13,7 @@ pub use names::{AdjustLr, AuxOptimizer, LrScaling, OptimizerName};
 
 /// The optimizer and its hyperparameters. Keys that the chosen optimizer does not have must not be given.
 ///
-/// [`load`](super::load) sets every key of the chosen optimizer and leaves all others `None`.
+/// [`load`](super::load()) sets every key of the chosen optimizer and leaves all others `None`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default = "Optimizer::unset", deny_unknown_fields)]
 pub struct Optimizer {

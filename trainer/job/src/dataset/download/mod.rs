@@ -3,7 +3,7 @@
 //! Bytes are written to `NAME.part`, which is renamed to `NAME` when its MD5 is right. An archive is unpacked
 //! into a temporary folder, and single files are downloaded into one; the folder is renamed when it is
 //! complete. Interrupted downloads are resumed. Only one caller may run at a time:
-//! [`prepare`](super::prepare) holds a lock.
+//! [`prepare`](super::prepare()) holds a lock.
 
 mod progress;
 mod unpack;
