@@ -99,7 +99,7 @@ fn every_run_is_done_once_and_tables_and_figures_are_made_of_them() {
     let logged = || names.map(|name| read(&sandbox, &format!("logs/{name}.log")));
     let (before, logs) = (read(&sandbox, "study.json"), logged());
     let again = finish(&sandbox);
-    assert!(again.stderr.contains("4 runs, 4 of them done"), "{}", again.stderr);
+    assert!(again.stderr.contains("4 runs, 4 done"), "{}", again.stderr);
     assert_eq!((read(&sandbox, "study.json"), logged()), (before, logs), "something was run again");
 }
 
@@ -116,7 +116,7 @@ fn runs_whose_images_cannot_be_had_are_done_after_the_steps_of_synthetic_ones() 
     let done = [("run-seed0".to_owned(), "done".to_owned())];
     assert_eq!(states(&sandbox), done);
     let again = finish(&sandbox);
-    assert!(again.stderr.contains("1 runs, 1 of them done"), "{}", again.stderr);
+    assert!(again.stderr.contains("1 run, 1 done"), "{}", again.stderr);
     let drawn = run(sandbox.launcher(&[&RUN[..], &["--draw-only"]].concat()));
     assert_eq!(drawn.code, Some(0), "{}", drawn.stderr);
     assert_eq!(states(&sandbox), done);
@@ -290,7 +290,7 @@ fn ranks_may_change_where_the_global_batch_does_not_depend_on_them() {
     finish(&sandbox);
     write(&sandbox, &study.replace("c.yaml", "c.yaml, ranks: 2"));
     let again = finish(&sandbox);
-    assert!(again.stderr.contains("1 runs, 1 of them done"), "{}", again.stderr);
+    assert!(again.stderr.contains("1 run, 1 done"), "{}", again.stderr);
 }
 
 #[test]
