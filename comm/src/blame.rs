@@ -17,9 +17,9 @@ pub enum Blame {
     /// These ranks, which did not arrive before the deadline.
     Late(Vec<usize>),
     /// Some rank did not arrive before the deadline, and the backend cannot tell which.
-    SomebodyLate,
+    UnknownLate,
     /// A peer is gone, and the backend cannot tell which.
-    SomebodyGone,
+    UnknownGone,
     /// The ranks could not be connected; a missing peer may be the cause.
     Unconnected,
 }
@@ -27,7 +27,7 @@ pub enum Blame {
 impl Blame {
     /// Converts `rank`'s blame into the blame that its peers report: if `rank` blames nobody else, they blame
     /// `rank`.
-    pub(crate) fn told_by(self, rank: usize) -> Self {
+    pub(crate) fn reported_by(self, rank: usize) -> Self {
         match self {
             Self::Nobody | Self::Unconnected => Self::Failed(rank),
             others => others,
@@ -39,7 +39,7 @@ impl Blame {
         match self {
             Self::Failed(rank) => std::slice::from_ref(rank),
             Self::Late(ranks) => ranks,
-            Self::Nobody | Self::SomebodyLate | Self::SomebodyGone | Self::Unconnected => &[],
+            Self::Nobody | Self::UnknownLate | Self::UnknownGone | Self::Unconnected => &[],
         }
     }
 }
@@ -78,8 +78,8 @@ mod tests {
             Blame::Nobody,
             Blame::Failed(3),
             Blame::Late(vec![1, 12]),
-            Blame::SomebodyLate,
-            Blame::SomebodyGone,
+            Blame::UnknownLate,
+            Blame::UnknownGone,
             Blame::Unconnected,
         ] {
             let packed = pack("two\nlines", &blame, 64);
@@ -102,9 +102,9 @@ mod tests {
 
     #[test]
     fn who_is_told_blames_the_teller_unless_that_blames_others() {
-        assert_eq!(Blame::Nobody.told_by(2), Blame::Failed(2));
-        assert_eq!(Blame::Unconnected.told_by(2), Blame::Failed(2));
-        assert_eq!(Blame::SomebodyLate.told_by(2), Blame::SomebodyLate);
-        assert_eq!(Blame::Late(vec![3]).told_by(2).ranks(), [3]);
+        assert_eq!(Blame::Nobody.reported_by(2), Blame::Failed(2));
+        assert_eq!(Blame::Unconnected.reported_by(2), Blame::Failed(2));
+        assert_eq!(Blame::UnknownLate.reported_by(2), Blame::UnknownLate);
+        assert_eq!(Blame::Late(vec![3]).reported_by(2).ranks(), [3]);
     }
 }

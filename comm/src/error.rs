@@ -126,11 +126,11 @@ impl CommError {
     /// Returns which ranks are responsible for the error, as far as this rank can tell.
     pub fn blame(&self) -> Blame {
         match self {
-            Self::Timeout { missing, .. } if missing.is_empty() => Blame::SomebodyLate,
+            Self::Timeout { missing, .. } if missing.is_empty() => Blame::UnknownLate,
             Self::Timeout { missing, .. } => Blame::Late(missing.clone()),
-            Self::Aborted { by, blame, .. } => blame.clone().told_by(*by),
+            Self::Aborted { by, blame, .. } => blame.clone().reported_by(*by),
             Self::PeerGone { rank, .. } => Blame::Failed(*rank),
-            Self::PeerLost { .. } => Blame::SomebodyGone,
+            Self::PeerLost { .. } => Blame::UnknownGone,
             Self::Connect { .. } => Blame::Unconnected,
             Self::Collective { .. }
             | Self::Mismatch { .. }

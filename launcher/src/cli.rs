@@ -8,7 +8,7 @@ use job::ExitCode;
 use job::run_dir::Resume;
 
 use crate::cluster::address::Rendezvous;
-use crate::cluster::{Cluster, Secret};
+use crate::cluster::{Cluster, TokenSource};
 use crate::console::Style;
 use crate::deadline::Deadline;
 use crate::error::LaunchError;
@@ -200,7 +200,7 @@ impl LaunchArgs {
             node_rank,
             rendezvous,
             join_timeout: Duration::from_secs(self.join_timeout as u64),
-            secret: Secret::choose(self.token_file.clone(), &job)?,
+            token_source: TokenSource::choose(self.token_file.clone(), &job)?,
             run_dir: self.run_dir.clone(),
         }))
     }

@@ -1,7 +1,7 @@
 //! The ranks of this node during one attempt at the job: starts them, receives their messages, and stops
 //! them.
 //!
-//! Decides nothing: events are reported as [`News`], and what to do comes from the supervisor, which is in
+//! Decides nothing: events are reported as [`RankEvent`], and what to do comes from the supervisor, which is in
 //! this process or on node 0.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -18,13 +18,13 @@ use tokio::process::Child;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::time::{Instant, timeout};
 
-use crate::cluster::message::News;
+use crate::cluster::message::RankEvent;
 use crate::console::Console;
-use crate::coordinator::{Board, Coordinator, Message, Values};
+use crate::control_server::{ControlServer, KeyValueStore, Message, StoreLocation};
 use crate::error::LaunchError;
 use crate::logs::RankLog;
 use crate::memory;
-use crate::mpi::{Mpirun, Progress, Slots};
+use crate::mpi::{MpiEvent, Mpirun, Slots};
 use crate::plan::RankPlan;
 use crate::policy::Exit;
 use crate::spawn::{self, Groups, Spec};
@@ -40,7 +40,7 @@ pub type LogTail = (PathBuf, Vec<String>);
 
 /// What this node has to provide for MPI in an attempt.
 #[derive(Debug, Clone)]
-pub enum OverMpi {
+pub enum MpiRole {
     /// Nothing: the ranks do not use MPI.
     No,
     /// Slots for its ranks; node 0's launcher runs `mpirun`.
@@ -53,7 +53,7 @@ pub enum OverMpi {
 #[derive(Debug)]
 pub enum Local {
     /// An event of a rank.
-    News(News),
+    RankEvent(RankEvent),
     /// `mpirun` wants a daemon on another node.
     Daemon {
         /// The node's name.
@@ -83,11 +83,11 @@ pub struct LocalRanks<'a> {
     plans: &'a [RankPlan],
     console: Option<Console>,
     groups: Groups,
-    coordinator: Coordinator,
+    server: ControlServer,
     messages: UnboundedReceiver<Message>,
     exits: UnboundedReceiver<Exited>,
     exit_sender: UnboundedSender<Exited>,
-    news: VecDeque<News>,
+    rank_event: VecDeque<RankEvent>,
     logs: BTreeMap<usize, RankLog>,
     slots: Option<Slots>,
     oom_kills: OomKills,
@@ -140,18 +140,18 @@ impl<'a> LocalRanks<'a> {
     pub fn start(
         plans: &'a [RankPlan],
         spec: Spec,
-        values: Values,
-        mpi: &OverMpi,
+        values: StoreLocation,
+        mpi: &MpiRole,
         console: Option<Console>,
     ) -> Result<Self, LaunchError> {
         let ranks = range(plans);
         let (message_sender, messages) = mpsc::unbounded_channel();
         let (exit_sender, exits) = mpsc::unbounded_channel();
-        let coordinator = Coordinator::listen(ranks.clone(), values, message_sender)
+        let server = ControlServer::listen(ranks.clone(), values, message_sender)
             .map_err(LaunchError::system("open a control socket"))?;
         let slots = match mpi {
-            OverMpi::No => None,
-            OverMpi::Slots | OverMpi::Mpirun(_) => {
+            MpiRole::No => None,
+            MpiRole::Slots | MpiRole::Mpirun(_) => {
                 let failed = LaunchError::system("open a socket for MPI");
                 Some(Slots::listen(ranks).map_err(failed)?)
             }
@@ -161,17 +161,17 @@ impl<'a> LocalRanks<'a> {
             plans,
             console,
             groups: Groups::default(),
-            coordinator,
+            server,
             messages,
             exits,
             exit_sender,
-            news: VecDeque::new(),
+            rank_event: VecDeque::new(),
             logs: BTreeMap::new(),
             slots,
             oom_kills: OomKills::new(),
         };
         match (&mut local.slots, mpi) {
-            (Some(slots), OverMpi::Mpirun(mpirun)) => slots.start(mpirun).map_err(|source| {
+            (Some(slots), MpiRole::Mpirun(mpirun)) => slots.start(mpirun).map_err(|source| {
                 let program = mpirun.program.display();
                 LaunchError::System { what: format!("start {program}, which MPI needs"), source }
             })?,
@@ -186,7 +186,7 @@ impl<'a> LocalRanks<'a> {
             let rank = plan.world.rank;
             let mpi = self.slots.as_ref().map(|slots| slots.env(rank)).unwrap_or_default();
             match self.spawn_one(plan, mpi) {
-                Ok(pid) => self.news.push_back(News::Spawned { rank, pid }),
+                Ok(pid) => self.rank_event.push_back(RankEvent::Spawned { rank, pid }),
                 Err(error) => self.give_up(rank, &error.to_string()),
             }
         }
@@ -198,7 +198,7 @@ impl<'a> LocalRanks<'a> {
         mpi: Vec<(std::ffi::OsString, std::ffi::OsString)>,
     ) -> Result<u32, LaunchError> {
         let rank = plan.world.rank;
-        let socket = self.coordinator.socket();
+        let socket = self.server.socket();
         let (child, output) = spawn::spawn(&self.spec, plan, socket, mpi).map_err(|source| {
             LaunchError::Spawn { rank, trainer: self.spec.trainer.clone(), source }
         })?;
@@ -209,7 +209,7 @@ impl<'a> LocalRanks<'a> {
         let log = RankLog::start(rank, path, output, console)
             .map_err(LaunchError::system("start a thread"))?;
         self.logs.insert(rank, log);
-        let last_words = self.coordinator.drained(rank);
+        let last_words = self.server.drained(rank);
         tokio::spawn(watch(child, rank, last_words, self.exit_sender.clone()));
         Ok(pid)
     }
@@ -219,15 +219,19 @@ impl<'a> LocalRanks<'a> {
         let exit_code = ExitCode::Setup as u8;
         let (message, blame) = (reason.to_owned(), Blame::Nobody);
         let message = ToLauncher::Failed { exit_code, message, blame };
-        self.news.push_back(News::Said { rank, message });
-        self.news.push_back(News::Exited { rank, exit: Exit::Code(exit_code.into()), ago_ms: 0 });
+        self.rank_event.push_back(RankEvent::Said { rank, message });
+        self.rank_event.push_back(RankEvent::Exited {
+            rank,
+            exit: Exit::Code(exit_code.into()),
+            ago_ms: 0,
+        });
     }
 
     /// Waits for the next event and returns it. Cancel safe: may be dropped and called again.
     pub async fn next(&mut self) -> Local {
         loop {
-            if let Some(news) = self.news.pop_front() {
-                return Local::News(news);
+            if let Some(rank_event) = self.rank_event.pop_front() {
+                return Local::RankEvent(rank_event);
             }
             let slots = async {
                 match &mut self.slots {
@@ -240,20 +244,20 @@ impl<'a> LocalRanks<'a> {
                 // Polled before exits: a rank's last messages explain its end.
                 Some(message) = self.messages.recv() => {
                     self.oom_kills.look();
-                    return Local::News(message.into());
+                    return Local::RankEvent(message.into());
                 }
-                Some(exited) = self.exits.recv() => return Local::News(self.exited(&exited)),
+                Some(exited) = self.exits.recv() => return Local::RankEvent(self.exited(&exited)),
                 progress = slots => match progress {
-                    Progress::Daemon { host, command } => return Local::Daemon { host, command },
-                    Progress::Ready => self.spawn(),
-                    Progress::Failed(reason) => self.never_spawned(&reason),
-                    Progress::Killed { at, reason } => return Local::MpirunKilled { at, reason },
+                    MpiEvent::Daemon { host, command } => return Local::Daemon { host, command },
+                    MpiEvent::Ready => self.spawn(),
+                    MpiEvent::Failed(reason) => self.never_spawned(&reason),
+                    MpiEvent::Killed { at, reason } => return Local::MpirunKilled { at, reason },
                 },
             }
         }
     }
 
-    fn exited(&mut self, exited: &Exited) -> News {
+    fn exited(&mut self, exited: &Exited) -> RankEvent {
         let rank = exited.rank;
         self.groups.remove(rank);
         let exit = match (exited.status.code(), exited.status.signal()) {
@@ -265,7 +269,7 @@ impl<'a> LocalRanks<'a> {
             slots.release(rank);
         }
         let ago_ms = u64::try_from(exited.at.elapsed().as_millis()).unwrap_or(u64::MAX);
-        News::Exited { rank, exit, ago_ms }
+        RankEvent::Exited { rank, exit, ago_ms }
     }
 
     /// Reports all ranks as failed for `reason`, without having started them, and ends MPI on this node.
@@ -277,13 +281,13 @@ impl<'a> LocalRanks<'a> {
     }
 
     /// Returns access to the values that ranks publish for each other.
-    pub fn board(&self) -> Board {
-        self.coordinator.board()
+    pub fn store(&self) -> KeyValueStore {
+        self.server.store()
     }
 
     /// Asks all ranks to save a checkpoint and exit.
     pub fn stop(&self, reason: &str) {
-        self.coordinator.stop(reason);
+        self.server.stop(reason);
     }
 
     /// Kills all ranks.
@@ -331,7 +335,7 @@ fn range(plans: &[RankPlan]) -> Range<usize> {
     first..first + plans.len()
 }
 
-impl From<Message> for News {
+impl From<Message> for RankEvent {
     fn from(message: Message) -> Self {
         match message {
             Message::Said { rank, message } => Self::Said { rank, message },

@@ -5,7 +5,7 @@ mod background;
 mod cli;
 mod cluster;
 mod console;
-mod coordinator;
+mod control_server;
 mod data;
 mod deadline;
 mod descriptors;

@@ -14,13 +14,13 @@ use job::config::{self, Config};
 use job::run_dir::Resume;
 use tokio::time::{Instant, sleep_until};
 
-use crate::cluster::host::{FromNode, Host};
-use crate::cluster::message::{News, ToMember};
+use crate::cluster::leader::{FromNode, Leader};
+use crate::cluster::message::{RankEvent, ToMember};
 use crate::console::Console;
-use crate::coordinator::{Board, Values};
+use crate::control_server::{KeyValueStore, StoreLocation};
 use crate::error::LaunchError;
 use crate::events::{Event as Record, EventLog};
-use crate::local::{Local, LocalRanks, LogTail, OverMpi};
+use crate::local::{Local, LocalRanks, LogTail, MpiRole};
 use crate::plan::Plan;
 use crate::policy::{self, Decision, Event, Job, Limits, Outcome, Walltime};
 use crate::progress::{Progress, Update, clock};
@@ -40,7 +40,7 @@ pub struct Supervisor<'a> {
     /// What the ranks of this node are started with; `resume` is set for each attempt.
     pub spec: Spec,
     /// What this node has to provide for MPI, with the host names that the nodes had at first.
-    pub mpi: OverMpi,
+    pub mpi: MpiRole,
     /// Where the first attempt starts from.
     pub resume: &'a Resume,
     /// How long ranks may be silent, and how long they may take to stop.
@@ -71,8 +71,8 @@ struct Attempt<'a> {
     started: Instant,
     local: LocalRanks<'a>,
     /// The values that ranks of all nodes publish for each other.
-    board: Board,
-    others: Option<&'a mut Host>,
+    store: KeyValueStore,
+    others: Option<&'a mut Leader>,
     job: Job,
     restarts: u32,
     progress: Progress,
@@ -88,7 +88,7 @@ impl Supervisor<'_> {
     /// then no rank of this node is left behind.
     pub async fn run(
         &self,
-        mut others: Option<&mut Host>,
+        mut others: Option<&mut Leader>,
         events: &mut EventLog,
         signals: &mut Signals,
     ) -> Result<Report, LaunchError> {
@@ -98,7 +98,7 @@ impl Supervisor<'_> {
         loop {
             let started = Instant::now();
             // Read for each attempt: a lost node may come back as another machine.
-            let hosts = others.as_deref().map_or_else(Vec::new, Host::hosts);
+            let hosts = others.as_deref().map_or_else(Vec::new, Leader::hosts);
             let host = others.as_deref_mut();
             let (outcome, job, logs) =
                 self.attempt(signals, events, host, &mpi, restarts, walltime).await?;
@@ -114,7 +114,7 @@ impl Supervisor<'_> {
                 tracing::warn!("{}: no restart", signal.name());
                 return Ok(report);
             }
-            if let Some(reason) = others.as_deref().and_then(Host::stop_asked) {
+            if let Some(reason) = others.as_deref().and_then(Leader::stop_asked) {
                 tracing::warn!("{reason}: no restart");
                 return Ok(report);
             }
@@ -137,14 +137,14 @@ impl Supervisor<'_> {
     }
 
     /// Waits until lost nodes have joined again, and returns what this node then has to provide for MPI.
-    async fn gather_again(&self, host: &mut Host) -> Result<OverMpi, LaunchError> {
+    async fn gather_again(&self, host: &mut Leader) -> Result<MpiRole, LaunchError> {
         host.gather().await?;
         if host.layout() != self.plan.layout {
             let text = "a node came back with another number of ranks".to_owned();
             return Err(LaunchError::Cluster { exit_code: job::ExitCode::Usage, text });
         }
         let mpi = match &self.mpi {
-            OverMpi::Mpirun(mpirun) => OverMpi::Mpirun(mpirun.on(&host.hosts())?),
+            MpiRole::Mpirun(mpirun) => MpiRole::Mpirun(mpirun.on(&host.hosts())?),
             other => other.clone(),
         };
         self.welcome(host);
@@ -152,7 +152,7 @@ impl Supervisor<'_> {
     }
 
     /// Sends the run directory and the configuration to the other nodes.
-    pub fn welcome(&self, host: &Host) {
+    pub fn welcome(&self, host: &Leader) {
         host.welcome(self.spec.run_dir.root().to_owned(), config::to_yaml(self.config));
     }
 
@@ -167,8 +167,8 @@ impl Supervisor<'_> {
         &self,
         signals: &mut Signals,
         events: &mut EventLog,
-        mut others: Option<&mut Host>,
-        mpi: &OverMpi,
+        mut others: Option<&mut Leader>,
+        mpi: &MpiRole,
         restarts: u32,
         walltime: Walltime,
     ) -> Result<(Outcome, Job, Vec<LogTail>), LaunchError> {
@@ -178,10 +178,10 @@ impl Supervisor<'_> {
         }
         let spec = Spec { resume, ..self.spec.clone() };
         let console = Some(self.console.clone());
-        let local = LocalRanks::start(&self.plan.ranks, spec, Values::Here, mpi, console)?;
+        let local = LocalRanks::start(&self.plan.ranks, spec, StoreLocation::Local, mpi, console)?;
         let mut attempt = Attempt {
             started: Instant::now(),
-            board: local.board(),
+            store: local.store(),
             local,
             restarts,
             others,
@@ -239,7 +239,7 @@ impl Attempt<'_> {
         };
         let others = async {
             match &mut self.others {
-                Some(host) => host.next(&self.board).await,
+                Some(host) => host.next(&self.store).await,
                 None => std::future::pending().await,
             }
         };
@@ -248,7 +248,7 @@ impl Attempt<'_> {
             signal = signals.next() => Some(Event::Signal(signal)),
             from = others => return self.hear(from, events),
             local = self.local.next() => match local {
-                Local::News(news) => self.interpret(news, events),
+                Local::RankEvent(rank_event) => self.interpret(rank_event, events),
                 Local::Daemon { host, command } => self.start_daemon(&host, command),
                 Local::MpirunKilled { at, reason } => {
                     let at = at.saturating_duration_since(self.started);
@@ -265,7 +265,7 @@ impl Attempt<'_> {
         events: &mut EventLog,
     ) -> Result<Option<Event>, LaunchError> {
         Ok(match from {
-            FromNode::News(news) => self.interpret(news, events),
+            FromNode::RankEvent(rank_event) => self.interpret(rank_event, events),
             FromNode::StopAsked(reason) => Some(Event::StopAsked { reason }),
             FromNode::StopNow(reason) => Some(Event::StopNow { reason }),
             FromNode::Lost { ranks, reason } => {
@@ -288,22 +288,22 @@ impl Attempt<'_> {
         Some(Event::Failed { rank: 0, exit_code, message, blame: Blame::Nobody })
     }
 
-    fn interpret(&mut self, news: News, events: &mut EventLog) -> Option<Event> {
+    fn interpret(&mut self, rank_event: RankEvent, events: &mut EventLog) -> Option<Event> {
         let now = self.started.elapsed();
-        let (rank, said) = match news {
-            News::Spawned { rank, pid } => {
+        let (rank, said) = match rank_event {
+            RankEvent::Spawned { rank, pid } => {
                 events.record(&Record::Spawned { rank, pid, restarts: self.restarts });
                 return None;
             }
-            News::Refused { rank, reason } => return Some(Event::Refused { rank, reason }),
-            News::Exited { rank, exit, ago_ms } => {
+            RankEvent::Refused { rank, reason } => return Some(Event::Refused { rank, reason }),
+            RankEvent::Exited { rank, exit, ago_ms } => {
                 let at = now.saturating_sub(Duration::from_millis(ago_ms));
                 return Some(Event::Exited { rank, exit, at });
             }
-            News::Said { rank, message } => (rank, message),
+            RankEvent::Said { rank, message } => (rank, message),
         };
         match said {
-            ToLauncher::Alive => Some(Event::Alive { rank }),
+            ToLauncher::Heartbeat => Some(Event::Heartbeat { rank }),
             ToLauncher::State { phase, epoch, step } => {
                 Some(Event::Reported { rank, phase, epoch, step })
             }
@@ -365,7 +365,7 @@ impl Attempt<'_> {
         let mut logs: BTreeMap<usize, LogTail> =
             self.local.end().await.into_iter().enumerate().collect();
         if let Some(host) = &mut self.others {
-            logs.append(&mut host.end_attempt(&self.board).await);
+            logs.append(&mut host.end_attempt(&self.store).await);
         }
         let unknown = || (PathBuf::from("a log on the lost node"), Vec::new());
         let ranks = 0..self.job.ranks().len();

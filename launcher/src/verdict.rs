@@ -6,7 +6,7 @@ use std::time::Duration;
 use job::ExitCode;
 
 use crate::local::LogTail;
-use crate::policy::{Cause, Ended, Exit, Failure, Outcome, Rank, Said, Silence};
+use crate::policy::{Announcement, Cause, Ended, Exit, Failure, Outcome, Rank, Silence};
 
 /// What a verdict is based on.
 #[derive(Debug)]
@@ -89,7 +89,7 @@ fn failed(evidence: &Evidence<'_>, failure: &Failure) -> String {
     let place = evidence.hosts.get(failure.rank);
     let place = place.map_or_else(String::new, |host| format!(" on {host}"));
     push(&mut text, &format!("  it was {}{place}", last_report(rank, Some(failure.at))));
-    if let Some(Said { message, .. }) = &rank.said {
+    if let Some(Announcement { message, .. }) = &rank.said {
         push(&mut text, &format!("  it said: {message}"));
     }
     let (path, tail) = &evidence.logs[failure.rank];
@@ -156,7 +156,7 @@ fn fate(rank: &Rank, failed_at: Duration) -> String {
         None => "still runs".to_owned(),
     };
     match &rank.said {
-        Some(Said { message, .. }) => format!("{ended}; it said: {message}"),
+        Some(Announcement { message, .. }) => format!("{ended}; it said: {message}"),
         None => ended,
     }
 }
@@ -246,7 +246,7 @@ mod tests {
         let (at, blame) = (10 * SECOND, Blame::Failed(1));
         let ranks = [
             Rank {
-                said: Some(Said { at, exit_code: 4, message, blame }),
+                said: Some(Announcement { at, exit_code: 4, message, blame }),
                 exited: Some(ended(10 * SECOND + SECOND / 10, Exit::Code(4))),
                 ..Rank::default()
             },

@@ -29,12 +29,12 @@ impl StopFlag {
     }
 }
 
-/// Interval at which a rank sends its heartbeat, [`ToLauncher::Alive`].
-pub const ALIVE_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval at which a rank sends its heartbeat, [`ToLauncher::Heartbeat`].
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The connection of a rank to its launcher.
 ///
-/// One thread reads incoming messages, another sends the heartbeat [`ToLauncher::Alive`] once a second. All
+/// One thread reads incoming messages, another sends the heartbeat [`ToLauncher::Heartbeat`] once a second. All
 /// other messages are sent on the caller's thread, which waits for an answer only in [`Store::get`].
 pub struct ControlClient {
     stream: Arc<Mutex<UnixStream>>,
@@ -83,7 +83,7 @@ impl ControlClient {
         let stream = Arc::downgrade(&client.stream);
         std::thread::Builder::new()
             .name("alive".into())
-            .spawn(move || say_alive(&stream))
+            .spawn(move || send_heartbeats(&stream))
             .map_err(failed)?;
         Ok(client)
     }
@@ -150,13 +150,13 @@ fn try_send(stream: &Mutex<UnixStream>, message: &ToLauncher) -> Result<()> {
 }
 
 /// Sends heartbeats until the client is dropped or the launcher is gone.
-fn say_alive(stream: &Weak<Mutex<UnixStream>>) {
+fn send_heartbeats(stream: &Weak<Mutex<UnixStream>>) {
     while let Some(stream) = stream.upgrade() {
-        if try_send(&stream, &ToLauncher::Alive).is_err() {
+        if try_send(&stream, &ToLauncher::Heartbeat).is_err() {
             return;
         }
         drop(stream);
-        std::thread::sleep(ALIVE_INTERVAL);
+        std::thread::sleep(HEARTBEAT_INTERVAL);
     }
 }
 

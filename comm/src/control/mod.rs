@@ -7,7 +7,7 @@
 mod client;
 mod frame;
 
-pub use client::{ALIVE_INTERVAL, ControlClient, StopFlag};
+pub use client::{ControlClient, HEARTBEAT_INTERVAL, StopFlag};
 pub use frame::{MAX_FRAME_BYTES, body_len, decode, encode, read_frame, write_frame};
 
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,7 @@ use crate::Blame;
 
 /// Version of the control protocol. Changes when any message, also one between launchers, changes its
 /// meaning; both ends of a connection must have the same.
-pub const PROTOCOL: u32 = 5;
+pub const PROTOCOL: u32 = 6;
 
 /// What a rank is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,7 +52,7 @@ pub enum ToLauncher {
         version: String,
     },
     /// Heartbeat: the process runs. Sent once a second, whatever the rank does or waits for.
-    Alive,
+    Heartbeat,
     /// Publishes a value under a key, for ranks to find each other.
     Put {
         /// The key.

@@ -1,5 +1,5 @@
 //! A connection between two launchers after the handshake: messages both ways, and heartbeats while there are
-//! none. An end from which nothing arrives for [`SILENCE`] counts as lost, whatever TCP reports.
+//! none. An end from which nothing arrives for [`PEER_TIMEOUT`] counts as lost, whatever TCP reports.
 
 use std::io;
 use std::time::Duration;
@@ -16,13 +16,13 @@ use tokio::time::timeout;
 use super::handshake::{Seal, Seals};
 
 /// Time without a message after which a heartbeat is sent.
-const ALIVE_EVERY: Duration = Duration::from_secs(1);
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Time without a message after which the other end counts as lost.
-pub const SILENCE: Duration = Duration::from_secs(15);
+pub const PEER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How long [`Connection::close`] waits until queued messages have been sent.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The sending half of a connection. Queued messages have been sent when [`close`](Self::close) returns,
 /// unless that timed out.
@@ -62,11 +62,11 @@ impl<Out: Clone + Serialize + Send + Sync + 'static> Connection<Out> {
         self.sender.clone()
     }
 
-    /// Sends queued messages, for at most [`LAST_WORDS`], and closes the sending half.
+    /// Sends queued messages, for at most [`FLUSH_TIMEOUT`], and closes the sending half.
     pub async fn close(self) {
         let Self { sender, mut writer } = self;
         drop(sender);
-        if timeout(LAST_WORDS, &mut writer).await.is_err() {
+        if timeout(FLUSH_TIMEOUT, &mut writer).await.is_err() {
             writer.abort();
         }
     }
@@ -79,7 +79,7 @@ async fn write<Out: Clone + Serialize>(
     alive: Out,
 ) {
     loop {
-        let message = match timeout(ALIVE_EVERY, outgoing.recv()).await {
+        let message = match timeout(HEARTBEAT_INTERVAL, outgoing.recv()).await {
             Ok(Some(message)) => message,
             Ok(None) => break,
             Err(_) => alive.clone(),
@@ -104,13 +104,13 @@ async fn read<In: DeserializeOwned>(
     mut take: impl FnMut(In),
 ) -> String {
     loop {
-        match timeout(SILENCE, seal.read(&mut stream)).await {
+        match timeout(PEER_TIMEOUT, seal.read(&mut stream)).await {
             Ok(Ok(message)) => take(message),
             Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 return "it closed the connection".to_owned();
             }
             Ok(Err(error)) => return error.to_string(),
-            Err(_) => return format!("it said nothing for {SILENCE:?}"),
+            Err(_) => return format!("it said nothing for {PEER_TIMEOUT:?}"),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The port at which node 0 accepts the other launchers.
 //!
 //! Node 0 listens only while a node is missing. A connection that has not proved within [`HANDSHAKE_TIMEOUT`]
-//! that it knows the token is closed. At most [`MAX_STRANGERS`] connections may be in the handshake at a
+//! that it knows the token is closed. At most [`MAX_PENDING`] connections may be in the handshake at a
 //! time: for a further one, the oldest of the address that has most of them is closed. So strangers cost a
 //! bounded amount of memory and time, and keep no launcher out, however many connect.
 
@@ -16,22 +16,22 @@ use tokio::time::timeout;
 use super::address::Rendezvous;
 use super::handshake::{self, HandshakeError, Seals};
 use super::message::{Introduction, ToCoordinator, Unable};
-use super::token::{Made, Token};
+use super::token::{TemporaryTokenFile, Token};
 
 /// Time within which a connection must have proved that it knows the token, and sent its first message.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Maximum number of connections in the handshake at a time; for a further one, an older one is closed.
-const MAX_STRANGERS: usize = 64;
+const MAX_PENDING: usize = 64;
 
 /// Number of refused connections that are warned about one by one; further ones are only counted.
 const REFUSALS_SHOWN: usize = 5;
 
 /// Back-off after the operating system has failed to accept a connection.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(10);
+const ACCEPT_BACK_OFF: Duration = Duration::from_millis(10);
 
 /// The connection of a launcher that has proved that it knows the token.
-pub struct Guest {
+pub struct AuthenticatedPeer {
     /// The TCP connection.
     pub stream: TcpStream,
     /// What authenticates frames in its two directions.
@@ -39,11 +39,11 @@ pub struct Guest {
     /// Address of the launcher.
     pub from: SocketAddr,
     /// The launcher's first message.
-    pub wish: Wish,
+    pub first_message: FirstMessage,
 }
 
 /// The first message of a launcher after the handshake.
-pub enum Wish {
+pub enum FirstMessage {
     /// It wants to join.
     Join(Box<Introduction>),
     /// It cannot take part.
@@ -54,11 +54,11 @@ pub enum Wish {
 pub struct Gate {
     rendezvous: Rendezvous,
     token: Token,
-    _made: Option<Made>,
+    _token_file: Option<TemporaryTokenFile>,
     listener: Option<TcpListener>,
-    greetings: JoinSet<(SocketAddr, Result<Guest, HandshakeError>)>,
+    handshakes: JoinSet<(SocketAddr, Result<AuthenticatedPeer, HandshakeError>)>,
     /// Connections in the handshake, the oldest first: their addresses and tasks.
-    strangers: VecDeque<(IpAddr, AbortHandle)>,
+    pending: VecDeque<(IpAddr, AbortHandle)>,
     refusals: Refusals,
 }
 
@@ -85,16 +85,16 @@ impl Gate {
     pub fn new(
         rendezvous: Rendezvous,
         token: Token,
-        made: Option<Made>,
+        token_file: Option<TemporaryTokenFile>,
         listener: TcpListener,
     ) -> Self {
         Self {
             rendezvous,
             token,
-            _made: made,
+            _token_file: token_file,
             listener: Some(listener),
-            greetings: JoinSet::new(),
-            strangers: VecDeque::new(),
+            handshakes: JoinSet::new(),
+            pending: VecDeque::new(),
             refusals: Refusals::default(),
         }
     }
@@ -125,40 +125,40 @@ impl Gate {
     /// Stops listening, and disconnects those that are still in the handshake before it returns.
     pub async fn close(&mut self) {
         self.listener = None;
-        self.greetings.shutdown().await;
-        self.strangers.clear();
+        self.handshakes.shutdown().await;
+        self.pending.clear();
     }
 
     /// Waits for the next launcher that knows the token, forever while the gate is closed. Cancel safe.
-    pub async fn next(&mut self) -> Guest {
+    pub async fn next(&mut self) -> AuthenticatedPeer {
         let Some(listener) = &self.listener else { return std::future::pending().await };
         loop {
             tokio::select! {
                 // A connection that is closed to make room keeps its file descriptor until its task has
                 // ended, so it is the tasks that are counted.
-                accepted = listener.accept(), if self.greetings.len() <= MAX_STRANGERS => match accepted {
+                accepted = listener.accept(), if self.handshakes.len() <= MAX_PENDING => match accepted {
                     Ok((stream, from)) => {
                         // A listener of both families reports IPv4 addresses as mapped ones.
                         let from = SocketAddr::new(from.ip().to_canonical(), from.port());
-                        if self.strangers.len() >= MAX_STRANGERS {
-                            make_room(&mut self.strangers);
+                        if self.pending.len() >= MAX_PENDING {
+                            make_room(&mut self.pending);
                         }
                         let token = self.token.clone();
-                        let greeting =
-                            self.greetings.spawn(async move { (from, greet(stream, from, &token).await) });
-                        self.strangers.push_back((from.ip(), greeting));
+                        let handshake =
+                            self.handshakes.spawn(async move { (from, shake_hands(stream, from, &token).await) });
+                        self.pending.push_back((from.ip(), handshake));
                     }
                     // Most likely there are no more file descriptors.
                     Err(error) => {
                         self.refusals.note(format!("cannot accept a connection: {error}"));
-                        make_room(&mut self.strangers);
-                        tokio::time::sleep(ACCEPT_AGAIN).await;
+                        make_room(&mut self.pending);
+                        tokio::time::sleep(ACCEPT_BACK_OFF).await;
                     }
                 },
-                Some(greeted) = self.greetings.join_next() => {
-                    self.strangers.retain(|(_, greeting)| !greeting.is_finished());
-                    match greeted {
-                        Ok((_, Ok(guest))) => return guest,
+                Some(authenticated) = self.handshakes.join_next() => {
+                    self.pending.retain(|(_, handshake)| !handshake.is_finished());
+                    match authenticated {
+                        Ok((_, Ok(peer))) => return peer,
                         // The launcher will connect again.
                         Ok((from, Err(HandshakeError::GaveUp))) => {
                             tracing::debug!("a connection from {from} gave up waiting");
@@ -188,37 +188,37 @@ impl Gate {
 }
 
 /// Closes the oldest connection in the handshake of the address that has most of them.
-fn make_room(strangers: &mut VecDeque<(IpAddr, AbortHandle)>) {
+fn make_room(pending: &mut VecDeque<(IpAddr, AbortHandle)>) {
     let mut counts: HashMap<IpAddr, usize> = HashMap::new();
-    for (address, _) in &*strangers {
+    for (address, _) in &*pending {
         *counts.entry(*address).or_default() += 1;
     }
     let most = counts.values().copied().max();
-    let oldest = strangers.iter().position(|(address, _)| counts.get(address).copied() == most);
-    if let Some((_, greeting)) = oldest.and_then(|index| strangers.remove(index)) {
-        greeting.abort();
+    let oldest = pending.iter().position(|(address, _)| counts.get(address).copied() == most);
+    if let Some((_, handshake)) = oldest.and_then(|index| pending.remove(index)) {
+        handshake.abort();
     }
 }
 
-async fn greet(
+async fn shake_hands(
     mut stream: TcpStream,
     from: SocketAddr,
     token: &Token,
-) -> Result<Guest, HandshakeError> {
-    let greeting = async {
+) -> Result<AuthenticatedPeer, HandshakeError> {
+    let handshake = async {
         stream.set_nodelay(true)?;
         let mut seals = handshake::accept(&mut stream, token).await?;
-        let wish = match seals.receiving.read(&mut stream).await? {
-            ToCoordinator::Join(introduction) => Wish::Join(introduction),
-            ToCoordinator::Decline(unable) => Wish::Decline(unable),
+        let first_message = match seals.receiving.read(&mut stream).await? {
+            ToCoordinator::Join(introduction) => FirstMessage::Join(introduction),
+            ToCoordinator::Decline(unable) => FirstMessage::Decline(unable),
             _ => return Err(HandshakeError::NotALauncher),
         };
-        Ok((seals, wish))
+        Ok((seals, first_message))
     };
-    match timeout(HANDSHAKE_TIMEOUT, greeting).await {
-        Ok(greeted) => {
-            let (seals, wish) = greeted?;
-            Ok(Guest { stream, seals, from, wish })
+    match timeout(HANDSHAKE_TIMEOUT, handshake).await {
+        Ok(authenticated) => {
+            let (seals, first_message) = authenticated?;
+            Ok(AuthenticatedPeer { stream, seals, from, first_message })
         }
         Err(_) => Err(HandshakeError::Silent(HANDSHAKE_TIMEOUT)),
     }
@@ -231,14 +231,14 @@ mod tests {
     #[tokio::test]
     async fn the_oldest_of_the_address_with_most_connections_makes_room() {
         let mut tasks = JoinSet::new();
-        let mut strangers = VecDeque::new();
+        let mut pending = VecDeque::new();
         let (crowd, lonely) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
         let mut come = |address| (address, tasks.spawn(std::future::pending::<()>()));
-        strangers.push_back(come(lonely));
-        strangers.extend((1..MAX_STRANGERS).map(|_| come(crowd)));
-        let oldest = strangers[1].1.clone();
-        make_room(&mut strangers);
-        assert_eq!((strangers.len(), strangers[0].0), (MAX_STRANGERS - 1, lonely));
+        pending.push_back(come(lonely));
+        pending.extend((1..MAX_PENDING).map(|_| come(crowd)));
+        let oldest = pending[1].1.clone();
+        make_room(&mut pending);
+        assert_eq!((pending.len(), pending[0].0), (MAX_PENDING - 1, lonely));
         assert!(tasks.join_next().await.unwrap().unwrap_err().is_cancelled());
         assert!(oldest.is_finished());
     }

@@ -8,13 +8,13 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::address::interface_of;
 use super::agree::{agree, name};
 use super::connection::Connection;
-use super::gate::{Gate, Guest, Wish};
-use super::host::{Host, Member};
+use super::gate::{AuthenticatedPeer, FirstMessage, Gate};
+use super::leader::{Leader, RemoteNode};
 use super::message::{ToCoordinator, ToMember};
 use super::{Cluster, DECLINE_TIMEOUT};
 use crate::error::LaunchError;
 
-impl Host {
+impl Leader {
     /// Waits until every node has joined, lost ones again.
     ///
     /// # Errors
@@ -36,7 +36,7 @@ impl Host {
         while self.members.len() + 1 < self.me.nodes {
             tokio::select! {
                 () = sleep_until(deadline) => return Err(self.missing()),
-                guest = self.gate.next() => self.add(guest).await?,
+                peer = self.gate.next() => self.add(peer).await?,
                 Some((node, from, message)) = self.incoming.recv() => {
                     if self.addresses.get(&node) == Some(&from) {
                         self.hear(node, message)?;
@@ -66,11 +66,11 @@ impl Host {
         Ok(())
     }
 
-    async fn add(&mut self, guest: Guest) -> Result<(), LaunchError> {
-        let Guest { stream, seals, from, wish } = guest;
-        let introduction = match wish {
-            Wish::Join(introduction) => *introduction,
-            Wish::Decline(unable) => return Err(unable.into()),
+    async fn add(&mut self, peer: AuthenticatedPeer) -> Result<(), LaunchError> {
+        let AuthenticatedPeer { stream, seals, from, first_message } = peer;
+        let introduction = match first_message {
+            FirstMessage::Join(introduction) => *introduction,
+            FirstMessage::Decline(unable) => return Err(unable.into()),
         };
         let skew_seconds = introduction.unix_seconds - super::unix_seconds();
         let node = introduction.node_rank;
@@ -80,7 +80,7 @@ impl Host {
             interface_of(address)
         });
         let incoming = self.sender.clone();
-        let connection = Connection::start(stream, seals, ToMember::Alive, move |message| {
+        let connection = Connection::start(stream, seals, ToMember::Heartbeat, move |message| {
             // The receiver is gone when the job is over.
             let _ = incoming.send((node, from, message));
         });
@@ -102,8 +102,14 @@ impl Host {
         tracing::info!("{} has joined: {ranks}", name(&introduction));
         let address = from.ip();
         self.addresses.insert(node, from);
-        let member =
-            Member { introduction, address, skew_seconds, connection, lost: false, reported: true };
+        let member = RemoteNode {
+            introduction,
+            address,
+            skew_seconds,
+            connection,
+            lost: false,
+            reported: true,
+        };
         self.members.insert(node, member);
         Ok(())
     }
@@ -136,13 +142,13 @@ pub async fn turn_away(cluster: &Cluster, mut gate: Gate, error: &LaunchError) {
     let deadline = Instant::now() + DECLINE_TIMEOUT.min(cluster.join_timeout);
     let mut told: BTreeMap<usize, Connection<ToMember>> = BTreeMap::new();
     while told.len() + 1 < cluster.nodes {
-        let Ok(guest) = timeout_at(deadline, gate.next()).await else { break };
-        let node = match &guest.wish {
-            Wish::Join(introduction) => introduction.node_rank,
-            Wish::Decline(unable) => unable.node_rank,
+        let Ok(peer) = timeout_at(deadline, gate.next()).await else { break };
+        let node = match &peer.first_message {
+            FirstMessage::Join(introduction) => introduction.node_rank,
+            FirstMessage::Decline(unable) => unable.node_rank,
         };
         let ignore = |_: Result<ToCoordinator, String>| {};
-        let connection = Connection::start(guest.stream, guest.seals, ToMember::Alive, ignore);
+        let connection = Connection::start(peer.stream, peer.seals, ToMember::Heartbeat, ignore);
         connection.send(finish.clone());
         told.insert(node, connection);
     }

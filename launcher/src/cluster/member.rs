@@ -12,12 +12,12 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Cluster;
-use super::host::FAREWELL;
-use super::message::{Introduction, News, ToCoordinator, ToMember};
+use super::leader::CLOSE_TIMEOUT;
+use super::message::{Introduction, RankEvent, ToCoordinator, ToMember};
 use super::reach::{Link, reach};
-use crate::coordinator::Values;
+use crate::control_server::StoreLocation;
 use crate::error::LaunchError;
-use crate::local::{Local, LocalRanks, OverMpi};
+use crate::local::{Local, LocalRanks, MpiRole};
 use crate::plan::{Layout, Plan};
 use crate::policy::{ECHO, StopSignal};
 use crate::signals::Signals;
@@ -113,11 +113,11 @@ impl Member<'_> {
                 // Waits for node 0's launcher to close the connection, so that all launchers end at the same
                 // moment.
                 Ok(End::Finished(exit_code, text)) => {
-                    let _ = timeout(FAREWELL, gone).await;
+                    let _ = timeout(CLOSE_TIMEOUT, gone).await;
                     return Ok((exit_code, text));
                 }
                 Err(error) => {
-                    let _ = timeout(FAREWELL, gone).await;
+                    let _ = timeout(CLOSE_TIMEOUT, gone).await;
                     return Err(error);
                 }
                 Ok(End::Lost(reason)) => {
@@ -261,9 +261,9 @@ impl Member<'_> {
         signals: &mut Signals,
         requests: &mut Requests,
     ) -> Result<Option<End>, LaunchError> {
-        let mpi = if plan.backend == "mpi" { OverMpi::Slots } else { OverMpi::No };
+        let mpi = if plan.backend == "mpi" { MpiRole::Slots } else { MpiRole::No };
         let mut local =
-            LocalRanks::start(&plan.ranks, spec.clone(), Values::Elsewhere, &mpi, None)?;
+            LocalRanks::start(&plan.ranks, spec.clone(), StoreLocation::Node0, &mpi, None)?;
         let mut running = plan.ranks.len();
         while running > 0 {
             tokio::select! {
@@ -284,16 +284,16 @@ impl Member<'_> {
                 message = receive(&mut link.incoming) => match message {
                     Ok(ToMember::Stop { reason }) => local.stop(&reason),
                     Ok(ToMember::Kill) => local.kill(),
-                    Ok(ToMember::Value { key, value }) => local.board().put(key, value),
+                    Ok(ToMember::Value { key, value }) => local.store().put(key, value),
                     Ok(ToMember::Daemon { command }) => local.start_daemon(&command),
                     // Dropping the ranks kills them.
                     Ok(ToMember::Finish { exit_code, text }) => return Ok(Some(finished(exit_code, text))),
-                    Ok(ToMember::Start { .. } | ToMember::Welcome { .. } | ToMember::Alive) => {}
+                    Ok(ToMember::Start { .. } | ToMember::Welcome { .. } | ToMember::Heartbeat) => {}
                     Err(reason) => return Ok(Some(End::Lost(reason))),
                 },
-                local = local.next() => if let Local::News(news) = local {
-                    running -= usize::from(matches!(news, News::Exited { .. }));
-                    link.connection.send(ToCoordinator::News(short_enough(news)));
+                local = local.next() => if let Local::RankEvent(rank_event) = local {
+                    running -= usize::from(matches!(rank_event, RankEvent::Exited { .. }));
+                    link.connection.send(ToCoordinator::RankEvent(short_enough(rank_event)));
                 },
             }
         }
@@ -366,11 +366,11 @@ const fn json_bytes(c: char) -> usize {
 
 /// Cuts a rank's message to [`MAX_MESSAGE`]: it fitted the rank's frame, but with what is around it here it
 /// may not.
-fn short_enough(news: News) -> News {
-    match news {
-        News::Said { rank, message: ToLauncher::Failed { exit_code, message, blame } } => {
+fn short_enough(rank_event: RankEvent) -> RankEvent {
+    match rank_event {
+        RankEvent::Said { rank, message: ToLauncher::Failed { exit_code, message, blame } } => {
             let message = message.chars().take(MAX_MESSAGE).collect();
-            News::Said { rank, message: ToLauncher::Failed { exit_code, message, blame } }
+            RankEvent::Said { rank, message: ToLauncher::Failed { exit_code, message, blame } }
         }
         other => other,
     }

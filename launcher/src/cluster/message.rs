@@ -21,7 +21,7 @@ pub struct Introduction {
     /// [`control::PROTOCOL`] of the launcher; 0 if it does not send one.
     #[serde(default)]
     pub protocol: u32,
-    /// Host name of the machine, as it reports it.
+    /// Leader name of the machine, as it reports it.
     pub host: String,
     /// Number of nodes in the job, as this launcher was told.
     pub nodes: usize,
@@ -72,7 +72,7 @@ impl Introduction {
 /// A launcher's message that it cannot take part in the job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Unable {
-    /// Host name of the machine, as it reports it.
+    /// Leader name of the machine, as it reports it.
     pub host: String,
     /// Rank of its node.
     pub node_rank: usize,
@@ -97,7 +97,7 @@ impl From<Unable> for LaunchError {
 
 /// An event of a rank, from the launcher that has started it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub enum News {
+pub enum RankEvent {
     /// Its process was started.
     Spawned {
         /// The rank.
@@ -130,7 +130,7 @@ pub enum News {
     },
 }
 
-impl News {
+impl RankEvent {
     /// Returns the rank that this is about.
     pub const fn rank(&self) -> usize {
         match self {
@@ -151,7 +151,7 @@ pub enum ToCoordinator {
     /// start its ranks.
     Decline(Unable),
     /// An event of a rank.
-    News(News),
+    RankEvent(RankEvent),
     /// The signal of this name asked this launcher to stop.
     Signal(String),
     /// The signal of this name asked this launcher again, from somebody who will not wait for a checkpoint.
@@ -168,7 +168,7 @@ pub enum ToCoordinator {
     /// All ranks of this node have ended, and all messages about the attempt have been sent.
     AttemptEnded,
     /// Heartbeat: the launcher is running.
-    Alive,
+    Heartbeat,
 }
 
 /// A message from node 0's launcher.
@@ -178,7 +178,7 @@ pub enum ToMember {
     Welcome {
         /// Number of ranks of each node.
         layout: Vec<usize>,
-        /// Host name of each node.
+        /// Leader name of each node.
         hosts: Vec<String>,
         /// Node 0's run directory.
         run_dir: PathBuf,
@@ -217,5 +217,5 @@ pub enum ToMember {
         text: String,
     },
     /// Heartbeat: the launcher is running.
-    Alive,
+    Heartbeat,
 }

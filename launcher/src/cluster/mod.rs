@@ -1,6 +1,6 @@
 //! Several machines, one launcher on each.
 //!
-//! Node 0's launcher decides for all ([`host`]); the others join it over TCP and do what it says
+//! Node 0's launcher decides for all ([`leader`]); the others join it over TCP and do what it says
 //! ([`member`]). Trainers talk to the launcher of their own machine only.
 
 pub mod address;
@@ -9,7 +9,7 @@ mod connection;
 pub mod gate;
 pub mod gather;
 pub mod handshake;
-pub mod host;
+pub mod leader;
 pub mod member;
 pub mod message;
 pub mod reach;
@@ -22,7 +22,7 @@ use address::{Interface, Rendezvous};
 use gate::Gate;
 use job::ExitCode;
 use message::Unable;
-use token::{Made, Token, TokenError};
+use token::{TemporaryTokenFile, Token, TokenError};
 
 use crate::error::LaunchError;
 
@@ -45,7 +45,7 @@ pub struct Cluster {
     /// How long to wait for the other nodes.
     pub join_timeout: Duration,
     /// Where the token is.
-    pub secret: Secret,
+    pub token_source: TokenSource,
     /// Run directory of this node, if the user has named one.
     pub run_dir: Option<PathBuf>,
 }
@@ -58,9 +58,9 @@ impl Cluster {
     pub async fn open_gate(&self) -> Result<Gate, LaunchError> {
         let setup = LaunchError::cluster(ExitCode::Setup);
         let listener = self.rendezvous.listen().await.map_err(setup)?;
-        let token = self.secret.read_or_make()?;
-        let made = self.secret.made(&token);
-        Ok(Gate::new(self.rendezvous.clone(), token, made, listener))
+        let token = self.token_source.read_or_make()?;
+        let temporary = self.token_source.temporary_file(&token);
+        Ok(Gate::new(self.rendezvous.clone(), token, temporary, listener))
     }
 
     /// Returns whether the rendezvous is a single port, so that whatever listens there is meant.
@@ -71,7 +71,7 @@ impl Cluster {
 
 /// Where the token is.
 #[derive(Debug, Clone)]
-pub enum Secret {
+pub enum TokenSource {
     /// In the environment variable [`TOKEN`](token::TOKEN).
     Environment,
     /// In this file, which the user keeps.
@@ -80,7 +80,7 @@ pub enum Secret {
     Made(PathBuf),
 }
 
-impl Secret {
+impl TokenSource {
     /// Chooses the environment variable if it is set, else `file` if there is one, else a file in the home
     /// directory that node 0 makes for the `job`.
     ///
@@ -121,9 +121,11 @@ impl Secret {
     }
 
     /// Returns the file to remove at the end of the job, with `token` in it, if it was made for the job.
-    fn made(&self, token: &Token) -> Option<Made> {
+    fn temporary_file(&self, token: &Token) -> Option<TemporaryTokenFile> {
         match self {
-            Self::Made(path) => Some(Made { path: path.clone(), token: token.clone() }),
+            Self::Made(path) => {
+                Some(TemporaryTokenFile { path: path.clone(), token: token.clone() })
+            }
             Self::Environment | Self::File(_) => None,
         }
     }

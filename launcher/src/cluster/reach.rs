@@ -84,8 +84,8 @@ async fn resolve(cluster: &Cluster, deadline: Instant) -> Result<Vec<IpAddr>, La
 
 async fn connect(cluster: &Cluster, address: SocketAddr) -> Result<Link, HandshakeError> {
     // Read for each attempt, since node 0's launcher may still have to make it.
-    let Some(token) = cluster.secret.read().map_err(std::io::Error::other)? else {
-        return Err(std::io::Error::other(cluster.secret.absent()).into());
+    let Some(token) = cluster.token_source.read().map_err(std::io::Error::other)? else {
+        return Err(std::io::Error::other(cluster.token_source.absent()).into());
     };
     let connecting = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
     let mut stream = connecting.map_err(|_| HandshakeError::Unreachable(CONNECT_TIMEOUT))??;
@@ -95,7 +95,7 @@ async fn connect(cluster: &Cluster, address: SocketAddr) -> Result<Link, Handsha
     let seals = shaken.map_err(|_| HandshakeError::Silent(CONNECT_TIMEOUT))??;
     let interface = interface_of(stream.local_addr()?.ip());
     let (sender, incoming) = mpsc::unbounded_channel();
-    let connection = Connection::start(stream, seals, ToCoordinator::Alive, move |message| {
+    let connection = Connection::start(stream, seals, ToCoordinator::Heartbeat, move |message| {
         // The receiver is gone when this launcher ends.
         let _ = sender.send(message);
     });

@@ -132,14 +132,14 @@ impl Token {
 
 /// A token's file that was made for a job. Dropping this removes the file, unless another job of the same
 /// name has replaced it.
-pub struct Made {
+pub struct TemporaryTokenFile {
     /// Path of the file.
     pub path: PathBuf,
     /// The token that was written to the file.
     pub token: Token,
 }
 
-impl Drop for Made {
+impl Drop for TemporaryTokenFile {
     fn drop(&mut self) {
         let now = Token::read(&self.path);
         if now.is_ok_and(|now| now.is_some_and(|now| now.0 == self.token.0)) {
@@ -204,7 +204,8 @@ mod tests {
     fn a_job_removes_its_own_file_and_not_the_one_that_replaced_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("token");
-        let make = || Made { path: path.clone(), token: Token::create(&path).unwrap() };
+        let make =
+            || TemporaryTokenFile { path: path.clone(), token: Token::create(&path).unwrap() };
         let (first, second) = (make(), make());
         drop(first);
         assert!(path.exists());

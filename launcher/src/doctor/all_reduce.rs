@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::Node;
 use super::finding::Finding;
 use crate::cluster;
-use crate::cluster::host::Host;
+use crate::cluster::leader::Leader;
 use crate::console::{Console, Style};
 use crate::error::LaunchError;
 use crate::events::EventLog;
@@ -38,7 +38,7 @@ struct Measured {
 
 /// Starts all ranks, including those of `others`, and judges the all-reduce that they measure. Returns no
 /// finding if there is only one rank.
-pub async fn measure(node: &Node, others: Option<&mut Host>) -> Vec<Finding> {
+pub async fn measure(node: &Node, others: Option<&mut Leader>) -> Vec<Finding> {
     let layout = others.as_ref().map_or_else(|| node.plan.layout.clone(), |host| host.layout());
     if layout.world_size() < 2 {
         return Vec::new();
@@ -77,7 +77,7 @@ fn judge(ranks: usize, nodes: usize, backend: &str, measured: &Measured) -> Find
 async fn run(
     node: &Node,
     layout: Layout,
-    others: Option<&mut Host>,
+    others: Option<&mut Leader>,
 ) -> Result<Result<(&'static str, Measured), String>, LaunchError> {
     let plan = Plan::new(&node.config, &node.outline, node.plan.device, layout, &node.topology)?;
     let folder = tempfile::tempdir().map_err(LaunchError::system("make a folder"))?;

@@ -18,11 +18,11 @@ const MIB: u64 = 1 << 20;
 const FIRST_PROBE_BYTES: usize = 4 << 20;
 
 /// Total size at which the speed measurement ends.
-const PROBES_BYTES: usize = 64 << 20;
+const MAX_PROBE_BYTES: usize = 64 << 20;
 
 /// Time after which the speed measurement starts no further write: the disk is slow, and its speed known well
 /// enough.
-const LONG_ENOUGH: Duration = Duration::from_secs(2);
+const MAX_PROBE_TIME: Duration = Duration::from_secs(2);
 
 /// Estimated time of writing a checkpoint beyond which the doctor warns: training is held up noticeably.
 const SLOW_CHECKPOINT: Duration = Duration::from_secs(10);
@@ -105,7 +105,7 @@ fn bytes_per_second(place: &Path) -> std::io::Result<f64> {
     let mut file = File::create(folder.path().join("probe"))?;
     let (mut written, mut next) = (0, FIRST_PROBE_BYTES);
     let started = Instant::now();
-    while written < PROBES_BYTES && started.elapsed() < LONG_ENOUGH {
+    while written < MAX_PROBE_BYTES && started.elapsed() < MAX_PROBE_TIME {
         file.write_all(&vec![0x5a; next])?;
         file.sync_all()?;
         written += next;

@@ -6,10 +6,10 @@ use crate::about::About;
 use crate::gpus::nvidia_smi;
 
 /// First version (major, minor) of NCCL with `ncclAvg` and `ncclBfloat16`.
-const AVERAGES_BF16: (u32, u32) = (2, 10);
+const MIN_NCCL_BF16_AVG: (u32, u32) = (2, 10);
 
 /// First version (major, minor) of NCCL with non-blocking communicators.
-const NEVER_BLOCKS: (u32, u32) = (2, 14);
+const MIN_NCCL_NONBLOCKING: (u32, u32) = (2, 14);
 
 const GET_NCCL: &str =
     "`make setup` gets it with libtorch; LD_LIBRARY_PATH names another one's folder";
@@ -80,13 +80,13 @@ fn library(version: &str) -> Finding {
     let mut numbers = version.split('.').map_while(|number| number.parse::<u32>().ok());
     let number = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     let seen = format!("version {version}");
-    if number < AVERAGES_BF16 {
+    if number < MIN_NCCL_BF16_AVG {
         Finding::broken(
             "NCCL",
             format!("{seen} does not average bf16, which is there from 2.10 on"),
             GET_NCCL,
         )
-    } else if number < NEVER_BLOCKS {
+    } else if number < MIN_NCCL_NONBLOCKING {
         let seen = format!("{seen}: a rank that is gone is noticed late; from 2.14 on, at once");
         Finding::warning("NCCL", seen, GET_NCCL)
     } else {

@@ -19,7 +19,7 @@ use crate::plan::{Device, Plan, Warning};
 const MIB: u64 = 1 << 20;
 
 /// How long `mpirun` may take to print its version.
-const PATIENCE: Duration = Duration::from_secs(10);
+const MPIRUN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Free space in `/dev/shm` below which the doctor warns: NCCL fails between GPUs without a direct
 /// connection.
@@ -115,7 +115,7 @@ pub async fn mpirun(about: Option<&About>) -> Vec<Finding> {
     let mut command = Command::new(&program);
     let asked = command.arg("--version").stdin(Stdio::null()).kill_on_drop(true).output();
     let late = |_| Err(io::Error::new(io::ErrorKind::TimedOut, "it did not answer"));
-    let output = timeout(PATIENCE, asked).await.unwrap_or_else(late);
+    let output = timeout(MPIRUN_TIMEOUT, asked).await.unwrap_or_else(late);
     let said = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
     let remedy = "`make setup` installs Open MPI 5; LOCKSTEP_MPIRUN names another one";
     vec![match said {

@@ -10,7 +10,7 @@ use super::{Findings, Node, all_reduce};
 use crate::cluster::Cluster;
 use crate::cluster::gate::Gate;
 use crate::cluster::gather::turn_away;
-use crate::cluster::host::Host;
+use crate::cluster::leader::Leader;
 use crate::cluster::member::Member;
 use crate::cluster::message::Introduction;
 use crate::cluster::reach::decline;
@@ -101,7 +101,7 @@ async fn lead(cluster: &Cluster, gate: Gate, node: &Node) -> Result<Vec<Finding>
             return Err(error);
         }
     };
-    let mut host = Host::new(me, gate, cluster.join_timeout);
+    let mut host = Leader::new(me, gate, cluster.join_timeout);
     host.gather().await?;
     let interface = host.interface().map_or("loopback", |interface| interface.name.as_str());
     let seen = format!("{} joined over {interface}", host.hosts()[1..].join(", "));

@@ -17,7 +17,7 @@ use crate::background::in_background;
 use crate::cli::LaunchArgs;
 use crate::cluster::gate::Gate;
 use crate::cluster::gather::turn_away;
-use crate::cluster::host::Host;
+use crate::cluster::leader::Leader;
 use crate::cluster::member::Member;
 use crate::cluster::message::Introduction;
 use crate::cluster::reach::decline;
@@ -181,7 +181,7 @@ impl<'a> Launch<'a> {
     ) -> Result<ExitCode, LaunchError> {
         let others = counted(cluster.nodes - 1, "other node");
         tracing::info!("{others} may join at {}", gate.address());
-        let mut host = Host::new(me, gate, cluster.join_timeout);
+        let mut host = Leader::new(me, gate, cluster.join_timeout);
         let mut events = EventLog::open(&run_dir.events_path());
         let ended = match signals.unless_stopped(host.gather()).await {
             Ok(()) => self.supervise(run_dir, Some(&mut host), &mut events, signals).await,
@@ -224,7 +224,7 @@ impl<'a> Launch<'a> {
     async fn supervise(
         &self,
         run_dir: RunDir,
-        others: Option<&mut Host>,
+        others: Option<&mut Leader>,
         events: &mut EventLog,
         signals: &mut Signals,
     ) -> Result<(ExitCode, String), LaunchError> {

@@ -44,7 +44,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 const END_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Back-off after the operating system has failed to accept a connection.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(10);
+const ACCEPT_BACK_OFF: Duration = Duration::from_millis(10);
 
 /// Prefixes of the environment variables that a rank takes from its slot.
 const FROM_SLOT: [&str; 3] = ["PMIX_", "OMPI_", "PRTE_"];
@@ -54,7 +54,7 @@ const FROM_SLOT: [&str; 3] = ["PMIX_", "OMPI_", "PRTE_"];
 const NOT_FOR_MPIRUN: [&str; 4] = ["SLURM_", "PMI_", "PMIX_", "OMPI_COMM_WORLD_"];
 
 /// An event of MPI on this node.
-pub enum Progress {
+pub enum MpiEvent {
     /// `mpirun` wants a daemon on another node.
     Daemon {
         /// The node's name.
@@ -206,29 +206,29 @@ impl Slots {
         });
     }
 
-    /// Waits for the next event and returns it. After [`Progress::Ready`] that is an unplanned one, such as
+    /// Waits for the next event and returns it. After [`MpiEvent::Ready`] that is an unplanned one, such as
     /// that `mpirun` was killed. Cancel safe.
-    pub async fn next(&mut self) -> Progress {
+    pub async fn next(&mut self) -> MpiEvent {
         loop {
             let arrival = tokio::select! {
                 arrival = self.arrivals.recv() => arrival,
                 () = sleep_until(self.deadline), if !self.is_ready => {
-                    return Progress::Failed(self.missing());
+                    return MpiEvent::Failed(self.missing());
                 }
             };
             match arrival {
                 Some(Arrival::Daemon { host, command }) => {
-                    return Progress::Daemon { host, command };
+                    return MpiEvent::Daemon { host, command };
                 }
                 Some(Arrival::Slot { rank, env, release }) if self.ranks.contains(&rank) => {
                     self.slots.insert(rank, Slot { env, release: Some(release) });
                     if self.slots.len() == self.ranks.len() && !self.is_ready {
                         self.is_ready = true;
-                        return Progress::Ready;
+                        return MpiEvent::Ready;
                     }
                 }
                 Some(Arrival::Slot { rank, .. }) if !self.is_ready => {
-                    return Progress::Failed(format!(
+                    return MpiEvent::Failed(format!(
                         "mpirun put rank {rank} on this node, whose ranks are {} to {}; do two nodes \
                          have the same name?",
                         self.ranks.start,
@@ -236,12 +236,12 @@ impl Slots {
                     ));
                 }
                 Some(Arrival::MpirunEnded { status, .. }) if !self.is_ready => {
-                    return Progress::Failed(format!("mpirun ended with {status}{}", self.said()));
+                    return MpiEvent::Failed(format!("mpirun ended with {status}{}", self.said()));
                 }
                 Some(Arrival::MpirunEnded { status, at }) if status.signal().is_some() => {
                     let log = self.log.as_ref().map(RankLog::path).unwrap_or(Path::new(""));
                     let reason = format!("mpirun ended with {status}, see {}", log.display());
-                    return Progress::Killed { at, reason };
+                    return MpiEvent::Killed { at, reason };
                 }
                 // `mpirun` ends after the last rank has, or because a rank has failed. A slot that arrives when
                 // there are enough belongs to no rank; dropping it ends its process.
@@ -322,7 +322,7 @@ async fn accept(listener: UnixListener, arrivals: UnboundedSender<Arrival>) {
                     // Most likely there are no more file descriptors.
                     Err(error) => {
                         tracing::debug!("cannot accept a process of mpirun: {error}");
-                        sleep(ACCEPT_AGAIN).await;
+                        sleep(ACCEPT_BACK_OFF).await;
                     }
                 }
             }

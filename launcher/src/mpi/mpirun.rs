@@ -7,7 +7,7 @@ use job::run_dir::RunDir;
 
 use crate::about;
 use crate::error::LaunchError;
-use crate::local::OverMpi;
+use crate::local::MpiRole;
 use crate::plan::Plan;
 
 /// How `mpirun` is called.
@@ -15,7 +15,7 @@ use crate::plan::Plan;
 pub struct Mpirun {
     /// Path of the program.
     pub program: PathBuf,
-    /// Host name and number of ranks of each node.
+    /// Leader name and number of ranks of each node.
     pub nodes: Vec<(String, usize)>,
     /// The IPv4 network between the nodes, such as `10.0.0.0/24`, if they have one.
     pub network: Option<String>,
@@ -59,9 +59,9 @@ pub async fn over_mpi(
     network: Option<String>,
     trainer: &Path,
     run_dir: &RunDir,
-) -> Result<OverMpi, LaunchError> {
+) -> Result<MpiRole, LaunchError> {
     if plan.backend != "mpi" {
-        return Ok(OverMpi::No);
+        return Ok(MpiRole::No);
     }
     let setup = |text: String| LaunchError::Cluster { exit_code: ExitCode::Setup, text };
     tell_apart(hosts)?;
@@ -74,7 +74,7 @@ pub async fn over_mpi(
         )));
     };
     let ranks = plan.layout.ranks_per_node.iter().copied();
-    Ok(OverMpi::Mpirun(Mpirun {
+    Ok(MpiRole::Mpirun(Mpirun {
         program: find_mpirun(&built_with),
         nodes: hosts.iter().cloned().zip(ranks).collect(),
         network,

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use comm::Blame;
-use comm::control::ALIVE_INTERVAL;
+use comm::control::HEARTBEAT_INTERVAL;
 use job::ExitCode;
 
-use super::{Cause, Ended, Exit, Failure, GivenUp, Job, Rank, Said, Told};
+use super::{Announcement, Cause, Ended, Exit, Failure, GivenUp, Job, Observation, Rank};
 
 /// How much older than the newest sign of life of any rank that of a running process can be.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(3 * ALIVE_INTERVAL.as_secs());
+const SIGN_OF_LIFE: Duration = Duration::from_secs(3 * HEARTBEAT_INTERVAL.as_secs());
 
 /// Time after `mpirun` was killed within which the failure of a rank is attributed to that.
 const AFTER_MPIRUN: Duration = Duration::from_secs(10);
@@ -34,7 +34,7 @@ impl Job {
     /// say which that is, as over NCCL, that of a rank that has reported nothing.
     pub(super) fn first_failure(&self) -> Option<Failure> {
         let first = self.first_of_ranks()?;
-        let Some(Told { at, reason }) = &self.mpirun_killed else { return Some(first) };
+        let Some(Observation { at, reason }) = &self.mpirun_killed else { return Some(first) };
         // Ranks may outlive `mpirun`, and then fail for another reason.
         let follows = (*at..*at + AFTER_MPIRUN).contains(&first.at)
             && !matches!(
@@ -70,7 +70,7 @@ impl Job {
 
     /// Returns the failure of a rank that `witness` blames and that may hang.
     fn named_by(&self, witness: &Failure) -> Option<Failure> {
-        let Said { blame, .. } = self.ranks[witness.rank].said.as_ref()?;
+        let Announcement { blame, .. } = self.ranks[witness.rank].said.as_ref()?;
         let mut named = blame.ranks().iter().copied();
         let rank = named.find(|rank| self.ranks.get(*rank).is_some_and(may_hang))?;
         let waited = matches!(blame, Blame::Late(_));
@@ -84,7 +84,7 @@ impl Job {
     /// report is the oldest.
     fn mute<'a>(&self, mut witnesses: impl Iterator<Item = &'a Failure>) -> Option<Failure> {
         // The report that a peer is gone says nothing about silent ranks: they may not have noticed yet.
-        let is_at_a_loss = |said: &Said| said.blame == Blame::SomebodyLate;
+        let is_at_a_loss = |said: &Announcement| said.blame == Blame::UnknownLate;
         let witness = witnesses
             .find(|witness| self.ranks[witness.rank].said.as_ref().is_some_and(is_at_a_loss))?;
         let newest_sign = self.ranks.iter().filter_map(|state| state.alive_at).max();
@@ -107,7 +107,7 @@ impl Job {
     /// Returns whether a rank waited for a peer or lost one, and cannot say which.
     pub(super) fn somebody_is_at_a_loss(&self) -> bool {
         let names_nobody =
-            |said: &Said| matches!(said.blame, Blame::SomebodyLate | Blame::SomebodyGone);
+            |said: &Announcement| matches!(said.blame, Blame::UnknownLate | Blame::UnknownGone);
         self.ranks.iter().any(|state| state.said.as_ref().is_some_and(names_nobody))
     }
 }
@@ -120,10 +120,10 @@ fn may_hang(state: &Rank) -> bool {
 
 fn own_failure(rank: usize, state: &Rank) -> Option<Failure> {
     let failed = |at, cause, exit_code| Some(Failure { rank, at, cause, exit_code });
-    if let Some(Told { at, reason }) = &state.refused {
+    if let Some(Observation { at, reason }) = &state.refused {
         return failed(*at, Cause::Refused(reason.clone()), ExitCode::Setup);
     }
-    if let Some(Told { at, reason }) = &state.lost {
+    if let Some(Observation { at, reason }) = &state.lost {
         return failed(*at, Cause::NodeLost(reason.clone()), ExitCode::RankFailed);
     }
     if let Some(GivenUp { at, silence }) = state.given_up {
@@ -167,8 +167,12 @@ fn origin(state: &Rank) -> Origin {
         matches!(code, Some(ExitCode::RankFailed | ExitCode::Hang))
     };
     match (&state.said, state.exited) {
-        (Some(Said { exit_code, blame, .. }), _) if peers_code((*exit_code).into()) => {
-            if *blame == Blame::Nobody { Origin::Own } else { Origin::Peer }
+        (Some(Announcement { exit_code, blame, .. }), _) if peers_code((*exit_code).into()) => {
+            if *blame == Blame::Nobody {
+                Origin::Own
+            } else {
+                Origin::Peer
+            }
         }
         (Some(said), _) if said.blame == Blame::Unconnected => Origin::Unclear,
         (None, Some(Ended { exit: Exit::Code(code), .. })) if peers_code(code) => Origin::Unclear,

@@ -62,7 +62,7 @@ impl StopSignal {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A heartbeat of a rank: its process runs.
-    Alive {
+    Heartbeat {
         /// Rank that the event is about.
         rank: usize,
     },

@@ -4,7 +4,7 @@
 //! were started.
 //!
 //! Once a rank has failed, no checkpoint can be saved any more, since that takes a step which all ranks
-//! complete. So the other ranks are not asked to stop, which asks for just that: they have [`SETTLE`] to
+//! complete. So the other ranks are not asked to stop, which asks for just that: they have [`GRACE_PERIOD`] to
 //! report what they saw, and are then killed.
 
 mod culprit;
@@ -21,17 +21,17 @@ use std::time::Duration;
 
 pub use event::{Decision, Event, Exit, StopSignal};
 pub use outcome::{Cause, Failure, Outcome};
-pub use rank::{Ended, GivenUp, Rank, Report, Said, Silence, Told};
+pub use rank::{Announcement, Ended, GivenUp, Observation, Rank, Report, Silence};
 pub use restart::restart;
 pub use walltime::Walltime;
 
 /// Grace period after the first failure, in which the other ranks can report theirs before they are killed.
 /// Together with the time that killing takes, it stays well under 2 s.
-pub const SETTLE: Duration = Duration::from_millis(300);
+pub const GRACE_PERIOD: Duration = Duration::from_millis(300);
 
-/// Grace period instead of [`SETTLE`] if a rank waited for a peer or lost one and cannot say which: the rank
+/// Grace period instead of [`GRACE_PERIOD`] if a rank waited for a peer or lost one and cannot say which: the rank
 /// that hangs is the one that does not report so too, and the deadlines of the others pass one after another.
-const SETTLE_UNNAMED: Duration = Duration::from_secs(3);
+const GRACE_PERIOD_UNNAMED: Duration = Duration::from_secs(3);
 
 /// Time after a first stop signal within which a second one may be its echo: the same signal, arriving by
 /// another way.
@@ -39,7 +39,7 @@ pub const ECHO: Duration = Duration::from_secs(1);
 
 /// How long killed processes may take to be gone. A process that waits for a device or a file system that
 /// does not respond cannot be killed.
-const DYING: Duration = Duration::from_secs(10);
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A deadline that is noticed this much too late shows that the launcher itself did not run (suspended,
 /// stopped). The ranks probably did not either.
@@ -99,7 +99,7 @@ pub struct Job {
     echo_until: Option<Duration>,
     overdue: Vec<usize>,
     /// When and how `mpirun` ended, if it was killed.
-    mpirun_killed: Option<Told>,
+    mpirun_killed: Option<Observation>,
     /// When a rank was first found to be silent for too long, until that is confirmed or refuted.
     suspected: Option<Duration>,
     /// When the last warning about silent ranks was given.
@@ -171,7 +171,7 @@ impl Job {
         }
         match self.stage {
             Stage::Killing { until } if *event == Event::Tick && now > until + OVERSLEPT => {
-                self.stage = Stage::Killing { until: now + DYING };
+                self.stage = Stage::Killing { until: now + KILL_TIMEOUT };
                 wait(DID_NOT_RUN)
             }
             Stage::Killing { until } if *event == Event::Tick && now >= until => {
@@ -197,7 +197,11 @@ impl Job {
             },
             Stage::Running | Stage::Stopping { .. } => match self.first_failure() {
                 Some(failure) => {
-                    let settle = if self.somebody_is_at_a_loss() { SETTLE_UNNAMED } else { SETTLE };
+                    let settle = if self.somebody_is_at_a_loss() {
+                        GRACE_PERIOD_UNNAMED
+                    } else {
+                        GRACE_PERIOD
+                    };
                     self.stage = Stage::Failing { kill_at: now + settle };
                     wait(&format!("{failure}; the others have {settle:.1?} to say what they saw"))
                 }
@@ -264,13 +268,13 @@ impl Job {
         }
     }
 
-    /// Shortens the grace period to [`SETTLE`] once a rank has failed by itself: then there is no need to
+    /// Shortens the grace period to [`GRACE_PERIOD`] once a rank has failed by itself: then there is no need to
     /// find out which rank hangs.
     fn settle_soon(&mut self, now: Duration) {
         if let Stage::Failing { kill_at } = self.stage
             && self.somebody_failed_by_itself()
         {
-            self.stage = Stage::Failing { kill_at: kill_at.min(now + SETTLE) };
+            self.stage = Stage::Failing { kill_at: kill_at.min(now + GRACE_PERIOD) };
         }
     }
 
@@ -287,14 +291,16 @@ impl Job {
                     self.walltime.observe(*phase, now);
                 }
             }
-            Event::Alive { rank } => self.ranks[*rank].alive_at = Some(now),
+            Event::Heartbeat { rank } => self.ranks[*rank].alive_at = Some(now),
             Event::Failed { rank, exit_code, message, blame } => {
                 let (message, blame) = (message.clone(), blame.clone());
-                let said = Said { at: now, exit_code: *exit_code, message, blame };
+                let said = Announcement { at: now, exit_code: *exit_code, message, blame };
                 self.ranks[*rank].said.get_or_insert(said);
             }
             Event::Refused { rank, reason } => {
-                self.ranks[*rank].refused.get_or_insert(Told { at: now, reason: reason.clone() });
+                self.ranks[*rank]
+                    .refused
+                    .get_or_insert(Observation { at: now, reason: reason.clone() });
             }
             Event::Exited { rank, exit, at } => {
                 self.ranks[*rank].exited.get_or_insert(Ended { at: *at, exit: *exit });
@@ -302,11 +308,11 @@ impl Job {
             Event::NodeLost { ranks, reason } => {
                 let exited = |rank: &Rank| rank.exited.is_some();
                 for rank in self.ranks[ranks.clone()].iter_mut().filter(|rank| !exited(rank)) {
-                    rank.lost.get_or_insert(Told { at: now, reason: reason.clone() });
+                    rank.lost.get_or_insert(Observation { at: now, reason: reason.clone() });
                 }
             }
             Event::MpirunKilled { reason, at } => {
-                self.mpirun_killed.get_or_insert(Told { at: *at, reason: reason.clone() });
+                self.mpirun_killed.get_or_insert(Observation { at: *at, reason: reason.clone() });
             }
             // Recorded even if no checkpoint can be saved any more: then the job is at least not started
             // again.
@@ -327,7 +333,7 @@ impl Job {
     }
 
     fn kill(&mut self, reason: &str, now: Duration) -> (Decision, String) {
-        self.stage = Stage::Killing { until: now + DYING };
+        self.stage = Stage::Killing { until: now + KILL_TIMEOUT };
         for rank in self.ranks.iter_mut().filter(|rank| rank.is_alive()) {
             rank.killed = true;
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use job::ExitCode;
 
 use super::rank::Silence;
-use super::{Exit, Job, Rank, Said};
+use super::{Announcement, Exit, Job, Rank};
 
 /// How a job ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -211,7 +211,7 @@ impl Job {
     pub fn in_a_line(&self, outcome: &Outcome) -> String {
         let rank = outcome.failed_rank();
         match rank.and_then(|rank| Some((rank, self.ranks[rank].said.as_ref()?))) {
-            Some((rank, Said { message, .. })) => {
+            Some((rank, Announcement { message, .. })) => {
                 let first = message.lines().next().unwrap_or_default();
                 format!("{outcome}; rank {rank} said: {first}")
             }

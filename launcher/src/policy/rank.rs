@@ -15,13 +15,13 @@ pub struct Rank {
     /// When the newest heartbeat of the rank's process came, if any.
     pub alive_at: Option<Duration>,
     /// The failure that the rank announced, if any.
-    pub said: Option<Said>,
+    pub said: Option<Announcement>,
     /// Why the rank was refused, if it was.
-    pub refused: Option<Told>,
+    pub refused: Option<Observation>,
     /// Why the launcher gave up on the rank, if it did.
     pub given_up: Option<GivenUp>,
     /// How the rank's node was lost, if it was.
-    pub lost: Option<Told>,
+    pub lost: Option<Observation>,
     /// How the rank's process ended, if it did.
     pub exited: Option<Ended>,
     /// Whether the launcher killed the rank.
@@ -85,7 +85,7 @@ pub enum Silence {
 
 /// The failure that a rank announced.
 #[derive(Debug, Clone)]
-pub struct Said {
+pub struct Announcement {
     /// When the launcher heard of it.
     pub at: Duration,
     /// The exit code that it announced.
@@ -98,7 +98,7 @@ pub struct Said {
 
 /// An observation about a rank that did not come from the rank itself, or about `mpirun`.
 #[derive(Debug, Clone)]
-pub struct Told {
+pub struct Observation {
     /// When it was observed.
     pub at: Duration,
     /// What was observed.

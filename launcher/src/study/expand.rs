@@ -13,7 +13,7 @@ const SEED: &str = "train.seed";
 
 /// A run of a study.
 #[derive(Debug, Clone)]
-pub struct Point {
+pub struct RunSpec {
     /// Name of the run directory.
     pub name: String,
     /// Name without the seed: the same for runs that differ in the seed only.
@@ -26,7 +26,7 @@ pub struct Point {
     pub overrides: Vec<Override>,
 }
 
-impl Point {
+impl RunSpec {
     /// Returns the value that the run sets `key` to, if it does.
     pub fn value(&self, key: &str) -> Option<&Value> {
         self.overrides.iter().rfind(|it| it.key == key).map(|it| &it.value)
@@ -75,7 +75,7 @@ pub struct Expanded {
     pub ranks: usize,
     /// All runs: all with the first seed, then all with the second, so that a study that is stopped has
     /// something to show.
-    pub points: Vec<Point>,
+    pub points: Vec<RunSpec>,
 }
 
 /// Returns the runs of `study`, in full or `reduced` size.
@@ -137,15 +137,15 @@ fn point(
     own: &[Override],
     chosen: &[Override],
     seed: u64,
-) -> Point {
+) -> RunSpec {
     let words =
         std::iter::once(run.name.clone()).chain(chosen.iter().map(|it| label(&it.key, &it.value)));
     let words: Vec<String> =
-        words.filter(|word| !word.is_empty()).map(|word| tame(&word)).collect();
+        words.filter(|word| !word.is_empty()).map(|word| file_name_part(&word)).collect();
     let group = if words.is_empty() { "run".to_owned() } else { words.join("-") };
     let place = vec!["seeds".to_owned()];
     let seeded = Override { key: SEED.to_owned(), value: seed.into(), place };
-    Point {
+    RunSpec {
         name: format!("{group}-seed{seed}"),
         seed,
         config: run.config.clone().unwrap_or_else(|| study.config.clone()),
@@ -165,7 +165,7 @@ pub fn label(key: &str, value: &Value) -> String {
 }
 
 /// Returns `word` without characters that make awkward names of folders.
-fn tame(word: &str) -> String {
+fn file_name_part(word: &str) -> String {
     let letters = word.chars().filter(|c| !"[] ".contains(*c));
     letters.map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' }).collect()
 }

@@ -11,7 +11,7 @@ use job::dataset::{self, Outline};
 use job::network::Network;
 use job::run_dir::RunDir;
 
-use super::expand::{Expanded, Invalid, Override, Point};
+use super::expand::{Expanded, Invalid, Override, RunSpec};
 use super::images::StudyImages;
 use super::results::{Reached, Results};
 use crate::error::LaunchError;
@@ -22,7 +22,7 @@ use crate::topology::Topology;
 #[derive(Debug)]
 pub struct Planned {
     /// The run as the study describes it.
-    pub point: Point,
+    pub point: RunSpec,
     /// The full configuration of the run.
     pub config: Config,
     /// Run directory.
@@ -92,7 +92,7 @@ pub struct RunResources<'a> {
 
 impl Planned {
     fn new(
-        point: Point,
+        point: RunSpec,
         config: Config,
         outline: &Outline,
         root: PathBuf,
@@ -213,7 +213,7 @@ pub fn plan(
     out: &Path,
     images: &mut StudyImages,
 ) -> Result<Vec<Planned>, LaunchError> {
-    let mut one = |point: Point| {
+    let mut one = |point: RunSpec| {
         let arguments: Vec<String> = point.overrides.iter().map(Override::argument).collect();
         let config = config::load(&point.config, &arguments)
             .map_err(|error| in_study(error, &point, &arguments, document))?;
@@ -230,7 +230,7 @@ pub fn plan(
 /// Converts an error about an override into one that names its place in the study file.
 fn in_study(
     error: ConfigError,
-    point: &Point,
+    point: &RunSpec,
     arguments: &[String],
     document: &Document,
 ) -> ConfigError {

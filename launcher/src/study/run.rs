@@ -28,7 +28,7 @@ use crate::signals::Signals;
 use crate::spawn::pinned_to;
 
 /// Interval of reports on how far runs are.
-const NEWS: Duration = Duration::from_secs(300);
+const STATUS_INTERVAL: Duration = Duration::from_secs(300);
 
 /// Executes the runs of a study.
 pub struct Runner<'a> {
@@ -79,7 +79,7 @@ impl Runner<'_> {
         let mut ends: JoinSet<(usize, io::Result<ExitStatus>)> = JoinSet::new();
         let mut ended = Ended::default();
         let mut asked = false;
-        let mut news = interval_at(Instant::now() + NEWS, NEWS);
+        let mut status = interval_at(Instant::now() + STATUS_INTERVAL, STATUS_INTERVAL);
         loop {
             while !ended.stopped && !free.is_empty() {
                 let Some(run) = waiting.next() else { break };
@@ -107,7 +107,7 @@ impl Runner<'_> {
                     pass_on(signal, asked, running.values());
                     asked = true;
                 }
-                _ = news.tick() => tell(runs, running.values()),
+                _ = status.tick() => tell(runs, running.values()),
                 Some(Ok((slot, status))) = ends.join_next() => {
                     if let Some(it) = running.remove(&slot) {
                         free.push(slot);

@@ -131,7 +131,7 @@ fn a_rank_that_speaks_after_all_goes_on() {
 }
 
 fn alive(rank: usize, at: u64) -> (Event, Duration) {
-    (Event::Alive { rank }, ms(at))
+    (Event::Heartbeat { rank }, ms(at))
 }
 
 /// Lets time pass until the launcher gives up on ranks at `at`, in milliseconds, and then ends all ranks.

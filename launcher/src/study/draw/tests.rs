@@ -23,7 +23,13 @@ fn run(name: &str, seed: u64, errors: [f64; 2]) -> Planned {
     let overrides = vec![Override { key: "model.name".to_owned(), value, place: Vec::new() }];
     let (group, config) = (name.to_owned(), "c.yaml".into());
     Planned {
-        point: expand::Point { name: format!("{name}-seed{seed}"), group, seed, config, overrides },
+        point: expand::RunSpec {
+            name: format!("{name}-seed{seed}"),
+            group,
+            seed,
+            config,
+            overrides,
+        },
         config: Config::default(),
         root: "run".into(),
         steps: 25,

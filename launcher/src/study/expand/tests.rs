@@ -8,7 +8,7 @@ fn names(expanded: &Expanded) -> Vec<&str> {
     expanded.points.iter().map(|point| point.name.as_str()).collect()
 }
 
-fn arguments(point: &Point) -> Vec<String> {
+fn arguments(point: &RunSpec) -> Vec<String> {
     point.overrides.iter().map(Override::argument).collect()
 }
 

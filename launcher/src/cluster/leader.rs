@@ -16,8 +16,8 @@ use super::address::Interface;
 use super::agree::name;
 use super::connection::Connection;
 use super::gate::Gate;
-use super::message::{Introduction, News, ToCoordinator, ToMember, Unable};
-use crate::coordinator::Board;
+use super::message::{Introduction, RankEvent, ToCoordinator, ToMember, Unable};
+use crate::control_server::KeyValueStore;
 use crate::local::LogTail;
 use crate::plan::Layout;
 
@@ -26,13 +26,13 @@ use crate::plan::Layout;
 const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long to wait, at the end of the job, until the other end has closed the connection.
-pub(super) const FAREWELL: Duration = Duration::from_secs(2);
+pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// An event of another node.
 #[derive(Debug)]
 pub enum FromNode {
     /// An event of one of its ranks.
-    News(News),
+    RankEvent(RankEvent),
     /// Its launcher was asked to stop: by which signal, and on which node.
     StopAsked(String),
     /// Its launcher was asked to stop again, by somebody who will not wait for a checkpoint.
@@ -50,7 +50,7 @@ pub enum FromNode {
     },
 }
 
-pub(super) struct Member {
+pub(super) struct RemoteNode {
     pub(super) introduction: Introduction,
     pub(super) address: IpAddr,
     /// Seconds by which its clock is ahead of this node's.
@@ -63,11 +63,11 @@ pub(super) struct Member {
 pub(super) type Incoming = (usize, SocketAddr, Result<ToCoordinator, String>);
 
 /// Node 0's connections to the launchers of the other nodes.
-pub struct Host {
+pub struct Leader {
     pub(super) me: Introduction,
     pub(super) gate: Gate,
     pub(super) join_timeout: Duration,
-    pub(super) members: BTreeMap<usize, Member>,
+    pub(super) members: BTreeMap<usize, RemoteNode>,
     pub(super) incoming: UnboundedReceiver<Incoming>,
     pub(super) sender: UnboundedSender<Incoming>,
     pub(super) addresses: BTreeMap<usize, SocketAddr>,
@@ -77,7 +77,7 @@ pub struct Host {
     stop_asked: Option<String>,
 }
 
-impl Host {
+impl Leader {
     /// Creates the host of a job that no other node has joined yet. `me` is node 0's introduction; the others
     /// have `join_timeout` to join through `gate`.
     pub fn new(me: Introduction, gate: Gate, join_timeout: Duration) -> Self {
@@ -111,7 +111,7 @@ impl Host {
 
     /// Returns the name of each other node, and by how many seconds its clock is ahead of this node's.
     pub fn skews(&self) -> Vec<(String, f64)> {
-        let skew = |member: &Member| (name(&member.introduction), member.skew_seconds);
+        let skew = |member: &RemoteNode| (name(&member.introduction), member.skew_seconds);
         self.members.values().map(skew).collect()
     }
 
@@ -164,9 +164,9 @@ impl Host {
         Ok(())
     }
 
-    /// Waits for the next event of another node and returns it. What its ranks put and get goes to `board`.
+    /// Waits for the next event of another node and returns it. What its ranks put and get goes to `store`.
     /// Cancel safe.
-    pub async fn next(&mut self, board: &Board) -> FromNode {
+    pub async fn next(&mut self, store: &KeyValueStore) -> FromNode {
         loop {
             let Some((node, from, message)) = self.incoming.recv().await else {
                 return std::future::pending().await;
@@ -184,21 +184,25 @@ impl Host {
                     member.lost = true;
                     return FromNode::Lost { ranks, reason: format!("{name} is lost: {reason}") };
                 }
-                Ok(ToCoordinator::News(news)) if !ranks.contains(&news.rank()) => {
-                    tracing::warn!("{name} speaks of rank {}, which it does not have", news.rank());
+                Ok(ToCoordinator::RankEvent(rank_event)) if !ranks.contains(&rank_event.rank()) => {
+                    tracing::warn!(
+                        "{name} speaks of rank {}, which it does not have",
+                        rank_event.rank()
+                    );
                 }
-                Ok(ToCoordinator::News(News::Said {
+                Ok(ToCoordinator::RankEvent(RankEvent::Said {
                     message: ToLauncher::Put { key, value },
                     ..
                 })) => {
-                    board.put(key, value);
+                    store.put(key, value);
                 }
-                Ok(ToCoordinator::News(News::Said {
-                    message: ToLauncher::Get { key }, ..
+                Ok(ToCoordinator::RankEvent(RankEvent::Said {
+                    message: ToLauncher::Get { key },
+                    ..
                 })) => {
-                    board.get_for(member.connection.sender(), key);
+                    store.get_for(member.connection.sender(), key);
                 }
-                Ok(ToCoordinator::News(news)) => return FromNode::News(news),
+                Ok(ToCoordinator::RankEvent(rank_event)) => return FromNode::RankEvent(rank_event),
                 Ok(ToCoordinator::Signal(signal)) => {
                     return FromNode::StopAsked(format!("{signal} on {name}"));
                 }
@@ -213,17 +217,17 @@ impl Host {
                     return FromNode::Reported;
                 }
                 Ok(ToCoordinator::Decline(unable)) => return FromNode::Unable(unable),
-                Ok(ToCoordinator::Join(_) | ToCoordinator::Alive) => {}
+                Ok(ToCoordinator::Join(_) | ToCoordinator::Heartbeat) => {}
             }
         }
     }
 
     /// Waits for the reports of the other nodes, and returns the logs and last lines of their ranks, by rank.
     /// To be called when all ranks have ended. A node that does not report in time counts as lost.
-    pub async fn end_attempt(&mut self, board: &Board) -> BTreeMap<usize, LogTail> {
+    pub async fn end_attempt(&mut self, store: &KeyValueStore) -> BTreeMap<usize, LogTail> {
         let deadline = Instant::now() + REPORT_TIMEOUT;
         while self.members.values().any(|member| !member.lost && !member.reported) {
-            match timeout_at(deadline, self.next(board)).await {
+            match timeout_at(deadline, self.next(store)).await {
                 Ok(FromNode::StopAsked(reason) | FromNode::StopNow(reason)) => {
                     self.stop_asked = Some(reason)
                 }
@@ -238,12 +242,12 @@ impl Host {
     }
 
     /// Tells all other nodes how the job has ended, and waits until they have closed their connections, for
-    /// at most [`FAREWELL`].
+    /// at most [`CLOSE_TIMEOUT`].
     pub async fn finish(&mut self, exit_code: ExitCode, text: &str) {
         self.broadcast(&ToMember::Finish { exit_code: exit_code as u8, text: super::cut(text) });
         // All launchers end at the same moment: when one task of a Slurm step fails, Slurm kills the others,
         // whose exit codes would then be different ones.
-        let deadline = Instant::now() + FAREWELL;
+        let deadline = Instant::now() + CLOSE_TIMEOUT;
         while self.members.values().any(|member| !member.lost) {
             match timeout_at(deadline, self.incoming.recv()).await {
                 Ok(Some((node, from, Err(_)))) if self.addresses.get(&node) == Some(&from) => {

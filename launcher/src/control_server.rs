@@ -50,17 +50,17 @@ pub enum Message {
 
 /// Where the values that ranks publish for each other are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Values {
+pub enum StoreLocation {
     /// In this coordinator.
-    Here,
+    Local,
     /// At node 0's launcher: what ranks put, and what they get and is not known here, is forwarded as
     /// messages.
-    Elsewhere,
+    Node0,
 }
 
 /// Listens to the ranks of this node. The socket is removed when this is dropped, and as soon as all ranks
 /// have connected, so that a launcher that is killed leaves nothing behind.
-pub struct Coordinator {
+pub struct ControlServer {
     shared: Arc<Shared>,
     socket: PathBuf,
     accepting: AbortHandle,
@@ -68,9 +68,9 @@ pub struct Coordinator {
 
 /// Access to the values that ranks publish for each other, on behalf of other nodes.
 #[derive(Clone)]
-pub struct Board(Arc<Shared>);
+pub struct KeyValueStore(Arc<Shared>);
 
-impl Board {
+impl KeyValueStore {
     /// Publishes a value that came from another node.
     pub fn put(&self, key: String, value: String) {
         self.0.state().put(key, value);
@@ -85,7 +85,7 @@ impl Board {
 struct Shared {
     state: Mutex<State>,
     ranks: Range<usize>,
-    values: Values,
+    values: StoreLocation,
     /// State of each rank's connection, indexed from the first rank of this node.
     connections: Vec<watch::Sender<Connection>>,
     messages: UnboundedSender<Message>,
@@ -113,7 +113,7 @@ enum Connection {
     Closed,
 }
 
-impl Coordinator {
+impl ControlServer {
     /// Listens for `ranks` on a socket that only this user can reach. Their messages go to `messages`, those
     /// of a rank in order.
     ///
@@ -121,7 +121,7 @@ impl Coordinator {
     /// When the socket cannot be created.
     pub fn listen(
         ranks: Range<usize>,
-        values: Values,
+        values: StoreLocation,
         messages: UnboundedSender<Message>,
     ) -> io::Result<Self> {
         let (folder, socket) = private_folder("lockstep-", "control")?;
@@ -149,8 +149,8 @@ impl Coordinator {
     }
 
     /// Returns access to the values that ranks publish for each other.
-    pub fn board(&self) -> Board {
-        Board(Arc::clone(&self.shared))
+    pub fn store(&self) -> KeyValueStore {
+        KeyValueStore(Arc::clone(&self.shared))
     }
 
     /// Returns a future that is ready once all messages of `rank`, whose process has ended, have been
@@ -164,7 +164,7 @@ impl Coordinator {
     }
 }
 
-impl Drop for Coordinator {
+impl Drop for ControlServer {
     fn drop(&mut self) {
         self.accepting.abort();
         self.shared.state().folder = None;
@@ -277,12 +277,12 @@ impl Shared {
 
     fn take(&self, rank: usize, message: ToLauncher) {
         match message {
-            ToLauncher::Put { key, value } if self.values == Values::Here => {
+            ToLauncher::Put { key, value } if self.values == StoreLocation::Local => {
                 self.state().put(key, value);
             }
             ToLauncher::Get { key } => {
                 let is_known = self.state().get(Asker::Rank(rank), key.clone());
-                if !is_known && self.values == Values::Elsewhere {
+                if !is_known && self.values == StoreLocation::Node0 {
                     self.send(Message::Said { rank, message: ToLauncher::Get { key } });
                 }
             }

@@ -9,9 +9,9 @@ use super::*;
 
 const SOON: Duration = Duration::from_secs(10);
 
-fn listen(world_size: usize) -> (Coordinator, UnboundedReceiver<Message>) {
+fn listen(world_size: usize) -> (ControlServer, UnboundedReceiver<Message>) {
     let (sender, receiver) = mpsc::unbounded_channel();
-    (Coordinator::listen(0..world_size, Values::Here, sender).unwrap(), receiver)
+    (ControlServer::listen(0..world_size, StoreLocation::Local, sender).unwrap(), receiver)
 }
 
 fn failed(exit_code: u8, message: &str) -> ToLauncher {
@@ -22,7 +22,7 @@ fn failed(exit_code: u8, message: &str) -> ToLauncher {
 async fn next(messages: &mut UnboundedReceiver<Message>) -> Option<Message> {
     loop {
         match messages.recv().await {
-            Some(Message::Said { message: ToLauncher::Alive, .. }) => {}
+            Some(Message::Said { message: ToLauncher::Heartbeat, .. }) => {}
             message => return message,
         }
     }
@@ -37,8 +37,8 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 
 #[tokio::test]
 async fn ranks_find_each_others_values_in_either_order() {
-    let (coordinator, _messages) = listen(2);
-    let socket = coordinator.socket().to_owned();
+    let (server, _messages) = listen(2);
+    let socket = server.socket().to_owned();
     let found = blocking(move || {
         let first = ControlClient::connect(&socket, 0, StopFlag::default()).unwrap();
         let second = ControlClient::connect(&socket, 1, StopFlag::default()).unwrap();
@@ -57,8 +57,8 @@ async fn ranks_find_each_others_values_in_either_order() {
 
 #[tokio::test]
 async fn what_a_rank_says_arrives_in_order() {
-    let (coordinator, mut messages) = listen(1);
-    let socket = coordinator.socket().to_owned();
+    let (server, mut messages) = listen(1);
+    let socket = server.socket().to_owned();
     blocking(move || {
         let client = ControlClient::connect(&socket, 0, StopFlag::default()).unwrap();
         client.send(&ToLauncher::State { phase: Phase::Training, epoch: 1, step: 3 }).unwrap();
@@ -79,8 +79,8 @@ async fn what_a_rank_says_arrives_in_order() {
 
 #[tokio::test]
 async fn a_closed_connection_is_drained() {
-    let (coordinator, mut messages) = listen(1);
-    let socket = coordinator.socket().to_owned();
+    let (server, mut messages) = listen(1);
+    let socket = server.socket().to_owned();
     blocking(move || {
         let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
         let version = VERSION.to_owned();
@@ -89,7 +89,7 @@ async fn a_closed_connection_is_drained() {
         control::write_frame(&mut stream, &failed(7, "out of memory")).unwrap();
     })
     .await;
-    coordinator.drained(0).await;
+    server.drained(0).await;
     assert!(matches!(
         messages.try_recv(),
         Ok(Message::Said { message: ToLauncher::Failed { exit_code: 7, .. }, .. })
@@ -98,9 +98,9 @@ async fn a_closed_connection_is_drained() {
 
 #[tokio::test]
 async fn ranks_that_connect_after_a_stop_are_asked_too() {
-    let (coordinator, _messages) = listen(2);
-    coordinator.stop("SIGTERM");
-    let socket = coordinator.socket().to_owned();
+    let (server, _messages) = listen(2);
+    server.stop("SIGTERM");
+    let socket = server.socket().to_owned();
     let received = blocking(move || {
         let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
         let version = VERSION.to_owned();
@@ -113,8 +113,8 @@ async fn ranks_that_connect_after_a_stop_are_asked_too() {
 
 #[tokio::test]
 async fn a_trainer_of_another_version_is_refused_by_name() {
-    let (coordinator, mut messages) = listen(1);
-    let socket = coordinator.socket().to_owned();
+    let (server, mut messages) = listen(1);
+    let socket = server.socket().to_owned();
     blocking(move || {
         let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
         let hello =
@@ -131,15 +131,15 @@ async fn a_trainer_of_another_version_is_refused_by_name() {
 
 #[tokio::test]
 async fn the_socket_is_private_and_goes_away() {
-    let (coordinator, _messages) = listen(1);
-    let socket = coordinator.socket().to_owned();
+    let (server, _messages) = listen(1);
+    let socket = server.socket().to_owned();
     let folder = socket.parent().unwrap().to_owned();
     assert_eq!(folder.metadata().unwrap().permissions().mode() & 0o777, 0o700);
-    drop(coordinator);
+    drop(server);
     assert!(!folder.exists());
 
-    let (coordinator, _messages) = listen(1);
-    let socket = coordinator.socket().to_owned();
+    let (server, _messages) = listen(1);
+    let socket = server.socket().to_owned();
     let client = blocking(move || {
         let client = ControlClient::connect(&socket, 0, StopFlag::default()).unwrap();
         client.put("key", "value").unwrap();
@@ -147,14 +147,14 @@ async fn the_socket_is_private_and_goes_away() {
         client
     });
     let _client = client.await;
-    assert!(!coordinator.socket().exists(), "all ranks are connected");
+    assert!(!server.socket().exists(), "all ranks are connected");
 }
 
 #[tokio::test]
 async fn values_that_are_kept_elsewhere_are_asked_for_and_passed_on() {
     let (sender, mut messages) = mpsc::unbounded_channel();
-    let coordinator = Coordinator::listen(2..3, Values::Elsewhere, sender).unwrap();
-    let socket = coordinator.socket().to_owned();
+    let server = ControlServer::listen(2..3, StoreLocation::Node0, sender).unwrap();
+    let socket = server.socket().to_owned();
     let found = tokio::spawn(blocking(move || {
         let client = ControlClient::connect(&socket, 2, StopFlag::default()).unwrap();
         client.put("mine", "1").unwrap();
@@ -170,11 +170,11 @@ async fn values_that_are_kept_elsewhere_are_asked_for_and_passed_on() {
         matches!(said, Some(Message::Said { message: ToLauncher::Get { .. }, .. })),
         "{said:?}"
     );
-    coordinator.board().put("theirs".to_owned(), "2".to_owned());
+    server.store().put("theirs".to_owned(), "2".to_owned());
     assert_eq!(found.await.unwrap().as_deref(), Some("2"));
 
     let (node, mut asked) = mpsc::unbounded_channel();
-    coordinator.board().get_for(node, "theirs".to_owned());
+    server.store().get_for(node, "theirs".to_owned());
     let value = ToMember::Value { key: "theirs".to_owned(), value: "2".to_owned() };
     assert_eq!(asked.recv().await, Some(value));
 }
