@@ -91,13 +91,6 @@ impl BucketPlan {
         &self.buckets
     }
 
-    /// Returns the index of the bucket of a parameter, given by its position in the list that the plan was
-    /// made from.
-    pub fn bucket_of(&self, parameter: usize) -> Option<usize> {
-        let after = self.buckets.partition_point(|bucket| bucket.parameters.end <= parameter);
-        (after < self.buckets.len()).then_some(after)
-    }
-
     /// Returns the number of elements in all buckets.
     pub fn len(&self) -> usize {
         self.buckets.last().map_or(0, |bucket| bucket.elements.end)
@@ -125,16 +118,14 @@ mod tests {
         let lens: Vec<_> = (0..200).map(|i| i * 37 % 90).collect();
         let plan = BucketPlan::new(&lens, 4, CAP_BYTES);
         let (mut element, mut parameter) = (0, 0);
-        for (index, bucket) in plan.buckets().iter().enumerate() {
+        for bucket in plan.buckets() {
             assert_eq!((bucket.elements.start, bucket.parameters.start), (element, parameter));
             let len: usize = lens[bucket.parameters.clone()].iter().sum();
             assert_eq!(bucket.elements.len(), len);
-            assert!(bucket.parameters.clone().all(|p| plan.bucket_of(p) == Some(index)));
             (element, parameter) = (bucket.elements.end, bucket.parameters.end);
         }
         assert_eq!((element, parameter), (lens.iter().sum(), lens.len()));
         assert_eq!(plan.len(), element);
-        assert_eq!(plan.bucket_of(lens.len()), None);
     }
 
     #[test]
@@ -193,6 +184,5 @@ mod tests {
     #[test]
     fn no_parameters_make_no_buckets() {
         assert!(BucketPlan::new(&[], 4, CAP_BYTES).is_empty());
-        assert_eq!(BucketPlan::default().bucket_of(0), None);
     }
 }

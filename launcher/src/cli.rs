@@ -17,7 +17,7 @@ use crate::slurm;
 use crate::study::StudyCli;
 
 /// Starts one trainer per GPU of this machine (or N on the CPU), watches them, and says what went
-/// wrong. On several machines one launcher each.
+/// wrong. On several machines, start one launcher on each.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -45,11 +45,11 @@ pub struct LaunchArgs {
     #[arg(value_name = "CONFIG")]
     config: Option<PathBuf>,
 
-    /// One trainer per GPU, N of them [default: all that are visible]
+    /// Number of GPUs to use, one trainer on each [default: all visible ones]
     #[arg(long, value_name = "N", value_parser = at_least_one, conflicts_with = "cpu")]
     pub gpus: Option<usize>,
 
-    /// N trainers on the CPU instead
+    /// Start N trainers on the CPU instead
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub cpu: Option<usize>,
 
@@ -57,29 +57,29 @@ pub struct LaunchArgs {
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
     pub overrides: Vec<String>,
 
-    /// Where the run is kept [default: runs/CONFIG-TIME, in UTC]
+    /// Directory of the run [default: runs/CONFIG-TIME, in UTC]
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
 
-    /// Go on from the run directory's newest good checkpoint (auto), begin a run and refuse a directory
-    /// that holds one (never), or start from another run's or checkpoint's directory
+    /// Resume from the newest good checkpoint of the run directory (auto), start a new run and refuse a
+    /// directory that holds one (never), or start from the run or checkpoint in DIR
     #[arg(long, value_name = "auto|never|DIR", default_value = "auto")]
     pub resume: Resume,
 
-    /// Machines, with a launcher on each [default: as Slurm says, else 1]
+    /// Number of machines, with a launcher on each [default: from Slurm, else 1]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub nodes: Option<usize>,
 
-    /// This machine's place among them, from 0
+    /// Rank of this machine, from 0 [default: from Slurm]
     #[arg(long, value_name = "R")]
     pub node_rank: Option<usize>,
 
-    /// Where node 0's launcher listens while others are to join
+    /// Address at which node 0's launcher waits for the others [default: from Slurm]
     #[arg(long, value_name = "HOST:PORT")]
     pub rendezvous: Option<Rendezvous>,
 
-    /// The secret that the launchers of a job share; node 0's makes the file where it is not there
-    /// [default: a file of its own in ~/.lockstep for each job; LOCKSTEP_TOKEN wins]
+    /// File with the secret that the launchers of a job share; node 0's creates it if it does not exist.
+    /// LOCKSTEP_TOKEN, if set, takes precedence [default: a file in ~/.lockstep for each job]
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
 
@@ -87,24 +87,24 @@ pub struct LaunchArgs {
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = at_least_one)]
     pub join_timeout: usize,
 
-    /// When the job is ended from outside, a time or a span from now: a checkpoint is saved before
-    /// [default: as Slurm says]
+    /// When the job will be ended from outside, as a time or a span from now; a checkpoint is saved before
+    /// [default: from Slurm]
     #[arg(long, value_name = "TIME|1h30m")]
     pub deadline: Option<Deadline>,
 
-    /// Start all ranks again from the newest checkpoint when one fails, at most so many times
+    /// How often to restart all ranks from the newest checkpoint after a rank has failed
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub max_restarts: u32,
 
-    /// Print the plan and stop: touches nothing and needs no data but the folders of an image_folder
+    /// Print the plan and exit; writes nothing, and needs no data except for image_folder
     #[arg(long)]
     pub dry_run: bool,
 
-    /// Only warnings, errors and the verdict
+    /// Print only warnings, errors and the verdict
     #[arg(long, conflicts_with = "log_format")]
     pub quiet: bool,
 
-    /// How log lines look on the terminal
+    /// Format of log lines on the terminal
     #[arg(long, value_name = "FORMAT", value_enum, default_value = "pretty")]
     pub log_format: LogFormat,
 }
@@ -112,9 +112,9 @@ pub struct LaunchArgs {
 /// Subcommands: what the launcher does besides launching a training run.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Finds out whether a run can work here; takes the options that the run would have
+    /// Check whether a run can work here; takes the options of the run
     Doctor(Box<LaunchArgs>),
-    /// Runs every configuration of a study and draws what it asks for
+    /// Run every configuration of a study and draw its figures
     Study(StudyCli),
     /// Stands in for a rank that mpirun starts.
     #[command(hide = true)]
@@ -133,9 +133,9 @@ pub enum Command {
 /// How log lines look on the terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     Pretty,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 

@@ -3,10 +3,11 @@
 use comm::{Communicator, ReduceOp};
 use job::config::Precision;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind};
 use tracing::{info, warn};
 
 use crate::Result;
+use crate::collective::reduce_values;
 
 /// The arithmetic in which layers compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,14 +39,12 @@ impl Arithmetic {
             Precision::Bf16 => Self::Bf16,
             Precision::Fp16 => Self::Fp16,
             Precision::Auto => {
-                let able = f32::from(u8::from(is_native(Self::Bf16)));
-                let mut able = Tensor::from_slice(&[able]).to_device(device);
-                torch_ext::collective::all_reduce(communicator, &mut able, ReduceOp::Sum)?;
-                let able = able.double_value(&[0]) as usize;
-                communicator.check()?;
-                if able < communicator.world_size() {
-                    let lacking = communicator.world_size() - able;
-                    info!("computing in fp32: the CPUs of {lacking} ranks do not compute in bf16");
+                let lacks = f64::from(!is_native(Self::Bf16));
+                let lacking = reduce_values(communicator, device, &[lacks], ReduceOp::Sum)?;
+                let lacking = lacking.iter().sum::<f64>() as usize;
+                if lacking > 0 {
+                    let ranks = job::counted(lacking, "rank");
+                    info!("computing in fp32: the CPUs of {ranks} do not compute in bf16");
                     return Ok(Self::Fp32);
                 }
                 Self::Bf16

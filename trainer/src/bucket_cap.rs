@@ -5,11 +5,12 @@ use std::time::Instant;
 use comm::bucket::AllReduceCost;
 use comm::{Communicator, ReduceOp};
 use job::config::BucketCap;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 use torch_ext::collective::all_reduce;
 use tracing::info;
 
 use crate::Result;
+use crate::collective::reduce_values;
 use crate::grad_sync::Timing;
 
 /// Numbers of f32 elements of the two all-reduces that are timed.
@@ -35,7 +36,7 @@ pub fn bucket_cap_bytes(
 ) -> Result<usize> {
     match cap {
         BucketCap::Mib(mib) => Ok(mib << 20),
-        BucketCap::Auto if timing == Timing::Overlapped && communicator.world_size() > 1 => {
+        BucketCap::Auto if timing == Timing::Overlapped => {
             let speed = measure(grads, communicator)?;
             let cap = speed.bucket_cap_bytes(grads.numel() * element_bytes);
             if communicator.rank() == 0 {
@@ -69,10 +70,7 @@ fn measure(grads: &Tensor, communicator: &dyn Communicator) -> Result<AllReduceC
         }
     }
     // All ranks take the times of the slowest, for which the others wait, so that they agree.
-    let mut slowest = Tensor::from_slice(&seconds).to_kind(Kind::Double).to_device(grads.device());
-    all_reduce(communicator, &mut slowest, ReduceOp::Max)?;
-    let slowest = Vec::<f64>::try_from(&slowest)?;
-    communicator.check()?;
+    let slowest = reduce_values(communicator, grads.device(), &seconds, ReduceOp::Max)?;
     let bytes = lens.map(|len| len * size_of::<f32>());
     Ok(AllReduceCost::fit([(bytes[0], slowest[0]), (bytes[1], slowest[1])]))
 }

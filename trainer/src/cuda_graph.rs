@@ -9,11 +9,11 @@
 
 use comm::{Blame, CommError, Communicator, ReduceOp};
 use job::{ExitCode, config};
-use tch::{Device, Tensor};
+use tch::Device;
 use torch_ext::CudaGraph;
-use torch_ext::collective::all_reduce;
 use tracing::{info, warn};
 
+use crate::collective::reduce_values;
 use crate::replica::Replica;
 use crate::step::{Microbatch, Phases, StepParts, queue_step, train_step};
 use crate::{Result, TrainError, caught};
@@ -183,7 +183,7 @@ impl StepGraph {
                 .and(Err(CommError::Aborted { by, reason, blame: Blame::Nobody }.into()));
         }
         info!("steps run without a CUDA graph: rank {by} cannot capture one");
-        parts.grad_sync.forget()?;
+        parts.grad_sync.discard_gradients()?;
         Ok(None)
     }
 
@@ -204,11 +204,8 @@ fn first_without(
 ) -> Result<Option<usize>> {
     let (rank, world_size) = (communicator.rank(), communicator.world_size());
     let mine = if has_captured { world_size } else { rank };
-    let mut first = Tensor::from_slice(&[mine as i64]).to_device(device);
-    all_reduce(communicator, &mut first, ReduceOp::Min)?;
-    let first = first.int64_value(&[0]);
-    communicator.check()?; // an aborted collective also ends
-    Ok(usize::try_from(first).ok().filter(|first| *first < world_size))
+    let first = reduce_values(communicator, device, &[mine as f64], ReduceOp::Min)?;
+    Ok(first.first().map(|first| *first as usize).filter(|first| *first < world_size))
 }
 
 fn reason(error: &TrainError) -> String {
@@ -268,7 +265,7 @@ mod tests {
     use comm::single::Single;
     use job::config::{BucketCap, Config, CudaGraph as Choice, WireDtype};
     use job::network::Network;
-    use tch::Kind;
+    use tch::{Kind, Tensor};
 
     use super::*;
     use crate::arithmetic::Arithmetic;

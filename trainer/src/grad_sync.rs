@@ -57,11 +57,11 @@ struct Shared {
     communicator: Arc<dyn Communicator>,
     /// Number of parameters of each bucket whose gradient backward has not computed yet.
     missing: Vec<AtomicUsize>,
-    flight: Mutex<Flight>,
+    flight: Mutex<InFlight>,
 }
 
 /// The buckets and their all-reduces in flight.
-struct Flight {
+struct InFlight {
     buckets: Vec<Bucket>,
     /// Index of the bucket whose all-reduce starts next; the number of buckets before the first
     /// [`GradSync::begin`] and after the last bucket has started.
@@ -149,19 +149,20 @@ impl GradSync {
         let shared = Arc::new(Shared {
             communicator,
             missing: buckets.iter().map(|_| AtomicUsize::new(0)).collect(),
-            flight: Mutex::new(Flight { next: buckets.len(), buckets, works: Vec::new() }),
+            flight: Mutex::new(InFlight { next: buckets.len(), buckets, works: Vec::new() }),
         });
         if timing == Timing::Overlapped {
-            for (place, parameter) in parameters.iter().enumerate() {
-                // A weak reference, to break a cycle: buckets hold the parameters, and parameters hold
-                // their hooks.
-                let (shared, bucket) =
-                    (Arc::downgrade(&shared), plan.bucket_of(place).unwrap_or(0));
-                torch_ext::on_gradient(parameter, move || {
-                    if let Some(shared) = shared.upgrade() {
-                        shared.ready(bucket);
-                    }
-                })?;
+            for (index, bucket) in plan.buckets().iter().enumerate() {
+                for parameter in &parameters[bucket.parameters.clone()] {
+                    // A weak reference, to break a cycle: buckets hold the parameters, and parameters hold
+                    // their hooks.
+                    let shared = Arc::downgrade(&shared);
+                    torch_ext::on_gradient(parameter, move || {
+                        if let Some(shared) = shared.upgrade() {
+                            shared.ready(index);
+                        }
+                    })?;
+                }
             }
         }
         let lens = plan.buckets().iter().map(|bucket| bucket.parameters.len()).collect();
@@ -191,7 +192,7 @@ impl GradSync {
     ///
     /// # Errors
     /// When libtorch refuses.
-    pub(crate) fn forget(&self) -> Result<()> {
+    pub(crate) fn discard_gradients(&self) -> Result<()> {
         for leaf in self.shared.lock().buckets.iter().flat_map(|bucket| &bucket.scattered.leaves) {
             torch_ext::set_grad(leaf, &Tensor::new())?;
         }
@@ -236,7 +237,7 @@ impl GradSync {
                 while flight.next < flight.buckets.len() {
                     shared.start_next(&mut flight);
                 }
-                let Flight { works, buckets, .. } = &mut *flight;
+                let InFlight { works, buckets, .. } = &mut *flight;
                 for (work, bucket) in works.drain(..).zip(buckets) {
                     work?.wait()?;
                     bucket.unpack();
@@ -263,7 +264,7 @@ impl Shared {
         }
     }
 
-    fn start_next(&self, flight: &mut Flight) {
+    fn start_next(&self, flight: &mut InFlight) {
         let work =
             flight.buckets[flight.next].pack().map_err(TrainError::from).and_then(|bucket| {
                 Ok(start_all_reduce(&*self.communicator, bucket.shallow_clone(), ReduceOp::Sum)?)
@@ -272,7 +273,7 @@ impl Shared {
         flight.next += 1;
     }
 
-    fn lock(&self) -> MutexGuard<'_, Flight> {
+    fn lock(&self) -> MutexGuard<'_, InFlight> {
         self.flight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

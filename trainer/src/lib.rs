@@ -25,6 +25,7 @@ pub mod replica;
 // One training step.
 pub mod arithmetic;
 mod bucket_cap;
+pub mod collective;
 pub mod convolutions;
 pub mod cuda_graph;
 pub mod data;
@@ -40,7 +41,7 @@ pub mod checkpoint;
 pub mod ema;
 pub mod eval;
 pub mod metrics;
-pub mod patience;
+pub mod rank_0;
 pub mod recorder;
 pub mod run;
 pub mod saver;

@@ -9,10 +9,10 @@ use comm::env::World;
 use job::run_dir::RunDir;
 use job::{dataset, network::Network};
 use serde_json::json;
-use tch::{Kind, Tensor};
 use torch_ext::collective::all_reduce;
 
 use crate::cli::TrainArgs;
+use crate::collective::reduce_values;
 use crate::connect::{Connected, connect};
 use crate::flat::shared_f32;
 use crate::link::Link;
@@ -47,10 +47,7 @@ pub fn measure_all_reduce(args: &TrainArgs, world: World, link: &Link) -> Result
     rounds.remove(0);
     rounds.sort_by(f64::total_cmp);
     let median = [rounds[ROUNDS / 2]];
-    let mut slowest = Tensor::from_slice(&median).to_kind(Kind::Double).to_device(device);
-    all_reduce(&*communicator, &mut slowest, ReduceOp::Max)?;
-    let seconds = slowest.get(0).double_value(&[]);
-    communicator.check()?;
+    let seconds = reduce_values(&*communicator, device, &median, ReduceOp::Max)?[0];
     if world.rank == 0 {
         let run_dir = args.run_dir.as_deref();
         let run_dir = run_dir.ok_or_else(|| TrainError::Setup("no --run-dir".to_owned()))?;

@@ -130,10 +130,10 @@ fn check_fits(found: &Found, config: &Config, start: &State, is_own: bool) -> Re
 /// right after writing the checkpoint `found`.
 fn repair_links(found: &Found, config: &Config, run_dir: &RunDir) -> Result<()> {
     if found.state.is_best() {
-        checkpoint::point(checkpoint::Link::Best, &found.path)?;
+        checkpoint::point(checkpoint::Pointer::Best, &found.path)?;
     }
     // `latest` may point to a newer checkpoint that was refused as damaged.
-    checkpoint::point(checkpoint::Link::Latest, &found.path)?;
+    checkpoint::point(checkpoint::Pointer::Latest, &found.path)?;
     // `checkpoint.keep` may have been reduced because the disk was full.
     checkpoint::prune(&run_dir.checkpoints_dir(), config.checkpoint.keep);
     Ok(())

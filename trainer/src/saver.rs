@@ -10,8 +10,9 @@ use tch::Device;
 use tracing::{info, warn};
 
 use crate::checkpoint::CheckpointError;
+use crate::collective::any_rank;
 use crate::metrics::MetricsError;
-use crate::patience::{any_rank, on_rank_0};
+use crate::rank_0::on_rank_0;
 use crate::{Result, TrainError};
 
 /// Back-off between two attempts to write: the first pause, which doubles each time, and the longest.

@@ -13,12 +13,13 @@ use job::dataset::{self, DataSet, Source};
 use job::network::Network;
 use job::run_dir::RunDir;
 use job::shard;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind};
 use tracing::{info, warn};
 
 use crate::arithmetic::Arithmetic;
 use crate::checkpoint::State;
 use crate::cli::TrainArgs;
+use crate::collective::reduce_values;
 use crate::connect::{Connected, connect};
 use crate::cuda_graph::{Circumstances, StepGraph};
 use crate::data::{Augmenter, Images};
@@ -28,7 +29,7 @@ use crate::grad_sync::{GradSync, Options, Timing};
 use crate::link::Link;
 use crate::model::Module;
 use crate::optim::Optimizer;
-use crate::patience::on_rank_0;
+use crate::rank_0::on_rank_0;
 use crate::recorder::Recorder;
 use crate::replica::Replica;
 use crate::resume::{Progress, broadcast_from_rank_0, find_checkpoint, resume};
@@ -285,11 +286,9 @@ fn check_equal_on_ranks(
 ) -> Result<()> {
     let (rank, world_size) = (communicator.rank(), communicator.world_size());
     let [a, b, c, d, ..] = *blake3::hash(mine.as_bytes()).as_bytes();
-    let mut digests = Tensor::zeros([world_size as i64], (Kind::Int64, device));
-    let _ = digests.get(rank as i64).fill_(i64::from(u32::from_le_bytes([a, b, c, d])));
-    torch_ext::collective::all_reduce(communicator, &mut digests, comm::ReduceOp::Sum)?;
-    let digests = Vec::<i64>::try_from(&digests)?;
-    communicator.check()?; // on a GPU, a late rank is detected here
+    let mut digests = vec![0.0; world_size];
+    digests[rank] = f64::from(u32::from_le_bytes([a, b, c, d]));
+    let digests = reduce_values(communicator, device, &digests, comm::ReduceOp::Sum)?;
     match digests.iter().position(|digest| *digest != digests[0]) {
         None => Ok(()),
         Some(other) => Err(TrainError::Setup(format!(

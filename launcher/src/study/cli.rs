@@ -8,10 +8,10 @@ use crate::cli::at_least_one;
 use crate::console::Style;
 use crate::plan::Request;
 
-/// Runs every configuration of a study, several at once where there is room, and draws what it asks for.
+/// Runs every configuration of a study, several at a time if there is room, and draws its figures.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "What is done is skipped, and what is begun goes on: after Ctrl-C or a failure, \
+    after_help = "Finished runs are skipped, and interrupted ones are resumed: after Ctrl-C or a failure, \
                         give the same command again.\n\nExit codes: 0 all runs are done; 8 stopped by a \
                         signal after saving; else that of the runs that failed, 4 where they differ."
 )]
@@ -20,35 +20,35 @@ pub struct StudyCli {
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
 
-    /// Use N GPUs for all runs together [default: all that are visible]
+    /// Number of GPUs for all runs together [default: all visible ones]
     #[arg(long, value_name = "N", value_parser = at_least_one, conflicts_with = "cpu")]
     pub gpus: Option<usize>,
 
-    /// Run on the CPU, with N ranks of all runs together at a time
+    /// Run on the CPU, with at most N ranks at a time over all runs
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub cpu: Option<usize>,
 
-    /// Runs at a time [default: as many as there is room for]
+    /// Number of runs at a time [default: as many as there is room for]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub jobs: Option<usize>,
 
-    /// The reduced size, for a machine with two cores
+    /// Run the study in its reduced size, for a machine with two cores
     #[arg(long)]
     pub reduced: bool,
 
-    /// Where runs, tables and figures are kept [default: runs/study-NAME, with -reduced where it is]
+    /// Directory of runs, tables and figures [default: runs/study-NAME, or runs/study-NAME-reduced]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
 
-    /// Print what would be run and stop: touches nothing, and needs no data but folders of images
+    /// Print the runs and exit; writes nothing, and needs no data except for image_folder
     #[arg(long)]
     pub dry_run: bool,
 
-    /// Write tables and figures of what there is, and run nothing: needs no data
+    /// Write tables and figures of the runs so far, and run nothing; needs no data
     #[arg(long, conflicts_with = "dry_run")]
     pub draw_only: bool,
 
-    /// Only warnings and errors
+    /// Print only warnings and errors
     #[arg(long)]
     pub quiet: bool,
 }

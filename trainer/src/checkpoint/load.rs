@@ -8,8 +8,8 @@ use tch::{Kind, Tensor};
 
 use super::manifest::Manifest;
 use super::{
-    CheckpointError, EMA, MANIFEST, MODEL, OPTIMIZER, REPLACED, Result, STATE, State, Weights,
-    io_error, tensors,
+    CheckpointError, EMA, MANIFEST, MODEL, OPTIMIZER, Result, STATE, State, Weights, io_error,
+    is_replaced, tensors,
 };
 use crate::ema::Ema;
 use crate::flat::Flat;
@@ -73,7 +73,7 @@ fn candidates(path: &Path) -> Result<Vec<PathBuf>> {
             // A checkpoint without a readable state cannot be loaded. It comes last, so that it is reported.
             let path = entry.path();
             let age = read_state(&path).map_or((0, 0), |state| state.age());
-            let is_in_place = path.extension().is_none_or(|extension| extension != REPLACED);
+            let is_in_place = !is_replaced(&path);
             found.push((age, is_in_place, name, path));
         }
     }

@@ -20,7 +20,7 @@ pub use load::{
     read_weights,
 };
 pub use prune::prune;
-pub use save::{Link, point, restore_replaced, save};
+pub use save::{Pointer, point, restore_replaced, save};
 pub use state::State;
 
 const MODEL: &str = "model.safetensors";
@@ -32,6 +32,11 @@ const MANIFEST: &str = "manifest.json";
 const TEMPORARY: &str = ".saving-";
 /// Extension of the folder of a checkpoint that is being replaced by a new one of the same name.
 const REPLACED: &str = "replaced";
+
+/// Returns whether `path` has the name of a replaced checkpoint.
+fn is_replaced(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == REPLACED)
+}
 
 /// Selects which weights of a checkpoint to load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use tracing::warn;
 
-use super::save::Link;
-use super::{REPLACED, Result, STATE, State, TEMPORARY, io_error};
+use super::save::Pointer;
+use super::{Result, STATE, State, TEMPORARY, io_error, is_replaced};
 
 /// Removes old checkpoints and the remains of interrupted saves from the folder `checkpoints`. Keeps the
 /// `keep` newest checkpoints up to the one that `latest` points to, and the one that `best` points to.
@@ -26,13 +26,9 @@ pub fn prune(checkpoints: &Path, keep: usize) {
     }
 }
 
-fn is_replaced(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == REPLACED)
-}
-
 fn surplus(checkpoints: &Path, keep: usize) -> Result<Vec<PathBuf>> {
-    let target = |link: Link| fs::read_link(checkpoints.join(link.name())).unwrap_or_default();
-    let (best, latest) = (target(Link::Best), target(Link::Latest));
+    let target = |link: Pointer| fs::read_link(checkpoints.join(link.name())).unwrap_or_default();
+    let (best, latest) = (target(Pointer::Best), target(Pointer::Latest));
     let age_of = |folder: &Path| {
         let state = fs::read(folder.join(STATE)).unwrap_or_default();
         serde_json::from_slice::<State>(&state).map_or((0, 0), |state| state.age())

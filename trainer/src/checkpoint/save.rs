@@ -7,7 +7,8 @@ use tch::Tensor;
 
 use super::manifest::Manifest;
 use super::{
-    EMA, MANIFEST, MODEL, OPTIMIZER, REPLACED, Result, STATE, State, TEMPORARY, io_error, tensors,
+    EMA, MANIFEST, MODEL, OPTIMIZER, REPLACED, Result, STATE, State, TEMPORARY, io_error,
+    is_replaced, tensors,
 };
 use crate::ema::Ema;
 use crate::flat::Flat;
@@ -90,7 +91,7 @@ fn put_in_place(temporary: &Path, complete: &Path) -> Result<()> {
 /// # Errors
 /// [`super::CheckpointError::Io`].
 pub fn restore_replaced(checkpoint: &Path) -> Result<PathBuf> {
-    if checkpoint.extension().is_none_or(|extension| extension != REPLACED) {
+    if !is_replaced(checkpoint) {
         return Ok(checkpoint.to_owned());
     }
     let own = checkpoint.with_extension("");
@@ -119,14 +120,14 @@ fn sync(path: &Path) -> Result<()> {
 
 /// A symbolic link beside the checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Link {
+pub enum Pointer {
     /// The link to the newest checkpoint.
     Latest,
     /// The link to the checkpoint with the best test accuracy.
     Best,
 }
 
-impl Link {
+impl Pointer {
     /// Returns the link's file name.
     pub const fn name(self) -> &'static str {
         match self {
@@ -140,7 +141,7 @@ impl Link {
 ///
 /// # Errors
 /// [`super::CheckpointError::Io`].
-pub fn point(link: Link, checkpoint: &Path) -> Result<()> {
+pub fn point(link: Pointer, checkpoint: &Path) -> Result<()> {
     let folder = checkpoint.parent().unwrap_or(checkpoint);
     let path = folder.join(link.name());
     let temporary = folder.join(format!(".{}", link.name()));

@@ -16,23 +16,23 @@ use crate::{Result, TrainError};
 pub struct ExportArgs {
     /// A checkpoint, or a run directory, of which the newest good one is taken.
     pub checkpoint: PathBuf,
-    /// Whose names the tensors get.
+    /// The naming of the tensors.
     #[arg(long, value_enum)]
     pub format: Format,
-    /// The moving average of the weights instead of the weights.
+    /// Export the moving average of the weights instead of the weights.
     #[arg(long)]
     pub ema: bool,
-    /// The safetensors file to write; default: MODEL-FORMAT.safetensors, here.
+    /// The safetensors file to write; default: MODEL-FORMAT.safetensors in the current directory.
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 }
 
-/// Whose names tensors have.
+/// A naming of tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// Torchvision's: `downsample`, `fc`.
+    /// As in torchvision: `downsample`, `fc`.
     Torchvision,
-    /// The notes' module's, which are those of checkpoints: `shortcut`, `linear`.
+    /// As in the notes' module and in checkpoints: `shortcut`, `linear`.
     Notes,
 }
 

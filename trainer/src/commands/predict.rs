@@ -28,16 +28,16 @@ const MOST_CLASSES: usize = 5;
 pub struct PredictArgs {
     /// A checkpoint, or a run directory, of which the newest good one is taken.
     pub checkpoint: PathBuf,
-    /// PNG or JPEG files; brought to the size that the network takes.
+    /// PNG or JPEG files; resized to the network's input.
     #[arg(required = true, value_name = "IMAGE")]
     pub images: Vec<PathBuf>,
-    /// By the moving average of the weights instead of the weights.
+    /// Use the moving average of the weights instead of the weights.
     #[arg(long)]
     pub ema: bool,
-    /// One JSON object instead of text.
+    /// Print one JSON object instead of text.
     #[arg(long)]
     pub json: bool,
-    /// Where to compute.
+    /// The device to compute on.
     #[arg(long, value_enum, default_value = "auto")]
     pub device: DeviceKind,
 }

@@ -12,18 +12,18 @@ use super::table::{Align, table};
 /// `trainer summary`.
 #[derive(Debug, Args)]
 pub struct SummaryArgs {
-    /// One of those that `trainer models` lists.
+    /// A network that `trainer models` lists.
     pub model: ModelName,
-    /// What comes before the first stage; default: as published.
+    /// The layers before the first stage; default: as published.
     #[arg(long, value_parser = stem_parser())]
     pub stem: Option<Stem>,
     /// Height and width of an image; default: as published, 224 or 32.
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub image: Option<u32>,
-    /// Outputs; default: as published, 1000 or 10.
+    /// Number of classes; default: as published, 1000 or 10.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub classes: Option<u32>,
-    /// One JSON object instead of a table.
+    /// Print one JSON object instead of a table.
     #[arg(long)]
     pub json: bool,
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use comm::control::Phase;
 
 use super::Run;
-use crate::checkpoint::{self, Link as CheckpointLink};
+use crate::checkpoint::{self, Pointer};
 use crate::recorder::Evaluation;
 use crate::replica::Replica;
 use crate::saver::{OnWriteError, Waiting};
@@ -14,7 +14,7 @@ use crate::{Result, eval};
 
 /// The files that rank 0 writes.
 #[derive(Debug, Clone, Copy)]
-enum What {
+enum Output {
     Records,
     /// The records, then a checkpoint.
     Checkpoint {
@@ -113,15 +113,15 @@ impl Run<'_> {
         self.check_finite("norm of the weights", norm, self.learning_rate())?;
         self.optimizer.apply_pending_decay(&mut self.replica.flat)?;
         self.state.loss_scaler = self.optimizer.loss_scaler_state();
-        self.write(What::Checkpoint { is_best }, on_write_error)
+        self.write(Output::Checkpoint { is_best }, on_write_error)
     }
 
     /// Has rank 0 write the pending records. Collective.
     pub(super) fn write_records(&mut self) -> Result<()> {
-        self.write(What::Records, OnWriteError::Wait)
+        self.write(Output::Records, OnWriteError::Wait)
     }
 
-    fn write(&mut self, what: What, on_write_error: OnWriteError) -> Result<()> {
+    fn write(&mut self, output: Output, on_write_error: OnWriteError) -> Result<()> {
         let Self { replica, optimizer, ema, state, communicator, link, config, .. } = self;
         let (recorder, folder) = (&mut self.recorder, self.run_dir.checkpoints_dir());
         let waiting = Waiting {
@@ -139,14 +139,14 @@ impl Run<'_> {
             // If only the records failed before, a retry does not write the checkpoint again, unless it was
             // deleted.
             let is_there = saved.as_deref().is_some_and(checkpoint::is_whole);
-            if let What::Checkpoint { is_best } = what
+            if let Output::Checkpoint { is_best } = output
                 && !is_there
             {
                 let path =
                     checkpoint::save(&folder, &replica.flat, optimizer, ema.as_ref(), state)?;
-                checkpoint::point(CheckpointLink::Latest, &path)?;
+                checkpoint::point(Pointer::Latest, &path)?;
                 if is_best {
-                    checkpoint::point(CheckpointLink::Best, &path)?;
+                    checkpoint::point(Pointer::Best, &path)?;
                 }
                 checkpoint::prune(&folder, config.checkpoint.keep);
                 saved = Some(path);

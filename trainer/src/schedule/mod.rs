@@ -93,24 +93,26 @@ impl LearningRate {
     /// Source: Goyal et al., Accurate, Large Minibatch SGD, 2017; the numbers are those of PyTorch's
     /// `LinearLR` with a start factor of `1 / (warm-up + 1)`.
     fn warmup(&self, position: Position) -> f64 {
-        let Schedule { warmup_steps, warmup_epochs, .. } = self.schedule;
-        let (done, whole) = match warmup_epochs > 0.0 {
-            true => {
-                (self.length.after_epochs(position.epochs), self.length.after_epochs(warmup_epochs))
-            }
-            false => (position, self.length.after_steps(warmup_steps as f64)),
+        let done = match self.schedule.warmup_epochs > 0.0 {
+            true => self.length.after_epochs(position.epochs),
+            false => position,
         };
+        let whole = self.warmup_end();
         ((done.step + 1.0) / (whole.step + 1.0)).min(1.0)
     }
 
+    /// Returns where the warm-up ends.
+    fn warmup_end(&self) -> Position {
+        let Schedule { warmup_steps, warmup_epochs, .. } = self.schedule;
+        match warmup_epochs > 0.0 {
+            true => self.length.after_epochs(warmup_epochs),
+            false => self.length.after_steps(warmup_steps as f64),
+        }
+    }
+
     fn seen_by_the_shape(&self, position: Position) -> shape::Input {
-        let Schedule { warmup_steps, warmup_epochs, update, .. } = self.schedule;
         let length = &self.length;
-        let warm_at = match warmup_epochs > 0.0 {
-            true => length.after_epochs(warmup_epochs),
-            false => length.after_steps(warmup_steps as f64),
-        };
-        let followed = match update {
+        let followed = match self.schedule.update {
             Some(Update::Epoch) => {
                 let since = length.after_epochs(position.epochs.fract());
                 Position {
@@ -120,7 +122,7 @@ impl LearningRate {
             }
             _ => position,
         };
-        let warm = length.progress(warm_at);
+        let warm = length.progress(self.warmup_end());
         let rest = (length.progress(followed) - warm) / (1.0 - warm);
         let progress = if warm < 1.0 { rest.max(0.0) } else { 0.0 };
         shape::Input { steps: position.step as u64, epochs: position.epochs as u64, progress }

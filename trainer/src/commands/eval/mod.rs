@@ -44,16 +44,16 @@ pub struct EvalArgs {
     /// for --set eval.tta=TTA
     #[arg(long, value_name = "TTA")]
     pub tta: Option<String>,
-    /// Write the confusion matrix there: confusion.png, confusion.svg, confusion.csv.
+    /// Directory for the confusion matrix: confusion.png, confusion.svg, confusion.csv.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Ranks of this process that share the images: GPUs, or parts of the CPU's cores.
+    /// Number of ranks within this process that share the images: GPUs, or parts of the CPU's cores.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub ranks: u16,
-    /// One JSON object instead of tables.
+    /// Print one JSON object instead of tables.
     #[arg(long)]
     pub json: bool,
-    /// Where to compute.
+    /// The device to compute on.
     #[arg(long, value_enum, default_value = "auto")]
     pub device: DeviceKind,
 }
@@ -61,9 +61,9 @@ pub struct EvalArgs {
 /// A part of a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Split {
-    /// What is trained on; measured without augmentation.
+    /// The training images, without augmentation.
     Train,
-    /// What is not.
+    /// The test images.
     Test,
 }
 

@@ -5,10 +5,11 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
-use comm::{Communicator, ReduceOp};
-use tch::{Device, Kind, Tensor};
+use comm::Communicator;
+use tch::Device;
 
 use crate::Result;
+use crate::collective::any_rank;
 
 /// Interval of the heartbeats with which a working rank 0 keeps the others waiting. Shorter than the smallest
 /// `comm.timeout_seconds`, which is one second.
@@ -51,17 +52,4 @@ pub fn on_rank_0<T>(
     })?;
     any_rank(communicator, device, false)?;
     Ok(Some(result))
-}
-
-/// Returns whether `mine` is true on any rank. Collective; waits for the device.
-///
-/// # Errors
-/// When a peer is gone or late.
-pub fn any_rank(communicator: &dyn Communicator, device: Device, mine: bool) -> Result<bool> {
-    let mut ranks = Tensor::from_slice(&[f64::from(mine)]).to_kind(Kind::Double).to_device(device);
-    torch_ext::collective::all_reduce(communicator, &mut ranks, ReduceOp::Sum)?;
-    let any = ranks.double_value(&[0]) > 0.0;
-    // On a GPU an aborted collective also ends, with the buffer unchanged.
-    communicator.check()?;
-    Ok(any)
 }

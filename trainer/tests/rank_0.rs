@@ -11,7 +11,8 @@ use std::time::Duration;
 use common::on_ranks_that_wait;
 use tch::Device;
 use trainer::TrainError;
-use trainer::patience::{any_rank, on_rank_0};
+use trainer::collective::any_rank;
+use trainer::rank_0::on_rank_0;
 
 const TIMEOUT: Duration = Duration::from_secs(1);
 
