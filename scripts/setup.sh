@@ -39,9 +39,18 @@ stamp="$kind torch $torch cuda $cuda ${wheels[*]}"
 for tool in python3 cargo c++; do
     command -v "$tool" >/dev/null || die "$tool is not installed (Debian: apt install g++ python3-venv; Rust: https://rustup.rs)"
 done
+# The versions of Python for which libtorch's wheels exist.
+python=
+for candidate in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do
+    if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; then
+        python=$candidate
+        break
+    fi
+done
+[ -n "$python" ] || die "Python 3.10 to 3.14 is needed, python3 is $(python3 --version 2>&1)"
 rm -rf "$deps"
 mkdir -p "$deps"
-python3 -m venv "$venv" || die "python3 -m venv failed (Debian: apt install python3-venv)"
+"$python" -m venv "$venv" || die "$python -m venv failed (Debian: apt install python3-venv)"
 pip() { "$venv/bin/python" -m pip --quiet --disable-pip-version-check "$@"; }
 
 case $kind in

@@ -118,8 +118,8 @@ while [ $# -gt 0 ]; do
         *) submit+=("$1"); shift ;;
     esac
 done
-[[ $nodes =~ ^[1-9][0-9]*(,[1-9][0-9]*)*$ ]] || fail "--nodes $nodes: wants numbers, such as 1,2,4" 2
+[[ $nodes =~ ^[1-9][0-9]*(,[1-9][0-9]*)*$ ]] || fail "--nodes $nodes: expected numbers, such as 1,2,4" 2
 for program in scaling all_reduce launcher trainer; do
-    [ -x "$bin/$program" ] || fail "no $PWD/$bin/$program: cargo build --release -p benches -p launcher -p trainer" 9
+    [ -x "$bin/$program" ] || fail "no $PWD/$bin/$program: build it with cargo build --release -p benches -p launcher -p trainer" 9
 done
 exec sbatch --nodes="$(largest "$nodes")" "${submit[@]}" "$0" --nodes "$nodes" "$@"

@@ -143,8 +143,8 @@ a_job_saves_before_its_time_is_up() {
     job=$(submit -N 2 --time=2 --signal=B:23@1 --export=ALL,LOCKSTEP_MAX_REQUEUES=0 "$trained" \
         long.yaml --cpu 1 --run-dir runs/walltime)
     ended_with "$job" "FAILED 8:0" || return 1
-    grep -q "before its time is up, stop" "lockstep-$job.out" || show "$job" || return 1
-    grep -q "the end of the job's time" runs/walltime/events.jsonl || show "$job" || return 1
+    grep -q "before its time limit and stop" "lockstep-$job.out" || show "$job" || return 1
+    grep -q "the job's time limit" runs/walltime/events.jsonl || show "$job" || return 1
     grep -q "0 of 0 requeues are used" "lockstep-$job.out"
 }
 
@@ -218,7 +218,7 @@ doctors_of_two_nodes_find_each_other_and_measure() {
     ended_with "$job" "COMPLETED 0:0" || return 1
     says "$job" ok "Slurm tasks" "one launcher on each of 2 nodes" &&
         says "$job" ok port "node 0 listens at" && says "$job" ok nodes "n2 joined over eth0" &&
-        says "$job" ok clocks "node 1 (n2) is" &&
+        says "$job" ok clocks "the clock of node 1 (n2) differs by" &&
         says "$job" ".*" all-reduce "over 2 ranks of 2 nodes, over mpi" && [ ! -e runs/doctor ]
 }
 
@@ -234,7 +234,7 @@ doctors_find_too_many_tasks_a_wrong_clock_and_missing_images() {
     cc -shared -fPIC -o "$shim" "$repository/launcher/tests/faults/wrong_clock.c" || return 0
     job=$(submit_doctor "[ \$SLURM_NODEID = 0 ] || export LD_PRELOAD=$shim" --ntasks-per-node=1)
     ended_with "$job" "COMPLETED 0:0" || return 1
-    says "$job" warning clocks "node 1 (n2) is -[23][0-9.]* s from here"
+    says "$job" warning clocks "the clock of node 1 (n2) differs by -[23][0-9.]* s"
 }
 
 doctors_find_a_slow_network() {
@@ -280,7 +280,7 @@ sed -e 's/480, test_images: 96/3840, test_images: 480/' -e 's/batch_size_per_ran
 sed 's/epochs: 2, batch_size_per_rank: 8/epochs: 6, batch_size_per_rank: 16/' short.yaml >medium.yaml
 sed 's/epochs: 2, batch_size_per_rank: 8/epochs: 1000, batch_size_per_rank: 16/' short.yaml >long.yaml
 check "GPUs and arrays are passed on" gpus_and_arrays_are_passed_on
-check "an end that would come again is not requeued" an_end_that_would_come_again_is_not_requeued
+check "a failure that would recur is not requeued" an_end_that_would_come_again_is_not_requeued
 check "doctors of two nodes find each other and measure" doctors_of_two_nodes_find_each_other_and_measure
 check "doctors find what is planted" doctors_find_too_many_tasks_a_wrong_clock_and_missing_images
 check "doctors find a slow network" doctors_find_a_slow_network

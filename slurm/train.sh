@@ -31,7 +31,7 @@ fail() {
     exit "$2"
 }
 
-[ -n "${SLURM_JOB_ID:-}" ] || fail "submit it: sbatch slurm/train.sh [CONFIG] [launcher options]" 2
+[ -n "${SLURM_JOB_ID:-}" ] || fail "not in a Slurm job; submit it: sbatch slurm/train.sh [CONFIG] [launcher options]" 2
 
 config=configs/resnet34.yaml
 case "${1:-}" in
@@ -71,7 +71,7 @@ fi
 
 launcher=target/release/launcher
 [ -x "$launcher" ] || launcher=$(command -v launcher) ||
-    fail "no launcher: neither $PWD/target/release/launcher nor on PATH; cargo build --release" 9
+    fail "no launcher: neither $PWD/target/release/launcher nor on PATH; build it with cargo build --release" 9
 
 # The launchers' shared secret: srun hands it to each, and nobody else sees it.
 if [ "$nodes" -gt 1 ] && [ -z "${LOCKSTEP_TOKEN:-}" ]; then
@@ -106,7 +106,7 @@ requeue() {
     if [ "$count" -ge "$max" ]; then
         echo "slurm/train.sh: not requeued: $count of $max requeues are used (LOCKSTEP_MAX_REQUEUES)" >&2
     elif ! command -v scontrol >/dev/null; then
-        echo "slurm/train.sh: not requeued: no scontrol here; to go on, submit it again with --run-dir" >&2
+        echo "slurm/train.sh: not requeued: no scontrol here; to go on, submit it again with the same --run-dir" >&2
     else
         echo "slurm/train.sh: exit code $code, requeue $((count + 1)) of $max" >&2
         scontrol requeue "$job"

@@ -72,7 +72,7 @@ pub fn check_driver_supports_cuda() -> std::result::Result<(), String> {
     use nccl_rs::CudaVersion;
     match (CudaVersion::of_driver(), CudaVersion::of_runtime()) {
         (Ok(driver), Ok(runtime)) if driver.major < runtime.major => Err(format!(
-            "the driver serves CUDA up to {driver}, and libtorch is built for {runtime}"
+            "the driver supports CUDA up to {driver}, but libtorch is built for {runtime}"
         )),
         _ => Ok(()),
     }
@@ -129,12 +129,14 @@ fn connect_shm(
     let World { rank, world_size, local_world_size, .. } = world;
     if local_world_size != world_size {
         return failed(format!(
-            "{local_world_size} of {world_size} ranks are on this machine, and shared memory ends \
-             there: use mpi, or nccl on GPUs"
+            "only {local_world_size} of {world_size} ranks are on this machine, and shared memory \
+             does not reach other machines: use mpi, or nccl on GPUs"
         ));
     }
     let Some(store) = store else {
-        return failed("ranks need a store to find each other: start them by launcher".to_owned());
+        return failed(
+            "ranks need a store to find each other: start them with the launcher".to_owned(),
+        );
     };
     Ok(Arc::new(shm::connect(rank, 0..world_size, store, "comm/shm", timeout)?))
 }

@@ -108,7 +108,7 @@ fn shared_memory_outlives_its_communicator() {
 fn too_much_shared_memory_is_refused_on_all_ranks_and_harms_nothing() {
     with_ranks(3, |comm| {
         let error = comm.alloc_shared(1 << 48).err().unwrap().to_string();
-        let culprit = if comm.rank() == 0 { "MiB of shared memory are wanted" } else { "rank 0" };
+        let culprit = if comm.rank() == 0 { "MiB of shared memory are needed" } else { "rank 0" };
         assert!(error.contains(culprit), "{error}");
         comm.barrier().unwrap();
     });
@@ -211,7 +211,10 @@ fn a_rank_that_leaves_without_finalize_is_named() {
             return;
         }
         let error = comm.barrier().unwrap_err();
-        assert_eq!(error.to_string(), "rank 1 aborted the job: rank 1 left before the end");
+        assert_eq!(
+            error.to_string(),
+            "rank 1 aborted the job: rank 1 dropped its communicator before the end"
+        );
     });
 }
 
@@ -259,7 +262,11 @@ fn ranks_of_a_second_machine_are_named_as_the_job_names_them() {
                 let error = shm.alloc_shared(1 << 60).err().unwrap().to_string();
                 let own = format!("alloc_shared #0 failed on rank {rank}: ");
                 assert!(error.starts_with(&own), "{error}");
-                assert!(rank == 2 || error.ends_with("rank 2 has no memory for it"), "{error}");
+                assert!(
+                    rank == 2
+                        || error.ends_with("rank 2 could not create or map the shared buffer"),
+                    "{error}"
+                );
                 shm.barrier().unwrap();
             });
         }
@@ -304,5 +311,5 @@ fn ranks_on_several_machines_are_told_what_to_use() {
     assert!(error.contains("2 of 4 ranks are on this machine"), "{error}");
     let world = World { local_world_size: 4, ..world };
     let error = connect(Backend::Shm, world, None, TIMEOUT).err().unwrap().to_string();
-    assert!(error.contains("start them by launcher"), "{error}");
+    assert!(error.contains("start them with the launcher"), "{error}");
 }

@@ -60,7 +60,7 @@ pub async fn ask(trainer: &Path, with_gpus: bool) -> Result<About, String> {
         Ok(output) => {
             output.map_err(|error| format!("{} cannot be run: {error}", trainer.display()))?
         }
-        Err(_) => return Err(format!("{} said nothing for {TIMEOUT:?}", trainer.display())),
+        Err(_) => return Err(format!("{} gave no answer within {TIMEOUT:?}", trainer.display())),
     };
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
@@ -68,5 +68,5 @@ pub async fn ask(trainer: &Path, with_gpus: bool) -> Result<About, String> {
         return Err(format!("{} ended with {}: {last}", trainer.display(), output.status));
     }
     serde_json::from_slice(&output.stdout)
-        .map_err(|error| format!("{} does not describe itself: {error}", trainer.display()))
+        .map_err(|error| format!("invalid output of {} --describe: {error}", trainer.display()))
 }

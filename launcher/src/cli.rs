@@ -178,18 +178,22 @@ impl LaunchArgs {
         let rendezvous = rendezvous.or(step.as_ref().map(|step| step.rendezvous.clone()));
         let nodes = match (nodes, node_rank, &rendezvous) {
             (None, None, None) => return Ok(None),
-            (None, ..) => return wrong("--node-rank and --rendezvous want --nodes".to_owned()),
+            (None, ..) => return wrong("--node-rank and --rendezvous require --nodes".to_owned()),
             (Some(1), None | Some(0), _) => return Ok(None),
             (Some(nodes), ..) => nodes,
         };
         let Some(node_rank) = node_rank else {
-            return wrong(format!("--nodes {nodes} wants --node-rank, from 0 to {}", nodes - 1));
+            return wrong(format!("--nodes {nodes} requires --node-rank, from 0 to {}", nodes - 1));
         };
         if node_rank >= nodes {
-            return wrong(format!("--node-rank {node_rank} of --nodes {nodes}: they count from 0"));
+            return wrong(format!(
+                "--node-rank {node_rank} of --nodes {nodes}: node ranks start at 0"
+            ));
         }
         let Some(rendezvous) = rendezvous else {
-            return wrong(format!("--nodes {nodes} wants --rendezvous: node 0 and a free port"));
+            return wrong(format!(
+                "--nodes {nodes} requires --rendezvous NODE0:PORT, with a free port"
+            ));
         };
         let job = match &step {
             Some(step) if self.rendezvous.is_none() => format!("slurm-{}", step.id),
@@ -218,7 +222,7 @@ pub fn at_least_one(text: &str) -> Result<usize, String> {
 fn key_value(text: &str) -> Result<String, String> {
     match text.split_once('=') {
         Some((key, _)) if !key.trim().is_empty() => Ok(text.to_owned()),
-        _ => Err("wants a dotted path and a value, such as train.epochs=2".to_owned()),
+        _ => Err("expected a dotted path and a value, such as train.epochs=2".to_owned()),
     }
 }
 
@@ -294,10 +298,10 @@ mod tests {
         assert_eq!((found.nodes, found.node_rank), (2, 1));
         assert_eq!(found.rendezvous.to_string(), "a:1");
         for (args, named) in [
-            (&whole[..2], "wants --node-rank"),
-            (&whole[..4], "wants --rendezvous"),
-            (&whole[2..], "want --nodes"),
-            (&["--nodes", "2", "--node-rank", "2"], "count from 0"),
+            (&whole[..2], "requires --node-rank"),
+            (&whole[..4], "requires --rendezvous"),
+            (&whole[2..], "require --nodes"),
+            (&["--nodes", "2", "--node-rank", "2"], "node ranks start at 0"),
         ] {
             let error = cluster(args).unwrap_err();
             assert!(error.to_string().contains(named), "{error}");

@@ -207,7 +207,7 @@ fn write_all(queue: &Receiver<Shown>, overflow: &Mutex<Overflow>) {
 fn write_overflow(overflow: &Mutex<Overflow>, bar: Option<&ProgressBar>) {
     let Overflow { kept, lost } = std::mem::take(&mut *lock(overflow));
     if lost > 0 {
-        let note = format!("({lost} lines were not shown: the terminal took nothing)\n");
+        let note = format!("({lost} lines were not shown: the terminal accepted no output)\n");
         write(bar, note.as_bytes());
     }
     for bytes in kept {

@@ -189,7 +189,7 @@ async fn serve(stream: UnixStream, shared: Arc<Shared>) {
     let (mut reader, mut writer) = stream.into_split();
     let hello = match tokio::time::timeout(HELLO_TIMEOUT, read_message(&mut reader)).await {
         Ok(Ok(Some(hello))) => hello,
-        _ => return tracing::warn!("a process connected and did not say which rank it is"),
+        _ => return tracing::warn!("a process connected but did not identify its rank"),
     };
     let (sender, mut outgoing) = mpsc::unbounded_channel();
     let rank = match shared.welcome(&hello, sender) {
@@ -209,7 +209,7 @@ async fn serve(stream: UnixStream, shared: Arc<Shared>) {
             Ok(Some(message)) => shared.take(rank, message),
             Ok(None) => break,
             Err(error) => {
-                tracing::warn!("control connection of rank {rank}: {error}");
+                tracing::warn!("control connection of rank {rank} failed: {error}");
                 break;
             }
         }
@@ -247,7 +247,9 @@ impl Shared {
             return Err("the first message was not a hello".to_owned());
         };
         if !self.ranks.contains(rank) {
-            return Err(format!("process {pid} says it is rank {rank}, which is not of this node"));
+            return Err(format!(
+                "process {pid} claims to be rank {rank}, which is not on this node"
+            ));
         }
         if (*protocol, version.as_str()) != (PROTOCOL, VERSION) {
             let reason = format!(
@@ -260,7 +262,7 @@ impl Shared {
         let mut state = self.state();
         if state.ranks.contains_key(rank) {
             return Err(format!(
-                "process {pid} says it is rank {rank}, which is connected already"
+                "process {pid} claims to be rank {rank}, which is connected already"
             ));
         }
         if let Some(reason) = &state.stop {

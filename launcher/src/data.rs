@@ -25,7 +25,7 @@ pub async fn prepare(data: &mut Data, before: Option<&Data>) -> Result<Source, L
     let mut wanted = data.clone();
     match was_synthetic {
         Some(true) if may_fall_back => {
-            tracing::warn!("going on with SYNTHETIC images, with which this run began");
+            tracing::warn!("resuming with SYNTHETIC images, with which this run began");
             data.fall_back();
             wanted.fall_back();
         }
@@ -129,7 +129,7 @@ impl fmt::Display for Outlook {
                 write!(f, "{title}, to be downloaded into {}{otherwise}", root.display())
             }
             Self::Replaced { title } => {
-                write!(f, "synthetic images: {title} is not there and data.download is false")
+                write!(f, "synthetic images: {title} is missing and data.download is false")
             }
             Self::Bad(error) => write!(f, "missing or bad: {error}"),
         }

@@ -33,7 +33,7 @@ impl FromStr for Deadline {
             return Ok(Self::At(time.into()));
         }
         let wanted =
-            || "wants a time, such as 2026-01-31T18:00:00Z, or a span, such as 1h30m".to_owned();
+            || "expected a time, such as 2026-01-31T18:00:00Z, or a span, such as 1h30m".to_owned();
         let (mut seconds, mut number) = (0u64, String::new());
         for c in text.chars() {
             let unit = match c {

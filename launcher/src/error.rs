@@ -28,7 +28,7 @@ pub enum LaunchError {
     /// The data set is missing or bad, and the run that is resumed began with it, so that synthetic images
     /// must not replace it.
     #[error(
-        "{0}; the run began with these images, and data.fallback does not replace them half-way"
+        "{0}; the run began with these images, and data.fallback does not replace them in mid-run"
     )]
     DataGone(job::dataset::DataError),
     /// The run directory cannot be used.
@@ -70,7 +70,7 @@ pub enum LaunchError {
     },
     /// There is no trainer to start.
     #[error(
-        "no trainer: neither {} nor `trainer` in a directory of PATH; build it with \
+        "no trainer found: neither {} nor `trainer` on PATH; build it with \
          `cargo build --release -p trainer`",
         beside.display()
     )]

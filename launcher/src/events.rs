@@ -19,7 +19,7 @@ const QUEUE: usize = 4096;
 const FLUSH: Duration = Duration::from_secs(5);
 
 /// The reason given in the warning when the queue is full, or when that wait times out.
-const STALLED: &str = "its file system takes nothing";
+const STALLED: &str = "its file system accepts no data";
 
 /// Something that the launcher did or saw.
 #[derive(Debug, Serialize)]
@@ -167,7 +167,7 @@ fn write_all(path: PathBuf, lines: &Receiver<Vec<u8>>) {
         if let Err(error) = &ended
             && !warned
         {
-            tracing::warn!("cannot write {name}: {error}; events are kept until it can be written");
+            tracing::warn!("cannot write {name}: {error}; events are kept in memory meanwhile");
         }
         warned = ended.is_err();
     }

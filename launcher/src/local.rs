@@ -319,7 +319,7 @@ impl<'a> LocalRanks<'a> {
             }
         };
         if timeout(LAST_OUTPUT, ended).await.is_err() {
-            tracing::warn!("something that a rank started still holds its output open");
+            tracing::warn!("a process that a rank started still holds that rank's output open");
         }
         let tail = |rank| match self.logs.get(&rank) {
             Some(log) => (log.path().to_owned(), log.tail()),

@@ -115,9 +115,7 @@ impl LogFile {
             && !self.has_gap
         {
             let path = self.path.display();
-            tracing::warn!(
-                "cannot write {path}: {error}; what cannot be written is missing from it"
-            );
+            tracing::warn!("cannot write {path}: {error}; lines are lost until it can be written");
         }
         if ended.is_err() {
             self.file = None; // the next write opens it again: the descriptor may be stale

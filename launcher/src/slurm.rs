@@ -42,7 +42,9 @@ pub fn step(lookup: impl Fn(&str) -> Option<String>) -> Result<Option<Step>, Lau
     if nodes == 1 {
         return Ok(None);
     }
-    let unclear = |name: &str| LaunchError::Nodes(format!("a Slurm step without {name}"));
+    let unclear = |name: &str| {
+        LaunchError::Nodes(format!("a Slurm step of several nodes has no valid {name}"))
+    };
     let node_rank = number("SLURM_NODEID").ok_or_else(|| unclear("SLURM_NODEID"))?;
     let list = lookup("SLURM_STEP_NODELIST").or_else(|| lookup("SLURM_JOB_NODELIST"));
     let list = list.ok_or_else(|| unclear("SLURM_STEP_NODELIST"))?;

@@ -140,7 +140,7 @@ impl Supervisor<'_> {
     async fn gather_again(&self, host: &mut Leader) -> Result<MpiRole, LaunchError> {
         host.gather().await?;
         if host.layout() != self.plan.layout {
-            let text = "a node came back with another number of ranks".to_owned();
+            let text = "a node rejoined with a different number of ranks".to_owned();
             return Err(LaunchError::Cluster { exit_code: job::ExitCode::Usage, text });
         }
         let mpi = match &self.mpi {
@@ -208,7 +208,7 @@ impl Supervisor<'_> {
                 Decision::AskToStop => attempt.ask_to_stop(&reason, events),
                 Decision::Kill => {
                     attempt.kill();
-                    tracing::warn!("{reason}: all ranks are killed");
+                    tracing::warn!("{reason}; killing all ranks");
                     events.record(&Record::Killed { reason: &reason });
                 }
                 Decision::Finish(outcome) => break outcome,
@@ -281,7 +281,7 @@ impl Attempt<'_> {
     fn start_daemon(&self, host: &str, command: String) -> Option<Event> {
         let started = match &self.others {
             Some(others) => others.start_daemon(host, command),
-            None => Err(format!("mpirun wants a daemon on {host}, and there is one node")),
+            None => Err(format!("mpirun asked for a daemon on {host}, but the job has one node")),
         };
         let message = started.err()?;
         let exit_code = job::ExitCode::Setup as u8;
@@ -332,7 +332,7 @@ impl Attempt<'_> {
             self.warned = true;
             tracing::warn!(
                 "at this speed the run needs {} more and has {}: it will save a checkpoint {} before \
-                 its time is up, stop, and can go on from there",
+                 its time limit and stop; it can be resumed from there",
                 clock(left),
                 clock(time),
                 clock(walltime.margin()),

@@ -56,8 +56,9 @@ fn of(evidence: &Evidence<'_>, outcome: &Outcome) -> String {
                 push(
                     &mut text,
                     &format!(
-                        "rank {rank}, {doing}, was killed and is still there: it waits for a device or \
-                         a file system that does not answer; see `ps -o pid,stat,wchan:30,cmd -C trainer`"
+                        "rank {rank} ({doing}) was killed but has not exited: it waits for a \
+                         device or a file system that does not respond; see \
+                         `ps -o pid,stat,wchan:30,cmd -C trainer`"
                     ),
                 );
             }
@@ -68,7 +69,7 @@ fn of(evidence: &Evidence<'_>, outcome: &Outcome) -> String {
 
 fn overdue(evidence: &Evidence<'_>, ranks: &[usize], asked: &str) -> String {
     let mut text =
-        format!("killed: after {asked} not all ranks saved a checkpoint and stopped in time");
+        format!("killed: not all ranks saved a checkpoint and stopped in time after {asked}");
     for rank in ranks {
         push(
             &mut text,
@@ -103,7 +104,7 @@ fn failed(evidence: &Evidence<'_>, failure: &Failure) -> String {
         push(&mut text, &format!("  rank {other} {}", fate(state, failure.at)));
     }
     if evidence.restarts > 0 {
-        push(&mut text, &format!("  restarts before: {}", evidence.restarts));
+        push(&mut text, &format!("  restarts before this failure: {}", evidence.restarts));
     }
     let code = failure.exit_code;
     push(&mut text, &format!("exit code {}: {}", code as u8, code.meaning()));
@@ -111,7 +112,7 @@ fn failed(evidence: &Evidence<'_>, failure: &Failure) -> String {
         ExitCode::RankFailed | ExitCode::Hang => push(&mut text, &go_on(evidence)),
         // A restart would fail in the same way until somebody has removed the cause.
         ExitCode::Data | ExitCode::OutOfMemory => {
-            push(&mut text, &format!("once that is mended, {}", go_on(evidence)));
+            push(&mut text, &format!("once that is fixed, {}", go_on(evidence)));
         }
         _ => {}
     }
@@ -132,15 +133,15 @@ fn push(text: &mut String, line: &str) {
     let _ = write!(text, "\n{line}");
 }
 
-/// Describes a rank's last report: `training, epoch 2, step 70, said 0.4 s before`. The last part is there if
-/// `before`, the time of the failure, is given.
+/// Describes a rank's last report: `training, epoch 2, step 70 (last report 0.4 s before)`. The last part is
+/// there if `before`, the time of the failure, is given.
 fn last_report(rank: &Rank, before: Option<Duration>) -> String {
     let Some(report) = rank.report else {
         return rank.doing().to_owned();
     };
     let doing = rank.doing();
     let ago = before.map_or_else(String::new, |at| {
-        format!(", said {:.1} s before", at.saturating_sub(report.at).as_secs_f64())
+        format!(" (last report {:.1} s before)", at.saturating_sub(report.at).as_secs_f64())
     });
     format!("{doing}, epoch {}, step {}{ago}", report.epoch, report.step)
 }
@@ -164,32 +165,33 @@ fn fate(rank: &Rank, failed_at: Duration) -> String {
 fn hint(cause: &Cause) -> Option<&'static str> {
     match cause {
         Cause::Exited(Exit::OutOfMemory) => Some(
-            "raise the memory limit of the container or Slurm job, or take fewer ranks; `launcher doctor` \
-             says what they need",
+            "raise the memory limit of the container or Slurm job, or use fewer ranks; \
+             `launcher doctor` shows how much they need",
         ),
         Cause::Exited(Exit::Signal(libc::SIGKILL)) => Some(
             "the kernel does this when memory runs out: see `dmesg`, and the memory limit of the \
              container or Slurm job",
         ),
         Cause::Exited(Exit::Signal(libc::SIGBUS)) => {
-            Some("memory behind a mapping could not be had: often /dev/shm is full")
+            Some("memory behind a mapping could not be allocated: often /dev/shm is full")
         }
         Cause::Exited(Exit::Signal(libc::SIGILL)) => {
             Some("a library uses instructions that this CPU does not have")
         }
         Cause::NodeLost(_) => Some(
-            "look at that machine and its launcher's output; started again there, it joins when \
-             --max-restarts is given",
+            "check that machine and its launcher's output; with --max-restarts, a launcher that is \
+             started there again rejoins the job",
         ),
         Cause::Silent(Silence::Quiet(_)) => Some(
-            "if a healthy step takes so long, raise comm.timeout_seconds: the limit is 60 s more",
+            "if a healthy step takes that long, raise comm.timeout_seconds: the limit is 60 s \
+             above it",
         ),
         Cause::Silent(Silence::Frozen(_)) => {
-            Some("a debugger, SIGSTOP, or a machine that is short of memory does this")
+            Some("possible causes: a debugger, SIGSTOP, or a machine that is short of memory")
         }
-        Cause::Mute { .. } => Some("if it was only slow, raise comm.timeout_seconds"),
+        Cause::Mute { .. } => Some("if the rank was only slow, raise comm.timeout_seconds"),
         Cause::Exited(Exit::Code(127)) => {
-            Some("a shared library could not be loaded: `make setup` gets libtorch")
+            Some("a shared library could not be loaded: `make setup` installs libtorch")
         }
         _ => None,
     }
@@ -263,12 +265,12 @@ mod tests {
             "rank 1 failed: killed by SIGKILL\n  \
              the kernel does this when memory runs out: see `dmesg`, and the memory limit of the \
              container or Slurm job\n  \
-             it was training, epoch 2, step 70, said 1.0 s before\n  \
+             it was training, epoch 2, step 70 (last report 1.0 s before)\n  \
              the end of its log, r/logs/rank-1.log:\n    \
              | step 70 loss 1.2\n  \
              rank 0 followed 0.1 s later: exit status 4; it said: rank 1 (process 7) is gone; \
              all_reduce #9 cannot complete\n  \
-             restarts before: 1\n\
+             restarts before this failure: 1\n\
              exit code 4: a rank failed\n\
              to go on from the newest checkpoint: launcher --run-dir r c.yaml"
         );
@@ -285,11 +287,11 @@ mod tests {
         assert_eq!(render(&evidence(&Outcome::Done, &ranks, &logs)), "");
         let overdue = Outcome::Overdue(vec![1]);
         let text = render(&evidence(&overdue, &ranks, &logs));
-        assert!(text.contains("rank 1 was not yet heard of"), "{text}");
+        assert!(text.contains("rank 1 was starting up"), "{text}");
         let outcome = Outcome::Unkillable { ranks: vec![0], after: Box::new(overdue) };
         let text = render(&evidence(&outcome, &ranks, &logs));
-        assert!(text.starts_with("killed: after SIGTERM not all"), "{text}");
-        assert!(text.contains("rank 0, not yet heard of, was killed and is still there"), "{text}");
+        assert!(text.starts_with("killed: not all ranks"), "{text}");
+        assert!(text.contains("rank 0 (starting up) was killed but has not exited"), "{text}");
     }
 
     #[test]
@@ -324,7 +326,7 @@ mod tests {
             assert!(text(code, false).contains(&format!("\n{FROM_START}")), "{code:?}");
         }
         for code in [ExitCode::Data, ExitCode::OutOfMemory] {
-            let told = format!("\nonce that is mended, {FROM_CHECKPOINT}");
+            let told = format!("\nonce that is fixed, {FROM_CHECKPOINT}");
             assert!(text(code, true).contains(&told), "{code:?}");
         }
         for code in [ExitCode::Usage, ExitCode::NotFinite, ExitCode::Setup] {

@@ -170,7 +170,7 @@ fn a_trainer_that_is_not_there_or_finds_no_libtorch() {
     is_broken(&run(command), "trainer", "wrong/lib");
 
     fs::remove_file(sandbox.path("bin/trainer")).unwrap();
-    is_broken(&run(doctor(&sandbox, &[])), "trainer", "no trainer");
+    is_broken(&run(doctor(&sandbox, &[])), "trainer", "no trainer found");
 }
 
 #[test]
@@ -216,7 +216,7 @@ fn a_driver_a_libtorch_and_an_nccl_that_do_not_fit_each_other() {
     }
     let Some(command) = with_gpus(&sandbox, "NS") else { return };
     let ended = run(command);
-    is_broken(&ended, "libtorch", "the driver serves CUDA up to 11.4, and libtorch is built for");
+    is_broken(&ended, "libtorch", "the driver supports CUDA up to 11.4, but libtorch is built for");
     is_broken(&ended, "NCCL", "may be too old");
     let (line, remedy) = finding(&ended, "GPU to GPU");
     assert!(line.contains("1 pair without access to each other's memory"), "{line}");
@@ -325,7 +325,7 @@ fn a_clock_that_is_wrong_on_another_node() {
         second.env("LD_PRELOAD", &wrong);
     });
     let (line, remedy) = finding(&first, "clocks");
-    assert!(line.starts_with("warning") && line.contains("is -30.0 s from here"), "{line}");
+    assert!(line.starts_with("warning") && line.contains("differs by -30.0 s"), "{line}");
     assert!(remedy.contains("chrony"), "{remedy}");
 }
 

@@ -227,7 +227,7 @@ fn on_a_small_disk(run: &Path) -> Option<Tmpfs<'_>> {
 }
 
 const GOES_ON: &str = "No space left on device (os error 28); training goes on";
-const WAITS: &str = "No space left on device (os error 28); it is tried again for";
+const WAITS: &str = "No space left on device (os error 28); trying again for";
 
 #[test]
 fn a_full_disk_is_waited_for_and_nothing_is_lost() {
@@ -241,7 +241,7 @@ fn a_full_disk_is_waited_for_and_nothing_is_lost() {
     let ballast = disk.join("ballast");
     let mut file = fs::File::create(&ballast).unwrap();
     std::io::copy(&mut std::io::repeat(0), &mut file).unwrap_err(); // to the last byte
-    running.wait_for("records are kept until they can be written");
+    running.wait_for("keeping records in memory until they can be written");
     running.wait_for(GOES_ON);
     running.wait_for(WAITS);
     assert_eq!(latest(), Path::new("epoch-0001"));
@@ -249,7 +249,7 @@ fn a_full_disk_is_waited_for_and_nothing_is_lost() {
     mounted.grow("1g");
     let ended = running.end();
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-    assert!(ended.stderr.contains("the disk takes what is saved again"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("saving works again"), "{}", ended.stderr);
     assert_eq!(latest(), Path::new("epoch-0004"));
     assert!(!disk.join("checkpoints/epoch-0002").exists());
     let steps = of_kind(&sandbox, "step");

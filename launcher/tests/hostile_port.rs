@@ -193,7 +193,7 @@ fn training_goes_on_among_2000_silent_strangers_rubbish_and_replays() {
     allow_many_files();
     let recorded = record();
     let mut first = job.start(0);
-    first.wait_for("1 other node may join at");
+    first.wait_for("waiting for 1 other node to join at");
     let pid = first.child.id();
     let (resident_before, files_before) = (resident_kib(pid), open_files(pid));
 
@@ -229,7 +229,7 @@ fn a_launcher_without_file_descriptors_to_spare_lets_others_in() {
     let job = Job::new(2);
     let limited = support::behind(&["prlimit", "--nofile=64"], &job.launcher(0, &[]));
     let mut first = Running::start(limited);
-    first.wait_for("may join at");
+    first.wait_for("to join at");
     let crowd: Vec<_> = (0..200).filter_map(|_| TcpStream::connect(&job.rendezvous).ok()).collect();
     first.wait_for("cannot accept a connection");
     let second = job.start(1);

@@ -133,7 +133,7 @@ fn a_signal_before_the_others_have_come_ends_with_8() {
     }
     let job = Job::new(2);
     let mut first = job.start(0);
-    first.wait_for("may join at");
+    first.wait_for("to join at");
     first.signal(Signal::TERM);
     let ended = first.end();
     assert_eq!(ended.code, Some(8), "{}", ended.stderr);
@@ -256,7 +256,7 @@ fn a_node_that_cannot_start_its_part_ends_all_and_is_named_with_its_reason() {
     let start = |node, args| Running::start(job.launcher(node, args));
     let ended = end_all(vec![start(0, &args[..2]), start(1, &args)]);
     assert_eq!(codes(&ended), [Some(9); 2], "{}", said(&ended));
-    let told = "cannot make a folder for logs in c.yaml";
+    let told = "cannot create a folder for logs in c.yaml";
     assert!(ended.iter().all(|it| it.stderr.contains(told)), "{told}: {}", said(&ended));
     assert!(ended[0].stderr.contains("node 1 (m1) cannot take part"), "{}", said(&ended));
     let verdict = job.sandbox.events().pop().unwrap();
@@ -293,7 +293,7 @@ fn strangers_do_not_get_in_and_who_is_missing_is_named() {
     let second = job.start(1);
     let ended = end_all(vec![first, second]);
     assert_eq!(codes(&ended), [Some(5); 2], "{}", said(&ended));
-    for told in ["node 2 did not join within 8s", "there: node 0 (m0), node 1 (m1)"] {
+    for told in ["node 2 did not join within 8s", "joined: node 0 (m0), node 1 (m1)"] {
         assert!(ended.iter().all(|it| it.stderr.contains(told)), "{told}: {}", said(&ended));
     }
 }
@@ -418,7 +418,7 @@ fn a_cut_link_is_noticed_at_both_ends_and_stops_the_job() {
     let ended = end_all(vec![first, second]);
     assert!(cut.elapsed() < Duration::from_secs(45), "{:?}", cut.elapsed());
     assert_eq!(codes(&ended), [Some(4); 2], "{}", said(&ended));
-    assert!(ended[0].stderr.contains("node 1 (m1) is lost: it said nothing"), "{}", said(&ended));
+    assert!(ended[0].stderr.contains("node 1 (m1) is lost: it sent nothing"), "{}", said(&ended));
     assert!(ended[1].stderr.contains("node 0 (10.98.0.1) is lost"), "{}", said(&ended));
     eventually("the end of every process", || {
         !job.sandbox.pids().iter().any(|pid| is_running(*pid))

@@ -166,9 +166,10 @@ fn a_run_that_fails_is_named_and_the_others_go_on() {
     );
     let ended = run(sandbox.launcher(&[&RUN[..], &["--jobs", "1"]].concat()));
     assert_eq!(ended.code, Some(4), "{}", ended.stderr);
-    assert!(ended.stderr.contains("bad-seed0 failed with 4: "), "{}", ended.stderr);
+    assert!(ended.stderr.contains("bad-seed0 failed with exit code 4: "), "{}", ended.stderr);
     assert!(ended.stderr.contains("out/logs/bad-seed0.log"), "{}", ended.stderr);
-    let killed = "killed-seed0 failed with 4: its launcher was killed: signal: 9 (SIGKILL)";
+    let killed =
+        "killed-seed0 failed with exit code 4: its launcher was killed: signal: 9 (SIGKILL)";
     assert!(ended.stderr.contains(killed), "{}", ended.stderr);
     let state = |name: &str, state: &str| (name.to_owned(), state.to_owned());
     let begun = |name| state(name, "begun");
@@ -177,7 +178,7 @@ fn a_run_that_fails_is_named_and_the_others_go_on() {
         [begun("bad-seed0"), begun("killed-seed0"), state("good-seed0", "done")]
     );
     let table = read(&sandbox, "study.md");
-    assert!(table.contains("- bad-seed0, 0 of 3 epochs: failed with 4"), "{table}");
+    assert!(table.contains("- bad-seed0, 0 of 3 epochs: failed with exit code 4"), "{table}");
 }
 
 /// Starts the study, one run at a time, and waits until the first run has completed its first epoch.
@@ -211,8 +212,8 @@ fn a_study_that_is_stopped_saves_its_runs_and_the_same_command_goes_on() {
     let state = |name: &str, state: &str| (name.to_owned(), state.to_owned());
     assert_eq!(states(&sandbox), [state("a-seed0", "begun"), state("b-seed0", "new")]);
     let ended = finish(&sandbox);
-    assert!(ended.stderr.contains("a-seed0 goes on"), "{}", ended.stderr);
-    assert!(read(&sandbox, "logs/a-seed0.log").contains("going on from"));
+    assert!(ended.stderr.contains("a-seed0 resumes"), "{}", ended.stderr);
+    assert!(read(&sandbox, "logs/a-seed0.log").contains("resuming from"));
     assert_eq!(epochs(&sandbox, "a-seed0"), [1, 2, 3]);
     assert_eq!(states(&sandbox), [state("a-seed0", "done"), state("b-seed0", "done")]);
 }
@@ -306,7 +307,7 @@ fn what_is_wrong_in_a_study_is_named_by_file_line_and_key() {
         ("train_error]", "train_errors]", "did you mean `train_error`?"),
         ("train_error]", "train_loss]", "two of the same kind"),
         ("x: step", "x: steps", "did you mean `step`?"),
-        ("x: optimizer.lr", "x: model.name", "is no number"),
+        ("x: optimizer.lr", "x: model.name", "is not a number"),
         ("group_by: []", "group_by: [optimizer.momentum]", "no run of this study sets"),
         ("name: rates", "name: error", "two figures are called error"),
         ("c.yaml", "missing.yaml", "missing.yaml"),

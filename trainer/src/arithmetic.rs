@@ -44,7 +44,7 @@ impl Arithmetic {
                 let lacking = lacking.iter().sum::<f64>() as usize;
                 if lacking > 0 {
                     let ranks = job::counted(lacking, "rank");
-                    info!("computing in fp32: the CPUs of {ranks} do not compute in bf16");
+                    info!("computing in fp32: the CPUs of {ranks} have no native bf16");
                     return Ok(Self::Fp32);
                 }
                 Self::Bf16
@@ -52,7 +52,7 @@ impl Arithmetic {
         };
         if !is_native(chosen) {
             warn!(
-                "precision: {} is slow on this CPU, which does not compute in it; take auto",
+                "precision: {} is slow on this CPU, which does not support it natively; use auto",
                 if chosen == Self::Bf16 { "bf16" } else { "fp16" }
             );
         }

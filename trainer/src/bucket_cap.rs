@@ -41,8 +41,8 @@ pub fn bucket_cap_bytes(
             let cap = speed.bucket_cap_bytes(grads.numel() * element_bytes);
             if communicator.rank() == 0 {
                 info!(
-                    "an all-reduce over {} takes {:.3} ms and 1 ms for each {:.2} MiB: buckets of at \
-                     most {:.1} MiB",
+                    "an all-reduce over {} takes {:.3} ms plus 1 ms per {:.2} MiB; using buckets \
+                     of at most {:.1} MiB",
                     communicator.backend(),
                     speed.latency_seconds * 1e3,
                     speed.bytes_per_second / 1e3 / f64::from(1 << 20),

@@ -100,8 +100,8 @@ pub fn choose(
     };
     let [library, matmul, winograd] = ConvMethod::ALL.map(count);
     info!(
-        "of {} passes of convolutions {library} are the library's, {matmul} matrix products and {winograd} \
-         Winograd's filtering",
+        "of {} convolution passes, {library} use the library, {matmul} matrix products and \
+         {winograd} Winograd's filtering",
         3 * known.len()
     );
     Ok(known)
@@ -142,8 +142,8 @@ fn measure(
         let ranks = communicator.world_size() as f64;
         for (pass, seconds) in PASSES.iter().zip(passes) {
             let timed = NAMES.iter().zip(seconds).filter(|(_, sum)| sum.is_finite());
-            let times = timed.map(|(name, sum)| format!("{:.2} by {name}", 1e3 * sum / ranks));
-            debug!("{shape}: {pass} takes, in ms, {}", times.collect::<Vec<_>>().join(", "));
+            let times = timed.map(|(name, sum)| format!("{:.2} with {name}", 1e3 * sum / ranks));
+            debug!("{shape}: {pass}, in ms: {}", times.collect::<Vec<_>>().join(", "));
         }
         methods.push(std::array::from_fn(|pass| ConvMethod::fastest(passes[pass])));
         if stops.iter().any(|stops| *stops > 0.0) {

@@ -55,7 +55,7 @@ pub fn decide(circumstances: Circumstances) -> Result<Execution> {
     } else if !device.is_cuda() {
         Some("the CPU has no CUDA graphs")
     } else if is_random {
-        Some("model.dropout and model.stochastic_depth draw anew in each step")
+        Some("model.dropout and model.stochastic_depth need new random numbers in each step")
     } else if sync_batch_norm {
         Some("train.sync_batch_norm communicates within layers")
     } else {
@@ -64,7 +64,7 @@ pub fn decide(circumstances: Circumstances) -> Result<Execution> {
     match (obstacle, cuda_graph) {
         (None, _) => Ok(Execution::Graph),
         (Some(reason), config::CudaGraph::On) => Err(TrainError::Usage(format!(
-            "performance.cuda_graph: on cannot be: {reason}; leave it at auto"
+            "performance.cuda_graph: on is not possible: {reason}; leave it at auto"
         ))),
         (Some(reason), _) => Ok(Execution::Eager(reason)),
     }
@@ -178,7 +178,8 @@ impl StepGraph {
         let without = first_without(communicator, replica.device, captured.is_ok())?;
         let Some(by) = without else { return captured.map(Some) };
         if self.is_required {
-            let reason = "it cannot capture a step, as performance.cuda_graph: on wants".to_owned();
+            let reason =
+                "it cannot capture a step, which performance.cuda_graph: on requires".to_owned();
             return captured
                 .and(Err(CommError::Aborted { by, reason, blame: Blame::Nobody }.into()));
         }
@@ -211,8 +212,8 @@ fn first_without(
 fn reason(error: &TrainError) -> String {
     match error.exit_code() {
         ExitCode::OutOfMemory => format!(
-            "the GPU's memory is too small for it, since a graph keeps its own: {error}; a smaller \
-             train.batch_size_per_rank or performance.cuda_graph: off may help"
+            "the GPU's memory is too small for a graph, which keeps memory of its own: {error}; a \
+             smaller train.batch_size_per_rank or performance.cuda_graph: off may help"
         ),
         _ => error.to_string(),
     }

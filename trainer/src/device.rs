@@ -36,8 +36,8 @@ pub fn open(kind: DeviceKind, world: World) -> Result<Device> {
     let index = gpu_of(world, count, comm::env::shares_gpus());
     if index >= count {
         return Err(TrainError::Setup(format!(
-            "rank {} wants GPU {} and {count} are visible; start fewer ranks, or train on the CPU \
-             with --device cpu",
+            "rank {} needs GPU {} (counted from 0), but {count} are visible; start fewer ranks, or \
+             train on the CPU with --device cpu",
             world.rank, index
         )));
     }

@@ -49,7 +49,7 @@ pub enum TrainError {
     /// The loss or a gradient is not finite.
     #[error(
         "the {what} is {value} at step {step} (epoch {epoch}, learning rate {lr}); the newest \
-         checkpoint is from before; a lower optimizer.lr or precision: fp32 may help"
+         checkpoint is from an earlier step; a lower optimizer.lr or precision: fp32 may help"
     )]
     NotFinite {
         /// The quantity, for example `training loss`, `gradient` or `norm of the weights`.
@@ -64,10 +64,10 @@ pub enum TrainError {
         lr: f64,
     },
     /// The network's output for an image is not finite.
-    #[error("the network's answer is not a number")]
+    #[error("the network's output is not finite")]
     AnswerNotFinite,
     /// The state of the run that rank 0 broadcasts cannot be serialized or parsed.
-    #[error("rank 0's state of the run cannot be shared: {0}")]
+    #[error("cannot broadcast rank 0's state of the run: {0}")]
     State(serde_json::Error),
     /// The set-up cannot work on this machine.
     #[error("{0}")]

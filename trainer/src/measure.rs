@@ -50,7 +50,8 @@ pub fn measure_all_reduce(args: &TrainArgs, world: World, link: &Link) -> Result
     let seconds = reduce_values(&*communicator, device, &median, ReduceOp::Max)?[0];
     if world.rank == 0 {
         let run_dir = args.run_dir.as_deref();
-        let run_dir = run_dir.ok_or_else(|| TrainError::Setup("no --run-dir".to_owned()))?;
+        let run_dir = run_dir
+            .ok_or_else(|| TrainError::Setup("--measure-all-reduce needs --run-dir".to_owned()))?;
         let path = RunDir::at(run_dir).all_reduce_path();
         let text = json!({"bytes": len * size_of::<f32>(), "seconds": seconds}).to_string();
         std::fs::write(&path, text).map_err(|error| {

@@ -36,7 +36,7 @@ fn keep_head_of_other_classes(file: &Path, tensors: &mut [(String, Tensor)], fla
         return;
     }
     warn!(
-        "{} has {} classes, here there are {}: {} starts anew",
+        "{} has {} classes, the data set has {}; {} keeps its initial values",
         file.display(),
         found[0],
         wanted[0],

@@ -217,7 +217,7 @@ impl Recorder {
             && !self.is_behind
             && !matches!(record, Record::Summary(_))
         {
-            warn!("{error}; training goes on, and records are kept until they can be written");
+            warn!("{error}; training goes on, keeping records in memory until they can be written");
         }
         self.is_behind = ended.is_err();
         let events = self.events.take();
@@ -294,7 +294,7 @@ impl Recorder {
             return;
         }
         if let Err(error) = draw_curves(&self.run_dir) {
-            warn!("the curves are not drawn: {error}");
+            warn!("cannot draw the curves: {error}");
         }
     }
 
@@ -335,7 +335,7 @@ impl Recorder {
 
 /// Converts an error of the TensorBoard events into `None`, with a warning.
 fn ok_or_warn<T>(events: io::Result<T>) -> Option<T> {
-    events.inspect_err(|error| warn!("no more events for TensorBoard: {error}")).ok()
+    events.inspect_err(|error| warn!("TensorBoard events are no longer written: {error}")).ok()
 }
 
 fn milliseconds(time: Duration) -> f64 {

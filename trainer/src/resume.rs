@@ -58,7 +58,7 @@ pub fn resume(
 ) -> Result<State> {
     let is_own = found.path.starts_with(run_dir.checkpoints_dir());
     for refused in &found.refused {
-        warn!("{refused}; taking an older one");
+        warn!("{refused}; trying an older checkpoint");
     }
     check_fits(&found, config, start, is_own)?;
     if is_own {
@@ -74,10 +74,10 @@ pub fn resume(
         Some(ema) => ema.restart(flat),
         None => {}
     }
-    info!("going on from {} at step {}", found.path.display(), found.state.step);
+    info!("resuming from {} at step {}", found.path.display(), found.state.step);
     if found.state.world_size != start.world_size {
         let effect = match config.train.global_batch_size {
-            Some(_) => "the global batch stays",
+            Some(_) => "the global batch stays the same",
             None => "the global batch changes",
         };
         warn!(
@@ -149,7 +149,7 @@ fn config_of(checkpoint: &Path) -> Option<Config> {
 /// run that wrote the checkpoint.
 fn warn_of_differences(theirs: &Config, config: &Config) {
     for difference in config::differences_in_training(theirs, config) {
-        warn!("the run that this one goes on from had another configuration: {difference}");
+        warn!("the configuration differs from that of the resumed run: {difference}");
     }
 }
 

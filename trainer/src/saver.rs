@@ -80,7 +80,7 @@ impl Saver {
             let error = match retry(retry_for, waiting, &mut write) {
                 Ok(has_waited) => {
                     if has_waited || was_behind {
-                        info!("the disk takes what is saved again");
+                        info!("saving works again");
                     }
                     return Ok(true);
                 }
@@ -88,7 +88,8 @@ impl Saver {
                 Err(error) => return Err(error),
             };
             warn!(
-                "not saved: {error}; training goes on, and the end of the next epoch tries again"
+                "not saved: {error}; training goes on, and saving is tried again after the next \
+                 epoch"
             );
             Ok(false)
         })?;
@@ -119,7 +120,8 @@ fn retry(
             return Err(error);
         }
         warn!(
-            "not saved yet: {error}; it is tried again for {:.0} minutes, or until the run is asked to stop",
+            "not saved yet: {error}; trying again for {:.0} minutes, or until the run is asked to \
+             stop",
             left.as_secs_f64() / 60.0
         );
         let next = Instant::now() + pause.min(left);

@@ -135,7 +135,7 @@ fn initial_weights(connected: &Connected, network: &Network, train: &Images) -> 
     let Connected { config, device, communicator, .. } = connected;
     let whole_tensors = config.optimizer.needs_whole_tensors();
     if whole_tensors && config.performance.live_taps {
-        info!("the optimizer needs whole tensors: performance.live_taps is taken as false");
+        info!("the optimizer needs whole tensors: ignoring performance.live_taps");
     }
     let tensors = network.tensors(config.performance.live_taps && !whole_tensors);
     let mut flat = Flat::new(tensors, *device, &**communicator)?;
@@ -167,7 +167,7 @@ fn replica(
     } else if device.is_cuda() && config.performance.fused_batch_norm {
         match torch_ext::prepare_batch_norm(arithmetic.half().unwrap_or(Kind::Float)) {
             Ok(()) => model.fuse_batch_norm(),
-            Err(error) => info!("batch norm is libtorch's, in several kernels: {error}"),
+            Err(error) => info!("using libtorch's batch norm, which is not fused: {error}"),
         }
     }
     Replica { sync_batch_norm, ..Replica::new(flat, model, arithmetic) }
@@ -236,7 +236,8 @@ fn describe(connected: &Connected, world: World, network: &Network, data_set: &D
         && !(config.train.sync_batch_norm && world_size > 1)
     {
         warn!(
-            "one image a rank: batch norm has nothing to normalise over and uses running statistics"
+            "one image per rank: batch norm has nothing to normalise over, and uses running \
+             statistics"
         );
     }
     info!(
@@ -271,7 +272,7 @@ pub fn load_data(config: &Config) -> Result<DataSet> {
     let named = std::env::var_os(dataset::CIFAR10_DIR).map(PathBuf::from);
     let source = dataset::prepare(&config.data, named.as_deref())?;
     if let Source::Synthetic { because: Some(reason) } = &source {
-        warn!("taking SYNTHETIC images: {reason}");
+        warn!("using SYNTHETIC images: {reason}");
     }
     Ok(dataset::load(&source, &config.data, config.train.seed)?)
 }
@@ -303,7 +304,7 @@ fn timing(config: &config::Comm, backend: Backend) -> Timing {
     if config.backend == CommBackend::None {
         warn!(
             "comm.backend: none: ranks do NOT communicate gradients, so their weights DIVERGE and \
-             the result is good for nothing; this is for measuring speed only"
+             the result is useless; this is for measuring speed only"
         );
         return Timing::Never;
     }

@@ -42,10 +42,11 @@ fn main() {
     let Ok(libtorch) = libtorch.canonicalize() else {
         panic!("libtorch is not at LIBTORCH={}: run `make setup`", libtorch.display());
     };
-    let found = version(&libtorch).unwrap_or_else(|| "no version".to_owned());
+    let found = version(&libtorch).unwrap_or_else(|| "of unknown version".to_owned());
     assert!(
         found == WANTED,
-        "LIBTORCH={} holds libtorch {found}, wanted is {WANTED}; unset LIBTORCH and run `make setup`",
+        "LIBTORCH={} holds libtorch {found}, but {WANTED} is needed; unset LIBTORCH and run `make \
+         setup`",
         libtorch.display()
     );
     compiler()

@@ -66,7 +66,7 @@ pub fn body_len(length: [u8; 4]) -> io::Result<usize> {
 
 fn check_length(length: usize) -> io::Result<u32> {
     u32::try_from(length).ok().filter(|_| length <= MAX_FRAME_BYTES).ok_or_else(|| {
-        let text = format!("a frame of {length} bytes, more than {MAX_FRAME_BYTES}");
+        let text = format!("a frame of {length} bytes exceeds the limit of {MAX_FRAME_BYTES}");
         io::Error::new(io::ErrorKind::InvalidData, text)
     })
 }

@@ -130,7 +130,10 @@ impl Drop for Mpi {
     fn drop(&mut self) {
         if !*self.finalized.get_mut() {
             // No MPI_Finalize: it would wait for peers that may never call it. `mpirun` ends them.
-            self.abort(&format!("rank {} left before the end", self.rank()), Blame::Nobody);
+            self.abort(
+                &format!("rank {} dropped its communicator before the end", self.rank()),
+                Blame::Nobody,
+            );
         }
     }
 }

@@ -69,8 +69,8 @@ impl Session {
             return Ok(());
         }
         Err(format!(
-            "MPI has this process for rank {rank} of {world_size}, and the environment for rank {} of {}: \
-             start it by mpirun, or by srun with a matching --mpi",
+            "this process is rank {rank} of {world_size} for MPI, but rank {} of {} in the \
+             environment: start it with this MPI's mpirun, or with srun and a matching --mpi",
             world.rank, world.world_size
         ))
     }
@@ -144,7 +144,8 @@ impl Store for BroadcastStore {
     fn put(&self, key: &str, value: &str) -> Result<()> {
         let Self { rank, first, .. } = self;
         if rank != first {
-            let reason = format!("rank {rank} cannot publish {key} over MPI, but rank {first} can");
+            let reason =
+                format!("rank {rank} cannot publish {key} over MPI: only rank {first} can");
             return Err(CommError::Control(reason));
         }
         let text = format!("{key}\n{value}");

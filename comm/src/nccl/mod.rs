@@ -81,7 +81,9 @@ pub fn connect(
     let cuda = Cuda::open().map_err(failed)?;
     let devices = cuda.device_count().map_err(failed)?;
     if device >= devices {
-        return Err(failed(format!("device {device} was asked for, and {devices} are visible")));
+        return Err(failed(format!(
+            "CUDA device {device} was asked for, but only {devices} are visible"
+        )));
     }
     let library = Library::open().map_err(failed)?;
     let id = exchange_id(&library, world, store, timeout)?;
@@ -127,8 +129,8 @@ fn exchange_id(
         }
         #[cfg(not(feature = "mpi"))]
         None => Err(failed(
-            "ranks need a way to exchange NCCL's id: start them by launcher, or build with \
-             --features mpi and start them by mpirun",
+            "ranks need a way to exchange NCCL's id: start them with the launcher, or build with \
+             --features mpi and start them with mpirun",
         )),
     }
 }

@@ -124,7 +124,7 @@ fn check_available(len_bytes: usize) -> io::Result<()> {
         Some(kib) if (len_bytes as u64).div_ceil(1024) > kib => Err(io::Error::new(
             io::ErrorKind::OutOfMemory,
             format!(
-                "{} MiB of shared memory are wanted, and {} MiB of memory are available",
+                "{} MiB of shared memory are needed, but only {} MiB of memory are available",
                 len_bytes >> 20,
                 kib >> 10
             ),
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn more_than_the_machine_has_is_refused_in_words() {
         let error = create(1 << 50).unwrap_err().to_string();
-        assert!(error.contains("1073741824 MiB of shared memory are wanted"), "{error}");
+        assert!(error.contains("1073741824 MiB of shared memory are needed"), "{error}");
     }
 
     #[test]

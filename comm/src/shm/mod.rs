@@ -96,14 +96,15 @@ fn publish(world_size: usize, store: &dyn Store, key: &str) -> Result<(File, Seg
         std::io::Result::Ok((file, locator, Segment::initialise(mapping, world_size, nonce), nonce))
     };
     let (file, locator, segment, nonce) =
-        create().map_err(|error| failed(format!("cannot make shared memory: {error}")))?;
+        create().map_err(|error| failed(format!("cannot create shared memory: {error}")))?;
     store.put(key, &format!("{} {} {nonce:x}", locator.pid, locator.fd))?;
     Ok((file, segment))
 }
 
 fn attach(world_size: usize, first: usize, key: &str, text: &str) -> Result<Segment> {
-    let (locator, nonce) = parse(text)
-        .ok_or_else(|| failed(format!("{key:?} in the store is {text:?}, not a segment")))?;
+    let (locator, nonce) = parse(text).ok_or_else(|| {
+        failed(format!("{key:?} in the store is {text:?}, not a segment of shared memory"))
+    })?;
     memory::open(locator, Segment::size_bytes(world_size))
         .and_then(|mapping| Segment::attach(mapping, world_size, nonce))
         .map_err(|error| {
@@ -201,7 +202,10 @@ impl Drop for Shm {
     fn drop(&mut self) {
         if !*self.finalized.get_mut() {
             // Peers fail now rather than at their deadline.
-            let reason = format!("rank {} left before the end", self.rounds().name(self.rank()));
+            let reason = format!(
+                "rank {} dropped its communicator before the end",
+                self.rounds().name(self.rank())
+            );
             self.rounds().publish_failure(FailureKind::Abort, &reason, &Blame::Nobody);
         }
     }

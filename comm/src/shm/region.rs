@@ -75,7 +75,7 @@ impl Region {
 }
 
 fn no_memory(engine: &ShmEngine, slot: usize) -> String {
-    format!("rank {} has no memory for it", engine.rounds.name(slot))
+    format!("rank {} could not create or map the shared buffer", engine.rounds.name(slot))
 }
 
 type Offered = [std::sync::atomic::AtomicU64; 3];

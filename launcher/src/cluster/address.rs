@@ -126,7 +126,7 @@ impl std::str::FromStr for Rendezvous {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wanted = "wants a host and a port, such as node0:29400";
+        let wanted = "expected a host and a port, such as node0:29400";
         let (host, port) = text.rsplit_once(':').ok_or(wanted)?;
         let host = host.trim_start_matches('[').trim_end_matches(']');
         match port.parse() {

@@ -36,8 +36,8 @@ pub fn agree(coordinator: &Introduction, joins: &Introduction) -> Result<(), Mis
     }
     if coordinator.protocol != joins.protocol {
         let (mine, theirs) = (coordinator.protocol.to_string(), joins.protocol.to_string());
-        let what = "the launchers are of one version and speak different protocols; build both from the \
-                    same source";
+        let what = "the launchers have the same version but different protocols; build both \
+                    from the same source";
         return differ(ExitCode::Setup, what, &mine, &theirs);
     }
     if coordinator.nodes != joins.nodes {
@@ -46,7 +46,7 @@ pub fn agree(coordinator: &Introduction, joins: &Introduction) -> Result<(), Mis
     }
     if !(1..joins.nodes).contains(&joins.node_rank) {
         let text =
-            format!("{there} joins {here}, which has room for nodes 1 to {}", joins.nodes - 1);
+            format!("{there} tries to join {here}, which expects nodes 1 to {}", joins.nodes - 1);
         return Err(Mismatch { exit_code: ExitCode::Usage, text });
     }
     if coordinator.device != joins.device {
@@ -153,7 +153,7 @@ mod tests {
             (|it| it.version = "2.0.0".into(), ExitCode::Setup, "versions differ: 1.0.0 on"),
             (|it| it.protocol = 8, ExitCode::Setup, "the same source: 7 on node 0 (n0), 8 on"),
             (|it| it.nodes = 2, ExitCode::Usage, "numbers of nodes differ: 3 on node 0 (n0), 2 on"),
-            (|it| it.node_rank = 3, ExitCode::Usage, "room for nodes 1 to 2"),
+            (|it| it.node_rank = 3, ExitCode::Usage, "expects nodes 1 to 2"),
             (|it| it.device = "cuda".into(), ExitCode::Usage, "devices differ: cpu on"),
             (
                 |it| it.config["train"]["seed"] = 7.into(),

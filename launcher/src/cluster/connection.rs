@@ -87,7 +87,7 @@ async fn write<Out: Clone + Serialize>(
         let frame = match seal.seal(&message) {
             Ok(frame) => frame,
             Err(error) => {
-                tracing::warn!("a message to another node is left out: {error}");
+                tracing::warn!("a message to another node was dropped: {error}");
                 continue;
             }
         };
@@ -110,7 +110,7 @@ async fn read<In: DeserializeOwned>(
                 return "it closed the connection".to_owned();
             }
             Ok(Err(error)) => return error.to_string(),
-            Err(_) => return format!("it said nothing for {PEER_TIMEOUT:?}"),
+            Err(_) => return format!("it sent nothing for {PEER_TIMEOUT:?}"),
         }
     }
 }

@@ -167,7 +167,8 @@ impl Gate {
                             .refusals
                             .note(format!("a connection from {from} was refused: {error}")),
                         Err(_) => {
-                            let text = "a connection was closed to make room: too many do not say who they are";
+                            let text = "a connection was closed to make room: too many in \
+                                        the handshake";
                             self.refusals.note(text.to_owned());
                         }
                     }

@@ -123,7 +123,7 @@ impl Leader {
             .chain(self.members.values().map(|member| name(&member.introduction)))
             .collect();
         let text = format!(
-            "node {} did not join within {:?} at {}; there: {}{}",
+            "node {} did not join within {:?} at {}; joined: {}{}",
             absent.join(", "),
             self.join_timeout,
             self.gate.rendezvous(),

@@ -28,23 +28,23 @@ type Nonce = [u8; HASH_BYTES];
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
     /// The other end does not speak this protocol.
-    #[error("it is not a launcher of this version")]
+    #[error("the peer is not a launcher of this version")]
     NotALauncher,
     /// The other end does not know the token.
-    #[error("it has another token")]
+    #[error("the peer has another token")]
     WrongToken,
     /// The member hung up before it was answered: this end was busy for longer than a member waits for an
     /// answer. The member tries again.
-    #[error("it gave up before it was answered")]
+    #[error("the peer gave up before it was answered")]
     GaveUp,
     /// The member hung up where it was to prove that it knows the token.
-    #[error("it hung up on this job's proof of its token: it may have another")]
+    #[error("the peer closed the connection instead of proving its token: it may have another")]
     HungUp,
     /// The connection could not be made within this time.
     #[error("no answer within {0:?}")]
     Unreachable(Duration),
     /// The handshake took longer than this.
-    #[error("it did not say who it is within {0:?}")]
+    #[error("the peer did not complete the handshake within {0:?}")]
     Silent(Duration),
     /// The connection broke.
     #[error("{0}")]
@@ -198,7 +198,7 @@ impl Seal {
         let mut hash = [0; HASH_BYTES];
         stream.read_exact(&mut hash).await?;
         if self.next(&body) != blake3::Hash::from_bytes(hash) {
-            let text = "a frame that the other end did not send";
+            let text = "a frame that failed authentication";
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
         control::decode(&body)

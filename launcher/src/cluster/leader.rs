@@ -158,8 +158,8 @@ impl Leader {
             let own = &member.introduction.host;
             own == host || short(own) == short(host) || member.address.to_string() == host
         });
-        let member =
-            member.ok_or_else(|| format!("mpirun wants a daemon on {host}, which is no node"))?;
+        let member = member
+            .ok_or_else(|| format!("mpirun asked for a daemon on {host}, which is not a node"))?;
         member.connection.send(ToMember::Daemon { command });
         Ok(())
     }
@@ -186,7 +186,7 @@ impl Leader {
                 }
                 Ok(ToCoordinator::RankEvent(rank_event)) if !ranks.contains(&rank_event.rank()) => {
                     tracing::warn!(
-                        "{name} speaks of rank {}, which it does not have",
+                        "{name} sent an event of rank {}, which it does not have; ignored",
                         rank_event.rank()
                     );
                 }

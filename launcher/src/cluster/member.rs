@@ -158,7 +158,8 @@ impl Member<'_> {
         let layout =
             Layout { node_rank: self.me.node_rank, ranks_per_node: welcome.layout.clone() };
         let plan = (self.plan)(layout)?;
-        let folder = tempfile::tempdir().map_err(LaunchError::system("make a folder"))?;
+        let folder =
+            tempfile::tempdir().map_err(LaunchError::system("create a temporary folder"))?;
         let mut spec = self.spec(&plan, welcome, folder.path(), link)?;
         loop {
             let message = tokio::select! {
@@ -212,7 +213,9 @@ impl Member<'_> {
                 }
                 Ok(Ok(_)) => {}
                 Ok(Err(reason)) => return Err(End::Lost(reason)),
-                Err(_) => return Err(End::Lost("it did not say who else is there".to_owned())),
+                Err(_) => {
+                    return Err(End::Lost("it did not announce the nodes in time".to_owned()));
+                }
             }
         }
     }
@@ -235,7 +238,7 @@ impl Member<'_> {
         };
         let run_dir = RunDir::at(&run_dir);
         std::fs::create_dir_all(run_dir.logs_dir()).map_err(LaunchError::system(format!(
-            "make a folder for logs in {}",
+            "create a folder for logs in {}",
             run_dir.root().display()
         )))?;
         Ok(Spec {
@@ -316,7 +319,7 @@ fn ask_to_stop(requests: &mut Requests, signal: StopSignal, link: &Link) -> Opti
             None
         }
         Request::StopNow => {
-            let text = "stopped by a second Ctrl-C while it waited for node 0".to_owned();
+            let text = "stopped by a second Ctrl-C while waiting for node 0".to_owned();
             Some(End::Finished(ExitCode::Stopped, text))
         }
     }

@@ -53,7 +53,7 @@ impl Introduction {
     ) -> Result<Self, LaunchError> {
         let config = serde_json::to_value(config)
             .map_err(|error| io::Error::other(error.to_string()))
-            .map_err(LaunchError::system("describe the configuration"))?;
+            .map_err(LaunchError::system("convert the configuration to JSON"))?;
         Ok(Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             protocol: control::PROTOCOL,

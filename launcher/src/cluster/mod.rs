@@ -135,8 +135,8 @@ impl TokenSource {
         match self {
             Self::Environment => format!("{} is not set", token::TOKEN),
             Self::File(path) | Self::Made(path) => format!(
-                "no token: {} is not there; node 0's launcher makes it: copy it here, or set {} on \
-                 every node",
+                "no token: {} does not exist; node 0's launcher creates it: copy it here, or set \
+                 {} on every node",
                 path.display(),
                 token::TOKEN
             ),

@@ -71,7 +71,7 @@ pub(super) async fn reach(cluster: &Cluster, patience: Duration) -> Result<Link,
 async fn resolve(cluster: &Cluster, deadline: Instant) -> Result<Vec<IpAddr>, LaunchError> {
     loop {
         let resolving = timeout_at(deadline, cluster.rendezvous.resolve()).await;
-        let late = || format!("{} did not resolve in time", cluster.rendezvous.host);
+        let late = || format!("the host name {} did not resolve in time", cluster.rendezvous.host);
         match resolving.unwrap_or_else(|_| Err(late())) {
             Ok(addresses) => return Ok(addresses),
             Err(_) if Instant::now() + RETRY < deadline => sleep(RETRY).await,
@@ -109,6 +109,6 @@ pub async fn decline(cluster: &Cluster, error: &LaunchError) {
             connection.send(ToCoordinator::Decline(super::unable(cluster, error)));
             connection.close().await;
         }
-        Err(unreached) => tracing::warn!("nobody was told: {unreached}"),
+        Err(unreached) => tracing::warn!("node 0 was not told: {unreached}"),
     }
 }

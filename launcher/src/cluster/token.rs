@@ -32,14 +32,14 @@ pub enum TokenError {
         place: String,
     },
     /// Users other than its owner have access to the file.
-    #[error("{} can be read by others than its owner; `chmod 600` it", path.display())]
+    #[error("the token file {} is accessible to other users; `chmod 600` it", path.display())]
     Public {
         /// The file.
         path: PathBuf,
     },
     /// The file or its folder belongs to another user, who could replace the token.
     #[error(
-        "{} is not of the user whom the launcher runs as: another --token-file, or {TOKEN}, can hold the token",
+        "{} belongs to another user; keep the token in another --token-file or in {TOKEN}",
         path.display()
     )]
     Foreign {
@@ -48,7 +48,7 @@ pub enum TokenError {
     },
     /// There is no home directory for the file.
     #[error(
-        "HOME is not set, so there is no place for a token: set {TOKEN}, or name a --token-file"
+        "HOME is not set, so there is no folder for the token: set {TOKEN}, or give a --token-file"
     )]
     NoHome,
     /// The file cannot be read or written.

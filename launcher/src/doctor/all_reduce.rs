@@ -48,7 +48,7 @@ pub async fn measure(node: &Node, others: Option<&mut Leader>) -> Vec<Finding> {
     vec![match run(node, layout, others).await {
         Ok(Ok((backend, measured))) => judge(ranks, nodes, backend, &measured),
         Ok(Err(failure)) => {
-            let remedy = "the message is a rank's; a run of the same command fails likewise";
+            let remedy = "see the rank's message; a run with these options would fail likewise";
             Finding::broken(SUBJECT, failure, remedy)
         }
         Err(error) => Finding::broken(SUBJECT, error.to_string(), "see the message"),
@@ -65,8 +65,8 @@ fn judge(ranks: usize, nodes: usize, backend: &str, measured: &Measured) -> Find
         per_second / 1e9
     );
     if per_second < SLOW_BYTES_PER_SECOND {
-        let remedy = "a faster network: NCCL_SOCKET_IFNAME or OMPI_MCA_btl_tcp_if_include name it; or \
-                      a larger batch and train.grad_accum_steps, to wait less often";
+        let remedy = "use a faster network (NCCL_SOCKET_IFNAME, OMPI_MCA_btl_tcp_if_include), or \
+                      communicate less often: a larger batch, or train.grad_accum_steps";
         Finding::warning(SUBJECT, seen, remedy)
     } else {
         Finding::fine(SUBJECT, seen)
@@ -80,11 +80,11 @@ async fn run(
     others: Option<&mut Leader>,
 ) -> Result<Result<(&'static str, Measured), String>, LaunchError> {
     let plan = Plan::new(&node.config, &node.outline, node.plan.device, layout, &node.topology)?;
-    let folder = tempfile::tempdir().map_err(LaunchError::system("make a folder"))?;
+    let folder = tempfile::tempdir().map_err(LaunchError::system("create a temporary folder"))?;
     let run_dir = RunDir::at(folder.path());
     let prepared = std::fs::create_dir_all(run_dir.logs_dir())
         .and_then(|()| std::fs::write(run_dir.config_path(), config::to_yaml(&node.config)));
-    prepared.map_err(LaunchError::system("prepare a measurement"))?;
+    prepared.map_err(LaunchError::system("prepare the measurement of the all-reduce"))?;
     let hosts = others.as_ref().map_or_else(|| vec![job::host::name()], |host| host.hosts());
     let interface = others.as_ref().and_then(|host| host.interface().cloned());
     let network = interface.as_ref().and_then(|interface| interface.network.clone());
@@ -124,7 +124,7 @@ async fn run(
     };
     let text = std::fs::read_to_string(result);
     let measured = text.and_then(|text| serde_json::from_str(&text).map_err(io::Error::other));
-    let measured = measured.map_err(LaunchError::system("read what rank 0 has measured"))?;
+    let measured = measured.map_err(LaunchError::system("read rank 0's measurement"))?;
     Ok(Ok((plan.backend, measured)))
 }
 

@@ -60,18 +60,25 @@ fn free_space(place: &Path, what: &str, needed: u64) -> Finding {
     match statvfs(place) {
         Ok(stat) => {
             let free = stat.f_bavail * stat.f_frsize;
-            let seen =
-                format!("{} MiB free in {}, {what} {}", free / MIB, place.display(), needed / MIB);
+            let seen = format!(
+                "{} MiB free in {}, {what} {} MiB",
+                free / MIB,
+                place.display(),
+                needed / MIB
+            );
             if free < needed {
-                let remedy = "free some, or another --run-dir or data.root; fewer checkpoints: checkpoint.keep";
+                let remedy = "free some space, choose another --run-dir or data.root, or lower \
+                              checkpoint.keep";
                 Finding::broken(subject, seen, remedy)
             } else {
                 Finding::fine(subject, seen)
             }
         }
-        Err(error) => {
-            Finding::broken(subject, format!("{}: {error}", place.display()), "another --run-dir")
-        }
+        Err(error) => Finding::broken(
+            subject,
+            format!("{}: {error}", place.display()),
+            "choose another --run-dir",
+        ),
     }
 }
 
@@ -86,7 +93,8 @@ fn fsync_speed(place: &Path, checkpoint: u64) -> Finding {
                 save.as_secs_f64()
             );
             if save > SLOW_CHECKPOINT {
-                let remedy = "a --run-dir on a faster disk, or checkpoint.every_epochs";
+                let remedy =
+                    "choose a --run-dir on a faster disk, or raise checkpoint.every_epochs";
                 Finding::warning(subject, seen, remedy)
             } else {
                 Finding::fine(subject, seen)
@@ -94,7 +102,7 @@ fn fsync_speed(place: &Path, checkpoint: u64) -> Finding {
         }
         Err(error) => {
             let seen = format!("cannot write in {}: {error}", place.display());
-            Finding::broken(subject, seen, "another --run-dir, or its permissions")
+            Finding::broken(subject, seen, "choose another --run-dir, or fix its permissions")
         }
     }
 }

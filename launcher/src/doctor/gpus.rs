@@ -12,7 +12,7 @@ const MIN_NCCL_BF16_AVG: (u32, u32) = (2, 10);
 const MIN_NCCL_NONBLOCKING: (u32, u32) = (2, 14);
 
 const GET_NCCL: &str =
-    "`make setup` gets it with libtorch; LD_LIBRARY_PATH names another one's folder";
+    "`make setup` installs it with libtorch; LD_LIBRARY_PATH can name another one's folder";
 
 /// Checks the GPUs that a run with `ranks` ranks on this node would use: one per rank, unless `shares_gpus`.
 /// `about` is what the trainer reports about them; without it, libtorch and NCCL are not checked.
@@ -26,8 +26,8 @@ pub async fn examine(about: Option<&About>, ranks: usize, shares_gpus: bool) -> 
             Some(matrix) => peers(&matrix),
             None => Finding::warning(
                 "GPU to GPU",
-                "`nvidia-smi topo -p2p r` says nothing",
-                "the driver's tools of the driver's version; the all-reduce below shows what is lost",
+                "`nvidia-smi topo -p2p r` failed",
+                "install tools of the driver's version; the all-reduce below shows the real speed",
             ),
         });
     }
@@ -41,7 +41,7 @@ async fn driver() -> Finding {
         None => Finding::warning(
             "driver",
             "nvidia-smi does not answer",
-            "install the driver's tools, or look at `dmesg` for its errors",
+            "install the driver's tools, or check `dmesg` for driver errors",
         ),
     }
 }
@@ -54,13 +54,13 @@ fn libraries(about: &About, ranks: usize, shares_gpus: bool) -> Vec<Finding> {
             Some(problem) => Finding::broken(
                 "libtorch",
                 problem,
-                "`make setup` on this machine gets libtorch for its GPU; an older driver needs an \
-                 older CUDA",
+                "`make setup` on this machine installs libtorch for its GPU; an older driver needs \
+                 an older CUDA",
             ),
             None if gpus.count < wanted => Finding::broken(
                 "libtorch",
-                format!("sees {} GPUs, the run wants {wanted}", gpus.count),
-                "CUDA_VISIBLE_DEVICES, or the driver's version: `nvidia-smi`",
+                format!("sees {} GPUs, the run needs {wanted}", gpus.count),
+                "check CUDA_VISIBLE_DEVICES and, with `nvidia-smi`, the driver's version",
             ),
             None => Finding::fine("libtorch", format!("sees {} GPUs", gpus.count)),
         });
@@ -83,11 +83,11 @@ fn library(version: &str) -> Finding {
     if number < MIN_NCCL_BF16_AVG {
         Finding::broken(
             "NCCL",
-            format!("{seen} does not average bf16, which is there from 2.10 on"),
+            format!("{seen} cannot average bf16, which needs 2.10 or newer"),
             GET_NCCL,
         )
     } else if number < MIN_NCCL_NONBLOCKING {
-        let seen = format!("{seen}: a rank that is gone is noticed late; from 2.14 on, at once");
+        let seen = format!("{seen}: a lost rank is noticed late; with 2.14 or newer, at once");
         Finding::warning("NCCL", seen, GET_NCCL)
     } else {
         Finding::fine("NCCL", seen)
@@ -111,7 +111,7 @@ fn peers(matrix: &str) -> Finding {
                 "{} without access to each other's memory: gradients go through the host",
                 job::counted(pairs, "pair")
             ),
-            "`nvidia-smi topo -p2p r`; virtual machines and ACS often withhold it",
+            "see `nvidia-smi topo -p2p r`; virtual machines and PCIe ACS often prevent it",
         ),
     }
 }

@@ -30,7 +30,7 @@ pub async fn trainer(trainer: &Path, with_gpus: bool) -> (Vec<Finding>, Option<A
     let subject = "trainer";
     match about::ask(trainer, with_gpus).await {
         Err(error) => {
-            let remedy = "`make setup` gets libtorch; then cargo build --release -p trainer";
+            let remedy = "`make setup` installs libtorch; then cargo build --release -p trainer";
             (vec![Finding::broken(subject, error, remedy)], None)
         }
         Ok(about) => {
@@ -38,7 +38,7 @@ pub async fn trainer(trainer: &Path, with_gpus: bool) -> (Vec<Finding>, Option<A
             let finding = if about.version == own {
                 Finding::fine(subject, format!("{} of version {own}", trainer.display()))
             } else {
-                let seen = format!("version {}, the launcher {own}", about.version);
+                let seen = format!("version {}, but the launcher has version {own}", about.version);
                 Finding::broken(subject, seen, "build both from the same source")
             };
             (vec![finding], Some(about))
@@ -49,7 +49,7 @@ pub async fn trainer(trainer: &Path, with_gpus: bool) -> (Vec<Finding>, Option<A
 /// Checks that each rank has a core.
 pub fn cores(plan: &Plan) -> Vec<Finding> {
     let subject = "cores";
-    let remedy = "fewer ranks, or more cores; under Slurm --cpus-per-task, for sbatch and for srun";
+    let remedy = "use fewer ranks or more cores; under Slurm, give sbatch and srun --cpus-per-task";
     let is_of_cores = |warning: &&Warning| matches!(warning, Warning::SharedCores { .. });
     match plan.warnings.iter().find(is_of_cores) {
         Some(warning) => vec![Finding::warning(subject, warning.to_string(), remedy)],
@@ -68,9 +68,9 @@ pub fn memory(plan: &Plan) -> Vec<Finding> {
         let needed = (plan.memory.total_bytes() * plan.ranks.len()) as u64;
         let available = memory::available();
         let seen =
-            format!("{} MiB available, the ranks need about {}", available / MIB, needed / MIB);
+            format!("{} MiB available, the ranks need about {} MiB", available / MIB, needed / MIB);
         findings.push(if available < needed {
-            let remedy = "fewer ranks, or a smaller train.batch_size_per_rank";
+            let remedy = "use fewer ranks, or a smaller train.batch_size_per_rank";
             Finding::broken("memory", seen, remedy)
         } else {
             Finding::fine("memory", seen)
@@ -117,7 +117,7 @@ pub async fn mpirun(about: Option<&About>) -> Vec<Finding> {
     let late = |_| Err(io::Error::new(io::ErrorKind::TimedOut, "it did not answer"));
     let output = timeout(MPIRUN_TIMEOUT, asked).await.unwrap_or_else(late);
     let said = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
-    let remedy = "`make setup` installs Open MPI 5; LOCKSTEP_MPIRUN names another one";
+    let remedy = "`make setup` installs Open MPI 5; LOCKSTEP_MPIRUN can name another one";
     vec![match said {
         Ok(said) if said.contains("Open MPI") => {
             let version = said.lines().next().unwrap_or_default();

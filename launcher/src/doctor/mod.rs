@@ -140,14 +140,13 @@ impl Node {
 fn configuration(cli: &LaunchArgs) -> (Vec<Finding>, Config) {
     let subject = "configuration";
     let Some(path) = cli.config() else {
-        let seen = "none is named: defaults are looked at";
+        let seen = "none is given: the defaults are checked";
         return (vec![Finding::fine(subject, seen)], Config::default());
     };
     match config::load(path, &cli.overrides) {
         Ok(config) => (vec![Finding::fine(subject, path.display().to_string())], config),
         Err(error) => {
-            let remedy =
-                "docs/configuration.md lists every key; what follows is about the defaults";
+            let remedy = "docs/configuration.md lists every key; the checks below use the defaults";
             (vec![Finding::broken(subject, error.to_string(), remedy)], Config::default())
         }
     }
@@ -230,6 +229,6 @@ impl Findings {
         io::stdout()
             .write_all(text.as_bytes())
             .map(|()| exit_code)
-            .map_err(LaunchError::system("print what was found"))
+            .map_err(LaunchError::system("print the findings"))
     }
 }

@@ -36,8 +36,8 @@ pub async fn gate(cluster: &Cluster) -> (Vec<Finding>, Option<Gate>) {
             (vec![Finding::fine(subject, seen)], Some(gate))
         }
         Err(error) => {
-            let remedy = "--rendezvous: a name of node 0's and a port that is free there; `ss -tlnp` \
-                          shows who has one";
+            let remedy = "set --rendezvous to a name of node 0 and a port that is free there; \
+                          `ss -tlnp` shows which are taken";
             (vec![Finding::broken(subject, error.to_string(), remedy)], None)
         }
     }
@@ -56,17 +56,17 @@ pub async fn examine(
         (Some(node), None) if !so_far.are_bad() => follow(cluster, node).await,
         (_, gate) => {
             tell(cluster, gate, so_far).await;
-            let seen = "the others were not looked at together with this one";
-            let remedy = "repair what is broken here, then start the doctor on every node again";
+            let seen = "not checked together with the other nodes";
+            let remedy = "fix what is broken here, then start the doctor on every node again";
             return vec![Finding::warning(SUBJECT, seen, remedy)];
         }
     };
     joined.unwrap_or_else(|error| {
         let remedy = match error.exit_code() {
-            ExitCode::Hang => "start a doctor on every node; let TCP through between them",
-            ExitCode::Data => "the same files on every node",
-            ExitCode::Usage => "the same command on every node but for --node-rank",
-            _ => "the doctor of the node that is named says more",
+            ExitCode::Hang => "start a doctor on every node, and allow TCP between them",
+            ExitCode::Data => "put the same files on every node",
+            ExitCode::Usage => "use the same command on every node, except for --node-rank",
+            _ => "see the output of the doctor on the node that is named",
         };
         vec![Finding::broken(SUBJECT, error.to_string(), remedy)]
     })
@@ -140,7 +140,7 @@ async fn follow(cluster: &Cluster, node: &Node) -> Result<Vec<Finding>, LaunchEr
     };
     match member.run(&mut Signals::catch()?).await? {
         (ExitCode::Done, _) => {
-            let seen = format!("joined {}, whose doctor says the rest", cluster.rendezvous);
+            let seen = format!("joined {}, whose doctor reports the rest", cluster.rendezvous);
             Ok(vec![Finding::fine(SUBJECT, seen)])
         }
         (exit_code, text) => Err(LaunchError::Cluster { exit_code, text }),
@@ -148,7 +148,7 @@ async fn follow(cluster: &Cluster, node: &Node) -> Result<Vec<Finding>, LaunchEr
 }
 
 fn clock(name: &str, seconds: f64) -> Finding {
-    let seen = format!("{name} is {seconds:+.1} s from here");
+    let seen = format!("the clock of {name} differs by {seconds:+.1} s");
     if seconds.abs() > MAX_SKEW.as_secs_f64() {
         Finding::warning("clocks", seen, "run chrony or systemd-timesyncd on every node")
     } else {
@@ -165,6 +165,6 @@ mod tests {
         assert_eq!(clock("node 1 (n1)", -0.4).severity, Severity::Fine);
         let finding = clock("node 1 (n1)", -30.0);
         assert_eq!(finding.severity, Severity::Warning);
-        assert_eq!(finding.seen, "node 1 (n1) is -30.0 s from here");
+        assert_eq!(finding.seen, "the clock of node 1 (n1) differs by -30.0 s");
     }
 }

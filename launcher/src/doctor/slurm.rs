@@ -50,12 +50,17 @@ fn end(end: Option<SystemTime>, now: SystemTime) -> Finding {
     match end.map(|end| end.duration_since(now).unwrap_or_default()) {
         Some(left) if left < SHORT => {
             let seen = format!("the job ends in {}", clock(left));
-            Finding::warning(subject, seen, "a longer --time; the run saves before it is up")
+            Finding::warning(subject, seen, "request a longer --time; the run saves before it ends")
         }
         Some(left) => Finding::fine(subject, format!("the job ends in {}", clock(left))),
         None => {
-            let seen = "when the job ends is neither in SLURM_JOB_END_TIME nor known to scontrol";
-            Finding::warning(subject, seen, "if it has a limit: --deadline, to save before")
+            let seen =
+                "the end of the job is unknown: neither SLURM_JOB_END_TIME nor scontrol has it";
+            Finding::warning(
+                subject,
+                seen,
+                "if the job has a limit, give --deadline, to save before it",
+            )
         }
     }
 }

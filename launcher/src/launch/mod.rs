@@ -87,7 +87,7 @@ async fn lead(
     match signals.unless_stopped(prepared).await {
         Ok((launch, me, run_dir)) => launch.lead(cluster, me, gate, run_dir, &mut signals).await,
         Err(error) => {
-            tracing::error!("{error}; telling the other nodes, Ctrl-C ends at once");
+            tracing::error!("{error}; telling the other nodes (Ctrl-C ends at once)");
             tokio::select! {
                 () = turn_away(cluster, gate, &error) => {}
                 _ = signals.next() => {}
@@ -112,7 +112,7 @@ async fn follow(
     match signals.unless_stopped(prepared).await {
         Ok((launch, me)) => launch.follow(cluster, me, &mut signals).await,
         Err(error) => {
-            tracing::error!("{error}; telling node 0, Ctrl-C ends at once");
+            tracing::error!("{error}; telling node 0 (Ctrl-C ends at once)");
             tokio::select! {
                 () = decline(cluster, &error) => {}
                 _ = signals.next() => {}
@@ -180,7 +180,7 @@ impl<'a> Launch<'a> {
         signals: &mut Signals,
     ) -> Result<ExitCode, LaunchError> {
         let others = counted(cluster.nodes - 1, "other node");
-        tracing::info!("{others} may join at {}", gate.address());
+        tracing::info!("waiting for {others} to join at {}", gate.address());
         let mut host = Leader::new(me, gate, cluster.join_timeout);
         let mut events = EventLog::open(&run_dir.events_path());
         let ended = match signals.unless_stopped(host.gather()).await {
@@ -213,9 +213,9 @@ impl<'a> Launch<'a> {
         };
         let (exit_code, verdict) = member.run(signals).await?;
         match self.console.style() {
-            _ if verdict.is_empty() => tracing::info!("done, says node 0"),
+            _ if verdict.is_empty() => tracing::info!("done, as node 0 reports"),
             Style::Json => tracing::error!(exit_code = exit_code as u8, "{verdict}"),
-            Style::Pretty | Style::Quiet => self.console.line(&format!("\nnode 0 says: {verdict}")),
+            Style::Pretty | Style::Quiet => self.console.line(&format!("\nnode 0: {verdict}")),
         }
         Ok(exit_code)
     }

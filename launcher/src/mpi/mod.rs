@@ -259,7 +259,7 @@ impl Slots {
             .map(|rank| rank.to_string())
             .collect();
         format!(
-            "mpirun made no place for ranks {} of this node within {START_TIMEOUT:?}{}",
+            "mpirun started no process for ranks {} of this node within {START_TIMEOUT:?}{}",
             missing.join(", "),
             self.said()
         )
@@ -343,7 +343,7 @@ async fn serve(mut stream: UnixStream, arrivals: UnboundedSender<Arrival>) {
             let _ = arrivals.send(Arrival::Daemon { host, command });
             arrivals.closed().await;
         }
-        Err(error) => tracing::warn!("a process of mpirun said nothing sensible: {error}"),
+        Err(error) => tracing::warn!("a process of mpirun sent an invalid message: {error}"),
     }
 }
 

@@ -40,7 +40,8 @@ fn tell_apart(hosts: &[String]) -> Result<(), LaunchError> {
     for (node, host) in hosts.iter().enumerate() {
         if let Some(other) = hosts[..node].iter().position(|it| it == host) {
             let text = format!(
-                "nodes {other} and {node} both call themselves {host}: mpirun cannot tell them apart"
+                "nodes {other} and {node} have the same host name, {host}: mpirun cannot tell them \
+                 apart"
             );
             return Err(LaunchError::Cluster { exit_code: ExitCode::Setup, text });
         }
@@ -68,7 +69,7 @@ pub async fn over_mpi(
     let about = about::ask(trainer, false).await.map_err(setup)?;
     let Some(built_with) = about.mpirun else {
         return Err(setup(format!(
-            "{} was built without MPI, over which ranks on CPUs of several nodes talk: \
+            "{} was built without MPI, which CPU ranks on several nodes need; rebuild it: \
              cargo build --release -p trainer --features mpi",
             trainer.display()
         )));

@@ -68,7 +68,7 @@ impl Device {
 pub enum PlanError {
     /// No GPU, and the CPU was not asked for.
     #[error(
-        "no GPU is visible here; to train on the CPU, say --cpu N: N trainers share {cores} cores"
+        "no GPU is visible here; to train on the CPU, pass --cpu N: N trainers share {cores} cores"
     )]
     NoGpu {
         /// Cores that this process may use.

@@ -16,7 +16,7 @@ impl fmt::Display for Plan {
             let node = self.layout.node_rank;
             line(
                 "nodes",
-                format!("{nodes}, each taken to have as many ranks; this is node {node}"),
+                format!("{nodes}, each assumed to have as many ranks; this is node {node}"),
             )?;
         }
         line("threads", format!("{} per rank", self.threads_per_rank))?;
@@ -27,7 +27,7 @@ impl fmt::Display for Plan {
                 self.batch_size_per_rank,
                 match self.grad_accum_steps {
                     1 => String::new(),
-                    steps => format!(", {steps} times a step"),
+                    steps => format!(", {steps} microbatches a step"),
                 },
                 self.global_batch_size
             ),
@@ -67,7 +67,7 @@ impl Plan {
     fn memory_parts(&self) -> String {
         let memory = &self.memory;
         format!(
-            "about {} per rank and what libtorch itself takes: parameters {}, gradients {}, \
+            "about {} per rank, plus libtorch itself: parameters {}, gradients {}, \
              optimizer {}, activations {}, images {}",
             mib(memory.total_bytes()),
             mib(memory.parameter_bytes),

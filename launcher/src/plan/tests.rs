@@ -180,7 +180,7 @@ fn ranks_of_several_nodes_follow_each_other_and_talk_over_mpi() {
     let layout = Layout { node_rank: 0, ranks_per_node: vec![1, 1] };
     let error = laid_out(&config, Device::Cpu, layout.clone(), &machine(4)).unwrap_err();
     let error = error.to_string();
-    assert!(error.contains("ends at the machine"), "{error}");
+    assert!(error.contains("shm is for one machine"), "{error}");
 
     config.comm.backend = CommBackend::None;
     let plan = laid_out(&config, Device::Cpu, layout, &machine(4)).unwrap();

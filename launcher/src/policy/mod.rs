@@ -254,7 +254,7 @@ impl Job {
             }
             (_, Stage::Running) if self.walltime.stop_at().is_some_and(|at| now >= at) => {
                 let margin = self.walltime.margin();
-                self.ask_to_stop(format!("the end of the job's time in {margin:.0?}"), now)
+                self.ask_to_stop(format!("the job's time limit ({margin:.0?} left)"), now)
             }
             (Event::Tick, _) => self.check_silence(now),
             _ => wait("no failure"),

@@ -107,11 +107,15 @@ impl fmt::Display for Outcome {
             Self::Stopped => f.write_str("all ranks stopped after saving a checkpoint"),
             Self::Interrupted => f.write_str("stopped at once, without a checkpoint"),
             Self::Overdue(ranks) => {
-                write!(f, "asked to stop, these ranks did not: {}", numbers(ranks))
+                write!(f, "these ranks did not stop when asked: {}", numbers(ranks))
             }
             Self::Failed(failure) => failure.fmt(f),
             Self::Unkillable { ranks, after } => {
-                write!(f, "{after}; killed, these ranks are still there: {}", numbers(ranks))
+                write!(
+                    f,
+                    "{after}; these ranks were killed but have not exited: {}",
+                    numbers(ranks)
+                )
             }
         }
     }
@@ -131,22 +135,24 @@ impl fmt::Display for Failure {
             Cause::Exited(exit) => write!(f, "rank {rank} failed: {exit}"),
             Cause::Announced => write!(f, "rank {rank} failed"),
             Cause::Refused(reason) => {
-                write!(f, "rank {rank} does not fit this launcher: {reason}")
+                write!(f, "rank {rank} is incompatible with this launcher: {reason}")
             }
             Cause::Silent(Silence::Frozen(time)) => {
-                write!(f, "rank {rank} is frozen: it gave no sign of life for {time:.0?}")
+                write!(f, "rank {rank} is frozen: it sent no heartbeat for {time:.0?}")
             }
             Cause::Silent(Silence::Quiet(time)) => {
-                write!(f, "rank {rank} hangs: it said nothing for {time:.0?}")
+                write!(f, "rank {rank} hangs: it reported nothing for {time:.0?}")
             }
             Cause::Silent(Silence::Apart(time)) => write!(
                 f,
-                "rank {rank} and all others run, but have not found each other for {time:.0?}"
+                "rank {rank} and all others run, but have not connected to each other for \
+                 {time:.0?}"
             ),
-            Cause::Blamed { by } => write!(f, "rank {rank} did not answer, says rank {by}"),
+            Cause::Blamed { by } => write!(f, "rank {rank} did not respond, as rank {by} reports"),
             Cause::Mute { heard } => write!(
                 f,
-                "rank {rank} hangs, it seems: rank {heard} waited for its peers, and it said nothing"
+                "rank {rank} seems to hang: rank {heard} waited for its peers, and rank {rank} \
+                 reported nothing"
             ),
         }
     }
@@ -160,7 +166,7 @@ impl fmt::Display for Exit {
                 Some(name) => write!(f, "killed by {name}"),
                 None => write!(f, "killed by signal {signal}"),
             },
-            Self::OutOfMemory => f.write_str("killed by the kernel, since memory ran out"),
+            Self::OutOfMemory => f.write_str("killed by the kernel: out of memory"),
         }
     }
 }

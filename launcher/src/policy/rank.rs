@@ -37,11 +37,11 @@ impl Rank {
     /// Returns what the rank is doing according to its newest report.
     pub const fn doing(&self) -> &'static str {
         match self.report {
-            None => "not yet heard of",
+            None => "starting up",
             Some(report) => match report.phase {
-                Phase::Connecting => "looking for its peers",
+                Phase::Connecting => "connecting to its peers",
                 Phase::LoadingData => "loading data",
-                Phase::Preparing => "preparing the network",
+                Phase::Preparing => "preparing the model",
                 Phase::Training => "training",
                 Phase::Evaluating => "evaluating",
                 Phase::Saving => "saving a checkpoint",

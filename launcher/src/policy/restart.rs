@@ -22,7 +22,10 @@ pub fn restart(outcome: &Outcome, stop_requested: bool, used: u32, max: u32) -> 
         _ => return Err("nothing failed".to_owned()),
     };
     if !matches!(failure.exit_code, ExitCode::RankFailed | ExitCode::Hang) {
-        return Err(format!("exit code {} would come again", failure.exit_code as u8));
+        return Err(format!(
+            "a restart would end with exit code {} again",
+            failure.exit_code as u8
+        ));
     }
     if stop_requested {
         return Err("the job was asked to stop".to_owned());

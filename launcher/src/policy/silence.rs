@@ -92,9 +92,9 @@ impl Job {
         match self.suspected {
             None => {
                 self.suspected = Some(now);
-                wait("a rank has been silent for too long, it seems")
+                wait("a rank seems to have been silent for too long")
             }
-            Some(at) if now < at + CONFIRM => wait("a rank is silent, it seems"),
+            Some(at) if now < at + CONFIRM => wait("a rank seems to be silent"),
             Some(_) => self.give_up_silent(now),
         }
     }
@@ -129,13 +129,13 @@ impl Job {
             }
         }
         let reason = if some_are_frozen {
-            format!("a rank gave no sign of life for {frozen:.0?}")
+            format!("a rank sent no heartbeat for {frozen:.0?}")
         } else if some_are_unheard {
-            "a rank that others look for was never heard of".to_owned()
+            "a rank that its peers wait for never reported".to_owned()
         } else if some_do_not_start {
-            format!("a rank did not begin for {:.0?}", self.limits.start)
+            format!("a rank did not start within {:.0?}", self.limits.start)
         } else {
-            format!("a rank said nothing for {silence:.0?}")
+            format!("a rank reported nothing for {silence:.0?}")
         };
         self.kill(&reason, now)
     }
@@ -150,8 +150,9 @@ impl Job {
             let state = &self.ranks[rank];
             let seconds = now.saturating_sub(state.heard_at()).as_secs();
             let is_quiet = !state.has_a_deadline() && seconds >= NOTICE.as_secs();
-            is_quiet
-                .then(|| format!("rank {rank} ({}) said nothing for {seconds} s", state.doing()))
+            is_quiet.then(|| {
+                format!("rank {rank} ({}) reported nothing for {seconds} s", state.doing())
+            })
         });
         let quiet: Vec<_> = quiet.collect();
         (Decision::Warn, format!("{}; still waiting", quiet.join("; ")))

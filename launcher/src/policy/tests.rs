@@ -345,7 +345,10 @@ fn ranks_that_cannot_be_killed_are_named_and_not_waited_for() {
     assert_eq!(replay(&mut job, &events).0, Decision::Wait);
     assert_eq!(job.deadline(), Some(ms(10_350)));
     let (decision, reason) = replay(&mut job, &[tick(10_350)]);
-    assert_eq!(reason, "rank 1 failed: killed by SIGKILL; killed, these ranks are still there: 2");
+    assert_eq!(
+        reason,
+        "rank 1 failed: killed by SIGKILL; these ranks were killed but have not exited: 2"
+    );
     let Decision::Finish(outcome) = decision else { panic!("{decision:?}") };
     assert_eq!((outcome.exit_code(), outcome.failed_rank()), (ExitCode::RankFailed, Some(1)));
     assert!(restart(&outcome, false, 0, 3).is_err(), "rank 2 has the run directory");
@@ -403,11 +406,11 @@ fn restarts_are_for_failures_that_may_not_come_again() {
     assert_eq!(decide(4, false, 2), Err("2 of 2 restarts are used".to_owned()));
     assert_eq!(decide(4, true, 0), Err("the job was asked to stop".to_owned()));
     for code in [2, 3, 6, 7, 9] {
-        let expected = Err(format!("exit code {code} would come again"));
+        let expected = Err(format!("a restart would end with exit code {code} again"));
         assert_eq!(decide(code, false, 0), expected);
     }
     let killed = finish(1, &[exited(0, Exit::OutOfMemory, 5)]);
-    assert_eq!(killed.to_string(), "rank 0 failed: killed by the kernel, since memory ran out");
+    assert_eq!(killed.to_string(), "rank 0 failed: killed by the kernel: out of memory");
     assert!(restart(&killed, false, 0, 2).is_err());
     assert_eq!(restart(&Outcome::Stopped, true, 0, 2), Err("nothing failed".to_owned()));
 }
@@ -418,5 +421,5 @@ fn a_job_whose_time_runs_out_is_asked_to_stop_before() {
     assert_eq!(job.deadline(), Some(ms(45_000)));
     let (decision, reason) = replay(&mut job, &[tick(44_000), tick(45_000)]);
     assert_eq!(decision, Decision::AskToStop);
-    assert_eq!(reason, "the end of the job's time in 55s");
+    assert_eq!(reason, "the job's time limit (55s left)");
 }

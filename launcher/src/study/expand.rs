@@ -209,9 +209,10 @@ fn overrides(set: &Mapping, place: &[&str]) -> Result<Vec<Override>, Invalid> {
 fn dotted(key: &Value, place: &[&str]) -> Result<String, Invalid> {
     let name = in_one_line(key);
     match key {
-        Value::String(_) if name == SEED => {
-            Err(Invalid::new(&[place, &[&name]].concat(), "the study's `seeds` set it; remove it"))
-        }
+        Value::String(_) if name == SEED => Err(Invalid::new(
+            &[place, &[&name]].concat(),
+            "set by the study's `seeds`; remove it here",
+        )),
         Value::String(_) => Ok(name),
         _ => Err(Invalid::new(place, format!("{name}: expected a dotted key, as in train.epochs"))),
     }
@@ -219,7 +220,8 @@ fn dotted(key: &Value, place: &[&str]) -> Result<String, Invalid> {
 
 fn single(key: &str, value: &Value, place: &[&str]) -> Result<Override, Invalid> {
     if value.is_mapping() {
-        let problem = format!("a section; keys are dotted here, as in {key}.KEY: VALUE");
+        let problem =
+            format!("expected a value, not a section; use dotted keys, as in {key}.KEY: VALUE");
         return Err(Invalid::new(place, problem));
     }
     let place = place.iter().map(|&part| part.to_owned()).collect();

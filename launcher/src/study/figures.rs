@@ -147,7 +147,7 @@ fn check_one<'a>(
     }
     let x = X::parse(&figure.x).map_err(|problem| (vec!["x"], problem))?;
     if !x.is_within_run() && runs.iter().any(|run| x.of_run(run).is_none()) {
-        let problem = format!("{} is no number in the configuration of every run", figure.x);
+        let problem = format!("{} is not a number in the configuration of every run", figure.x);
         return Err((vec!["x"], problem));
     }
     match figure.y.as_slice() {
@@ -182,7 +182,9 @@ fn known(key: &str, values: Option<&Value>, runs: &[Planned]) -> Result<(), Stri
         let has = |run: &Planned| run.value(key).as_ref() == Some(value);
         !runs.iter().any(has)
     });
-    missing.map_or(Ok(()), |value| Err(format!("no run has {}", job::config::in_one_line(value))))
+    missing.map_or(Ok(()), |value| {
+        Err(format!("no run of this study has `{key}={}`", job::config::in_one_line(value)))
+    })
 }
 
 /// Returns the elements of a list; any other value counts as a list of one.

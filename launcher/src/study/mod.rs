@@ -108,7 +108,7 @@ async fn run_all(runner: &Runner<'_>, runs: &mut [Planned]) -> Result<Ended, Lau
     signals.unless_stopped(prepare_data(runs, runner.resources)).await?;
     let done = runs.iter().filter(|run| run.state == State::Done).count();
     tracing::info!(
-        "{}, {done} done, {} at a time; what they say is in {}",
+        "{}, {done} done, {} at a time; their logs are in {}",
         counted(runs.len(), "run"),
         runner.slots.len(),
         runner.logs.display()
@@ -199,10 +199,10 @@ fn conclude(cli: &StudyCli, runs: &[Planned], ended: &Ended, out: &Path) -> Exit
     tracing::info!("{done} of {of} runs are done; tables and figures are in {}", out.display());
     for (run, Failure { exit_code, reason }) in &ended.failed {
         let name = &runs[*run].point.name;
-        tracing::error!("{name} failed with {}: {reason}", *exit_code as u8);
+        tracing::error!("{name} failed with exit code {}: {reason}", *exit_code as u8);
     }
     if !cli.draw_only && done < of {
-        tracing::warn!("the same command does what is left");
+        tracing::warn!("run the same command again for the runs that are left");
     }
     match ended.failed.as_slice() {
         _ if ended.stopped && done < of => ExitCode::Stopped,

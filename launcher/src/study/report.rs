@@ -148,8 +148,9 @@ impl Report<'_> {
             .filter(|(_, run)| run.state != State::Done)
             .map(|(index, run)| {
                 let failure = self.failed.iter().find(|(failed, _)| *failed == index);
-                let why = failure
-                    .map(|(_, it)| format!(": failed with {}: {}", it.exit_code as u8, it.reason));
+                let why = failure.map(|(_, it)| {
+                    format!(": failed with exit code {}: {}", it.exit_code as u8, it.reason)
+                });
                 let (epochs, of) = (run.results.epochs.len(), run.epochs);
                 format!("- {}, {epochs} of {of} epochs{}", run.point.name, why.unwrap_or_default())
             })

@@ -92,7 +92,7 @@ impl Runner<'_> {
                         ends.spawn(async move { (slot, child.wait().await) });
                     }
                     Err(error) => {
-                        let reason = format!("cannot be started: {error}");
+                        let reason = format!("its launcher cannot be started: {error}");
                         let failure = Failure { exit_code: ExitCode::Setup, reason };
                         self.note(runs, run, failure, &mut ended);
                     }
@@ -150,7 +150,7 @@ impl Runner<'_> {
             });
         }
         let child = pinned_to(&slot.cpus, || command.spawn())?;
-        let verb = if planned.state == State::Begun { "goes on" } else { "starts" };
+        let verb = if planned.state == State::Begun { "resumes" } else { "starts" };
         tracing::info!("{} {verb}: {} steps", planned.point.name, planned.steps);
         Ok(child)
     }
@@ -187,7 +187,7 @@ impl Runner<'_> {
                 // For example, the time of a Slurm job is up, which each run knows by itself.
                 if !ended.stopped {
                     tracing::warn!(
-                        "{}: stopped from outside; no more are started",
+                        "{}: stopped from outside; no more runs are started",
                         planned.point.name
                     );
                 }
@@ -212,7 +212,7 @@ impl Runner<'_> {
 
     fn note(&self, runs: &[Planned], run: usize, failure: Failure, ended: &mut Ended) {
         tracing::error!(
-            "{} failed with {}: {}; see {}; the others go on",
+            "{} failed with exit code {}: {}; see {}; the other runs continue",
             runs[run].point.name,
             failure.exit_code as u8,
             failure.reason,

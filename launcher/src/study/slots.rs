@@ -40,7 +40,7 @@ pub fn slots(resources: &Resources<'_>, ranks_per_run: usize) -> Result<Vec<Slot
         return Err(match device {
             Device::Cuda => PlanError::TooFewGpus { asked: ranks_per_run, visible: ranks }.into(),
             Device::Cpu => wrong(format!(
-                "a run of this study has {ranks_per_run} ranks, and --cpu {ranks} is fewer"
+                "a run of this study needs {ranks_per_run} ranks, but --cpu {ranks} allows fewer"
             )),
         });
     }
@@ -135,6 +135,6 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         assert!(of(Device::Cuda, 1, None, 2).unwrap_err().contains("--gpus 2"));
-        assert!(of(Device::Cpu, 1, None, 2).unwrap_err().contains("--cpu 1 is fewer"));
+        assert!(of(Device::Cpu, 1, None, 2).unwrap_err().contains("--cpu 1 allows fewer"));
     }
 }

@@ -151,9 +151,9 @@ pub fn load_optimizer(checkpoint: &Path, flat: &Flat, optimizer: &mut Optimizer)
     let steps = tensors
         .remove("step")
         .filter(|tensor| tensor.kind() == Kind::Int64 && tensor.numel() == 1)
-        .ok_or_else(|| does_not_fit("the optimizer's step is missing".to_owned()))?;
+        .ok_or_else(|| does_not_fit("the optimizer's step count is missing".to_owned()))?;
     if let Some(name) = tensors.keys().next() {
-        return Err(does_not_fit(format!("the optimizer's {name} is unknown")));
+        return Err(does_not_fit(format!("the optimizer's tensor {name} is unknown")));
     }
     optimizer.resume_at(u64::try_from(steps.int64_value(&[])).unwrap_or(0));
     Ok(())

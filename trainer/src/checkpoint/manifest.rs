@@ -46,7 +46,7 @@ impl Manifest {
             .map_err(|error| damaged(format!("{MANIFEST}: {error}")))?;
         if manifest.version != VERSION {
             return Err(damaged(format!(
-                "its layout is version {}, this program reads version {VERSION}",
+                "its format has version {}, but this program reads version {VERSION}",
                 manifest.version
             )));
         }
@@ -59,7 +59,7 @@ impl Manifest {
             let found = Entry::of(&folder.join(name))?;
             if found != *expected {
                 return Err(damaged(format!(
-                    "{name} has {} bytes with hash {:.8}, written were {} bytes with hash {:.8}",
+                    "{name} has {} bytes with hash {:.8} instead of {} bytes with hash {:.8}",
                     found.bytes, found.blake3, expected.bytes, expected.blake3
                 )));
             }

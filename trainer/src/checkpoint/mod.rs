@@ -62,7 +62,7 @@ pub enum CheckpointError {
         reason: String,
     },
     /// A tensor that cannot be stored in a file, which is a bug.
-    #[error("{} cannot hold this tensor: {reason}", path.display())]
+    #[error("cannot store a tensor in {}: {reason}", path.display())]
     Tensor {
         /// The file.
         path: PathBuf,

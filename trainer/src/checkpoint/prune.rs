@@ -19,10 +19,10 @@ pub fn prune(checkpoints: &Path, keep: usize) {
     match surplus(checkpoints, keep) {
         Ok(surplus) => surplus.iter().for_each(|path| {
             if let Err(error) = fs::remove_dir_all(path) {
-                warn!("cannot remove {}: {error}; it stays", path.display());
+                warn!("cannot remove {}, which is no longer needed: {error}", path.display());
             }
         }),
-        Err(error) => warn!("old checkpoints stay: {error}"),
+        Err(error) => warn!("old checkpoints are not removed: {error}"),
     }
 }
 

@@ -33,7 +33,9 @@ pub fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
 fn reason(error: TchError) -> String {
     match error {
         TchError::SafeTensorError { err: SafeTensorError::IoError(error), .. } => error.to_string(),
-        TchError::SafeTensorError { err, .. } => format!("it is no whole safetensors file: {err}"),
+        TchError::SafeTensorError { err, .. } => {
+            format!("it is not a complete safetensors file: {err}")
+        }
         other => other.to_string(),
     }
 }
@@ -59,6 +61,9 @@ mod tests {
         );
         std::fs::write(&missing, "{}").unwrap();
         let error = read(&missing).unwrap_err().to_string();
-        assert!(error.ends_with("it is no whole safetensors file: HeaderTooSmall"), "{error}");
+        assert!(
+            error.ends_with("it is not a complete safetensors file: HeaderTooSmall"),
+            "{error}"
+        );
     }
 }

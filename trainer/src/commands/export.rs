@@ -59,8 +59,8 @@ pub fn export(args: &ExportArgs) -> Result<PathBuf> {
         }
         if model.stem != Stem::Imagenet {
             warn!(
-                "torchvision's {} has the imagenet stem, this one has stem {}: change the module \
-                 there before it loads",
+                "torchvision's {} has the imagenet stem, this network has stem {}: adapt \
+                 torchvision's module before loading the file",
                 model.name,
                 model.stem.as_str()
             );

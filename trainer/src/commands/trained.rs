@@ -40,7 +40,7 @@ impl Trained {
         }
         let found = checkpoint::find(path)?.ok_or_else(|| CheckpointError::none_in(path))?;
         for refused in &found.refused {
-            warn!("{refused}; taking an older one");
+            warn!("{refused}; trying an older checkpoint");
         }
         // Resolved, so that the links `checkpoints/best` and `latest` and relative paths lead to the run too.
         let path = found.path.canonicalize().unwrap_or(found.path);
@@ -56,8 +56,8 @@ impl Trained {
     pub(super) fn data_set(&self) -> Result<&Description> {
         self.state.data_set.as_ref().ok_or_else(|| {
             TrainError::Usage(format!(
-                "{} does not say what images it was trained on: it is from an earlier version; go on \
-                 with its run, and the next checkpoint will say",
+                "{} does not describe the data set it was trained on, as it is from an earlier \
+                 version; resume its run, and the next checkpoint will",
                 self.path.display()
             ))
         })
@@ -72,7 +72,7 @@ impl Trained {
             false => Ok(Weights::Model),
             true if checkpoint::has_ema(&self.path) => Ok(Weights::Ema),
             true => Err(TrainError::Usage(format!(
-                "{} has no averaged weights: its run had no train.ema_decay; leave --ema out",
+                "{} has no averaged weights, since its run had no train.ema_decay; omit --ema",
                 self.path.display()
             ))),
         }

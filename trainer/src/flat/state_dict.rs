@@ -58,7 +58,7 @@ impl Flat {
                 None => problems.push(format!("{name} is missing")),
                 Some(tensor) if tensor.size() != entry.size() => {
                     let (found, wanted) = (tensor.size(), entry.size());
-                    problems.push(format!("{name} is {found:?} instead of {wanted:?}"));
+                    problems.push(format!("{name} has shape {found:?} instead of {wanted:?}"));
                 }
                 Some(tensor) if entry.spec.role == Role::BatchesTracked => {
                     batches_tracked = tensor.int64_value(&[]);
@@ -94,12 +94,13 @@ impl Flat {
             let name = &entry.spec.name;
             let given = tensor(name).ok_or_else(|| format!("{name} is missing"))?;
             if given.size() != entry.size() {
-                return Err(format!("{name} is {:?}", given.size()));
+                let (found, wanted) = (given.size(), entry.size());
+                return Err(format!("{name} has shape {found:?} instead of {wanted:?}"));
             }
             match dead {
                 Some(dead) => entry.scatter(&given, live, dead),
                 None if entry.dead_taps_are_zero(&given) => entry.scatter_live(&given, live),
-                None => return Err(format!("{name} is not zero where no pixel is ever seen")),
+                None => return Err(format!("{name} is not zero in taps that never see a pixel")),
             }
         }
         Ok(())

@@ -138,7 +138,7 @@ fn truncate_after(text: &[u8], step: u64, epochs_completed: usize) -> Vec<u8> {
         Ok(Record::Epoch(record)) => record.epoch <= epochs_completed,
         Ok(Record::Summary(_)) => true,
         Err(error) => {
-            tracing::warn!("dropping a line of the metrics that is no record: {error}");
+            tracing::warn!("dropping a line of metrics.jsonl that is not a record: {error}");
             false
         }
     };

@@ -143,7 +143,8 @@ impl Run<'_> {
                 self.save(false, OnWriteError::End)?;
                 let (step, run_dir) = (self.state.step, self.run_dir.root().display());
                 info!(
-                    "stopped at step {step}; to go on: the same command, with --run-dir {run_dir}"
+                    "stopped at step {step}; to resume, run the same command with --run-dir \
+                     {run_dir}"
                 );
                 return Ok(Outcome::Stopped);
             }

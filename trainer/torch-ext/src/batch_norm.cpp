@@ -164,7 +164,8 @@ bool is_suited(const Tensor& input) {
 }
 
 Tensor like(const Tensor& tensor, const Tensor& model) {
-    TORCH_CHECK(tensor.sizes() == model.sizes(), "batch norm: ", tensor.sizes(), " beside ", model.sizes());
+    TORCH_CHECK(tensor.sizes() == model.sizes(), "batch norm: sizes ", tensor.sizes(), " instead of ",
+                model.sizes());
     return tensor.to(model.scalar_type()).contiguous(at::MemoryFormat::ChannelsLast);
 }
 
@@ -242,7 +243,8 @@ char* torch_ext_batch_norm(const char* source, const Tensor* input, const Tensor
         for (const auto* tensor : {weight, bias, running_mean, running_var}) {
             TORCH_CHECK(tensor->scalar_type() == at::kFloat && tensor->is_contiguous() &&
                             tensor->numel() == input->size(1),
-                        "batch norm: a parameter is not f32 of ", input->size(1));
+                        "batch norm: a parameter is not a contiguous f32 tensor of size ",
+                        input->size(1));
         }
         const Norm norm{*running_mean, *running_var, momentum,
                         eps, has_relu, kernels_for(input->scalar_type(), source)};
@@ -254,7 +256,7 @@ char* torch_ext_batch_norm(const char* source, const Tensor* input, const Tensor
 // Compiles `source` for elements of `type` and this thread's GPU, unless that is done already.
 char* torch_ext_batch_norm_prepare(const char* source, const char* type) {
     return guarded([&] {
-        TORCH_CHECK(arch_of_device() >= kLeastArch, "kernels want compute capability ", kLeastArch,
+        TORCH_CHECK(arch_of_device() >= kLeastArch, "kernels need compute capability ", kLeastArch,
                     ", the GPU has ", arch_of_device());
         kernels_for(type_of(type), source);
     });

@@ -320,10 +320,10 @@ char* torch_ext_conv2d(const Tensor* input, const Tensor* weight, const Tensor* 
         c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
         Conv conv{stride, padding, {}, {}};
         if (grad_view != nullptr) {
-            TORCH_CHECK(!weight->grad().defined(), "the place for a gradient of ", weight->sizes(), " is taken");
+            TORCH_CHECK(!weight->grad().defined(), "a weight of ", weight->sizes(), " already has a gradient");
             TORCH_CHECK(grad_view->sizes() == weight->sizes() && grad_view->scalar_type() == weight->scalar_type() &&
                             grad_view->is_contiguous(at::MemoryFormat::ChannelsLast),
-                        "no place for a gradient of ", weight->sizes());
+                        "the view for a gradient does not match a weight of ", weight->sizes());
             conv.grad_view = *grad_view;
         }
         for (int pass = 0; pass < kPasses; pass++) conv.methods[pass] = static_cast<Method>(methods[pass]);

@@ -54,7 +54,7 @@ private:
         dlopen(c10::str(folder, "libnvrtc-builtins.so.", major, ".", minor).c_str(), RTLD_NOW | RTLD_GLOBAL);
         void* library = dlopen((folder + name).c_str(), RTLD_NOW | RTLD_LOCAL);
         if (!library) library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
-        TORCH_CHECK(library, name, " is not there, neither in ", folder, " nor where the loader looks");
+        TORCH_CHECK(library, name, " is neither in ", folder, " nor on the loader's search path");
         const auto find = [&](auto& function, const char* symbol) {
             function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, symbol));
             TORCH_CHECK(function, name, " has no ", symbol);

@@ -62,7 +62,8 @@ type Way<'a> = (&'static str, Box<dyn FnMut() -> Result<bool> + 'a>);
 pub fn measure<T: Zero>(group: &Group, args: &Args) -> Result<Vec<Series>> {
     let longest = args.bytes.iter().copied().max().unwrap_or(0);
     let alloc = |over: &Arc<dyn Communicator>| {
-        over.alloc_shared(longest)?.context("ranks share no memory: one alone, or machines differ")
+        over.alloc_shared(longest)?
+            .context("ranks share no memory: there is only one, or they are on several machines")
     };
     let sharing = group.shm.as_ref().or(group.hierarchical.as_ref());
     let shared = sharing.map(alloc).transpose()?;

@@ -54,7 +54,9 @@ pub fn connect_or_start(world_size: usize) -> Result<Option<Group>> {
     match world.started_by {
         StartedBy::Nobody => start(world_size).map(|()| None),
         StartedBy::Launcher => {
-            let dir = std::env::var_os(STORE_DIR).context("started by hand as a rank")?;
+            let dir = std::env::var_os(STORE_DIR).context(
+                "LOCKSTEP_BENCH_STORE is not set: all_reduce starts its ranks by itself",
+            )?;
             let shm = connect(Backend::Shm, world, Some(&FileStore(dir.into())), TIMEOUT)?;
             Ok(Some(Group { shm: Some(shm), mpi: None, hierarchical: None }))
         }

@@ -70,7 +70,7 @@ fn main() -> anyhow::Result<ExitCode> {
         fell &= measured.falls();
     }
     if !fell {
-        eprintln!("networks: not every loss fell");
+        eprintln!("networks: the loss of at least one network did not fall; the table marks it");
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)

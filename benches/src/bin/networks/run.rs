@@ -48,7 +48,7 @@ impl Launcher {
         let program = std::env::current_exe()?.with_file_name("launcher");
         if !program.is_file() {
             bail!(
-                "{} is not built: cargo build --release -p launcher -p trainer",
+                "{} is not built: run `cargo build --release -p launcher -p trainer`",
                 program.display()
             );
         }
@@ -101,7 +101,11 @@ fn read(metrics: &Path, parameters: usize) -> anyhow::Result<Measured> {
     let summary = of_kind("summary").next().context("the run has no summary")?;
     let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
     if losses.len() < 2 * COMPARED {
-        bail!("the run has {} steps with a loss", losses.len());
+        bail!(
+            "the run has {} steps with a loss; at least {} are needed",
+            losses.len(),
+            2 * COMPARED
+        );
     }
     Ok(Measured {
         parameters,

@@ -300,7 +300,7 @@ pub struct Variant {
 
 /// Parses `name:key=value,key=value`. A comma inside brackets does not separate keys.
 fn variant(text: &str) -> Result<Variant, String> {
-    let wanted = || "wants a name, a colon, and key=value, such as fp32:precision=fp32".to_owned();
+    let wanted = || "expected NAME:KEY=VALUE,..., such as fp32:precision=fp32".to_owned();
     let (name, keys) = text.split_once(':').ok_or_else(wanted)?;
     let mut overrides = vec![String::new()];
     let mut depth = 0;
@@ -328,12 +328,12 @@ fn whole_records(text: &str) -> Result<u64, String> {
     if steps > 0 && steps.is_multiple_of(10) {
         return Ok(steps);
     }
-    Err("must be a multiple of 10, and not 0".to_owned())
+    Err("must be a positive multiple of 10".to_owned())
 }
 
 fn fraction(text: &str) -> Result<f64, String> {
     let value: f64 = text.parse().map_err(|error| format!("{error}"))?;
-    let problem = || "must lie between 0 and 1".to_owned();
+    let problem = || "must be above 0 and below 1".to_owned();
     (value > 0.0 && value < 1.0).then_some(value).ok_or_else(problem)
 }
 

@@ -29,10 +29,10 @@ pub fn document(names: [&str; 2], reports: [&Report; 2]) -> Vec<Block> {
         }
     }
     blocks.push(Block::Text(format!(
-        "The ratio is that of medians. p is that of the exact two-sided Mann-Whitney test on the \
-         rounds (or seeds); a change is called one where p is below {SIGNIFICANCE}. With fewer than \
-         four rounds on each side nothing can be. Of many rows, about one in {:.0} without any \
-         change is called one.",
+        "Changes are those of medians. p is that of the exact two-sided Mann-Whitney test on the \
+         rounds (or seeds); a change is significant where p is below {SIGNIFICANCE}, which takes \
+         at least four rounds on each side. Of rows where nothing has changed, about one in {:.0} \
+         is called significant.",
         1.0 / SIGNIFICANCE
     )));
     blocks

@@ -11,7 +11,7 @@ use job::dataset::DataError;
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
     /// The launcher or the trainer is not built.
-    #[error("{} is missing; cargo build --release -p launcher -p trainer makes it", .0.display())]
+    #[error("{} is not built: run `cargo build --release -p launcher -p trainer`", .0.display())]
     NotBuilt(PathBuf),
     /// A configuration is wrong.
     #[error(transparent)]
@@ -20,7 +20,7 @@ pub enum BenchError {
     #[error(transparent)]
     Data(#[from] DataError),
     /// A global batch is no multiple of the number of ranks.
-    #[error("a global batch of {global_batch} cannot be shared by {ranks} ranks")]
+    #[error("a global batch of {global_batch} cannot be split evenly over {ranks} ranks")]
     Uneven {
         /// Images in the global batch.
         global_batch: usize,
@@ -28,11 +28,11 @@ pub enum BenchError {
         ranks: usize,
     },
     /// A rank count of zero.
-    #[error("0 ranks cannot train")]
+    #[error("a rank count of 0; at least 1 is needed")]
     NoRanks,
     /// More nodes are asked for than this job has.
-    #[error("{wanted} nodes, but {}", .available.map_or_else(
-        || "this is no Slurm job: slurm/bench.sh submits one".to_owned(),
+    #[error("{wanted} nodes are asked for, but {}", .available.map_or_else(
+        || "this is not a Slurm job; submit one with slurm/bench.sh".to_owned(),
         |nodes| format!("this Slurm job has {nodes}")))]
     Nodes {
         /// Nodes that the command line asks for.

@@ -66,7 +66,7 @@ fn measure(args: &Args) -> Result<()> {
     let peer = Peer::find(args, plan.has_peers());
     let mut report = Report::new(args, peer.versions());
     let out = args.out.clone().unwrap_or_else(|| default_out(&plan, &report));
-    fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
+    fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
     let runner = Runner { args, ours: &ours, peer: &peer, out: &out };
     let keep = |report: &Report| write_results(&out, report);
     runner.run(&plan, &mut report, keep)?;
@@ -83,7 +83,7 @@ fn predict(args: &Args) -> Result<()> {
         print!("{}", document::to_markdown(&document));
         return Ok(());
     };
-    fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     let records = serde_json::to_string(&std::env::args().collect::<Vec<_>>())?;
     write_document(out, ["prediction.md", "prediction.html"], "Prediction", &document, &records)
 }

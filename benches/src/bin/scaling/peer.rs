@@ -174,7 +174,7 @@ struct Epochs {
 }
 
 fn unexpected(error: &serde_json::Error) -> BenchError {
-    BenchError::Unexpected { what: "what PyTorch wrote", problem: error.to_string() }
+    BenchError::Unexpected { what: "the report of the PyTorch script", problem: error.to_string() }
 }
 
 /// The fields that are used here of the peer's file after a measurement.

@@ -232,22 +232,25 @@ const fn cell(nodes: usize, ranks: usize, batch: Batch) -> Result<JobSize> {
 /// augmentation.
 fn why_without_peers(config: &Config, args: &Args) -> Option<String> {
     if args.data.is_some() && config.data.dataset != Dataset::Cifar10 {
-        return Some("the peers know CIFAR-10 only".to_owned());
+        return Some("the PyTorch script supports only CIFAR-10".to_owned());
     }
     let is_default =
         config.optimizer == Optimizer::default() && config.schedule == Schedule::default();
     if args.to_accuracy.is_some() && !is_default {
-        return Some("the peers know AdamW's defaults at a constant rate only".to_owned());
+        return Some(
+            "the PyTorch script supports only AdamW's defaults at a constant rate".to_owned(),
+        );
     }
     if config.optimizer.name != OptimizerName::Adamw {
-        return Some("the peers know AdamW only".to_owned());
+        return Some("the PyTorch script supports only AdamW".to_owned());
     }
     let Model { name, stem, .. } = config.model;
     let is_known = ["resnet18", "resnet34"].contains(&name.as_str()) && stem != Stem::Imagenet;
     if !is_known || config.model != (Model { name, stem, ..Model::default() }) {
-        return Some("the peers know the notes' networks only".to_owned());
+        return Some("the PyTorch script supports only the notes' networks".to_owned());
     }
-    (!config.data.augment.is_empty()).then(|| "the peers do not augment images".to_owned())
+    (!config.data.augment.is_empty())
+        .then(|| "the PyTorch script does not augment images".to_owned())
 }
 
 #[cfg(test)]
@@ -290,7 +293,7 @@ mod tests {
     #[test]
     fn a_batch_that_ranks_cannot_share_is_refused() {
         let error = plan("", &["--global-batch", "63"]).err().unwrap().to_string();
-        assert_eq!(error, "a global batch of 63 cannot be shared by 2 ranks");
+        assert_eq!(error, "a global batch of 63 cannot be split evenly over 2 ranks");
     }
 
     #[test]

@@ -212,7 +212,7 @@ fn tell_accuracy(run: &AccuracyRun) {
 /// Prints one line about a run on standard error.
 fn tell(record: &Record, repeats: usize) {
     let Record { round, case, ranks, contestant, load, .. } = record;
-    let again = if record.disturbed { ", disturbed, runs again" } else { "" };
+    let again = if record.disturbed { ", disturbed, to be repeated" } else { "" };
     let head = format!("round {round}/{repeats}, {case}, ranks {ranks}, {contestant}{again}");
     match &record.outcome {
         Outcome::Measured(Measured { images_per_s, .. }) => {
@@ -222,6 +222,6 @@ fn tell(record: &Record, repeats: usize) {
             });
             eprintln!("{head}: {images_per_s:.0} images/s{load}");
         }
-        Outcome::Failed(reason) => eprintln!("{head}: left out from here on: {reason}"),
+        Outcome::Failed(reason) => eprintln!("{head}: failed, left out from here on: {reason}"),
     }
 }

@@ -39,7 +39,8 @@ pub fn command(nodes: usize, program: impl AsRef<OsStr>) -> Command {
 /// [`BenchError::File`] where no port is free.
 pub fn meeting_point() -> Result<String> {
     let port = TcpListener::bind(("0.0.0.0", 0)).and_then(|listener| listener.local_addr());
-    let port = port.map_err(|source| BenchError::File { path: "a free port".into(), source })?;
+    let port =
+        port.map_err(|source| BenchError::File { path: "cannot bind a free port".into(), source })?;
     Ok(format!("{}:{}", job::host::name(), port.port()))
 }
 
@@ -53,7 +54,7 @@ mod tests {
         assert!(check(3, job("3")).is_ok());
         assert!(check(1, |_| None).is_ok());
         let error = check(3, job("2")).unwrap_err().to_string();
-        assert_eq!(error, "3 nodes, but this Slurm job has 2");
+        assert_eq!(error, "3 nodes are asked for, but this Slurm job has 2");
         let error = check(2, |_| None).unwrap_err().to_string();
         assert!(error.contains("slurm/bench.sh"), "{error}");
     }

@@ -20,7 +20,7 @@ pub fn document(report: &Report) -> Vec<Block> {
         let ratios = ratios(case, report);
         if !ratios.is_empty() {
             blocks.push(Block::Text(
-                "Images/s over those of each peer: ratio of medians (median of the ratios within \
+                "Images/s relative to each peer: ratio of medians (median of the ratios within \
                  each round; their min..max)."
                     .to_owned(),
             ));
@@ -195,8 +195,8 @@ fn splits(case: &str, report: &Report) -> Vec<Block> {
         return Vec::new();
     }
     let text = "Milliseconds of a step: medians over runs of their means over steps and ranks. Skew \
-                is waiting for the slowest rank's gradients; exposed communication is what is waited \
-                for them after that.";
+                is the wait for the slowest rank's gradients; exposed communication is the wait \
+                after that, until gradients are reduced.";
     vec![
         Block::Text(text.to_owned()),
         Block::Table(table),
@@ -231,8 +231,8 @@ fn to_accuracy(report: &Report) -> Vec<Block> {
         ]);
     }
     let title = format!("Time to a test accuracy of {}", first.target);
-    let text = "From the beginning of the first step, evaluations included; of the seeds that \
-                reached it.";
+    let text = "From the beginning of the first step, evaluations included; medians over the seeds \
+                that reached it.";
     let mut blocks =
         vec![Block::Heading(2, title), Block::Text(text.to_owned()), Block::Table(table)];
     blocks.extend(pictures::accuracy(&groups).map(Block::Picture));
@@ -245,7 +245,9 @@ fn notes(report: &Report) -> Vec<String> {
     let (disturbed, used): (Vec<_>, Vec<_>) = report.records.iter().partition(|run| run.disturbed);
     if !disturbed.is_empty() {
         let count = disturbed.len();
-        notes.push(format!("{count} runs that others disturbed ran again and are left out."));
+        notes.push(format!(
+            "{count} runs that other processes disturbed were repeated and are left out."
+        ));
     }
     let loads =
         used.iter().map(|run| run.load).chain(report.to_accuracy.iter().map(|run| run.load));
@@ -253,8 +255,8 @@ fn notes(report: &Report) -> Vec<String> {
     let loud = loads.clone().filter(|load| load.others.max(load.steal) > LOUD).count();
     if loud > 0 {
         notes.push(format!(
-            "NOT A MUTED MACHINE: during {loud} of {} runs others, or the host, used more than \
-             {:.0} % of it.",
+            "NOT A QUIET MACHINE: during {loud} of {} runs other processes, or the host, used more \
+             than {:.0} % of it.",
             loads.count(),
             LOUD * 100.0
         ));

@@ -29,7 +29,7 @@ fn where_nobody_knows_who_hangs_it_is_the_rank_that_says_nothing() {
     let ends = [exited(1, Exit::Code(4), 124_001), exited(3, Exit::Signal(9), 124_002)];
     let (Decision::Finish(outcome), reason) = replay(&mut job, &ends) else { panic!() };
     assert_eq!(failure(outcome), (3, Cause::Mute { heard: 0 }, ExitCode::Hang));
-    assert!(reason.starts_with("rank 3 hangs, it seems: rank 0 waited"), "{reason}");
+    assert!(reason.starts_with("rank 3 seems to hang: rank 0 waited"), "{reason}");
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn a_rank_that_falls_silent_in_training_hangs() {
     assert_eq!(job.deadline(), Some(ms(183_000)));
     let (decision, reason) = replay(&mut job, &[tick(183_000)]);
     assert_eq!(decision, Decision::Kill);
-    assert_eq!(reason, "a rank said nothing for 180s");
+    assert_eq!(reason, "a rank reported nothing for 180s");
     let ends = [exited(0, Exit::Signal(9), 183_001), exited(1, Exit::Signal(9), 183_001)];
     let (decision, _) = replay(&mut job, &ends);
     let Decision::Finish(outcome) = decision else { panic!("{decision:?}") };
@@ -185,7 +185,7 @@ fn ranks_that_all_run_and_do_not_find_each_other_end_and_none_is_named() {
     assert_eq!((cause, code), (Cause::Silent(Silence::Apart(ms(182_000))), ExitCode::Hang));
     let outcome = Outcome::Failed(job.first_failure().unwrap());
     assert_eq!(outcome.failed_rank(), None);
-    let text = "rank 0 and all others run, but have not found each other for 182s";
+    let text = "rank 0 and all others run, but have not connected to each other for 182s";
     assert_eq!(outcome.to_string(), text);
 }
 
@@ -241,7 +241,7 @@ fn a_rank_that_takes_no_steps_may_be_silent_and_is_told_of() {
         let (decision, reason) = replay(&mut job, &[tick(301_000)]);
         assert_eq!(decision, Decision::Warn);
         let doing = job.ranks()[0].doing();
-        let expected = format!("rank 0 ({doing}) said nothing for 300 s; still waiting");
+        let expected = format!("rank 0 ({doing}) reported nothing for 300 s; still waiting");
         assert_eq!(reason, expected);
         assert_eq!(job.deadline(), Some(ms(601_000)));
     }
@@ -254,7 +254,7 @@ fn ranks_that_never_said_a_word_are_told_of() {
     let (decision, reason) = replay(&mut job, &[tick(300_000)]);
     assert_eq!(decision, Decision::Warn);
     let expected =
-        [0, 2].map(|rank| format!("rank {rank} (not yet heard of) said nothing for 300 s"));
+        [0, 2].map(|rank| format!("rank {rank} (starting up) reported nothing for 300 s"));
     assert_eq!(reason, format!("{}; still waiting", expected.join("; ")));
 }
 
@@ -267,7 +267,7 @@ fn ranks_that_do_not_begin_hang() {
     // Extra time for messages that have not been read yet.
     assert_eq!(replay(&mut job, &[tick(600_000)]).0, Decision::Wait);
     let (decision, reason) = replay(&mut job, &[tick(602_000)]);
-    assert_eq!((decision, reason.as_str()), (Decision::Kill, "a rank did not begin for 600s"));
+    assert_eq!((decision, reason.as_str()), (Decision::Kill, "a rank did not start within 600s"));
     let last = [exited(0, Exit::Signal(9), 602_001), exited(1, Exit::Signal(9), 602_002)];
     let (decision, _) = replay(&mut job, &last);
     let Decision::Finish(outcome) = decision else { panic!("{decision:?}") };

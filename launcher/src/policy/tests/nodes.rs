@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn a_lost_node_is_named_and_its_ranks_are_not_waited_for() {
     let mut job = Job::new(3, LIMITS, Walltime::default());
-    let reason = "node 1 (n1) is lost: it said nothing for 15s".to_owned();
+    let reason = "node 1 (n1) is lost: it sent nothing for 15s".to_owned();
     let lost = (Event::NodeLost { ranks: 1..3, reason: reason.clone() }, ms(1000));
     let (decision, why) = replay(&mut job, &[lost]);
     assert_eq!(decision, Decision::Wait);

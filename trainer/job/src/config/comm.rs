@@ -118,16 +118,16 @@ impl CommBackend {
         match (self, on_gpus) {
             (Self::Auto | Self::None | Self::Nccl, true) => Ok(Transport::Nccl),
             (Self::Shm, true) => {
-                wrong("shm is for the CPU; on GPUs it is nccl, or auto, which picks it")
+                wrong("shm is for the CPU; on GPUs use nccl, or auto, which picks it")
             }
             (Self::Mpi, true) => {
-                wrong("mpi is for the CPU; on GPUs it is nccl, or auto, which picks it")
+                wrong("mpi is for the CPU; on GPUs use nccl, or auto, which picks it")
             }
             (Self::Nccl, false) => {
-                wrong("nccl is for GPUs; on the CPU it is shm or mpi, or auto, which picks one")
+                wrong("nccl is for GPUs; on the CPU use shm or mpi, or auto, which picks one")
             }
             (Self::Shm, false) if on_several_machines => {
-                wrong("shm ends at the machine; across machines it is mpi, or auto, which picks it")
+                wrong("shm is for one machine; across machines use mpi, or auto, which picks it")
             }
             (Self::Shm, false) => Ok(Transport::Shm),
             (Self::Mpi, false) => Ok(Transport::Mpi),

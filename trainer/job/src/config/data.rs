@@ -57,7 +57,8 @@ impl Data {
         within("data.test_images", self.test_images.unwrap_or(1), 1..=test)?;
         within("data.image_size", self.image_size.unwrap_or(32), 8..=1024)?;
         if self.image_size.is_some() && self.dataset != Dataset::ImageFolder {
-            let problem = "goes with `dataset: image_folder` only: other data sets have a size";
+            let problem =
+                "is for `dataset: image_folder` only; images of other data sets have a fixed size";
             return Err(Invalid::new("data.image_size", problem));
         }
         if let Some(normalization) = &self.normalization {
@@ -67,7 +68,10 @@ impl Data {
         for (index, change) in self.augment.iter().enumerate() {
             let path = format!("data.augment[{index}]");
             if self.augment[..index].iter().any(|before| before.name() == change.name()) {
-                return Err(Invalid::new(&path, "given twice; each may be given once"));
+                return Err(Invalid::new(
+                    &path,
+                    format!("{} is given twice; keep one", change.name()),
+                ));
             }
             change.validate(&path, self.image_side())?;
         }

@@ -65,8 +65,8 @@ pub(super) fn unknown(schema: &Mapping, key: &str) -> String {
         return format!("unknown key; did you mean `{elsewhere}`?");
     }
     match known.is_empty() {
-        true => format!("unknown key; sections and keys at the top are {}", names(schema)),
-        false => format!("unknown key; known here: {}", known.join(", ")),
+        true => format!("unknown key; sections and keys at the top level are {}", names(schema)),
+        false => format!("unknown key; keys of this section are {}", known.join(", ")),
     }
 }
 

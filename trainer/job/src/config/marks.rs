@@ -30,7 +30,7 @@ pub(super) fn marks(path: &Path, text: &str) -> Result<Option<Node>, ConfigError
             Err(ConfigError::Key {
                 location: Location::in_file(path, at),
                 key: path_of(text, &twice.prev_key).unwrap_or(twice.key.as_str().to_string()),
-                problem: format!("given twice, first in line {first}; keep one"),
+                problem: format!("given twice, first on line {first}; keep one"),
             })
         }
         Err(_) => Ok(None),

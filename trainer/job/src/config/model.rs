@@ -47,23 +47,25 @@ impl Model {
         below_one("model.dropout", self.dropout.unwrap_or(0.0))?;
         if entry.has_own_stem() && self.stem != entry.home.stem() {
             let own = entry.home.stem().as_str();
-            let problem = format!("{name} has one stem, its own: `{own}`");
+            let problem = format!("{name} supports only its own stem, `{own}`");
             return Err(Invalid::new("model.stem", problem));
         }
         if self.stochastic_depth > 0.0 && !entry.is_residual() {
-            let problem = format!("{name} has no blocks that can be skipped; remove it");
+            let problem = format!("{name} has no residual blocks to skip; remove this key");
             return Err(Invalid::new("model.stochastic_depth", problem));
         }
         if self.zero_init_residual && !entry.ends_blocks_with_norm() {
-            let problem = format!("no block of {name} ends with a batch norm; remove it");
+            let problem = format!("no block of {name} ends with a batch norm; remove this key");
             return Err(Invalid::new("model.zero_init_residual", problem));
         }
         if self.dropout.is_some() && !entry.has_dropout() {
-            let problem = format!("{name} has no dropout; remove it, or take a wrn or vgg network");
+            let problem =
+                format!("{name} has no dropout; remove this key, or use a wrn or vgg network");
             return Err(Invalid::new("model.dropout", problem));
         }
         if self.from_torchvision.is_some() && !entry.in_torchvision {
-            let problem = format!("torchvision has no {name}; `trainer models` says what it has");
+            let problem =
+                format!("torchvision has no {name}; `trainer models` marks the networks it has");
             return Err(Invalid::new("model.from_torchvision", problem));
         }
         Ok(())

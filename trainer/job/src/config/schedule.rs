@@ -105,11 +105,11 @@ impl Schedule {
             ));
         }
         if *warmup_epochs > 0.0 && *warmup_steps > 0 {
-            return wrong("given beside warmup_steps; keep one".to_string());
+            return wrong("given together with `warmup_steps`; keep one".to_string());
         }
         if *name == ScheduleName::OneCycle && (*warmup_epochs > 0.0 || *warmup_steps > 0) {
             let key = if *warmup_steps > 0 { "warmup_steps" } else { "warmup_epochs" };
-            let problem = "one_cycle rises by itself: remove it, and see pct_start";
+            let problem = "one_cycle has its own warm-up, set by `pct_start`; remove this key";
             return Err(Invalid::new(&format!("schedule.{key}"), problem));
         }
         Ok(())

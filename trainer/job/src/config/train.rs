@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::validate::{Invalid, at_least_one, below_one, within};
+use crate::counted;
 
 /// Length of the training and batch sizes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -68,7 +69,7 @@ impl Train {
         below_one("train.ema_decay", self.ema_decay.unwrap_or(0.0))?;
         at_least_one("train.ema_every", self.ema_every)?;
         if self.ema_decay.is_none() && self.ema_every != 1 {
-            let problem = "goes with `train.ema_decay`, which is null: there is no average";
+            let problem = "has no effect: `train.ema_decay` is null; set that, or remove this key";
             return Err(Invalid::new("train.ema_every", problem));
         }
         at_least_one("train.max_steps", self.max_steps.unwrap_or(1))
@@ -102,8 +103,8 @@ impl Train {
         if images >= world_size {
             return Ok(());
         }
-        let problem =
-            format!("{images} images cannot be shared by {world_size} ranks; take fewer ranks");
+        let (images, ranks) = (counted(images, "image"), counted(world_size, "rank"));
+        let problem = format!("{images} cannot be split over {ranks}; use fewer ranks");
         Err(Invalid::new("train.global_batch_size", problem))
     }
 }
@@ -122,8 +123,9 @@ mod tests {
         assert!(train.check_shared_by(1024).is_ok());
         let error = train.check_shared_by(1025).unwrap_err().to_string();
         assert!(
-            error
-                .starts_with("train.global_batch_size: 1024 images cannot be shared by 1025 ranks")
+            error.starts_with(
+                "train.global_batch_size: 1024 images cannot be split over 1025 ranks"
+            )
         );
     }
 

@@ -105,6 +105,6 @@ pub(super) fn foreign<T: Copy + PartialEq>(
     let (chosen, owners) = (name(chosen), owners.join(" or "));
     Err(Invalid::new(
         &format!("{section}.{key}"),
-        format!("{chosen} has no `{key}`; remove it, or set {section}.name to {owners}"),
+        format!("{chosen} has no `{key}`; remove this key, or set {section}.name to {owners}"),
     ))
 }

@@ -92,9 +92,10 @@ fn read_names(file: &Path) -> Result<Vec<String>, Problem> {
         text.lines().map(str::trim).filter(|name| !name.is_empty()).map(String::from).collect();
     match names.len() {
         CIFAR100_CLASSES => Ok(names),
-        count => {
-            Err(Problem::bad(file, format!("has {count} names instead of {CIFAR100_CLASSES}")))
-        }
+        count => Err(Problem::bad(
+            file,
+            format!("has {count} class names instead of {CIFAR100_CLASSES}"),
+        )),
     }
 }
 
@@ -152,7 +153,7 @@ fn read_file(
             *label = u16::from(numbers[layout.label_bytes - 1]);
             if usize::from(*label) >= layout.classes {
                 let (record, last) = (first + index, layout.classes - 1);
-                let problem = format!("record {record} has label {label}, over {last}");
+                let problem = format!("record {record} has label {label}; expected 0 to {last}");
                 return Err(Problem::bad(&path, problem));
             }
             interleave(planes, image);
@@ -267,12 +268,15 @@ pub(super) mod tests {
         bytes[1] = 100;
         fs::write(&file, bytes).unwrap();
         let problem = load_cifar100(&found, limits(1, 1)).unwrap_err().to_string();
-        assert!(problem.ends_with("test.bin: record 0 has label 100, over 99"), "{problem}");
+        assert!(
+            problem.ends_with("test.bin: record 0 has label 100; expected 0 to 99"),
+            "{problem}"
+        );
 
         let names = folder.path().join("fine_label_names.txt");
         fs::write(&names, "apple\n").unwrap();
         let problem = load_cifar100(&found, limits(1, 1)).unwrap_err().to_string();
-        let expected = "fine_label_names.txt: has 1 names instead of 100";
+        let expected = "fine_label_names.txt: has 1 class names instead of 100";
         assert!(problem.ends_with(expected), "{problem}");
     }
 
@@ -299,7 +303,10 @@ pub(super) mod tests {
         fs::write(&file, bytes).unwrap();
         let problem = load_cifar10(folder.path(), Limits { train: Some(1), test: None });
         let problem = problem.unwrap_err().to_string();
-        assert!(problem.contains("test_batch.bin: record 300 has label 10, over 9"), "{problem}");
+        assert!(
+            problem.contains("test_batch.bin: record 300 has label 10; expected 0 to 9"),
+            "{problem}"
+        );
     }
 
     #[test]

@@ -27,7 +27,7 @@ impl DataError {
         let download = match problem {
             // A download has just been tried.
             Problem::Download { .. } | Problem::Md5 { .. } => "",
-            _ => "data.download: true fetches it; or ",
+            _ => "set data.download to true; or ",
         };
         let ways = format!("ways to get {}: {download}{}", published.title, published.by_hand);
         Self { problem, ways }
@@ -97,7 +97,7 @@ pub enum Problem {
         problem: String,
     },
     /// The downloaded file, even when downloaded again, has the wrong MD5.
-    #[error("{url}: the MD5 of what it sends is {found} instead of {wanted}")]
+    #[error("{url}: the downloaded file has MD5 {found} instead of {wanted}")]
     Md5 {
         /// Address of the file.
         url: String,

@@ -68,7 +68,7 @@ fn read_split(images: &Path, labels: &Path, limit: Option<usize>) -> Result<Imag
         return Err(Problem::bad(labels, problem));
     }
     if let Some(index) = numbers.iter().position(|label| usize::from(*label) >= CLASSES.len()) {
-        let problem = format!("label {index} is {}, over 9", numbers[index]);
+        let problem = format!("label {index} is {}; expected 0 to 9", numbers[index]);
         return Err(Problem::bad(labels, problem));
     }
     let count = limit.unwrap_or(count).min(count);
@@ -87,7 +87,7 @@ fn read_idx(path: &Path, dimensions: u8) -> Result<(Vec<usize>, Vec<u8>), Proble
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::UnexpectedEof => Problem::bad(path, "truncated"),
         io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => {
-            Problem::bad(path, format!("not what gzip has written: {error}"))
+            Problem::bad(path, format!("not a valid gzip file: {error}"))
         }
         _ => Problem::read(path)(error),
     };
@@ -112,9 +112,10 @@ fn read_idx(path: &Path, dimensions: u8) -> Result<(Vec<usize>, Vec<u8>), Proble
         found if found < len => {
             Err(Problem::bad(path, format!("truncated: {found} elements instead of {len}")))
         }
-        found if found > len => {
-            Err(Problem::bad(path, format!("goes on after the {len} elements of its header")))
-        }
+        found if found > len => Err(Problem::bad(
+            path,
+            format!("longer than the {len} elements that its header declares"),
+        )),
         _ => Ok((sizes, elements)),
     }
 }
@@ -191,14 +192,11 @@ mod tests {
         let cases = [
             (images(&idx(&[12], &[0; 12])), "magic number is 0x00000801 instead of 0x00000803"),
             (images(&idx(&[12, 28, 28], &[0; 784])), "truncated: 784 elements instead of 9408"),
-            (images(&idx(&[1, 28, 28], &[0; 785])), "goes on after the 784 elements"),
+            (images(&idx(&[1, 28, 28], &[0; 785])), "longer than the 784 elements"),
             (images(&[0, 0]), "truncated"),
             (images(&idx(&[1, 32, 32], &[0; 1024])), "its images are 32x32 instead of 28x28"),
             (images(&idx(&[u32::MAX; 3], &[])), "are too large"),
-            (
-                ("train-images-idx3-ubyte.gz", b"<html></html>".to_vec()),
-                "not what gzip has written",
-            ),
+            (("train-images-idx3-ubyte.gz", b"<html></html>".to_vec()), "not a valid gzip file"),
             (("train-images-idx3-ubyte.gz", good[..good.len() / 2].to_vec()), "truncated"),
             (
                 ("train-labels-idx1-ubyte.gz", gz(&idx(&[11], &[0; 11]))),
@@ -209,7 +207,7 @@ mod tests {
                     "train-labels-idx1-ubyte.gz",
                     gz(&idx(&[12], &[0, 0, 0, 10, 0, 0, 0, 0, 0, 0, 0, 0])),
                 ),
-                "label 3 is 10, over 9",
+                "label 3 is 10; expected 0 to 9",
             ),
         ];
         for ((name, bytes), expected) in cases {
@@ -230,7 +228,10 @@ mod tests {
         write_all(root.path());
         fs::remove_file(root.path().join("t10k-labels-idx1-ubyte")).unwrap();
         let error = read(root.path()).unwrap_err().to_string();
-        assert!(error.contains("t10k-labels-idx1-ubyte.gz: missing, though others of"), "{error}");
+        assert!(
+            error.contains("t10k-labels-idx1-ubyte.gz: missing, although other files of"),
+            "{error}"
+        );
     }
 
     #[test]

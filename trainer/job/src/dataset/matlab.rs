@@ -43,7 +43,9 @@ pub(super) fn read(mut file: &[u8]) -> Result<Vec<Array>, String> {
     }
     match &header[124..] {
         [0x00, 0x01, b'I', b'M'] => {}
-        [0x01, 0x00, b'M', b'I'] => return Err("a big-endian MAT-file".to_string()),
+        [0x01, 0x00, b'M', b'I'] => {
+            return Err("a big-endian MAT-file, which is not supported".to_string());
+        }
         _ => return Err("not a MAT-file of level 5".to_string()),
     }
     let mut arrays = Vec::new();
@@ -87,7 +89,10 @@ fn matrix(mut data: &[u8]) -> Result<Option<Array>, String> {
         dimensions.chunks_exact(4).map(|size| word(size) as usize).collect();
     let len = dimensions.iter().try_fold(1usize, |len, size| len.checked_mul(*size));
     if len != Some(bytes.len()) {
-        return Err(format!("{name} has {} elements and is {dimensions:?}", bytes.len()));
+        return Err(format!(
+            "array {name} has {} elements, but dimensions {dimensions:?}",
+            bytes.len()
+        ));
     }
     Ok(Some(Array { name, dimensions, bytes: bytes.to_vec() }))
 }

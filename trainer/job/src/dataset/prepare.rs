@@ -74,8 +74,8 @@ fn in_env_dir(cifar10: &Published, folder: &Path) -> Result<PathBuf, Problem> {
         }
         Found::Bad(other) => return Err(other),
         Found::Absent if !folder.exists() => "which does not exist".to_string(),
-        Found::Absent if !folder.is_dir() => "which is no folder".to_string(),
-        Found::Absent => "where none of CIFAR-10's .bin files is".to_string(),
+        Found::Absent if !folder.is_dir() => "which is not a folder".to_string(),
+        Found::Absent => "which has none of CIFAR-10's .bin files".to_string(),
     };
     Err(Problem::EnvDir { folder: folder.to_path_buf(), problem })
 }
@@ -135,7 +135,10 @@ pub(super) fn lock(folder: &Path, name: &str) -> Result<File, Problem> {
     let options = File::options().write(true).create(true).truncate(false).open(&path);
     let file = options.map_err(&wrong)?;
     if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-        tracing::info!("another process is preparing {}; waiting", folder.display());
+        tracing::info!(
+            "waiting for another process that is preparing the data set in {}",
+            folder.display()
+        );
         flock(&file, FlockOperation::LockExclusive).map_err(|error| wrong(error.into()))?;
     }
     Ok(file)
@@ -244,7 +247,7 @@ mod tests {
         assert!(error.contains("CIFAR10_DIR is /"), "{error}");
         assert!(error.contains("missing, which does not exist;"), "{error}");
         let error = prepare(&data, Some(folder.path())).unwrap_err().to_string();
-        assert!(error.contains("where none of CIFAR-10's .bin files is"), "{error}");
+        assert!(error.contains("which has none of CIFAR-10's .bin files"), "{error}");
         fs::write(folder.path().join("data_batch_2.bin"), "x").unwrap();
         let error = prepare(&data, Some(folder.path())).unwrap_err().to_string();
         assert!(error.contains("where data_batch_1.bin is missing"), "{error}");
@@ -255,7 +258,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let error = prepare(&data(folder.path(), Fallback::None), None).unwrap_err();
         assert!(error.to_string().contains("data.download is false"), "{error}");
-        assert!(error.to_string().contains("data.download: true fetches it; or put"), "{error}");
+        assert!(error.to_string().contains("set data.download to true; or put"), "{error}");
         let source = prepare(&data(folder.path(), Fallback::Synthetic), None).unwrap();
         let Source::Synthetic { because: Some(because) } = source else { panic!("{source:?}") };
         assert!(because.contains("no CIFAR-10 under"), "{because}");

@@ -170,8 +170,7 @@ impl Published {
         let path = file.path_in(folder);
         file.check_size(&path).map_err(|problem| match problem {
             Problem::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                let problem =
-                    format!("missing, though others of {}'s files are beside it", self.title);
+                let problem = format!("missing, although other files of {} are there", self.title);
                 Problem::bad(&path, problem)
             }
             other => other,

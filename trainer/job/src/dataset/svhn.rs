@@ -38,11 +38,11 @@ fn read_split(path: &Path, limit: Option<usize>) -> Result<Images, Problem> {
     let arrays = matlab::read(&file).map_err(bad)?;
     let array = |name: &str| {
         let found = arrays.iter().find(|array| array.name == name);
-        found.ok_or_else(|| bad(format!("has no array of bytes called {name}")))
+        found.ok_or_else(|| bad(format!("has no uint8 array named {name}")))
     };
     let Array { dimensions, bytes: columns, .. } = array("X")?;
     let [SIDE, SIDE, 3, count] = dimensions[..] else {
-        return Err(bad(format!("its X is {dimensions:?} instead of 32x32x3xN")));
+        return Err(bad(format!("its array X is {dimensions:?} instead of 32x32x3xN")));
     };
     let digits = &array("y")?.bytes;
     if digits.len() != count {
@@ -52,7 +52,7 @@ fn read_split(path: &Path, limit: Option<usize>) -> Result<Images, Problem> {
     let label = |(index, digit): (usize, &u8)| match digit {
         1..=9 => Ok(u16::from(*digit)),
         10 => Ok(0),
-        _ => Err(bad(format!("label {index} is {digit}, and not from 1 to 10"))),
+        _ => Err(bad(format!("label {index} is {digit}; expected 1 to 10"))),
     };
     let labels = digits[..limit].iter().enumerate().map(label).collect::<Result<_, _>>()?;
     let mut pixels = vec![0; limit * IMAGE_BYTES];
@@ -129,11 +129,11 @@ mod tests {
         let cases = [
             (b"<html>404</html>".to_vec(), "truncated within its header"),
             (good[..good.len() - 9].to_vec(), "truncated"),
-            (split(2, &[1, 11]), "label 1 is 11, and not from 1 to 10"),
-            (split(2, &[1, 0]), "label 1 is 0, and not from 1 to 10"),
+            (split(2, &[1, 11]), "label 1 is 11; expected 1 to 10"),
+            (split(2, &[1, 0]), "label 1 is 0; expected 1 to 10"),
             (split(2, &[1]), "has 1 labels for 2 images"),
-            (square, "its X is [2, 2] instead of 32x32x3xN"),
-            (matlab::tests::write(&[]), "has no array of bytes called X"),
+            (square, "its array X is [2, 2] instead of 32x32x3xN"),
+            (matlab::tests::write(&[]), "has no uint8 array named X"),
         ];
         for (bytes, expected) in cases {
             let root = tempfile::tempdir().unwrap();

@@ -11,8 +11,8 @@ use crate::config::{ConfigError, Difference};
 pub enum RunDirError {
     /// The directory already holds a run, which is not to be resumed.
     #[error(
-        "{} already holds a run, and nothing of it is overwritten; give another --run-dir, or \
-         --resume auto to go on with it", root.display()
+        "{} already holds a run, which is not overwritten; give another --run-dir, or --resume \
+         auto to resume it", root.display()
     )]
     HoldsRun {
         /// The run directory.
@@ -20,8 +20,8 @@ pub enum RunDirError {
     },
     /// The directory holds a run with another configuration in keys that affect training.
     #[error(
-        "{} holds a run with another configuration, so it cannot go on from there: {}; give the \
-         same configuration or another --run-dir", root.display(), listed(differences)
+        "{} holds a run with another configuration, so it cannot be resumed: {}; give the same \
+         configuration or another --run-dir", root.display(), listed(differences)
     )]
     Different {
         /// The run directory.

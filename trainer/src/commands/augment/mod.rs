@@ -48,7 +48,7 @@ pub fn augment(args: &AugmentArgs) -> Result<PathBuf> {
     data.test_images = Some(1);
     let data_set = setup::load_data(&Config { data, ..config.clone() })?;
     let rows = rows(&config, &data_set, args.images, args.epoch as usize);
-    let title = format!("What {} makes of {}", args.config.display(), data_set.name);
+    let title = format!("Augmentations of {} on {}", args.config.display(), data_set.name);
     let picture = sheet::draw(&title, &rows);
     let path = args.out.clone();
     let bytes =

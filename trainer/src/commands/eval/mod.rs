@@ -107,7 +107,7 @@ pub fn eval(args: &EvalArgs, world: World) -> Result<String> {
             one_rank(world, launcher.as_ref().map(|client| client as &dyn Store))?
         }
         _ if world.world_size > 1 => {
-            let problem = "--ranks is for a process that was started alone: there are other ranks";
+            let problem = "--ranks is for a single process, and this one is one of several ranks";
             return Err(TrainError::Usage(problem.to_owned()));
         }
         ranks => {
@@ -222,7 +222,7 @@ fn check_fit(data_set: &DataSet, trained: &Description) -> Result<()> {
         )));
     }
     if data_set.classes != trained.classes {
-        warn!("the classes of {name} have other names than those that the network was trained on");
+        warn!("the class names of {name} differ from those that the network was trained on");
     }
     Ok(())
 }
@@ -240,7 +240,7 @@ fn write_pictures(folder: &Path, report: &Report) -> Result<()> {
     for (path, bytes) in files {
         write_atomically(&path, &bytes).map_err(|source| MetricsError::Write { path, source })?;
     }
-    info!("confusion.png, confusion.svg and confusion.csv are in {}", folder.display());
+    info!("wrote confusion.png, confusion.svg and confusion.csv to {}", folder.display());
     Ok(())
 }
 

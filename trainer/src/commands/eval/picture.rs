@@ -35,7 +35,7 @@ pub(super) fn draw(report: &Report) -> Picture {
     title(&mut picture, report);
 
     let middle = left + side / 2.0;
-    picture.text((middle, top - 28.0), "taken for", 12.0, false, Anchor::Middle, MUTED);
+    picture.text((middle, top - 28.0), "predicted", 12.0, false, Anchor::Middle, MUTED);
     for (column, name) in column_names.iter().enumerate() {
         let x = left + (column as f32 + 0.5) * cell;
         picture.text((x, top - 9.0), name, size - 2.0, false, Anchor::Middle, INK);
@@ -62,14 +62,14 @@ pub(super) fn draw(report: &Report) -> Picture {
 
 fn title(picture: &mut Picture, report: &Report) {
     let heading = format!(
-        "{:.2} % right: {} of {}",
+        "{:.2} % correct: {} of {}",
         report.tally.accuracy() * 100.0,
         report.split,
         report.data_set
     );
     picture.text((MARGIN, 38.0), &heading, 19.0, true, Anchor::Start, INK);
     let below = format!(
-        "{} images, loss {:.4}. The darker a cell, the larger its part of the row.",
+        "{} images, loss {:.4}. The darker a cell, the larger its share of the row.",
         thousands(report.tally.images as u64),
         report.tally.loss()
     );

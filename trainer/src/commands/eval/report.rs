@@ -37,7 +37,7 @@ impl Report {
         let (correct, images) = (thousands(correct as u64), thousands(images as u64));
         let mut text = format!(
             "checkpoint  {}, step {}\nimages      {images}, {} of {}\naccuracy    {:.4} ({correct} \
-             right)\nloss        {:.4}\n\n",
+             correct)\nloss        {:.4}\n\n",
             self.checkpoint.display(),
             self.step,
             self.split,
@@ -71,7 +71,7 @@ impl Report {
             ("class", Align::Left),
             ("images", Align::Right),
             ("accuracy", Align::Right),
-            ("most often taken for", Align::Left),
+            ("most often mistaken for", Align::Left),
         ];
         table(columns, rows)
     }
@@ -85,7 +85,8 @@ impl Report {
         let most = self.confusion.rows().flatten().max().copied().unwrap_or(0);
         let column = short.iter().map(|name| width(name)).max().unwrap_or(0);
         let column = column.max(thousands(most).len());
-        let mut text = "confusion: a row is a class, a column what it was taken for\n".to_owned();
+        let mut text =
+            "confusion matrix: rows are true classes, columns predicted ones\n".to_owned();
         let mut line = |name: &str, cells: &mut dyn Iterator<Item = String>| {
             let cells: String = cells.map(|cell| format!("  {cell:>column$}")).collect();
             // Writing to a string cannot fail.
@@ -105,8 +106,8 @@ impl Report {
             [self.classes[class].clone(), self.classes[taken_for].clone(), thousands(images)]
         });
         let columns =
-            [("class", Align::Left), ("was taken for", Align::Left), ("times", Align::Right)];
-        format!("{}the whole matrix: --out DIR, or --json\n", table(columns, rows))
+            [("class", Align::Left), ("mistaken for", Align::Left), ("times", Align::Right)];
+        format!("{}for the whole matrix: --out DIR, or --json\n", table(columns, rows))
     }
 
     pub(super) fn to_json(&self) -> Value {

@@ -30,7 +30,7 @@ fn a_report_says_accuracy_loss_classes_and_mistakes() {
     let text = report(10).to_text();
     for line in [
         "images      100, test of cifar10",
-        "accuracy    0.9000 (90 right)",
+        "accuracy    0.9000 (90 correct)",
         "loss        0.5000",
         "class-3      10    0.9000  class-4 (1)",
         "class-9        1        0        0        0        0        0        0        0        0        9",

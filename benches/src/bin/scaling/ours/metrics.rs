@@ -61,7 +61,8 @@ pub(super) fn epochs_from_metrics(text: &str) -> Result<Vec<EpochEnd>> {
                 begin.get_or_insert_with(|| first_step_began(&Timed { record, time }));
             }
             Timed { record: Record::Epoch(EpochRecord { epoch, test, .. }), time } => {
-                let begin = begin.ok_or_else(|| problem("no step before an epoch's end"))?;
+                let begin =
+                    begin.ok_or_else(|| problem("an epoch record before the first step record"))?;
                 let seconds = (time - begin).as_seconds_f64();
                 ends.extend(test.map(|test| EpochEnd {
                     epoch,
@@ -115,14 +116,16 @@ pub(super) fn from_metrics(
         ..
     }) = summary
     else {
-        return Err(problem("no summary of a run with more steps than the warm-up"));
+        return Err(problem(
+            "no summary with step times; the run needs more steps than the warm-up",
+        ));
     };
     if taken != steps {
-        return Err(problem(&format!("{taken} steps instead of {steps}; more epochs are needed")));
+        return Err(problem(&format!("{taken} steps instead of {steps}; raise train.epochs")));
     }
     let warm = lines.iter().position(|line| line.record.step >= WARMUP_STEPS);
     let (Some(warm), Some(first), Some(last)) = (warm, lines.first(), lines.last()) else {
-        return Err(problem("no record of a step"));
+        return Err(problem("no step record after the warm-up"));
     };
     let (from, timed) = (&lines[warm], &lines[warm + 1..]);
     let global_batch = world_size * batch_size_per_rank * grad_accum_steps;

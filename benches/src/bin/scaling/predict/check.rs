@@ -97,9 +97,10 @@ pub fn document(report: &Report, tables: &[AllReduce]) -> Result<Vec<Block>> {
         Block::Text(format!("{}, Lockstep {}", report.machine.cpu, report.versions.lockstep)),
         Block::Table(table),
         Block::Text(format!(
-            "The largest error is {:.1} %. Predicted from as many ranks that do not communicate, and \
-             from all_reduce measured by itself; what a collective does takes from backward the time \
-             that it saves, as ranks have the cores that they compute on.",
+            "The largest error is {:.1} %. Predicted from as many isolated ranks, which do not \
+             communicate, and from all_reduce measured by itself. An overlapped collective slows \
+             backward by as much time as it hides, since it runs on the cores that ranks compute \
+             on.",
             worst * 100.0
         )),
     ])
@@ -117,7 +118,7 @@ fn rows(report: &Report, tables: &[AllReduce]) -> Result<Vec<Row>> {
         for (ranks, batch) in report.sizes(case).into_iter().filter(|(ranks, _)| *ranks > 1) {
             let over_mpi = report.nodes(case, ranks) > 1;
             let compute = isolated(report, case, ranks, batch).ok_or_else(|| {
-                problem(format!("no {ranks} isolated ranks that say where the time went"))
+                problem(format!("no run of {ranks} isolated ranks with the parts of a step's time"))
             })?;
             let table = tables.iter().find(|table| table.world_size == ranks);
             for variant in std::iter::once(&Variant::default()).chain(&args.variants) {
@@ -131,7 +132,9 @@ fn rows(report: &Report, tables: &[AllReduce]) -> Result<Vec<Row>> {
                     |bytes| backends.iter().find_map(|backend| table?.seconds(backend, bytes));
                 if all_reduce(1.0).is_none() {
                     let any = backends.join(" or ");
-                    return Err(problem(format!("no all_reduce of {any} with {ranks} ranks")));
+                    return Err(problem(format!(
+                        "no all_reduce table of {any} with {ranks} ranks"
+                    )));
                 }
                 let seconds = |bytes| all_reduce(bytes).unwrap_or(f64::NAN);
                 let row = row(&config, over_mpi, &compute, seconds)?;
@@ -267,7 +270,7 @@ mod tests {
         report.records.iter_mut().for_each(|record| record.nodes = 2);
         let error = document(&report, &[all_reduce()]).err().unwrap().to_string();
         assert!(
-            error.contains("no all_reduce of hierarchical or mpi backend with 2 ranks"),
+            error.contains("no all_reduce table of hierarchical or mpi backend with 2 ranks"),
             "{error}"
         );
     }

@@ -103,7 +103,7 @@ impl Cluster {
         let path = path_of(name);
         let text = std::fs::read_to_string(&path).map_err(|source| BenchError::Cluster {
             path: path.clone(),
-            problem: format!("{source}; there are {}", names().join(", ")),
+            problem: format!("{source}; known clusters: {}", names().join(", ")),
         })?;
         Self::parse(&text).map_err(|problem| BenchError::Cluster { path, problem })
     }
@@ -121,13 +121,15 @@ impl Cluster {
         };
         if let Some((name, figure)) = figures.iter().find(|(_, figure)| is_bad(figure)) {
             return Err(format!(
-                "{name}: {} with an uncertainty of {} is no figure: it must not be negative, and \
-                 the uncertainty must lie in [0, 1)",
+                "{name}: {} with an uncertainty of {} is out of range: the value must be finite \
+                 and not negative, the uncertainty in [0, 1)",
                 figure.value, figure.uncertainty
             ));
         }
         if cluster.gpus_per_node == 0 || cluster.algorithms.is_empty() {
-            return Err("gpus_per_node must be at least 1, and algorithms name one".to_owned());
+            return Err(
+                "gpus_per_node must be at least 1, and algorithms must not be empty".to_owned()
+            );
         }
         Ok(cluster)
     }
@@ -229,7 +231,7 @@ mod tests {
         let without = format!("{}source: \"\"{}", &text[..start], &text[end..]);
         assert!(Cluster::parse(&without).unwrap_err().contains("has no source"));
         let error = Cluster::parse(&text.replacen("uncertainty: 0", "uncertainty: 7", 1));
-        assert!(error.unwrap_err().contains("is no figure"));
+        assert!(error.unwrap_err().contains("is out of range"));
     }
 
     #[test]

@@ -106,7 +106,7 @@ impl FromStr for Rate {
             Some((rate, batch)) => (rate, Some(batch)),
             None => (text, None),
         };
-        let wrong = || format!("{text}: expected images a second, or RATE@BATCH such as 54000@64");
+        let wrong = || format!("{text}: expected images/s, or RATE@BATCH such as 54000@64");
         let images_per_s = rate.parse().map_err(|_| wrong())?;
         let batch = batch.map(str::parse).transpose().map_err(|_| wrong())?;
         match images_per_s > 0.0 && f64::is_finite(images_per_s) && batch != Some(0) {
@@ -132,11 +132,11 @@ pub fn speed(prediction: &Prediction, stem: &str, batch: usize) -> Result<(Compu
             format!("{}{at}", rate.images_per_s)
         };
         let rates: Vec<String> = prediction.images_per_s.iter().map(says).collect();
-        let basis = format!("images/s of one GPU as the command line says: {}", rates.join(", "));
+        let basis = format!("images/s of one GPU from the command line: {}", rates.join(", "));
         return Ok((ComputeCurve::new(known.collect()), basis));
     }
     let Some(path) = &prediction.measured else {
-        let problem = "a prediction needs the speed of one GPU: --measured or --images-per-s";
+        let problem = "a prediction needs the speed of one GPU; give --measured or --images-per-s";
         return Err(unexpected("the command line", problem.to_owned()));
     };
     let file = |source| BenchError::File { path: path.clone(), source };
@@ -146,7 +146,7 @@ pub fn speed(prediction: &Prediction, stem: &str, batch: usize) -> Result<(Compu
     let known = measured(&report, stem);
     if !known.iter().any(|(known, _)| *known == batch) {
         let path = path.display();
-        return Err(wrong(format!("no run of {stem} by one rank at batch {batch} in {path}")));
+        return Err(wrong(format!("no run of {stem} on one rank at batch {batch} in {path}")));
     }
     let hardware = report.machine.gpus.first().unwrap_or(&report.machine.cpu);
     let commit = Some(report.versions.lockstep.as_str()).filter(|commit| !commit.is_empty());

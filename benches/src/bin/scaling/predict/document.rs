@@ -64,7 +64,7 @@ fn table(model: &Model, steps: &[Step]) -> Table {
         ("images/s", Align::Right),
         ("efficiency", Align::Right),
         ("if all figures are off", Align::Right),
-        ("to the same loss, times sooner", Align::Right),
+        ("speed-up to the same loss", Align::Right),
     ]);
     for step in steps {
         let (low, high) = model.efficiency_range(step.ranks);
@@ -88,22 +88,23 @@ fn advice(model: &Model, counts: &[usize]) -> Vec<String> {
     let limit = HIDDEN * 100.0;
     let mut texts = vec![match model.stops_hiding() {
         Some(ranks) => format!(
-            "Communication stops hiding at {ranks} GPUs: from there on more than {limit} % of a \
-             step waits for it."
+            "From {ranks} GPUs on communication is no longer hidden: more than {limit} % of a step \
+             waits for it."
         ),
         None => format!(
-            "Communication hides up to {MOST_RANKS} GPUs: less than {limit} % of a step waits for it."
+            "Communication is hidden up to {MOST_RANKS} GPUs: less than {limit} % of a step waits \
+             for it."
         ),
     }];
     for &ranks in counts.iter().filter(|ranks| !model.is_hidden(**ranks)) {
         let (mib, step) = model.best_bucket_mib(ranks);
         let batch = model.hiding_batch(ranks).map_or_else(
-            || "no batch up to 256 times as large hides it".to_owned(),
-            |batch| format!("a batch of {batch} per rank hides it"),
+            || "no batch up to 256 times as large hides communication".to_owned(),
+            |batch| format!("a batch of {batch} per rank hides communication"),
         );
         texts.push(format!(
-            "{ranks} GPUs: buckets of {mib} MiB are the best, with {:.2} ms a step of which {:.2} \
-             are exposed; at the present bucket {batch}.",
+            "{ranks} GPUs: buckets of {mib} MiB are the best, with steps of {:.2} ms, of which \
+             {:.2} ms are exposed communication; with the present bucket size {batch}.",
             step.seconds * 1e3,
             step.timeline.exposed() * 1e3,
         ));
@@ -112,8 +113,8 @@ fn advice(model: &Model, counts: &[usize]) -> Vec<String> {
     let ranks = critical / model.batch_per_rank as f64;
     texts.push(format!(
         "The critical batch is about {critical:.0} images ({source}): {ranks:.0} GPUs at this batch. \
-         Strong scaling runs into it, because there twice the batch saves a quarter of the steps, \
-         and further out nothing."
+         It limits scaling: at the critical batch, doubling the batch saves only a quarter of the \
+         steps, and far beyond it none."
     ));
     texts
 }
@@ -147,8 +148,7 @@ fn strong(model: &Model, counts: &[usize], global_batch: usize) -> Table {
 }
 
 fn figures(model: &Model) -> Table {
-    let columns =
-        [("figure", Align::Left), ("value", Align::Right), ("may be off by", Align::Right)];
+    let columns = [("figure", Align::Left), ("value", Align::Right), ("uncertainty", Align::Right)];
     let mut table = Table::new(columns.into_iter().chain([("source", Align::Left)]));
     for (name, figure) in model.cluster.figures() {
         table.row(vec![

@@ -98,7 +98,7 @@ fn models(args: &Args) -> Result<Vec<Model>> {
     let mut networks = Vec::new();
     if let Some(name) = &prediction.network {
         let layers = Layers::for_imagenet(name).ok_or_else(|| {
-            wanted(&format!("--network {name}: `trainer models` lists what there is"))
+            wanted(&format!("--network {name}: no such network; `trainer models` lists them all"))
         })?;
         networks.push(Subject {
             layers,
@@ -114,7 +114,7 @@ fn models(args: &Args) -> Result<Vec<Model>> {
         let cap = bucket_mib(config.comm.bucket_cap_mib) as f64;
         let batch = config.train.batch_size_per_rank;
         if config.train.grad_accum_steps > 1 {
-            let problem = "predictions are for one microbatch a step: train.grad_accum_steps=1";
+            let problem = "predictions are for one microbatch a step; set train.grad_accum_steps=1";
             return Err(wanted(problem));
         }
         if config.train.global_batch_size.is_some() && args.batch_per_rank.is_empty() {

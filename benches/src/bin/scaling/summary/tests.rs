@@ -28,7 +28,7 @@ fn rates_ratios_and_efficiencies_are_shown() {
     ] {
         assert!(text.contains(line), "{line}\n{text}");
     }
-    assert!(!text.contains("MUTED") && !text.contains("energy"));
+    assert!(!text.contains("QUIET") && !text.contains("energy"));
 }
 
 #[test]
@@ -58,7 +58,10 @@ fn a_disturbed_run_is_mentioned_but_not_counted() {
     report.records.extend([disturbed, run(1, 1, "Lockstep", 100.0)]);
     let text = render(&report);
     assert!(text.contains("| Lockstep | 100 | 100..100 | 1 |"), "{text}");
-    assert!(text.contains("1 runs that others disturbed") && !text.contains("MUTED"), "{text}");
+    assert!(
+        text.contains("1 runs that other processes disturbed") && !text.contains("QUIET"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -77,7 +80,10 @@ fn a_busy_machine_and_failures_are_told() {
     failed.outcome = Outcome::Failed("no such thing\nat all".to_owned());
     report.records.extend([busy, failed]);
     let text = render(&report);
-    assert!(text.contains("during 1 of 2 runs others, or the host, used more than 3 %"), "{text}");
+    assert!(
+        text.contains("during 1 of 2 runs other processes, or the host, used more than 3 %"),
+        "{text}"
+    );
     assert!(text.contains("PyTorch DDP, plain failed at 2 ranks: no such thing\n"), "{text}");
 }
 

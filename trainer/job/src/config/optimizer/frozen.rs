@@ -27,15 +27,19 @@ impl Optimizer {
                 let names = parameters().map(|parameter| parameter.name.as_str());
                 let hint = match keys::nearest(pattern, names) {
                     Some(near) => format!("did you mean `{near}`?"),
-                    None => format!("expected a name, or one with `*`, or {NORM_WEIGHTS}"),
+                    None => format!(
+                        "expected a parameter's name, a pattern with `*`, or {NORM_WEIGHTS}"
+                    ),
                 };
-                let problem =
-                    format!("no parameter of {} is called `{pattern}`; {hint}", model.name);
+                let problem = format!("no parameter of {} matches `{pattern}`; {hint}", model.name);
                 return Err(Invalid::new(&format!("optimizer.frozen[{index}]"), problem));
             }
         }
         if parameters().all(|parameter| self.freezes(parameter)) {
-            return Err(Invalid::new("optimizer.frozen", "nothing is left to train"));
+            return Err(Invalid::new(
+                "optimizer.frozen",
+                "all parameters are frozen; nothing is left to train",
+            ));
         }
         Ok(())
     }

@@ -147,8 +147,8 @@ impl Optimizer {
         let skips_steps = matches!(self.name, OptimizerName::Adamw | OptimizerName::Sgd)
             && self.lookahead_steps.is_none();
         if precision == Precision::Fp16 && !skips_steps {
-            let problem = "fp16 skips steps whose gradients overflow, which adamw and sgd can do, without \
-                           look-ahead; take bf16 or fp32 with this optimizer";
+            let problem = "fp16 skips steps whose gradients overflow, which only adamw and sgd \
+                           without look-ahead can do; use bf16 or fp32 with this optimizer";
             return Err(Invalid::new("precision", problem));
         }
         Ok(())
@@ -198,7 +198,9 @@ impl Optimizer {
         ];
         match goes_with.iter().find(|(_, given, goes, _)| *given && !goes) {
             Some((key, _, _, with)) => {
-                Err(Invalid::new(&format!("optimizer.{key}"), format!("goes with {with} only")))
+                let problem =
+                    format!("has no effect without `{with}`; set that, or remove this key");
+                Err(Invalid::new(&format!("optimizer.{key}"), problem))
             }
             None => Ok(()),
         }

@@ -122,9 +122,9 @@ fn an_unknown_key_is_named_with_its_place_and_what_was_meant() {
     );
     assert_eq!(
         problem("train: {zebra: 2}\n", &[]),
-        "run.yaml:1:9: train.zebra: unknown key; known here: epochs, batch_size_per_rank, \
-         grad_accum_steps, global_batch_size, sync_batch_norm, label_smoothing, ema_decay, ema_every, seed, \
-         max_steps"
+        "run.yaml:1:9: train.zebra: unknown key; keys of this section are epochs, \
+         batch_size_per_rank, grad_accum_steps, global_batch_size, sync_batch_norm, \
+         label_smoothing, ema_decay, ema_every, seed, max_steps"
     );
     assert_eq!(
         problem("", &["train.epoch=2"]),
@@ -139,11 +139,11 @@ fn an_unknown_key_is_named_with_its_place_and_what_was_meant() {
 fn a_repeated_key_names_both_lines() {
     assert_eq!(
         problem("train:\n  epochs: 2\n  seed: 1\n  epochs: 3\n", &[]),
-        "run.yaml:4:3: train.epochs: given twice, first in line 2; keep one"
+        "run.yaml:4:3: train.epochs: given twice, first on line 2; keep one"
     );
     assert_eq!(
         problem("data:\ntrain: {epochs: 2}\ndata:\n", &[]),
-        "run.yaml:3:1: data: given twice, first in line 1; keep one"
+        "run.yaml:3:1: data: given twice, first on line 1; keep one"
     );
 }
 

@@ -112,11 +112,11 @@ fn a_value_out_of_range_says_the_range() {
         ),
         (
             "optimizer: {momentum: 0.9}",
-            "run.yaml:1:23: optimizer.momentum: adamw has no `momentum`; remove it, or set optimizer.name to sgd or lars or muon",
+            "run.yaml:1:23: optimizer.momentum: adamw has no `momentum`; remove this key, or set optimizer.name to sgd or lars or muon",
         ),
         (
             "optimizer: {name: sgd, eps: 1e-8}",
-            "run.yaml:1:29: optimizer.eps: sgd has no `eps`; remove it, or set optimizer.name to adamw or lamb or muon",
+            "run.yaml:1:29: optimizer.eps: sgd has no `eps`; remove this key, or set optimizer.name to adamw or lamb or muon",
         ),
         (
             "optimizer: {name: sgd, nesterov: true}",
@@ -124,15 +124,15 @@ fn a_value_out_of_range_says_the_range() {
         ),
         (
             "optimizer: {lr_batch_size: 64}",
-            "run.yaml:1:28: optimizer.lr_batch_size: goes with lr_scaling: linear or sqrt only",
+            "run.yaml:1:28: optimizer.lr_batch_size: has no effect without `lr_scaling: linear or sqrt`; set that, or remove this key",
         ),
         (
             "optimizer: {lookahead_power: 3}",
-            "run.yaml:1:30: optimizer.lookahead_power: goes with lookahead_steps only",
+            "run.yaml:1:30: optimizer.lookahead_power: has no effect without `lookahead_steps`; set that, or remove this key",
         ),
         (
             "optimizer: {name: muon, aux: sgd, eps: 1e-8}",
-            "run.yaml:1:40: optimizer.eps: goes with aux: adamw only",
+            "run.yaml:1:40: optimizer.eps: has no effect without `aux: adamw`; set that, or remove this key",
         ),
         (
             "optimizer: {name: muon, ns_steps: 0}",
@@ -144,16 +144,19 @@ fn a_value_out_of_range_says_the_range() {
         ),
         (
             "optimizer: {frozen: [norm_weights, conv.weight]}",
-            "run.yaml:1:36: optimizer.frozen[1]: no parameter of resnet18 is called `conv.weight`; did you mean `conv1.weight`?",
+            "run.yaml:1:36: optimizer.frozen[1]: no parameter of resnet18 matches `conv.weight`; did you mean `conv1.weight`?",
         ),
-        ("optimizer: {frozen: ['*']}", "run.yaml:1:21: optimizer.frozen: nothing is left to train"),
+        (
+            "optimizer: {frozen: ['*']}",
+            "run.yaml:1:21: optimizer.frozen: all parameters are frozen; nothing is left to train",
+        ),
         (
             "{precision: fp16, optimizer: {name: lars}}",
-            "run.yaml:1:13: precision: fp16 skips steps whose gradients overflow, which adamw and sgd can do, without look-ahead; take bf16 or fp32 with this optimizer",
+            "run.yaml:1:13: precision: fp16 skips steps whose gradients overflow, which only adamw and sgd without look-ahead can do; use bf16 or fp32 with this optimizer",
         ),
         (
             "schedule: {gamma: 0.5}",
-            "run.yaml:1:19: schedule.gamma: constant has no `gamma`; remove it, or set schedule.name to step or multistep",
+            "run.yaml:1:19: schedule.gamma: constant has no `gamma`; remove this key, or set schedule.name to step or multistep",
         ),
         (
             "schedule: {name: step}",
@@ -173,11 +176,11 @@ fn a_value_out_of_range_says_the_range() {
         ),
         (
             "schedule: {warmup_epochs: 2, warmup_steps: 3}",
-            "run.yaml:1:27: schedule.warmup_epochs: given beside warmup_steps; keep one",
+            "run.yaml:1:27: schedule.warmup_epochs: given together with `warmup_steps`; keep one",
         ),
         (
             "schedule: {name: one_cycle, warmup_steps: 3}",
-            "run.yaml:1:43: schedule.warmup_steps: one_cycle rises by itself: remove it, and see pct_start",
+            "run.yaml:1:43: schedule.warmup_steps: one_cycle has its own warm-up, set by `pct_start`; remove this key",
         ),
         (
             "schedule: {name: one_cycle, pct_start: 1.5}",
@@ -189,23 +192,23 @@ fn a_value_out_of_range_says_the_range() {
         ),
         (
             "model: {name: plain34, stochastic_depth: 0.5}",
-            "run.yaml:1:42: model.stochastic_depth: plain34 has no blocks that can be skipped; remove it",
+            "run.yaml:1:42: model.stochastic_depth: plain34 has no residual blocks to skip; remove this key",
         ),
         (
             "model: {name: wrn16_8, zero_init_residual: true}",
-            "run.yaml:1:44: model.zero_init_residual: no block of wrn16_8 ends with a batch norm; remove it",
+            "run.yaml:1:44: model.zero_init_residual: no block of wrn16_8 ends with a batch norm; remove this key",
         ),
         (
             "model: {name: resnet50, dropout: 0.5}",
-            "run.yaml:1:34: model.dropout: resnet50 has no dropout; remove it, or take a wrn or vgg network",
+            "run.yaml:1:34: model.dropout: resnet50 has no dropout; remove this key, or use a wrn or vgg network",
         ),
         (
             "model: {name: resnet56, from_torchvision: a.safetensors}",
-            "run.yaml:1:43: model.from_torchvision: torchvision has no resnet56; `trainer models` says what it has",
+            "run.yaml:1:43: model.from_torchvision: torchvision has no resnet56; `trainer models` marks the networks it has",
         ),
         (
             "data: {augment: [flip, crop, flip: {mode: alternating}]}",
-            "run.yaml:1:30: data.augment[2]: given twice; each may be given once",
+            "run.yaml:1:30: data.augment[2]: flip is given twice; keep one",
         ),
         (
             "data: {augment: [crop: {padding: 32, mode: reflect}]}",
@@ -233,7 +236,7 @@ fn a_value_out_of_range_says_the_range() {
         ),
         (
             "data: {image_size: 32}",
-            "run.yaml:1:20: data.image_size: goes with `dataset: image_folder` only: other data sets have a size",
+            "run.yaml:1:20: data.image_size: is for `dataset: image_folder` only; images of other data sets have a fixed size",
         ),
         (
             "data: {normalization: {mean: [0.5], std: [0.5, 0.5, 0.5]}}",
@@ -253,7 +256,7 @@ fn a_value_out_of_range_says_the_range() {
         ),
         (
             "train: {ema_every: 5}",
-            "run.yaml:1:20: train.ema_every: goes with `train.ema_decay`, which is null: there is no average",
+            "run.yaml:1:20: train.ema_every: has no effect: `train.ema_decay` is null; set that, or remove this key",
         ),
         (
             "checkpoint: {keep: 0}",

@@ -69,7 +69,8 @@ pub(super) fn fetch(
     let folder = root.join(published.folder);
     if fs::read_dir(&folder).is_ok_and(|mut entries| entries.next().is_some()) {
         let problem = format!(
-            "is in the way of the download, and none of {}'s files is in it",
+            "is not empty and has none of {}'s files, so nothing is downloaded into it; move it \
+             away",
             published.title
         );
         return Err(Problem::bad(&folder, problem));
@@ -104,7 +105,9 @@ fn fetch_file(remote: Remote<'_>, title: &str, folder: &Path) -> Result<PathBuf,
     if file.exists() {
         let found = md5_of(&file)?;
         if found != remote.md5 {
-            let problem = format!("its MD5 is {found} instead of {}; remove it", remote.md5);
+            let wanted = remote.md5;
+            let problem =
+                format!("its MD5 is {found} instead of {wanted}; remove it to download it again");
             return Err(Problem::bad(&file, problem));
         }
         return Ok(file);
@@ -139,7 +142,11 @@ fn download(remote: Remote<'_>, title: &str, part: &Path) -> Result<(), Problem>
             let (url, wanted) = (remote.url.to_string(), remote.md5.to_string());
             return Err(Problem::Md5 { url, found, wanted });
         }
-        tracing::warn!("{}: its MD5 is {found}, not {}: starting over", remote.url, remote.md5);
+        tracing::warn!(
+            "{}: the download has MD5 {found} instead of {}; downloading it again",
+            remote.url,
+            remote.md5
+        );
         started_over = true;
     }
 }
@@ -167,7 +174,7 @@ fn transfer(remote: Remote<'_>, title: &str, part: &Path) -> Result<(), Problem>
         if fruitless == FRUITLESS_TRIES {
             return Err(failed(remote, problem));
         }
-        tracing::warn!("{}: {problem}: going on from there", remote.url);
+        tracing::warn!("{}: {problem}; resuming the download", remote.url);
         if fruitless > 0 {
             std::thread::sleep(remote.back_off * (1 << (fruitless - 1)));
         }

@@ -308,7 +308,9 @@ fn an_archive_without_the_files_is_named_and_leaves_no_folder() {
     fs::write(packed.path().join("data_batch_1.bin"), "short").unwrap();
     let body = pack(packed.path());
     let truncated = body[..body.len() / 2].to_vec();
-    for (body, expected) in [(body, "data_batch_1.bin in it is wrong"), (truncated, "unpacked")] {
+    for (body, expected) in
+        [(body, "data_batch_1.bin in the archive is bad"), (truncated, "unpacked")]
+    {
         let root = tempfile::tempdir().unwrap();
         let md5 = md5_hex(&body);
         let server = Server::start(Arc::new(body), &[Reply::Range]);
@@ -330,7 +332,7 @@ fn a_folder_in_the_way_is_named_and_left_alone() {
     let error = fetch(cifar10(), Origin::Archive(remote(&server.url, &ARCHIVE_MD5)), root.path())
         .unwrap_err()
         .to_string();
-    assert!(error.contains(&format!("{FOLDER}: is in the way of the download")), "{error}");
+    assert!(error.contains(&format!("{FOLDER}: is not empty and has none of")), "{error}");
     assert_eq!(fs::read_to_string(&note).unwrap(), "mine");
     assert_eq!(server.requests(), [0; 0]);
 }

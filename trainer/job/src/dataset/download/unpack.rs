@@ -23,11 +23,11 @@ pub(super) fn unpack(published: &Published, archive: &Path, root: &Path) -> Resu
             Found::Complete(_) => Ok(()),
             Found::Bad(Problem::BadFile { file, problem }) => {
                 let name = file.file_name().unwrap_or_default().to_string_lossy();
-                Err(Problem::bad(archive, format!("{name} in it is wrong: {problem}")))
+                Err(Problem::bad(archive, format!("{name} in the archive is bad: {problem}")))
             }
             Found::Bad(other) => Err(other),
             Found::Absent => {
-                let problem = format!("it has none of {}'s files", published.title);
+                let problem = format!("the archive has none of {}'s files", published.title);
                 Err(Problem::bad(archive, problem))
             }
         })

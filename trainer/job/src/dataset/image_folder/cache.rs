@@ -43,9 +43,9 @@ struct Description {
 pub(super) fn check(cache: &Path, key: &str) -> Result<(), String> {
     match open(cache) {
         Ok((_, description)) if description.key == key => Ok(()),
-        Ok(_) => Err("files have changed since it was made".to_owned()),
-        Err(Problem::BadFile { problem, .. }) => Err(format!("it is {problem}")),
-        Err(_) => Err("once, until files change".to_owned()),
+        Ok(_) => Err("files have changed since the cache was made".to_owned()),
+        Err(Problem::BadFile { problem, .. }) => Err(format!("the cache is {problem}")),
+        Err(_) => Err("there is no readable cache yet".to_owned()),
     }
 }
 
@@ -90,7 +90,7 @@ fn open(cache: &Path) -> Result<(Arc<Mmap>, Description), Problem> {
     let (body, end) = map.split_last_chunk::<END_BYTES>().ok_or_else(|| bad("truncated"))?;
     let (len, magic) = end.split_at(8);
     if magic != MAGIC {
-        return Err(bad("truncated, or no file of decoded images"));
+        return Err(bad("truncated, or not a cache of decoded images"));
     }
     let len = len.iter().rev().fold(0, |len, byte| len << 8 | u64::from(*byte));
     let start = usize::try_from(len).ok().and_then(|len| body.len().checked_sub(len));

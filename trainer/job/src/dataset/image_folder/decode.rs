@@ -85,7 +85,7 @@ fn decode(path: &Path) -> Result<DynamicImage, Problem> {
     if format == ImageFormat::Jpeg {
         let Decoded { image, warning } = jpeg::decode(&bytes).map_err(|error| broken(&error))?;
         if let Some(warning) = warning {
-            tracing::warn!("{}: damaged, read as far as that goes: {warning}", path.display());
+            tracing::warn!("{}: damaged, decoded as far as possible: {warning}", path.display());
         }
         return Ok(image);
     }

@@ -57,17 +57,21 @@ pub(super) fn decode(jpeg: &[u8]) -> Result<Decoded, String> {
     let frame = Frame::of(jpeg)?;
     let Frame { width, height, components, .. } = frame;
     if width.max(height) > MAX_SIDE {
-        return Err(format!("{width}x{height} pixels are more than {MAX_SIDE} a side"));
+        return Err(format!(
+            "it has {width}x{height} pixels; at most {MAX_SIDE} a side are supported"
+        ));
     }
     let pixel_format = match components {
         1 => sys::TJPF_GRAY,
         3 => sys::TJPF_RGB,
         4 => sys::TJPF_CMYK,
-        _ => return Err(format!("its pixels have {components} colours")),
+        _ => return Err(format!("it has {components} colour components instead of 1, 3 or 4")),
     };
     let bytes = u64::from(width) * u64::from(height) * u64::from(components);
     if bytes > MAX_DECODED_BYTES {
-        return Err(format!("{width}x{height} pixels take more than {MAX_DECODED_BYTES} bytes"));
+        return Err(format!(
+            "its {width}x{height} pixels take more than {MAX_DECODED_BYTES} bytes when decoded"
+        ));
     }
     let mut pixels = vec![0; bytes as usize];
     let warning = decompress(jpeg, &frame, pixel_format, &mut pixels)?;
@@ -132,7 +136,7 @@ impl Decompressor {
     fn new() -> Result<Self, String> {
         // SAFETY: the function has no requirements.
         let handle = unsafe { sys::tjInitDecompress() };
-        NonNull::new(handle).map(Self).ok_or_else(|| "no memory to decode it in".to_owned())
+        NonNull::new(handle).map(Self).ok_or_else(|| "not enough memory to decode it".to_owned())
     }
 }
 
@@ -161,7 +165,7 @@ impl Frame {
     fn of(jpeg: &[u8]) -> Result<Self, String> {
         const END_OF_IMAGE: u8 = 0xd9;
         const ADOBE: u8 = 0xee;
-        let cut_off = || "it is cut off".to_owned();
+        let cut_off = || "it is truncated".to_owned();
         let mut frame = None;
         let mut is_adobes = false;
         let mut at = 2;
@@ -188,7 +192,7 @@ impl Frame {
         }
         match frame {
             Some(frame) if frame.width > 0 && frame.height > 0 => Ok(Self { is_adobes, ..frame }),
-            Some(_) => Err("it has no pixels".to_owned()),
+            Some(_) => Err("its width or height is 0".to_owned()),
             None => Err("it has no image".to_owned()),
         }
     }

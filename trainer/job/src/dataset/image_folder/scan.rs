@@ -38,10 +38,15 @@ impl Listing {
         let train_root = root.join("train");
         let classes = classes(&train_root)?;
         if classes.is_empty() {
-            return Err(Problem::bad(&train_root, "has no folder with images, one a class"));
+            return Err(Problem::bad(
+                &train_root,
+                "has no folders; expected one folder of images per class",
+            ));
         }
         if classes.len() > usize::from(u16::MAX) {
-            return Err(Problem::bad(&train_root, format!("has {} classes", classes.len())));
+            let problem =
+                format!("has {} classes; at most {} are supported", classes.len(), u16::MAX);
+            return Err(Problem::bad(&train_root, problem));
         }
         let train = images(&train_root, &classes, &classes)?;
         let mut has_images = vec![false; classes.len()];
@@ -90,7 +95,7 @@ fn classes(folder: &Path) -> Result<Vec<String>, Problem> {
     for path in entries(folder)? {
         let name = path.file_name().unwrap_or_default();
         let name = name.to_str().ok_or_else(|| {
-            Problem::bad(&path, "its name is no UTF-8, so it cannot be a class's name")
+            Problem::bad(&path, "its name is not UTF-8, so it cannot name a class")
         })?;
         if !name.starts_with('.') && path.is_dir() {
             names.push(name.to_owned());
@@ -126,7 +131,7 @@ fn is_image(path: &Path) -> bool {
 fn entries(folder: &Path) -> Result<Vec<PathBuf>, Problem> {
     let read = |error| match std::io::Error::kind(&error) {
         std::io::ErrorKind::NotFound => Problem::NoFolder { folder: folder.to_path_buf() },
-        std::io::ErrorKind::NotADirectory => Problem::bad(folder, "is no folder"),
+        std::io::ErrorKind::NotADirectory => Problem::bad(folder, "is not a folder"),
         _ => Problem::read(folder)(error),
     };
     let mut paths = fs::read_dir(folder)

@@ -5,9 +5,9 @@ use std::thread;
 use image::{GrayImage, ImageFormat, Luma, Rgb, RgbImage, Rgba, RgbaImage};
 use tempfile::TempDir;
 
-use super::super::{self as dataset, DataError, Normalization};
 use super::*;
 use crate::config::{Dataset, Fallback};
+use crate::dataset::{self, DataError, Normalization};
 
 struct Folder(TempDir);
 
