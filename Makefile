@@ -4,7 +4,7 @@ CONFIG ?= configs/quickstart.yaml
 # On a machine without a GPU: two ranks on the CPU.
 RANKS  ?= $(shell [ -e /dev/nvidiactl ] || echo --cpu 2)
 
-.PHONY: train test bench setup lint deny
+.PHONY: train test bench setup lint msrv deny
 
 train: setup
 	cargo build --release --locked -p launcher -p trainer
@@ -28,6 +28,11 @@ lint: setup
 	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --all-targets --features mpi -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps --features mpi
+
+# That everything compiles with the least supported Rust, which rustup provides.
+MSRV := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+msrv: setup
+	cargo +$(MSRV) check --locked --workspace --all-targets --features mpi --target-dir target/msrv
 
 # Licences and sources of dependencies, and what is known against them; the last needs the network:
 # make deny CHECKS="bans licenses sources" does without.

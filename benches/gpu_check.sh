@@ -338,7 +338,7 @@ fi
 speed
 
 {
-    cat "$out"/speed-*.md 2>/dev/null | grep -e '^|' -e ' failed at [0-9]* ranks: '
+    cat "$out"/speed-*.md 2>/dev/null | grep -e '^|' -e ' failed at [0-9]* ranks*: '
     echo
     echo "Lockstep $(cat "$root/version" 2>/dev/null || git -C "$root" describe --always --dirty 2>/dev/null)" \
         "on $(nvidia-smi -L 2>/dev/null | head -n 1 | grep . || grep -m 1 'model name' /proc/cpuinfo | cut -d : -f 2)," \

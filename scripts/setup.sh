@@ -28,7 +28,7 @@ if [ -n "${LIBTORCH:-}" ]; then
     kind=own
     found=$(libtorch_version "$LIBTORCH")
     [ "$found" = "$torch" ] ||
-        die "LIBTORCH=$LIBTORCH holds libtorch ${found:-of unknown version}, wanted is $torch; unset LIBTORCH to have it installed"
+        die "LIBTORCH=$LIBTORCH holds libtorch ${found:-of unknown version}, but $torch is needed; unset LIBTORCH to have it installed"
 elif [ -e /dev/nvidiactl ]; then
     kind=cuda
 fi

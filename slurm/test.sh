@@ -191,7 +191,7 @@ gpus_and_arrays_are_passed_on() {
         { echo "$output"; return 1; }
 }
 
-an_end_that_would_come_again_is_not_requeued() {
+a_failure_that_would_recur_is_not_requeued() {
     local output code=0
     output=$(PATH=$PWD/stub:$PATH SLURM_JOB_ID=7 STUB_CODE=2 bash "$trained") || code=$?
     [ "$code" -eq 2 ] && [[ $output != *scontrol* ]]
@@ -280,7 +280,7 @@ sed -e 's/480, test_images: 96/3840, test_images: 480/' -e 's/batch_size_per_ran
 sed 's/epochs: 2, batch_size_per_rank: 8/epochs: 6, batch_size_per_rank: 16/' short.yaml >medium.yaml
 sed 's/epochs: 2, batch_size_per_rank: 8/epochs: 1000, batch_size_per_rank: 16/' short.yaml >long.yaml
 check "GPUs and arrays are passed on" gpus_and_arrays_are_passed_on
-check "a failure that would recur is not requeued" an_end_that_would_come_again_is_not_requeued
+check "a failure that would recur is not requeued" a_failure_that_would_recur_is_not_requeued
 check "doctors of two nodes find each other and measure" doctors_of_two_nodes_find_each_other_and_measure
 check "doctors find what is planted" doctors_find_too_many_tasks_a_wrong_clock_and_missing_images
 check "doctors find a slow network" doctors_find_a_slow_network

@@ -12,9 +12,9 @@
 # node; ranks: one per GPU, without GPUs one per CPU of the job on a node, or as `--cpu N` says. The run is
 # kept in runs/<config>-slurm-<job id>, so a job that is requeued goes on from its newest checkpoint.
 #
-# Two minutes before the time limit a checkpoint is saved and the job requeued. It is requeued, too, after
-# ends that may not come again: a rank failed (4), a deadline passed (5). It is not after `scancel`, nor for
-# ends that would come again.
+# Two minutes before the time limit a checkpoint is saved and the job requeued. It is also requeued after
+# failures that may not recur: a rank failed (4), a deadline passed (5); not after `scancel`, nor after
+# failures that would recur.
 #
 #   LOCKSTEP_MAX_REQUEUES   so often at most (default 10)
 #   LOCKSTEP_SIGNAL         what the launchers are sent to save and stop (default USR1)

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use job::counted;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -207,7 +208,10 @@ fn write_all(queue: &Receiver<Shown>, overflow: &Mutex<Overflow>) {
 fn write_overflow(overflow: &Mutex<Overflow>, bar: Option<&ProgressBar>) {
     let Overflow { kept, lost } = std::mem::take(&mut *lock(overflow));
     if lost > 0 {
-        let note = format!("({lost} lines were not shown: the terminal accepted no output)\n");
+        let note = format!(
+            "(not shown: {}, as the terminal accepted no output)\n",
+            counted(lost as usize, "line")
+        );
         write(bar, note.as_bytes());
     }
     for bytes in kept {

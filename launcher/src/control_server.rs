@@ -1,8 +1,9 @@
 //! The launcher's end of the control connections to the ranks of this node.
 //!
-//! Ranks publish values for each other here, report what they do, and are asked to stop. One coordinator
+//! Ranks publish values for each other here, report what they do, and are asked to stop. One control server
 //! serves one attempt at the job, so that no value outlives the processes that it is about. In a job of
-//! several nodes, node 0's coordinator keeps the values, and the others forward what their ranks put and get.
+//! several nodes, node 0's control server keeps the values, and the others forward what their ranks put and
+//! get.
 
 use std::collections::HashMap;
 use std::io;
@@ -32,7 +33,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// An event on a rank's control connection.
 #[derive(Debug)]
 pub enum Message {
-    /// A message of the rank that the coordinator does not handle itself.
+    /// A message of the rank that the control server does not handle itself.
     Said {
         /// The rank.
         rank: usize,
@@ -51,7 +52,7 @@ pub enum Message {
 /// Where the values that ranks publish for each other are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoreLocation {
-    /// In this coordinator.
+    /// In this control server.
     Local,
     /// At node 0's launcher: what ranks put, and what they get and is not known here, is forwarded as
     /// messages.
@@ -85,7 +86,7 @@ impl KeyValueStore {
 struct Shared {
     state: Mutex<State>,
     ranks: Range<usize>,
-    values: StoreLocation,
+    store_location: StoreLocation,
     /// State of each rank's connection, indexed from the first rank of this node.
     connections: Vec<watch::Sender<Connection>>,
     messages: UnboundedSender<Message>,
@@ -121,14 +122,14 @@ impl ControlServer {
     /// When the socket cannot be created.
     pub fn listen(
         ranks: Range<usize>,
-        values: StoreLocation,
+        store_location: StoreLocation,
         messages: UnboundedSender<Message>,
     ) -> io::Result<Self> {
         let (folder, socket) = private_folder("lockstep-", "control")?;
         let listener = UnixListener::bind(&socket)?;
         let connections = ranks.clone().map(|_| watch::Sender::new(Connection::NotYet)).collect();
         let state = Mutex::new(State { folder: Some(folder), ..State::default() });
-        let shared = Arc::new(Shared { state, ranks, values, connections, messages });
+        let shared = Arc::new(Shared { state, ranks, store_location, connections, messages });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared))).abort_handle();
         Ok(Self { shared, socket, accepting })
     }
@@ -158,7 +159,7 @@ impl ControlServer {
     pub fn drained(&self, rank: usize) -> impl Future<Output = ()> + Send + use<> {
         let mut connection = self.shared.connection(rank).subscribe();
         async move {
-            // Fails only if the sender is gone with the coordinator; then there is nothing to wait for.
+            // Fails only if the sender is gone with the control server; then there is nothing to wait for.
             let _ = connection.wait_for(|state| *state == Connection::Closed).await;
         }
     }
@@ -279,12 +280,12 @@ impl Shared {
 
     fn take(&self, rank: usize, message: ToLauncher) {
         match message {
-            ToLauncher::Put { key, value } if self.values == StoreLocation::Local => {
+            ToLauncher::Put { key, value } if self.store_location == StoreLocation::Local => {
                 self.state().put(key, value);
             }
             ToLauncher::Get { key } => {
                 let is_known = self.state().get(Asker::Rank(rank), key.clone());
-                if !is_known && self.values == StoreLocation::Node0 {
+                if !is_known && self.store_location == StoreLocation::Node0 {
                     self.send(Message::Said { rank, message: ToLauncher::Get { key } });
                 }
             }

@@ -30,7 +30,7 @@ use crate::policy::Exit;
 use crate::spawn::{self, Groups, Spec};
 
 /// How long to wait for the last messages of a rank whose process has ended.
-const LAST_WORDS: Duration = Duration::from_millis(200);
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// How long to wait, at the end of an attempt, for the rest of the ranks' output.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
@@ -87,7 +87,7 @@ pub struct LocalRanks<'a> {
     messages: UnboundedReceiver<Message>,
     exits: UnboundedReceiver<Exited>,
     exit_sender: UnboundedSender<Exited>,
-    rank_event: VecDeque<RankEvent>,
+    rank_events: VecDeque<RankEvent>,
     logs: BTreeMap<usize, RankLog>,
     slots: Option<Slots>,
     oom_kills: OomKills,
@@ -140,14 +140,14 @@ impl<'a> LocalRanks<'a> {
     pub fn start(
         plans: &'a [RankPlan],
         spec: Spec,
-        values: StoreLocation,
+        store_location: StoreLocation,
         mpi: &MpiRole,
         console: Option<Console>,
     ) -> Result<Self, LaunchError> {
         let ranks = range(plans);
         let (message_sender, messages) = mpsc::unbounded_channel();
         let (exit_sender, exits) = mpsc::unbounded_channel();
-        let server = ControlServer::listen(ranks.clone(), values, message_sender)
+        let server = ControlServer::listen(ranks.clone(), store_location, message_sender)
             .map_err(LaunchError::system("open a control socket"))?;
         let slots = match mpi {
             MpiRole::No => None,
@@ -165,7 +165,7 @@ impl<'a> LocalRanks<'a> {
             messages,
             exits,
             exit_sender,
-            rank_event: VecDeque::new(),
+            rank_events: VecDeque::new(),
             logs: BTreeMap::new(),
             slots,
             oom_kills: OomKills::new(),
@@ -186,7 +186,7 @@ impl<'a> LocalRanks<'a> {
             let rank = plan.world.rank;
             let mpi = self.slots.as_ref().map(|slots| slots.env(rank)).unwrap_or_default();
             match self.spawn_one(plan, mpi) {
-                Ok(pid) => self.rank_event.push_back(RankEvent::Spawned { rank, pid }),
+                Ok(pid) => self.rank_events.push_back(RankEvent::Spawned { rank, pid }),
                 Err(error) => self.give_up(rank, &error.to_string()),
             }
         }
@@ -219,8 +219,8 @@ impl<'a> LocalRanks<'a> {
         let exit_code = ExitCode::Setup as u8;
         let (message, blame) = (reason.to_owned(), Blame::Nobody);
         let message = ToLauncher::Failed { exit_code, message, blame };
-        self.rank_event.push_back(RankEvent::Said { rank, message });
-        self.rank_event.push_back(RankEvent::Exited {
+        self.rank_events.push_back(RankEvent::Said { rank, message });
+        self.rank_events.push_back(RankEvent::Exited {
             rank,
             exit: Exit::Code(exit_code.into()),
             ago_ms: 0,
@@ -230,8 +230,8 @@ impl<'a> LocalRanks<'a> {
     /// Waits for the next event and returns it. Cancel safe: may be dropped and called again.
     pub async fn next(&mut self) -> Local {
         loop {
-            if let Some(rank_event) = self.rank_event.pop_front() {
-                return Local::RankEvent(rank_event);
+            if let Some(rank_events) = self.rank_events.pop_front() {
+                return Local::RankEvent(rank_events);
             }
             let slots = async {
                 match &mut self.slots {
@@ -247,7 +247,7 @@ impl<'a> LocalRanks<'a> {
                     return Local::RankEvent(message.into());
                 }
                 Some(exited) = self.exits.recv() => return Local::RankEvent(self.exited(&exited)),
-                progress = slots => match progress {
+                event = slots => match event {
                     MpiEvent::Daemon { host, command } => return Local::Daemon { host, command },
                     MpiEvent::Ready => self.spawn(),
                     MpiEvent::Failed(reason) => self.never_spawned(&reason),
@@ -359,7 +359,7 @@ async fn watch(
     };
     let at = Instant::now();
     // There is a timeout because the connection of a rank that never connected is never closed.
-    let _ = timeout(LAST_WORDS, last_words).await;
+    let _ = timeout(DRAIN_TIMEOUT, last_words).await;
     // The receiver is gone when the attempt was given up.
     let _ = exits.send(Exited { rank, status, at });
 }

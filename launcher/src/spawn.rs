@@ -76,7 +76,7 @@ pub fn find_trainer(launcher: &Path, path: Option<OsString>) -> Result<PathBuf, 
         .ok_or(LaunchError::NoTrainer { beside })
 }
 
-/// Starts the trainer of a rank, pinned to its CPUs. It connects to the coordinator's `socket`; the returned
+/// Starts the trainer of a rank, pinned to its CPUs. It connects to the control server's `socket`; the returned
 /// reader gets both its standard output and its standard error. `mpi` holds variables that make it a rank of
 /// MPI.
 ///

@@ -84,8 +84,8 @@ impl Supervisor<'_> {
     /// Runs the job to its end, restarts included.
     ///
     /// # Errors
-    /// [`LaunchError`] when ranks cannot be started, here or on another node, or a lost node does not come back;
-    /// then no rank of this node is left behind.
+    /// [`LaunchError`] when ranks cannot be started, here or on another node, or a lost node does not come
+    /// back; then no rank of this node is left behind.
     pub async fn run(
         &self,
         mut others: Option<&mut Leader>,
@@ -99,9 +99,9 @@ impl Supervisor<'_> {
             let started = Instant::now();
             // Read for each attempt: a lost node may come back as another machine.
             let hosts = others.as_deref().map_or_else(Vec::new, Leader::hosts);
-            let host = others.as_deref_mut();
+            let leader = others.as_deref_mut();
             let (outcome, job, logs) =
-                self.attempt(signals, events, host, &mpi, restarts, walltime).await?;
+                self.attempt(signals, events, leader, &mpi, restarts, walltime).await?;
             let report = Report { outcome, job, logs, restarts, hosts };
             let stopping = report.job.stop_reason().is_some();
             let again = policy::restart(&report.outcome, stopping, restarts, self.max_restarts);
@@ -122,9 +122,9 @@ impl Supervisor<'_> {
             let why = format!("restart {} of {}: {failure}", restarts + 1, self.max_restarts);
             tracing::warn!("{why}; all ranks start again from the newest checkpoint");
             events.record(&Record::Restarted { restarts: restarts + 1, reason: &why });
-            if let Some(host) = others.as_deref_mut().filter(|host| host.has_lost()) {
+            if let Some(leader) = others.as_deref_mut().filter(|leader| leader.has_lost()) {
                 tokio::select! {
-                    gathered = self.gather_again(host) => mpi = gathered?,
+                    gathered = self.gather_again(leader) => mpi = gathered?,
                     signal = signals.next() => {
                         tracing::warn!("{}: no restart", signal.name());
                         return Ok(report);
@@ -137,23 +137,23 @@ impl Supervisor<'_> {
     }
 
     /// Waits until lost nodes have joined again, and returns what this node then has to provide for MPI.
-    async fn gather_again(&self, host: &mut Leader) -> Result<MpiRole, LaunchError> {
-        host.gather().await?;
-        if host.layout() != self.plan.layout {
+    async fn gather_again(&self, leader: &mut Leader) -> Result<MpiRole, LaunchError> {
+        leader.gather().await?;
+        if leader.layout() != self.plan.layout {
             let text = "a node rejoined with a different number of ranks".to_owned();
             return Err(LaunchError::Cluster { exit_code: job::ExitCode::Usage, text });
         }
         let mpi = match &self.mpi {
-            MpiRole::Mpirun(mpirun) => MpiRole::Mpirun(mpirun.on(&host.hosts())?),
+            MpiRole::Mpirun(mpirun) => MpiRole::Mpirun(mpirun.on(&leader.hosts())?),
             other => other.clone(),
         };
-        self.welcome(host);
+        self.welcome(leader);
         Ok(mpi)
     }
 
     /// Sends the run directory and the configuration to the other nodes.
-    pub fn welcome(&self, host: &Leader) {
-        host.welcome(self.spec.run_dir.root().to_owned(), config::to_yaml(self.config));
+    pub fn welcome(&self, leader: &Leader) {
+        leader.welcome(self.spec.run_dir.root().to_owned(), config::to_yaml(self.config));
     }
 
     /// Returns the value of the trainer's `--resume` for an attempt. A restart goes on from this run's newest
@@ -173,8 +173,8 @@ impl Supervisor<'_> {
         walltime: Walltime,
     ) -> Result<(Outcome, Job, Vec<LogTail>), LaunchError> {
         let resume = self.resume_for(restarts);
-        if let Some(host) = &mut others {
-            host.start(resume.clone());
+        if let Some(leader) = &mut others {
+            leader.start(resume.clone());
         }
         let spec = Spec { resume, ..self.spec.clone() };
         let console = Some(self.console.clone());
@@ -239,7 +239,7 @@ impl Attempt<'_> {
         };
         let others = async {
             match &mut self.others {
-                Some(host) => host.next(&self.store).await,
+                Some(leader) => leader.next(&self.store).await,
                 None => std::future::pending().await,
             }
         };
@@ -316,7 +316,7 @@ impl Attempt<'_> {
                 self.warn_of_the_end(left, now);
                 None
             }
-            // The coordinator handles these.
+            // The control server handles these.
             ToLauncher::Hello { .. } | ToLauncher::Put { .. } | ToLauncher::Get { .. } => None,
         }
     }
@@ -346,8 +346,8 @@ impl Attempt<'_> {
             "{reason}: saving a checkpoint at the next step and stopping; Ctrl-C (again) stops at once"
         );
         self.local.stop(reason);
-        if let Some(host) = &self.others {
-            host.broadcast(&ToMember::Stop { reason: reason.to_owned() });
+        if let Some(leader) = &self.others {
+            leader.broadcast(&ToMember::Stop { reason: reason.to_owned() });
         }
         events.record(&Record::StopRequested { reason });
     }
@@ -355,8 +355,8 @@ impl Attempt<'_> {
     fn kill(&mut self) {
         self.progress.finish();
         self.local.kill();
-        if let Some(host) = &self.others {
-            host.broadcast(&ToMember::Kill);
+        if let Some(leader) = &self.others {
+            leader.broadcast(&ToMember::Kill);
         }
     }
 
@@ -364,8 +364,8 @@ impl Attempt<'_> {
     async fn last_output(&mut self) -> Vec<LogTail> {
         let mut logs: BTreeMap<usize, LogTail> =
             self.local.end().await.into_iter().enumerate().collect();
-        if let Some(host) = &mut self.others {
-            logs.append(&mut host.end_attempt(&self.store).await);
+        if let Some(leader) = &mut self.others {
+            logs.append(&mut leader.end_attempt(&self.store).await);
         }
         let unknown = || (PathBuf::from("a log on the lost node"), Vec::new());
         let ranks = 0..self.job.ranks().len();

@@ -68,8 +68,9 @@ fn of(evidence: &Evidence<'_>, outcome: &Outcome) -> String {
 }
 
 fn overdue(evidence: &Evidence<'_>, ranks: &[usize], asked: &str) -> String {
-    let mut text =
-        format!("killed: not all ranks saved a checkpoint and stopped in time after {asked}");
+    let mut text = format!(
+        "killed: asked to stop ({asked}), not all ranks saved a checkpoint and stopped in time"
+    );
     for rank in ranks {
         push(
             &mut text,
@@ -290,7 +291,7 @@ mod tests {
         assert!(text.contains("rank 1 was starting up"), "{text}");
         let outcome = Outcome::Unkillable { ranks: vec![0], after: Box::new(overdue) };
         let text = render(&evidence(&outcome, &ranks, &logs));
-        assert!(text.starts_with("killed: not all ranks"), "{text}");
+        assert!(text.starts_with("killed: asked to stop ("), "{text}");
         assert!(text.contains("rank 0 (starting up) was killed but has not exited"), "{text}");
     }
 

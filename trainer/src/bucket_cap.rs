@@ -37,15 +37,15 @@ pub fn bucket_cap_bytes(
     match cap {
         BucketCap::Mib(mib) => Ok(mib << 20),
         BucketCap::Auto if timing == Timing::Overlapped => {
-            let speed = measure(grads, communicator)?;
-            let cap = speed.bucket_cap_bytes(grads.numel() * element_bytes);
+            let cost = measure(grads, communicator)?;
+            let cap = cost.bucket_cap_bytes(grads.numel() * element_bytes);
             if communicator.rank() == 0 {
                 info!(
                     "an all-reduce over {} takes {:.3} ms plus 1 ms per {:.2} MiB; using buckets \
                      of at most {:.1} MiB",
                     communicator.backend(),
-                    speed.latency_seconds * 1e3,
-                    speed.bytes_per_second / 1e3 / f64::from(1 << 20),
+                    cost.latency_seconds * 1e3,
+                    cost.bytes_per_second / 1e3 / f64::from(1 << 20),
                     cap as f64 / f64::from(1 << 20),
                 );
             }

@@ -36,7 +36,7 @@ pub fn open(kind: DeviceKind, world: World) -> Result<Device> {
     let index = gpu_of(world, count, comm::env::shares_gpus());
     if index >= count {
         return Err(TrainError::Setup(format!(
-            "rank {} needs GPU {} (counted from 0), but {count} are visible; start fewer ranks, or \
+            "rank {} needs GPU {} (counted from 0); number of visible GPUs: {count}; start fewer ranks, or \
              train on the CPU with --device cpu",
             world.rank, index
         )));

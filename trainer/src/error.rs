@@ -65,7 +65,7 @@ pub enum TrainError {
     },
     /// The network's output for an image is not finite.
     #[error("the network's output is not finite")]
-    AnswerNotFinite,
+    OutputNotFinite,
     /// The state of the run that rank 0 broadcasts cannot be serialized or parsed.
     #[error("cannot broadcast rank 0's state of the run: {0}")]
     State(serde_json::Error),
@@ -97,7 +97,7 @@ impl TrainError {
                 CommError::Connect { .. } | CommError::Environment(_) | CommError::Thread(_),
             )
             | Self::Setup(_) => ExitCode::Setup,
-            Self::NotFinite { .. } | Self::AnswerNotFinite => ExitCode::NotFinite,
+            Self::NotFinite { .. } | Self::OutputNotFinite => ExitCode::NotFinite,
             Self::Torch(message) if is_out_of_memory(message) => ExitCode::OutOfMemory,
             Self::Comm(_)
             | Self::Checkpoint(_)

@@ -81,8 +81,9 @@ pub fn resume(
             None => "the global batch changes",
         };
         warn!(
-            "the checkpoint was written by {} ranks, now there are {}: {effect}",
-            found.state.world_size, start.world_size
+            "the checkpoint was written by {}, now there are {}: {effect}",
+            job::counted(found.state.world_size, "rank"),
+            start.world_size
         );
     }
     if is_own {
@@ -149,7 +150,9 @@ fn config_of(checkpoint: &Path) -> Option<Config> {
 /// run that wrote the checkpoint.
 fn warn_of_differences(theirs: &Config, config: &Config) {
     for difference in config::differences_in_training(theirs, config) {
-        warn!("the configuration differs from that of the resumed run: {difference}");
+        warn!(
+            "the configuration differs from that of the run that this one starts from: {difference}"
+        );
     }
 }
 

@@ -274,7 +274,10 @@ fn torchvisions_weights_load_and_a_head_of_other_classes_starts_anew() {
     let refused = load_torchvision(&file, &mut flat_of(&notes)).unwrap_err();
     assert_eq!(refused.exit_code(), job::ExitCode::Usage);
     let text = refused.to_string();
-    assert!(text.contains("conv1.weight has shape [64, 3, 7, 7] instead of [64, 3, 3, 3]"), "{text}");
+    assert!(
+        text.contains("conv1.weight has shape [64, 3, 7, 7] instead of [64, 3, 3, 3]"),
+        "{text}"
+    );
     let missing = load_torchvision(Path::new("/nonexistent"), &mut flat_of(&notes)).unwrap_err();
     let told = "cannot read /nonexistent: No such file or directory (os error 2)";
     assert_eq!((missing.to_string().as_str(), missing.exit_code()), (told, job::ExitCode::Usage));

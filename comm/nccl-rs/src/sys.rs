@@ -194,7 +194,8 @@ table! {
     /// <https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api/group.html#ncclgroupend>
     fn ncclGroupEnd() -> ResultCode;
     optional
-    /// Since 2.14. <https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api/comms.html#ncclcomminitrankconfig>
+    /// Since 2.14.
+    /// <https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api/comms.html#ncclcomminitrankconfig>
     fn ncclCommInitRankConfig(*mut CommHandle, c_int, UniqueId, c_int, *mut Config) -> ResultCode;
     /// Since 2.14. <https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api/comms.html#ncclcommfinalize>
     fn ncclCommFinalize(CommHandle) -> ResultCode;

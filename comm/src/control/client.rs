@@ -172,7 +172,7 @@ fn read_messages(mut stream: UnixStream, inbox: &Inbox, stop: &StopFlag) {
             Err(error) if error.kind() == ErrorKind::ConnectionReset => {
                 break "the launcher is gone".to_owned();
             }
-            Err(error) => break format!("the connection to the launcher failed: {error}"),
+            Err(error) => break format!("the launcher cannot be reached any more: {error}"),
         }
     };
     stop.request(&reason);

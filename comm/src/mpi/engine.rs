@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::abort_channel::AbortChannel;
 use super::group::{Common, Group};
 use super::handle::Comm;
 use super::machine::Machine;
-use super::mail::AbortChannel;
 use super::ops::Extremes;
 use super::request::At;
 use crate::env::World;
@@ -30,11 +30,11 @@ impl MpiEngine {
         let World { rank, world_size, .. } = world;
         let at = At { op: "connect", sequence: 0, rank };
         let comm = Comm::duplicate_world(at, timeout)?;
-        let mail = AbortChannel::open(Comm::duplicate_world(at, timeout)?, world_size, at)?;
-        let common = Arc::new(Common { extremes: Extremes::new(at)?, mail });
+        let abort = AbortChannel::open(Comm::duplicate_world(at, timeout)?, world_size, at)?;
+        let common = Arc::new(Common { extremes: Extremes::new(at)?, abort });
         let mut group = Group::new(comm, rank, world_size, timeout, &common);
         let machine = Machine::connect(world, hierarchical, timeout, &group, &common);
-        let machine = common.mail.broadcast_error(machine)?;
+        let machine = common.abort.broadcast_error(machine)?;
         if let Some(machine) = &machine {
             group.add_node_group(machine.node_group());
         }
@@ -48,27 +48,27 @@ impl MpiEngine {
     /// Runs the last collective: no rank returns before all have called it.
     pub(super) fn finalize(&self, sequence: u64) -> Result<()> {
         let at = self.at("finalize", sequence);
-        if let Some(error) = self.common.mail.received(at) {
+        if let Some(error) = self.common.abort.received(at) {
             return Err(error);
         }
         let ended = self.machine.as_ref().map_or(Ok(()), Machine::finalize);
-        self.common.mail.broadcast_error(ended.and_then(|()| self.world.barrier(at)))
+        self.common.abort.broadcast_error(ended.and_then(|()| self.world.barrier(at)))
     }
 
     /// See [`crate::Communicator::alloc_shared`].
     pub(super) fn alloc_shared(&self, len_bytes: usize) -> Result<Option<SharedMemory>> {
         let allocate = |machine: &Machine| machine.alloc_shared(len_bytes);
-        self.common.mail.broadcast_error(self.machine.as_ref().map_or(Ok(None), allocate))
+        self.common.abort.broadcast_error(self.machine.as_ref().map_or(Ok(None), allocate))
     }
 }
 
 impl Engine for MpiEngine {
     fn run(&self, job: &Job) -> Result<()> {
         let (at, buffer) = (self.at(job.collective.name(), job.sequence), &job.buffer);
-        if let Some(error) = self.common.mail.received(at) {
+        if let Some(error) = self.common.abort.received(at) {
             return Err(error);
         }
-        self.common.mail.broadcast_error(match (job.collective, &self.machine) {
+        self.common.abort.broadcast_error(match (job.collective, &self.machine) {
             (Collective::AllReduce(op), Some(machine)) => machine.all_reduce(buffer, op, at),
             (Collective::AllReduce(op), None) => self.world.reduce(buffer, op, false, at),
             (Collective::ReduceScatter(op), _) => self.world.reduce(buffer, op, true, at),

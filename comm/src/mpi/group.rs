@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use mpi::ffi;
 
+use super::abort_channel::AbortChannel;
 use super::handle::Comm;
-use super::mail::AbortChannel;
 use super::ops::{Extremes, moved_type};
 use super::request::{At, Request, checked};
 use crate::communicator::chunk_range;
@@ -34,7 +34,7 @@ unsafe extern "C" {
 /// State that all groups of a job share.
 pub(super) struct Common {
     pub(super) extremes: Extremes,
-    pub(super) mail: AbortChannel,
+    pub(super) abort: AbortChannel,
 }
 
 /// An MPI communicator, and this rank's place in it.
@@ -76,7 +76,7 @@ impl Group {
             if let Some(node_group) = &self.node_group {
                 node_group.sign_of_life();
             }
-            self.common.mail.received(at)
+            self.common.abort.received(at)
         })
     }
 

@@ -48,7 +48,7 @@ impl Machine {
         let shm = shm::connect(rank, first..first + ranks, &store, "comm/mpi", timeout)?;
         let shm = Arc::new(shm);
         let (shared, at) = (Arc::clone(common), At { op: "all_reduce", ..at });
-        shm.interrupt_by(move || shared.mail.received(at));
+        shm.interrupt_by(move || shared.abort.received(at));
         let mut column = Group::new(column, machine, world_size / ranks, timeout, common);
         column.add_node_group(&shm);
         Ok(Some(Self { shm, column, place, ranks }))

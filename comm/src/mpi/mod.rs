@@ -9,11 +9,11 @@
 //! mirrored order.
 //! Does not read the environment, but MPI does.
 
+mod abort_channel;
 mod engine;
 mod group;
 mod handle;
 mod machine;
-mod mail;
 mod ops;
 mod request;
 mod session;
@@ -109,7 +109,7 @@ impl Communicator for Mpi {
         }
         let (by, text) = (self.rank(), reason.to_owned());
         self.executor.close(CommError::Aborted { by, reason: text, blame: blame.clone() });
-        self.executor.engine().common.mail.send(reason, blame);
+        self.executor.engine().common.abort.send(reason, blame);
     }
 
     fn finalize(&self) -> Result<()> {
@@ -119,7 +119,7 @@ impl Communicator for Mpi {
         self.executor.exclusive(MpiEngine::finalize)?;
         let what = "run a collective after finalize".to_owned();
         self.executor.close(CommError::Unsupported { backend: BACKEND, what });
-        self.executor.engine().common.mail.close();
+        self.executor.engine().common.abort.close();
         self.finalized.store(true, Ordering::Release);
         self.session.leave();
         Ok(())

@@ -82,7 +82,7 @@ pub fn connect(
     let devices = cuda.device_count().map_err(failed)?;
     if device >= devices {
         return Err(failed(format!(
-            "CUDA device {device} was asked for, but only {devices} are visible"
+            "CUDA device {device} was asked for; number of visible devices: {devices}"
         )));
     }
     let library = Library::open().map_err(failed)?;

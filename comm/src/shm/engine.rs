@@ -39,21 +39,21 @@ impl ShmEngine {
         let slots = self.rounds.segment().slots();
         let mine = &slots[self.rounds.rank()];
         let parity = (at.sequence % 2) as usize;
-        mine.prints[parity].write(at.call, place);
+        mine.calls[parity].write(at.call, place);
         mine.joined.store(at.sequence + 1, Release);
         let round = self.rounds.post();
         self.rounds.wait(round, at)?;
-        let other = slots.iter().position(|slot| slot.prints[parity].call() != at.call);
+        let other = slots.iter().position(|slot| slot.calls[parity].call() != at.call);
         if let Some(peer) = other {
             return Err(CommError::Mismatch {
                 sequence: at.sequence,
                 rank: self.rounds.name(self.rounds.rank()),
                 here: at.call.describe(),
                 peer: self.rounds.name(peer),
-                there: slots[peer].prints[parity].call().describe(),
+                there: slots[peer].calls[parity].call().describe(),
             });
         }
-        let same = slots.iter().all(|slot| slot.prints[parity].place() == place);
+        let same = slots.iter().all(|slot| slot.calls[parity].place() == place);
         Ok(Entered { place: place.filter(|_| same), round })
     }
 

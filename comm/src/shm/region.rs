@@ -48,7 +48,7 @@ impl Region {
                     mapping.advise_huge_pages();
                     return Ok(Ok(Self { mapping, rank, part_bytes }));
                 }
-                Some(peer) => no_memory(engine, peer),
+                Some(peer) => allocation_failed(engine, peer),
             },
             Err(error) => error.to_string(),
         };
@@ -74,7 +74,7 @@ impl Region {
     }
 }
 
-fn no_memory(engine: &ShmEngine, slot: usize) -> String {
+fn allocation_failed(engine: &ShmEngine, slot: usize) -> String {
     format!("rank {} could not create or map the shared buffer", engine.rounds.name(slot))
 }
 
@@ -91,7 +91,7 @@ fn offer(offered: &Offered, locator: Option<Locator>) {
 fn take(engine: &ShmEngine, total_bytes: usize) -> std::io::Result<Mapping> {
     let offered = &engine.rounds.segment().header().offered;
     if offered[2].load(Relaxed) == 0 {
-        return Err(std::io::Error::other(no_memory(engine, 0)));
+        return Err(std::io::Error::other(allocation_failed(engine, 0)));
     }
     let (pid, fd) = (offered[0].load(Relaxed) as u32, offered[1].load(Relaxed) as i32);
     memory::open(Locator { pid, fd }, total_bytes)

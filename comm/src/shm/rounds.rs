@@ -263,7 +263,7 @@ impl Rounds {
         let Some(sequence) = slot.joined.load(Acquire).checked_sub(1) else {
             return format!("rank {rank} has joined no collective yet");
         };
-        let call = slot.prints[(sequence % 2) as usize].call().describe();
+        let call = slot.calls[(sequence % 2) as usize].call().describe();
         if sequence == at.sequence {
             format!("rank {rank} joined this {call} and stopped in it")
         } else {

@@ -118,7 +118,7 @@ pub(super) struct Slot {
     pub(super) map_failed: AtomicU32,
     /// Calls of this rank, by the parity of the sequence number: an entry is overwritten two collectives
     /// later, when no peer can still be comparing it.
-    pub(super) prints: [CallRecord; 2],
+    pub(super) calls: [CallRecord; 2],
 }
 
 /// Arguments of a rank's call, which its peers compare with their own.

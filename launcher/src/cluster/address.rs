@@ -20,7 +20,7 @@ const BACKLOG: u32 = 1024;
 /// Where node 0's launcher listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rendezvous {
-    /// Leader name or IP address of node 0.
+    /// Host name or IP address of node 0.
     pub host: String,
     /// One port, or several that are tried in ascending order.
     pub ports: RangeInclusive<u16>,

@@ -24,24 +24,24 @@ pub struct Mismatch {
 ///
 /// # Errors
 /// [`Mismatch`] for the first difference, which names both nodes.
-pub fn agree(coordinator: &Introduction, joins: &Introduction) -> Result<(), Mismatch> {
-    let (here, there) = (name(coordinator), name(joins));
+pub fn agree(leader: &Introduction, joins: &Introduction) -> Result<(), Mismatch> {
+    let (here, there) = (name(leader), name(joins));
     let differ = |exit_code, what: &str, mine: &str, theirs: &str| {
         let text = format!("{what}: {mine} on {here}, {theirs} on {there}");
         Err(Mismatch { exit_code, text })
     };
-    if coordinator.version != joins.version {
+    if leader.version != joins.version {
         let what = "the launchers' versions differ";
-        return differ(ExitCode::Setup, what, &coordinator.version, &joins.version);
+        return differ(ExitCode::Setup, what, &leader.version, &joins.version);
     }
-    if coordinator.protocol != joins.protocol {
-        let (mine, theirs) = (coordinator.protocol.to_string(), joins.protocol.to_string());
+    if leader.protocol != joins.protocol {
+        let (mine, theirs) = (leader.protocol.to_string(), joins.protocol.to_string());
         let what = "the launchers have the same version but different protocols; build both \
                     from the same source";
         return differ(ExitCode::Setup, what, &mine, &theirs);
     }
-    if coordinator.nodes != joins.nodes {
-        let (mine, theirs) = (coordinator.nodes.to_string(), joins.nodes.to_string());
+    if leader.nodes != joins.nodes {
+        let (mine, theirs) = (leader.nodes.to_string(), joins.nodes.to_string());
         return differ(ExitCode::Usage, "the numbers of nodes differ", &mine, &theirs);
     }
     if !(1..joins.nodes).contains(&joins.node_rank) {
@@ -49,11 +49,11 @@ pub fn agree(coordinator: &Introduction, joins: &Introduction) -> Result<(), Mis
             format!("{there} tries to join {here}, which expects nodes 1 to {}", joins.nodes - 1);
         return Err(Mismatch { exit_code: ExitCode::Usage, text });
     }
-    if coordinator.device != joins.device {
+    if leader.device != joins.device {
         let what = "the devices differ";
-        return differ(ExitCode::Usage, what, &coordinator.device, &joins.device);
+        return differ(ExitCode::Usage, what, &leader.device, &joins.device);
     }
-    let differences = differences(&coordinator.config, &joins.config);
+    let differences = differences(&leader.config, &joins.config);
     if !differences.is_empty() {
         let listed: Vec<_> = differences
             .iter()
@@ -68,11 +68,11 @@ pub fn agree(coordinator: &Introduction, joins: &Introduction) -> Result<(), Mis
         return Err(Mismatch { exit_code: ExitCode::Usage, text });
     }
     // A hash is empty where a doctor has no images.
-    let hashes = [&coordinator.data_hash, &joins.data_hash];
+    let hashes = [&leader.data_hash, &joins.data_hash];
     if hashes.iter().all(|hash| !hash.is_empty()) && hashes[0] != hashes[1] {
         let what = "the data sets differ (BLAKE3 of images and labels)";
         let short = |hash: &str| hash.chars().take(12).collect::<String>();
-        let (mine, theirs) = (short(&coordinator.data_hash), short(&joins.data_hash));
+        let (mine, theirs) = (short(&leader.data_hash), short(&joins.data_hash));
         return differ(ExitCode::Data, what, &mine, &theirs);
     }
     Ok(())

@@ -38,12 +38,12 @@ impl<Out: Clone + Serialize + Send + Sync + 'static> Connection<Out> {
     pub fn start<In: DeserializeOwned + Send>(
         stream: TcpStream,
         seals: Seals,
-        alive: Out,
+        heartbeat: Out,
         mut take: impl FnMut(Result<In, String>) + Send + 'static,
     ) -> Self {
         let (reader, writer) = stream.into_split();
         let (sender, outgoing) = mpsc::unbounded_channel();
-        let writer = tokio::spawn(write(writer, seals.sending, outgoing, alive));
+        let writer = tokio::spawn(write(writer, seals.sending, outgoing, heartbeat));
         tokio::spawn(async move {
             let reason = read(reader, seals.receiving, |message| take(Ok(message))).await;
             take(Err(reason));
@@ -76,13 +76,13 @@ async fn write<Out: Clone + Serialize>(
     mut stream: OwnedWriteHalf,
     mut seal: Seal,
     mut outgoing: UnboundedReceiver<Out>,
-    alive: Out,
+    heartbeat: Out,
 ) {
     loop {
         let message = match timeout(HEARTBEAT_INTERVAL, outgoing.recv()).await {
             Ok(Some(message)) => message,
             Ok(None) => break,
-            Err(_) => alive.clone(),
+            Err(_) => heartbeat.clone(),
         };
         let frame = match seal.seal(&message) {
             Ok(frame) => frame,

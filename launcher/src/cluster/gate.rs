@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::address::Rendezvous;
 use super::handshake::{self, HandshakeError, Seals};
-use super::message::{Introduction, ToCoordinator, Unable};
+use super::message::{Introduction, ToLeader, Unable};
 use super::token::{TemporaryTokenFile, Token};
 
 /// Time within which a connection must have proved that it knows the token, and sent its first message.
@@ -155,9 +155,9 @@ impl Gate {
                         tokio::time::sleep(ACCEPT_BACK_OFF).await;
                     }
                 },
-                Some(authenticated) = self.handshakes.join_next() => {
+                Some(ended) = self.handshakes.join_next() => {
                     self.pending.retain(|(_, handshake)| !handshake.is_finished());
-                    match authenticated {
+                    match ended {
                         Ok((_, Ok(peer))) => return peer,
                         // The launcher will connect again.
                         Ok((from, Err(HandshakeError::GaveUp))) => {
@@ -183,7 +183,7 @@ impl Gate {
         match self.refusals.count {
             0 => String::new(),
             1 => format!("; {}", self.refusals.last),
-            n => format!("; {n} connections were refused, the last: {}", self.refusals.last),
+            n => format!("; {n} refusals, the last: {}", self.refusals.last),
         }
     }
 }
@@ -210,15 +210,15 @@ async fn shake_hands(
         stream.set_nodelay(true)?;
         let mut seals = handshake::accept(&mut stream, token).await?;
         let first_message = match seals.receiving.read(&mut stream).await? {
-            ToCoordinator::Join(introduction) => FirstMessage::Join(introduction),
-            ToCoordinator::Decline(unable) => FirstMessage::Decline(unable),
+            ToLeader::Join(introduction) => FirstMessage::Join(introduction),
+            ToLeader::Decline(unable) => FirstMessage::Decline(unable),
             _ => return Err(HandshakeError::NotALauncher),
         };
         Ok((seals, first_message))
     };
     match timeout(HANDSHAKE_TIMEOUT, handshake).await {
-        Ok(authenticated) => {
-            let (seals, first_message) = authenticated?;
+        Ok(ended) => {
+            let (seals, first_message) = ended?;
             Ok(AuthenticatedPeer { stream, seals, from, first_message })
         }
         Err(_) => Err(HandshakeError::Silent(HANDSHAKE_TIMEOUT)),

@@ -10,7 +10,7 @@ use super::agree::{agree, name};
 use super::connection::Connection;
 use super::gate::{AuthenticatedPeer, FirstMessage, Gate};
 use super::leader::{Leader, RemoteNode};
-use super::message::{ToCoordinator, ToMember};
+use super::message::{ToLeader, ToMember};
 use super::{Cluster, DECLINE_TIMEOUT};
 use crate::error::LaunchError;
 
@@ -48,15 +48,11 @@ impl Leader {
     }
 
     /// Handles a message of a node that has joined and waits for the others.
-    fn hear(
-        &mut self,
-        node: usize,
-        message: Result<ToCoordinator, String>,
-    ) -> Result<(), LaunchError> {
+    fn hear(&mut self, node: usize, message: Result<ToLeader, String>) -> Result<(), LaunchError> {
         match message {
             Err(_) => _ = self.members.remove(&node),
-            Ok(ToCoordinator::Decline(unable)) => return Err(unable.into()),
-            Ok(ToCoordinator::Signal(signal) | ToCoordinator::StopNow(signal)) => {
+            Ok(ToLeader::Decline(unable)) => return Err(unable.into()),
+            Ok(ToLeader::Signal(signal) | ToLeader::StopNow(signal)) => {
                 let place = self.members.get(&node).map(|member| name(&member.introduction));
                 let text = format!("stopped by {signal} on {}", place.unwrap_or_default());
                 return Err(LaunchError::Cluster { exit_code: ExitCode::Stopped, text });
@@ -147,7 +143,7 @@ pub async fn turn_away(cluster: &Cluster, mut gate: Gate, error: &LaunchError) {
             FirstMessage::Join(introduction) => introduction.node_rank,
             FirstMessage::Decline(unable) => unable.node_rank,
         };
-        let ignore = |_: Result<ToCoordinator, String>| {};
+        let ignore = |_: Result<ToLeader, String>| {};
         let connection = Connection::start(peer.stream, peer.seals, ToMember::Heartbeat, ignore);
         connection.send(finish.clone());
         told.insert(node, connection);

@@ -198,7 +198,7 @@ impl Seal {
         let mut hash = [0; HASH_BYTES];
         stream.read_exact(&mut hash).await?;
         if self.next(&body) != blake3::Hash::from_bytes(hash) {
-            let text = "a frame that failed authentication";
+            let text = "a frame failed authentication";
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
         control::decode(&body)

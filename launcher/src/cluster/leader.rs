@@ -16,7 +16,7 @@ use super::address::Interface;
 use super::agree::name;
 use super::connection::Connection;
 use super::gate::Gate;
-use super::message::{Introduction, RankEvent, ToCoordinator, ToMember, Unable};
+use super::message::{Introduction, RankEvent, ToLeader, ToMember, Unable};
 use crate::control_server::KeyValueStore;
 use crate::local::LogTail;
 use crate::plan::Layout;
@@ -60,7 +60,7 @@ pub(super) struct RemoteNode {
     pub(super) reported: bool,
 }
 
-pub(super) type Incoming = (usize, SocketAddr, Result<ToCoordinator, String>);
+pub(super) type Incoming = (usize, SocketAddr, Result<ToLeader, String>);
 
 /// Node 0's connections to the launchers of the other nodes.
 pub struct Leader {
@@ -78,7 +78,7 @@ pub struct Leader {
 }
 
 impl Leader {
-    /// Creates the host of a job that no other node has joined yet. `me` is node 0's introduction; the others
+    /// Creates the leader of a job that no other node has joined yet. `me` is node 0's introduction; the others
     /// have `join_timeout` to join through `gate`.
     pub fn new(me: Introduction, gate: Gate, join_timeout: Duration) -> Self {
         let (sender, incoming) = mpsc::unbounded_channel();
@@ -184,40 +184,40 @@ impl Leader {
                     member.lost = true;
                     return FromNode::Lost { ranks, reason: format!("{name} is lost: {reason}") };
                 }
-                Ok(ToCoordinator::RankEvent(rank_event)) if !ranks.contains(&rank_event.rank()) => {
+                Ok(ToLeader::RankEvent(rank_event)) if !ranks.contains(&rank_event.rank()) => {
                     tracing::warn!(
                         "{name} sent an event of rank {}, which it does not have; ignored",
                         rank_event.rank()
                     );
                 }
-                Ok(ToCoordinator::RankEvent(RankEvent::Said {
+                Ok(ToLeader::RankEvent(RankEvent::Said {
                     message: ToLauncher::Put { key, value },
                     ..
                 })) => {
                     store.put(key, value);
                 }
-                Ok(ToCoordinator::RankEvent(RankEvent::Said {
+                Ok(ToLeader::RankEvent(RankEvent::Said {
                     message: ToLauncher::Get { key },
                     ..
                 })) => {
                     store.get_for(member.connection.sender(), key);
                 }
-                Ok(ToCoordinator::RankEvent(rank_event)) => return FromNode::RankEvent(rank_event),
-                Ok(ToCoordinator::Signal(signal)) => {
+                Ok(ToLeader::RankEvent(rank_event)) => return FromNode::RankEvent(rank_event),
+                Ok(ToLeader::Signal(signal)) => {
                     return FromNode::StopAsked(format!("{signal} on {name}"));
                 }
-                Ok(ToCoordinator::StopNow(signal)) => {
+                Ok(ToLeader::StopNow(signal)) => {
                     return FromNode::StopNow(format!("{signal} again on {name}"));
                 }
-                Ok(ToCoordinator::Log { rank, path, tail }) => {
+                Ok(ToLeader::Log { rank, path, tail }) => {
                     self.logs.insert(rank, (path, tail));
                 }
-                Ok(ToCoordinator::AttemptEnded) => {
+                Ok(ToLeader::AttemptEnded) => {
                     member.reported = true;
                     return FromNode::Reported;
                 }
-                Ok(ToCoordinator::Decline(unable)) => return FromNode::Unable(unable),
-                Ok(ToCoordinator::Join(_) | ToCoordinator::Heartbeat) => {}
+                Ok(ToLeader::Decline(unable)) => return FromNode::Unable(unable),
+                Ok(ToLeader::Join(_) | ToLeader::Heartbeat) => {}
             }
         }
     }

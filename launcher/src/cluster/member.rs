@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Cluster;
 use super::leader::CLOSE_TIMEOUT;
-use super::message::{Introduction, RankEvent, ToCoordinator, ToMember};
+use super::message::{Introduction, RankEvent, ToLeader, ToMember};
 use super::reach::{Link, reach};
 use crate::control_server::StoreLocation;
 use crate::error::LaunchError;
@@ -105,7 +105,7 @@ impl Member<'_> {
             tracing::info!("joined {}; waiting for the other nodes", self.cluster.rendezvous);
             let followed = self.follow(&mut link, signals, &mut requests).await;
             if let Err(error) = &followed {
-                link.connection.send(ToCoordinator::Decline(super::unable(self.cluster, error)));
+                link.connection.send(ToLeader::Decline(super::unable(self.cluster, error)));
             }
             link.connection.close().await;
             let gone = async { while receive(&mut link.incoming).await.is_ok() {} };
@@ -141,7 +141,7 @@ impl Member<'_> {
     async fn join(&self) -> Result<Link, LaunchError> {
         let link = reach(self.cluster, self.cluster.join_timeout).await?;
         let me = Introduction { unix_seconds: super::unix_seconds(), ..self.me.clone() };
-        link.connection.send(ToCoordinator::Join(Box::new(me)));
+        link.connection.send(ToLeader::Join(Box::new(me)));
         Ok(link)
     }
 
@@ -276,11 +276,11 @@ impl Member<'_> {
                     match requests.take(signal) {
                         Request::Stop => {
                             tracing::warn!("{name}: asking node 0 to stop; Ctrl-C (again) stops at once");
-                            link.connection.send(ToCoordinator::Signal(name));
+                            link.connection.send(ToLeader::Signal(name));
                         }
                         Request::StopNow => {
                             tracing::warn!("{name}: asking node 0 to stop at once");
-                            link.connection.send(ToCoordinator::StopNow(name));
+                            link.connection.send(ToLeader::StopNow(name));
                         }
                     }
                 }
@@ -296,16 +296,16 @@ impl Member<'_> {
                 },
                 local = local.next() => if let Local::RankEvent(rank_event) = local {
                     running -= usize::from(matches!(rank_event, RankEvent::Exited { .. }));
-                    link.connection.send(ToCoordinator::RankEvent(short_enough(rank_event)));
+                    link.connection.send(ToLeader::RankEvent(short_enough(rank_event)));
                 },
             }
         }
         let first = plan.layout.ranks_of(plan.layout.node_rank).start;
         for (index, (path, tail)) in local.end().await.into_iter().enumerate() {
             let tail = tail.iter().map(|line| short_line(line)).collect();
-            link.connection.send(ToCoordinator::Log { rank: first + index, path, tail });
+            link.connection.send(ToLeader::Log { rank: first + index, path, tail });
         }
-        link.connection.send(ToCoordinator::AttemptEnded);
+        link.connection.send(ToLeader::AttemptEnded);
         Ok(None)
     }
 }
@@ -315,7 +315,7 @@ impl Member<'_> {
 fn ask_to_stop(requests: &mut Requests, signal: StopSignal, link: &Link) -> Option<End> {
     match requests.take(signal) {
         Request::Stop => {
-            link.connection.send(ToCoordinator::Signal(signal.name().to_owned()));
+            link.connection.send(ToLeader::Signal(signal.name().to_owned()));
             None
         }
         Request::StopNow => {
@@ -335,7 +335,9 @@ fn stopped_early(signal: &str) -> (ExitCode, String) {
     (ExitCode::Stopped, format!("stopped by {signal} before the job began"))
 }
 
+/// The end that node 0 has announced, for the reason `text`.
 fn finished(exit_code: u8, text: String) -> End {
+    let text = if text.is_empty() { text } else { format!("node 0: {text}") };
     End::Finished(ExitCode::from_code(exit_code).unwrap_or(ExitCode::RankFailed), text)
 }
 
@@ -401,7 +403,7 @@ mod tests {
             let line = String::from(c).repeat(8192);
             let tail = vec![short_line(&line); 20];
             let path = "/".to_owned() + &"p/".repeat(2000);
-            let log = ToCoordinator::Log { rank: 1, path: path.into(), tail };
+            let log = ToLeader::Log { rank: 1, path: path.into(), tail };
             assert!(comm::control::encode(&log).is_ok(), "{c:?}");
         }
         assert_eq!(short_line("a line"), "a line");

@@ -21,7 +21,7 @@ pub struct Introduction {
     /// [`control::PROTOCOL`] of the launcher; 0 if it does not send one.
     #[serde(default)]
     pub protocol: u32,
-    /// Leader name of the machine, as it reports it.
+    /// Host name of the machine, as it reports it.
     pub host: String,
     /// Number of nodes in the job, as this launcher was told.
     pub nodes: usize,
@@ -72,7 +72,7 @@ impl Introduction {
 /// A launcher's message that it cannot take part in the job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Unable {
-    /// Leader name of the machine, as it reports it.
+    /// Host name of the machine, as it reports it.
     pub host: String,
     /// Rank of its node.
     pub node_rank: usize,
@@ -144,7 +144,7 @@ impl RankEvent {
 
 /// A message to node 0's launcher.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub enum ToCoordinator {
+pub enum ToLeader {
     /// The first message of a launcher that joins.
     Join(Box<Introduction>),
     /// The first message of a launcher that cannot take part, or the last of one that has joined and cannot
@@ -178,7 +178,7 @@ pub enum ToMember {
     Welcome {
         /// Number of ranks of each node.
         layout: Vec<usize>,
-        /// Leader name of each node.
+        /// Host name of each node.
         hosts: Vec<String>,
         /// Node 0's run directory.
         run_dir: PathBuf,

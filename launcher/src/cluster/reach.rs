@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::address::{Interface, interface_of};
 use super::connection::Connection;
 use super::handshake::{self, HandshakeError};
-use super::message::{ToCoordinator, ToMember};
+use super::message::{ToLeader, ToMember};
 use super::{Cluster, DECLINE_TIMEOUT};
 use crate::error::LaunchError;
 
@@ -26,7 +26,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection to node 0's launcher, after the handshake.
 pub(super) struct Link {
-    pub(super) connection: Connection<ToCoordinator>,
+    pub(super) connection: Connection<ToLeader>,
     pub(super) incoming: UnboundedReceiver<Result<ToMember, String>>,
     /// This node's network interface that the connection goes over; `None` for loopback.
     pub(super) interface: Option<Interface>,
@@ -39,7 +39,7 @@ pub(super) struct Link {
 /// with another token.
 pub(super) async fn reach(cluster: &Cluster, patience: Duration) -> Result<Link, LaunchError> {
     let deadline = Instant::now() + patience;
-    let addresses = resolve(cluster, deadline.min(Instant::now() + RESOLVE)).await?;
+    let addresses = resolve(cluster, deadline).await?;
     let mut problem = "nobody answered".to_owned();
     while Instant::now() < deadline {
         for address in &addresses {
@@ -66,15 +66,16 @@ pub(super) async fn reach(cluster: &Cluster, patience: Duration) -> Result<Link,
     Err(LaunchError::Cluster { exit_code: ExitCode::Hang, text })
 }
 
-/// Resolves node 0's host name, and tries again until `deadline`: a name server may fail once, but a name
-/// that does not resolve for a while is wrong.
+/// Resolves node 0's host name until `deadline`. Tries again for [`RESOLVE`]: a name server may fail once, but
+/// a name that does not resolve for a while is wrong.
 async fn resolve(cluster: &Cluster, deadline: Instant) -> Result<Vec<IpAddr>, LaunchError> {
+    let try_until = deadline.min(Instant::now() + RESOLVE);
     loop {
         let resolving = timeout_at(deadline, cluster.rendezvous.resolve()).await;
-        let late = || format!("the host name {} did not resolve in time", cluster.rendezvous.host);
+        let late = || format!("{} does not resolve: no answer in time", cluster.rendezvous.host);
         match resolving.unwrap_or_else(|_| Err(late())) {
             Ok(addresses) => return Ok(addresses),
-            Err(_) if Instant::now() + RETRY < deadline => sleep(RETRY).await,
+            Err(_) if Instant::now() + RETRY < try_until => sleep(RETRY).await,
             Err(reason) => {
                 return Err(LaunchError::Cluster { exit_code: ExitCode::Setup, text: reason });
             }
@@ -95,7 +96,7 @@ async fn connect(cluster: &Cluster, address: SocketAddr) -> Result<Link, Handsha
     let seals = shaken.map_err(|_| HandshakeError::Silent(CONNECT_TIMEOUT))??;
     let interface = interface_of(stream.local_addr()?.ip());
     let (sender, incoming) = mpsc::unbounded_channel();
-    let connection = Connection::start(stream, seals, ToCoordinator::Heartbeat, move |message| {
+    let connection = Connection::start(stream, seals, ToLeader::Heartbeat, move |message| {
         // The receiver is gone when this launcher ends.
         let _ = sender.send(message);
     });
@@ -106,7 +107,7 @@ async fn connect(cluster: &Cluster, address: SocketAddr) -> Result<Link, Handsha
 pub async fn decline(cluster: &Cluster, error: &LaunchError) {
     match reach(cluster, DECLINE_TIMEOUT.min(cluster.join_timeout)).await {
         Ok(Link { connection, .. }) => {
-            connection.send(ToCoordinator::Decline(super::unable(cluster, error)));
+            connection.send(ToLeader::Decline(super::unable(cluster, error)));
             connection.close().await;
         }
         Err(unreached) => tracing::warn!("node 0 was not told: {unreached}"),

@@ -28,7 +28,7 @@ async fn next(messages: &mut UnboundedReceiver<Message>) -> Option<Message> {
     }
 }
 
-/// Runs `work`, the trainer's blocking end of a connection, beside the coordinator.
+/// Runs `work`, the trainer's blocking end of a connection, beside the control server.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let (sender, receiver) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || sender.send(work()));

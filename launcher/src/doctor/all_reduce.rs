@@ -39,7 +39,7 @@ struct Measured {
 /// Starts all ranks, including those of `others`, and judges the all-reduce that they measure. Returns no
 /// finding if there is only one rank.
 pub async fn measure(node: &Node, others: Option<&mut Leader>) -> Vec<Finding> {
-    let layout = others.as_ref().map_or_else(|| node.plan.layout.clone(), |host| host.layout());
+    let layout = others.as_ref().map_or_else(|| node.plan.layout.clone(), |leader| leader.layout());
     if layout.world_size() < 2 {
         return Vec::new();
     }
@@ -85,8 +85,8 @@ async fn run(
     let prepared = std::fs::create_dir_all(run_dir.logs_dir())
         .and_then(|()| std::fs::write(run_dir.config_path(), config::to_yaml(&node.config)));
     prepared.map_err(LaunchError::system("prepare the measurement of the all-reduce"))?;
-    let hosts = others.as_ref().map_or_else(|| vec![job::host::name()], |host| host.hosts());
-    let interface = others.as_ref().and_then(|host| host.interface().cloned());
+    let hosts = others.as_ref().map_or_else(|| vec![job::host::name()], |leader| leader.hosts());
+    let interface = others.as_ref().and_then(|leader| leader.interface().cloned());
     let network = interface.as_ref().and_then(|interface| interface.network.clone());
     let mpi = mpi::over_mpi(&plan, &hosts, network, &node.trainer, &run_dir).await?;
     let mut events = EventLog::open(&run_dir.events_path());
@@ -112,8 +112,8 @@ async fn run(
         max_restarts: 0,
         console: &Console::new(Style::Quiet),
     };
-    if let Some(host) = &others {
-        supervisor.welcome(host);
+    if let Some(leader) = &others {
+        supervisor.welcome(leader);
     }
     let report = supervisor.run(others, &mut events, &mut Signals::catch()?).await?;
     let Outcome::Done = report.outcome else {

@@ -1,6 +1,8 @@
 //! Checks that driver, libtorch and NCCL fit each other, and that GPUs can read each other's memory. Written
 //! against the documentation of `nvidia-smi`; not yet tried on a machine with several GPUs.
 
+use job::counted;
+
 use super::finding::Finding;
 use crate::about::About;
 use crate::gpus::nvidia_smi;
@@ -59,10 +61,10 @@ fn libraries(about: &About, ranks: usize, shares_gpus: bool) -> Vec<Finding> {
             ),
             None if gpus.count < wanted => Finding::broken(
                 "libtorch",
-                format!("sees {} GPUs, the run needs {wanted}", gpus.count),
+                format!("sees {}, the run needs {wanted}", counted(gpus.count, "GPU")),
                 "check CUDA_VISIBLE_DEVICES and, with `nvidia-smi`, the driver's version",
             ),
-            None => Finding::fine("libtorch", format!("sees {} GPUs", gpus.count)),
+            None => Finding::fine("libtorch", format!("sees {}", counted(gpus.count, "GPU"))),
         });
     }
     if let Some(nccl) = &about.nccl {
@@ -109,7 +111,7 @@ fn peers(matrix: &str) -> Finding {
             "GPU to GPU",
             format!(
                 "{} without access to each other's memory: gradients go through the host",
-                job::counted(pairs, "pair")
+                counted(pairs, "pair")
             ),
             "see `nvidia-smi topo -p2p r`; virtual machines and PCIe ACS often prevent it",
         ),

@@ -101,17 +101,17 @@ async fn lead(cluster: &Cluster, gate: Gate, node: &Node) -> Result<Vec<Finding>
             return Err(error);
         }
     };
-    let mut host = Leader::new(me, gate, cluster.join_timeout);
-    host.gather().await?;
-    let interface = host.interface().map_or("loopback", |interface| interface.name.as_str());
-    let seen = format!("{} joined over {interface}", host.hosts()[1..].join(", "));
+    let mut leader = Leader::new(me, gate, cluster.join_timeout);
+    leader.gather().await?;
+    let interface = leader.interface().map_or("loopback", |interface| interface.name.as_str());
+    let seen = format!("{} joined over {interface}", leader.hosts()[1..].join(", "));
     let mut findings = vec![Finding::fine(SUBJECT, seen)];
-    findings.extend(host.skews().into_iter().map(|(name, seconds)| clock(&name, seconds)));
-    findings.extend(all_reduce::measure(node, Some(&mut host)).await);
+    findings.extend(leader.skews().into_iter().map(|(name, seconds)| clock(&name, seconds)));
+    findings.extend(all_reduce::measure(node, Some(&mut leader)).await);
     let broken = findings.iter().find(|finding| finding.severity == Severity::Broken);
     match broken {
-        Some(finding) => host.finish(ExitCode::Setup, &finding.seen).await,
-        None => host.finish(ExitCode::Done, "").await,
+        Some(finding) => leader.finish(ExitCode::Setup, &finding.seen).await,
+        None => leader.finish(ExitCode::Done, "").await,
     }
     Ok(findings)
 }

@@ -27,7 +27,7 @@ pub async fn examine(deadline: Option<Deadline>) -> Vec<Finding> {
 
 fn tasks(lookup: impl Fn(&str) -> Option<String>) -> Finding {
     let subject = "Slurm tasks";
-    let one_each = "srun --ntasks-per-node=1, or sbatch slurm/train.sh: one launcher starts all ranks \
+    let one_each = "use srun --ntasks-per-node=1, or sbatch slurm/train.sh; one launcher starts all ranks \
                     of its node";
     let nodes = lookup("SLURM_JOB_NUM_NODES").and_then(|text| text.parse().ok()).unwrap_or(1);
     let has_step = lookup("SLURM_STEP_ID").is_some();

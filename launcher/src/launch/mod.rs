@@ -181,16 +181,16 @@ impl<'a> Launch<'a> {
     ) -> Result<ExitCode, LaunchError> {
         let others = counted(cluster.nodes - 1, "other node");
         tracing::info!("waiting for {others} to join at {}", gate.address());
-        let mut host = Leader::new(me, gate, cluster.join_timeout);
+        let mut leader = Leader::new(me, gate, cluster.join_timeout);
         let mut events = EventLog::open(&run_dir.events_path());
-        let ended = match signals.unless_stopped(host.gather()).await {
-            Ok(()) => self.supervise(run_dir, Some(&mut host), &mut events, signals).await,
+        let ended = match signals.unless_stopped(leader.gather()).await {
+            Ok(()) => self.supervise(run_dir, Some(&mut leader), &mut events, signals).await,
             Err(error) => Err(error),
         };
         record_error(&ended, &mut events);
         match &ended {
-            Ok((exit_code, verdict)) => host.finish(*exit_code, verdict).await,
-            Err(error) => host.finish(error.exit_code(), &error.to_string()).await,
+            Ok((exit_code, verdict)) => leader.finish(*exit_code, verdict).await,
+            Err(error) => leader.finish(error.exit_code(), &error.to_string()).await,
         }
         ended.map(|(exit_code, _)| exit_code)
     }
@@ -215,7 +215,7 @@ impl<'a> Launch<'a> {
         match self.console.style() {
             _ if verdict.is_empty() => tracing::info!("done, as node 0 reports"),
             Style::Json => tracing::error!(exit_code = exit_code as u8, "{verdict}"),
-            Style::Pretty | Style::Quiet => self.console.line(&format!("\nnode 0: {verdict}")),
+            Style::Pretty | Style::Quiet => self.console.line(&format!("\n{verdict}")),
         }
         Ok(exit_code)
     }
@@ -233,7 +233,7 @@ impl<'a> Launch<'a> {
         let hosts = others.as_ref().map_or_else(|| vec![job::host::name()], |it| it.hosts());
         let plan = self.plan_for(layout)?;
         announce(&plan, hosts.len(), &run_dir);
-        let interface = others.as_ref().and_then(|host| host.interface().cloned());
+        let interface = others.as_ref().and_then(|leader| leader.interface().cloned());
         let network = interface.as_ref().and_then(|interface| interface.network.clone());
         let mpi = mpi::over_mpi(&plan, &hosts, network, &self.trainer, &run_dir).await?;
         let patience = Duration::from_secs(self.survey.config.comm.timeout_seconds);
@@ -250,8 +250,8 @@ impl<'a> Launch<'a> {
             max_restarts: self.cli.max_restarts,
             console: self.console,
         };
-        if let Some(host) = &others {
-            supervisor.welcome(host);
+        if let Some(leader) = &others {
+            supervisor.welcome(leader);
         }
         let started = Instant::now();
         let report = supervisor.run(others, events, signals).await?;

@@ -259,7 +259,8 @@ impl Slots {
             .map(|rank| rank.to_string())
             .collect();
         format!(
-            "mpirun started no process for ranks {} of this node within {START_TIMEOUT:?}{}",
+            "mpirun started no process for rank{} {} of this node within {START_TIMEOUT:?}{}",
+            if missing.len() == 1 { "" } else { "s" },
             missing.join(", "),
             self.said()
         )

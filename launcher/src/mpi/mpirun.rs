@@ -15,7 +15,7 @@ use crate::plan::Plan;
 pub struct Mpirun {
     /// Path of the program.
     pub program: PathBuf,
-    /// Leader name and number of ranks of each node.
+    /// Host name and number of ranks of each node.
     pub nodes: Vec<(String, usize)>,
     /// The IPv4 network between the nodes, such as `10.0.0.0/24`, if they have one.
     pub network: Option<String>,

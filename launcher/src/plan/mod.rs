@@ -68,7 +68,8 @@ impl Device {
 pub enum PlanError {
     /// No GPU, and the CPU was not asked for.
     #[error(
-        "no GPU is visible here; to train on the CPU, pass --cpu N: N trainers share {cores} cores"
+        "no GPU is visible here; to train on the CPU, pass --cpu N: N trainers share {}",
+        counted(*cores, "core")
     )]
     NoGpu {
         /// Cores that this process may use.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use job::thousands;
+use job::{counted, thousands};
 
 use super::{Device, Plan};
 use crate::topology::cpu_list;
@@ -59,8 +59,10 @@ impl Plan {
             smaller => format!(" (the last of {smaller} images)"),
         };
         format!(
-            "{} an epoch{last}, {} epochs, {} in all",
-            self.steps_per_epoch, self.epochs, self.total_steps
+            "{} an epoch{last}, {}, {} in all",
+            self.steps_per_epoch,
+            counted(self.epochs, "epoch"),
+            self.total_steps
         )
     }
 

@@ -88,7 +88,7 @@ pub enum Event {
         /// Which ranks it holds responsible.
         blame: Blame,
     },
-    /// The handshake of a rank failed: it does not fit this launcher.
+    /// The handshake of a rank failed: it is incompatible with this launcher.
     Refused {
         /// Rank that the event is about.
         rank: usize,

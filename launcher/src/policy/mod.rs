@@ -29,8 +29,9 @@ pub use walltime::Walltime;
 /// Together with the time that killing takes, it stays well under 2 s.
 pub const GRACE_PERIOD: Duration = Duration::from_millis(300);
 
-/// Grace period instead of [`GRACE_PERIOD`] if a rank waited for a peer or lost one and cannot say which: the rank
-/// that hangs is the one that does not report so too, and the deadlines of the others pass one after another.
+/// Grace period instead of [`GRACE_PERIOD`] if a rank waited for a peer or lost one and cannot say which: the
+/// rank that hangs is the one that does not report so too, and the deadlines of the others pass one after
+/// another.
 const GRACE_PERIOD_UNNAMED: Duration = Duration::from_secs(3);
 
 /// Time after a first stop signal within which a second one may be its echo: the same signal, arriving by
@@ -163,7 +164,7 @@ impl Job {
     pub fn on(&mut self, event: &Event, now: Duration) -> (Decision, String) {
         self.extend_stop(now);
         self.record(event, now);
-        self.settle_soon(now);
+        self.shorten_grace_period(now);
         if self.alive().next().is_none() {
             let outcome = self.outcome();
             let reason = outcome.to_string();
@@ -197,13 +198,13 @@ impl Job {
             },
             Stage::Running | Stage::Stopping { .. } => match self.first_failure() {
                 Some(failure) => {
-                    let settle = if self.somebody_is_at_a_loss() {
+                    let grace = if self.somebody_is_at_a_loss() {
                         GRACE_PERIOD_UNNAMED
                     } else {
                         GRACE_PERIOD
                     };
-                    self.stage = Stage::Failing { kill_at: now + settle };
-                    wait(&format!("{failure}; the others have {settle:.1?} to say what they saw"))
+                    self.stage = Stage::Failing { kill_at: now + grace };
+                    wait(&format!("{failure}; the others have {grace:.1?} to say what they saw"))
                 }
                 None => self.while_healthy(event, now),
             },
@@ -270,7 +271,7 @@ impl Job {
 
     /// Shortens the grace period to [`GRACE_PERIOD`] once a rank has failed by itself: then there is no need to
     /// find out which rank hangs.
-    fn settle_soon(&mut self, now: Duration) {
+    fn shorten_grace_period(&mut self, now: Duration) {
         if let Stage::Failing { kill_at } = self.stage
             && self.somebody_failed_by_itself()
         {

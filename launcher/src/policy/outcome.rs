@@ -50,7 +50,7 @@ pub enum Cause {
     Exited(Exit),
     /// The rank announced its failure, and its process was still there when all were killed.
     Announced,
-    /// The rank does not fit this launcher, for this reason.
+    /// The rank is incompatible with this launcher, for this reason.
     Refused(String),
     /// The launcher of the rank's node is gone: which node, and how that was noticed.
     NodeLost(String),

@@ -41,7 +41,7 @@ impl Rank {
             Some(report) => match report.phase {
                 Phase::Connecting => "connecting to its peers",
                 Phase::LoadingData => "loading data",
-                Phase::Preparing => "preparing the model",
+                Phase::Preparing => "preparing the network",
                 Phase::Training => "training",
                 Phase::Evaluating => "evaluating",
                 Phase::Saving => "saving a checkpoint",

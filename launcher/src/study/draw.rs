@@ -107,7 +107,7 @@ impl Quantity {
 /// Groups runs that agree in the keys of `group_by`, or, without it, in everything but the seed.
 fn groups<'a>(entry: &FigureEntry, runs: &'a [Planned]) -> Vec<Group<'a>> {
     let name = |run: &Planned| match &entry.group_by {
-        None => run.point.group.clone(),
+        None => run.spec.group.clone(),
         Some(keys) => {
             let of = |key: &String| Some(label(key, &run.value(key)?));
             keys.iter().filter_map(of).collect::<Vec<_>>().join(", ")

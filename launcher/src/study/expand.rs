@@ -75,7 +75,7 @@ pub struct Expanded {
     pub ranks: usize,
     /// All runs: all with the first seed, then all with the second, so that a study that is stopped has
     /// something to show.
-    pub points: Vec<RunSpec>,
+    pub runs: Vec<RunSpec>,
 }
 
 /// Returns the runs of `study`, in full or `reduced` size.
@@ -116,21 +116,21 @@ pub fn expand(study: &StudyFile, reduced: bool) -> Result<Expanded, Invalid> {
             groups.push((run, own.clone(), chosen));
         }
     }
-    let mut points = Vec::new();
+    let mut runs = Vec::new();
     for seed in seeds {
         for (run, own, chosen) in &groups {
-            points.push(point(study, run, &common, own, chosen, *seed));
+            runs.push(run_spec(study, run, &common, own, chosen, *seed));
         }
     }
     let mut names = HashSet::new();
-    if let Some(twice) = points.iter().find(|point| !names.insert(&point.name)) {
+    if let Some(twice) = runs.iter().find(|spec| !names.insert(&spec.name)) {
         let place = if is_listed { place[0] } else { "grid" };
         return Err(Invalid::new(&[place], format!("two runs are called {}", twice.name)));
     }
-    Ok(Expanded { ranks, points })
+    Ok(Expanded { ranks, runs })
 }
 
-fn point(
+fn run_spec(
     study: &StudyFile,
     run: &RunEntry,
     common: &[Override],

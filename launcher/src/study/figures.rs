@@ -172,7 +172,7 @@ fn check_one<'a>(
 
 /// Checks that some run sets `key`, and that each of `values` is the value of some run.
 fn known(key: &str, values: Option<&Value>, runs: &[Planned]) -> Result<(), String> {
-    let keys = || runs.iter().flat_map(|run| run.point.overrides.iter().map(|it| it.key.as_str()));
+    let keys = || runs.iter().flat_map(|run| run.spec.overrides.iter().map(|it| it.key.as_str()));
     if !keys().any(|set| set == key) {
         let hint = nearest(key, keys());
         let hint = hint.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();

@@ -76,7 +76,8 @@ pub struct Reduced {
 pub struct FigureEntry {
     /// Name of the figure's files, without extension.
     pub name: String,
-    /// `step`, `epoch`, `global_batch_size`, `parameters`, `multiply_adds`, or a dotted key of the configuration.
+    /// `step`, `epoch`, `global_batch_size`, `parameters`, `multiply_adds`, or a dotted key of the
+    /// configuration.
     pub x: String,
     /// One metric, or two of the same quantity; the second is drawn dashed.
     pub y: Vec<Metric>,

@@ -147,14 +147,15 @@ fn print_plan(
     ranks: usize,
     out: &Path,
 ) -> Result<ExitCode, LaunchError> {
-    let width = runs.iter().map(|run| run.point.name.len()).max().unwrap_or(0);
+    let width = runs.iter().map(|run| run.spec.name.len()).max().unwrap_or(0);
     let mut text = format!("{}\n\n", study.title);
     for run in runs {
         let Planned { state, steps, epochs, global_batch_size, parameters, .. } = run;
         text += &format!(
-            "{:<width$}  {:<5}  {steps} steps, {}, global batch {global_batch_size}, {} parameters\n",
-            run.point.name,
+            "{:<width$}  {:<5}  {}, {}, global batch {global_batch_size}, {} parameters\n",
+            run.spec.name,
             state.as_str(),
+            counted(*steps as usize, "step"),
             counted(*epochs, "epoch"),
             thousands(*parameters as u64)
         );
@@ -198,7 +199,7 @@ fn conclude(cli: &StudyCli, runs: &[Planned], ended: &Ended, out: &Path) -> Exit
     let of = runs.len();
     tracing::info!("{done} of {of} runs are done; tables and figures are in {}", out.display());
     for (run, Failure { exit_code, reason }) in &ended.failed {
-        let name = &runs[*run].point.name;
+        let name = &runs[*run].spec.name;
         tracing::error!("{name} failed with exit code {}: {reason}", *exit_code as u8);
     }
     if !cli.draw_only && done < of {

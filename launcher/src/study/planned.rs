@@ -22,7 +22,7 @@ use crate::topology::Topology;
 #[derive(Debug)]
 pub struct Planned {
     /// The run as the study describes it.
-    pub point: RunSpec,
+    pub spec: RunSpec,
     /// The full configuration of the run.
     pub config: Config,
     /// Run directory.
@@ -92,7 +92,7 @@ pub struct RunResources<'a> {
 
 impl Planned {
     fn new(
-        point: RunSpec,
+        spec: RunSpec,
         config: Config,
         outline: &Outline,
         root: PathBuf,
@@ -114,7 +114,7 @@ impl Planned {
             state: State::New,
             falls_back: false,
             config,
-            point,
+            spec,
         };
         planned.refresh();
         planned.can_go_on(resources.ranks)?;
@@ -161,7 +161,7 @@ impl Planned {
             let value = key.split('.').try_fold(&whole, |at, part| at.get(part));
             value.filter(|value| !value.is_null()).cloned()
         };
-        self.point.value(key).cloned().or_else(of_config)
+        self.spec.value(key).cloned().or_else(of_config)
     }
 
     /// Makes the run train on `taken`, the images that could be obtained.
@@ -180,8 +180,7 @@ impl Planned {
             same_training(&self.root, &before, &config)?;
         }
         let outline = dataset::outline(taken)?;
-        let planned =
-            Self::new(self.point.clone(), config, &outline, self.root.clone(), resources)?;
+        let planned = Self::new(self.spec.clone(), config, &outline, self.root.clone(), resources)?;
         *self = Self { falls_back, ..planned };
         Ok(())
     }
@@ -213,24 +212,24 @@ pub fn plan(
     out: &Path,
     images: &mut StudyImages,
 ) -> Result<Vec<Planned>, LaunchError> {
-    let mut one = |point: RunSpec| {
-        let arguments: Vec<String> = point.overrides.iter().map(Override::argument).collect();
-        let config = config::load(&point.config, &arguments)
-            .map_err(|error| in_study(error, &point, &arguments, document))?;
-        let root = out.join("runs").join(&point.name);
+    let mut one = |spec: RunSpec| {
+        let arguments: Vec<String> = spec.overrides.iter().map(Override::argument).collect();
+        let config = config::load(&spec.config, &arguments)
+            .map_err(|error| in_study(error, &spec, &arguments, document))?;
+        let root = out.join("runs").join(&spec.name);
         let taken = data_before(&root, &config)?;
         let outline = images.outline(&taken)?;
         let of_taken = Config { data: taken, ..config.clone() };
-        let planned = Planned::new(point, of_taken, &outline, root, resources)?;
+        let planned = Planned::new(spec, of_taken, &outline, root, resources)?;
         Ok(Planned { config, ..planned })
     };
-    expanded.points.into_iter().map(&mut one).collect()
+    expanded.runs.into_iter().map(&mut one).collect()
 }
 
 /// Converts an error about an override into one that names its place in the study file.
 fn in_study(
     error: ConfigError,
-    point: &RunSpec,
+    spec: &RunSpec,
     arguments: &[String],
     document: &Document,
 ) -> ConfigError {
@@ -241,7 +240,7 @@ fn in_study(
         return error;
     };
     match arguments.iter().rposition(|argument| argument == text) {
-        Some(index) => document.wrong(&point.overrides[index].place, problem.clone()),
+        Some(index) => document.wrong(&spec.overrides[index].place, problem.clone()),
         None => error,
     }
 }

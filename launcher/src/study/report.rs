@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use job::config::in_one_line;
-use job::thousands;
+use job::{counted, thousands};
 use serde_json::{Value, json};
 
 use super::file::{Metric, StudyFile};
@@ -60,12 +60,12 @@ impl Report<'_> {
         let test_accuracy = results.last(Metric::TestAccuracy);
         let failure = self.failed.iter().find(|(failed, _)| *failed == index);
         json!({
-            "name": run.point.name,
-            "group": run.point.group,
-            "seed": run.point.seed,
+            "name": run.spec.name,
+            "group": run.spec.group,
+            "seed": run.spec.seed,
             "state": run.state.as_str(),
             "failure": failure.map(|(_, failure)| &failure.reason),
-            "set": run.point.overrides.iter().map(set).collect::<serde_json::Map<_, _>>(),
+            "set": run.spec.overrides.iter().map(set).collect::<serde_json::Map<_, _>>(),
             "global_batch_size": run.global_batch_size,
             "parameters": run.parameters,
             "multiply_adds": run.multiply_adds,
@@ -84,9 +84,9 @@ impl Report<'_> {
     fn groups(&self) -> Vec<(&str, Vec<&Planned>)> {
         let mut groups: Vec<(&str, Vec<&Planned>)> = Vec::new();
         for run in self.runs {
-            match groups.iter_mut().find(|(name, _)| *name == run.point.group) {
+            match groups.iter_mut().find(|(name, _)| *name == run.spec.group) {
                 Some((_, runs)) => runs.push(run),
-                None => groups.push((&run.point.group, vec![run])),
+                None => groups.push((&run.spec.group, vec![run])),
             }
         }
         groups
@@ -151,8 +151,8 @@ impl Report<'_> {
                 let why = failure.map(|(_, it)| {
                     format!(": failed with exit code {}: {}", it.exit_code as u8, it.reason)
                 });
-                let (epochs, of) = (run.results.epochs.len(), run.epochs);
-                format!("- {}, {epochs} of {of} epochs{}", run.point.name, why.unwrap_or_default())
+                let (epochs, of) = (run.results.epochs.len(), counted(run.epochs, "epoch"));
+                format!("- {}, {epochs} of {of}{}", run.spec.name, why.unwrap_or_default())
             })
             .collect();
         if !lines.is_empty() {

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use job::ExitCode;
 use job::run_dir::RunDir;
+use job::{ExitCode, counted};
 use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
@@ -127,7 +127,7 @@ impl Runner<'_> {
         };
         command.args([flag, &self.resources.ranks.to_string(), "--nodes", "1", "--run-dir"]);
         command.arg(&planned.root);
-        for argument in planned.point.overrides.iter().map(Override::argument) {
+        for argument in planned.spec.overrides.iter().map(Override::argument) {
             command.args(["--set", &argument]);
         }
         if planned.falls_back {
@@ -135,7 +135,7 @@ impl Runner<'_> {
             command.args(keys.iter().flat_map(|key| ["--set".to_owned(), format!("data.{key}")]));
         }
         command
-            .arg(&planned.point.config)
+            .arg(&planned.spec.config)
             .envs(slot.devices.iter().map(|devices| ("CUDA_VISIBLE_DEVICES", devices)))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -151,12 +151,12 @@ impl Runner<'_> {
         }
         let child = pinned_to(&slot.cpus, || command.spawn())?;
         let verb = if planned.state == State::Begun { "resumes" } else { "starts" };
-        tracing::info!("{} {verb}: {} steps", planned.point.name, planned.steps);
+        tracing::info!("{} {verb}: {}", planned.spec.name, counted(planned.steps as usize, "step"));
         Ok(child)
     }
 
     fn log(&self, planned: &Planned) -> PathBuf {
-        self.logs.join(format!("{}.log", planned.point.name))
+        self.logs.join(format!("{}.log", planned.spec.name))
     }
 
     fn conclude(
@@ -176,7 +176,7 @@ impl Runner<'_> {
                 planned.state = State::Done;
                 let seconds = Duration::from_secs_f64(planned.results.train_seconds());
                 let best = planned.results.best_test_accuracy().unwrap_or(f64::NAN) * 100.0;
-                let name = &planned.point.name;
+                let name = &planned.spec.name;
                 tracing::info!(
                     "{name}: done in {}, best test accuracy {best:.2} %",
                     clock(seconds)
@@ -188,7 +188,7 @@ impl Runner<'_> {
                 if !ended.stopped {
                     tracing::warn!(
                         "{}: stopped from outside; no more runs are started",
-                        planned.point.name
+                        planned.spec.name
                     );
                 }
                 ended.stopped = true;
@@ -213,7 +213,7 @@ impl Runner<'_> {
     fn note(&self, runs: &[Planned], run: usize, failure: Failure, ended: &mut Ended) {
         tracing::error!(
             "{} failed with exit code {}: {}; see {}; the other runs continue",
-            runs[run].point.name,
+            runs[run].spec.name,
             failure.exit_code as u8,
             failure.reason,
             self.log(&runs[run]).display()
@@ -226,8 +226,8 @@ fn tell<'a>(runs: &mut [Planned], running: impl Iterator<Item = &'a Running>) {
     for it in running {
         let planned = &mut runs[it.run];
         planned.refresh();
-        let (name, done) = (&planned.point.name, planned.results.epochs.len());
-        tracing::info!("{name}: {done} of {} epochs", planned.epochs);
+        let (name, done) = (&planned.spec.name, planned.results.epochs.len());
+        tracing::info!("{name}: {done} of {}", counted(planned.epochs, "epoch"));
     }
 }
 

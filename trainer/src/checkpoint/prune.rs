@@ -27,7 +27,8 @@ pub fn prune(checkpoints: &Path, keep: usize) {
 }
 
 fn surplus(checkpoints: &Path, keep: usize) -> Result<Vec<PathBuf>> {
-    let target = |link: Pointer| fs::read_link(checkpoints.join(link.name())).unwrap_or_default();
+    let target =
+        |pointer: Pointer| fs::read_link(checkpoints.join(pointer.name())).unwrap_or_default();
     let (best, latest) = (target(Pointer::Best), target(Pointer::Latest));
     let age_of = |folder: &Path| {
         let state = fs::read(folder.join(STATE)).unwrap_or_default();

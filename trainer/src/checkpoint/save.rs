@@ -15,8 +15,8 @@ use crate::flat::Flat;
 use crate::optim::{Optimizer, StateBuffer};
 
 /// Writes a checkpoint into the folder `checkpoints` and returns its path. Until the new checkpoint is
-/// complete and synced to disk, no existing one is touched. The caller has called [`Optimizer::apply_pending_decay`], so
-/// that the dead taps in `flat` are up to date.
+/// complete and synced to disk, no existing one is touched. The caller has called
+/// [`Optimizer::apply_pending_decay`], so that the dead taps in `flat` are up to date.
 ///
 /// # Errors
 /// [`super::CheckpointError::Io`], for example when the disk is full; the temporary files are removed.
@@ -141,10 +141,10 @@ impl Pointer {
 ///
 /// # Errors
 /// [`super::CheckpointError::Io`].
-pub fn point(link: Pointer, checkpoint: &Path) -> Result<()> {
+pub fn point(pointer: Pointer, checkpoint: &Path) -> Result<()> {
     let folder = checkpoint.parent().unwrap_or(checkpoint);
-    let path = folder.join(link.name());
-    let temporary = folder.join(format!(".{}", link.name()));
+    let path = folder.join(pointer.name());
+    let temporary = folder.join(format!(".{}", pointer.name()));
     let target = checkpoint.file_name().unwrap_or_default();
     let replace = || {
         let _ = fs::remove_file(&temporary);

@@ -126,7 +126,7 @@ fn likeliest_classes(
     let values = Vec::<Vec<f64>>::try_from(&rows(&values, Kind::Double))?;
     let labels = Vec::<Vec<i64>>::try_from(&rows(&labels, Kind::Int64))?;
     if values.iter().flatten().any(|value| !value.is_finite()) {
-        return Err(TrainError::AnswerNotFinite);
+        return Err(TrainError::OutputNotFinite);
     }
     let pair = |(labels, values): (Vec<i64>, Vec<f64>)| {
         labels.into_iter().map(|label| label as usize).zip(values).collect()

@@ -132,8 +132,8 @@ impl Flat {
     }
 
     /// From now on, backward leaves each gradient at its parameter instead of adding it to `grads`, and
-    /// [`Self::deferred_gradients`] returns where gradients are to be moved. With `kind`, layers also read weights
-    /// that are already rounded to `kind`, except those of batch norm, which computes in f32 in any
+    /// [`Self::deferred_gradients`] returns where gradients are to be moved. With `kind`, layers also read
+    /// weights that are already rounded to `kind`, except those of batch norm, which computes in f32 in any
     /// precision. To be called before layers are built.
     ///
     /// One kernel then rounds all weights and one moves all gradients, where each tensor would need two or

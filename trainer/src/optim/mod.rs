@@ -1,8 +1,9 @@
 //! Optimizers over flat storage.
 //!
-//! Dead taps are not updated in a step. The learning rates of steps are recorded, and [`Optimizer::apply_pending_decay`]
-//! applies the weight decay of these steps to dead taps before they are read. With a [`LossScaler`],
-//! whether a step was skipped is known on the device only: it is recorded there, and read when settling.
+//! Dead taps are not updated in a step. The learning rates of steps are recorded, and
+//! [`Optimizer::apply_pending_decay`] applies the weight decay of these steps to dead taps before they are
+//! read. With a [`LossScaler`], whether a step was skipped is known on the device only: it is recorded there,
+//! and read when settling.
 
 mod adamw;
 mod groups;
@@ -54,8 +55,8 @@ pub struct Optimizer {
     progress: f64,
     /// Learning rates of the steps whose weight decay has not been applied to dead taps yet.
     pending_decay_lrs: Vec<f64>,
-    /// With a loss scaler, for each element of `owed`, 1 if that step was skipped, else 0: 0-d f32 on the
-    /// device.
+    /// With a loss scaler, for each element of `pending_decay_lrs`, 1 if that step was skipped, else 0: 0-d
+    /// f32 on the device.
     skipped: Vec<Tensor>,
 }
 

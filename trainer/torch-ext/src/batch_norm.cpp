@@ -42,13 +42,13 @@ struct Backward {
 };
 
 // Least compute capability: 8.0, which bf16 needs.
-constexpr int kLeastArch = 80;
+constexpr int kMinArch = 80;
 // Least rows per block of a cluster, as measured on an H100 (docs/gpu.md). With fewer rows another block does
 // not pay, since its sums have to cross the cluster.
 constexpr int64_t kMinRowsPerBlock = 64;
 // Most blocks of a cluster, which every GPU with clusters supports, and most rows per block of a cluster:
 // with more rows, two kernels with more blocks are faster.
-constexpr int kMostBlocks = 8;
+constexpr int kMaxBlocks = 8;
 constexpr int64_t kMaxRowsPerBlock = 512;
 
 // The kernels of one pass: the whole pass by clusters, and its two halves.
@@ -138,7 +138,7 @@ void run(const Pass& pass, Parameters parameters, const at::TensorOptions& f32) 
     const int64_t rows = parameters.rows, slices = ceil_div(parameters.channels, kGroups * kLanes);
     int cluster = 1;
     if (arch_of_device() >= 90) {
-        while (cluster < kMostBlocks && rows / (2 * cluster) >= kMinRowsPerBlock) cluster *= 2;
+        while (cluster < kMaxBlocks && rows / (2 * cluster) >= kMinRowsPerBlock) cluster *= 2;
     }
     if (rows <= cluster * kMaxRowsPerBlock) {
         const int64_t threads = ceil_div(ceil_div(rows, cluster) * kGroups, kSliceSums) * kSliceSums;
@@ -160,7 +160,7 @@ bool is_suited(const Tensor& input) {
     if (!input.is_cuda() || input.dim() != 4 || !element_of(input.scalar_type())) return false;
     const int64_t channels = input.size(1), rows = input.numel() / std::max<int64_t>(channels, 1);
     return input.is_contiguous(at::MemoryFormat::ChannelsLast) && channels % kLanes == 0 && rows > 1 &&
-           reinterpret_cast<uintptr_t>(input.const_data_ptr()) % 16 == 0 && arch_of_device() >= kLeastArch;
+           reinterpret_cast<uintptr_t>(input.const_data_ptr()) % 16 == 0 && arch_of_device() >= kMinArch;
 }
 
 Tensor like(const Tensor& tensor, const Tensor& model) {
@@ -256,7 +256,7 @@ char* torch_ext_batch_norm(const char* source, const Tensor* input, const Tensor
 // Compiles `source` for elements of `type` and this thread's GPU, unless that is done already.
 char* torch_ext_batch_norm_prepare(const char* source, const char* type) {
     return guarded([&] {
-        TORCH_CHECK(arch_of_device() >= kLeastArch, "kernels need compute capability ", kLeastArch,
+        TORCH_CHECK(arch_of_device() >= kMinArch, "kernels need compute capability ", kMinArch,
                     ", the GPU has ", arch_of_device());
         kernels_for(type_of(type), source);
     });

@@ -163,7 +163,7 @@ const winograd::Algorithm* winograd_algorithm(const Tensor& input, const Tensor&
 
 // Points of larger kernels are not kept from forward to backward: they would take memory, and computing them
 // again is a small part of the work.
-constexpr int64_t kMostPointsToKeep = 1 << 20;
+constexpr int64_t kMaxPointsToKeep = 1 << 20;
 
 struct Forward {
     Tensor output;
@@ -181,7 +181,7 @@ Forward forward_pass(const Tensor& input, const Tensor& weight, const Conv& conv
     if (algorithm == nullptr) return {at::conv2d(input, weight, {}, conv.stride, conv.padding), {}};
     const Tensor points = winograd::kernel_to_points(*algorithm, channels_last(weight));
     return {winograd::forward(*algorithm, channels_last(input), points, conv.padding),
-            points.numel() <= kMostPointsToKeep ? points : Tensor()};
+            points.numel() <= kMaxPointsToKeep ? points : Tensor()};
 }
 
 // Returns the gradients of input and weight, as far as `wanted`; the latter in conv.grad_view if that is

@@ -134,7 +134,7 @@ impl ConvShape {
 #[derive(Debug, Default)]
 pub struct ConvTable {
     methods: RefCell<HashMap<ConvShape, ConvMethods>>,
-    unknown: RefCell<Vec<ConvShape>>,
+    unresolved: RefCell<Vec<ConvShape>>,
 }
 
 thread_local! {
@@ -165,13 +165,13 @@ impl ConvTable {
     /// Returns the shapes that were asked for and are not in the table, each once, in the order of first use,
     /// and clears that list.
     pub fn take_unresolved(&self) -> Vec<ConvShape> {
-        self.unknown.take()
+        self.unresolved.take()
     }
 
     fn get(&self, shape: ConvShape) -> ConvMethods {
         let known = self.methods.borrow().get(&shape).copied();
         known.unwrap_or_else(|| {
-            let mut unknown = self.unknown.borrow_mut();
+            let mut unknown = self.unresolved.borrow_mut();
             if !unknown.contains(&shape) {
                 unknown.push(shape);
             }

@@ -81,15 +81,15 @@ impl Peer {
     pub fn measure(
         &self,
         case: &Case,
-        cell: JobSize,
+        size: JobSize,
         mode: Mode,
         folder: &Path,
     ) -> Result<Measured> {
         let json = folder.join("peer.json");
-        let mut command = self.command(case, cell, mode, &json)?;
+        let mut command = self.command(case, size, mode, &json)?;
         command.args(["--steps", &self.steps.to_string()]);
         // Several ranks would have to agree on when to stop, which takes time of its own.
-        if let (Some(seconds), 1) = (self.most_seconds, cell.ranks) {
+        if let (Some(seconds), 1) = (self.most_seconds, size.ranks) {
             command.args(["--most-seconds", &seconds.to_string()]);
         }
         let started = process::run(&mut command, folder, self.timeout_seconds)?;
@@ -104,13 +104,13 @@ impl Peer {
     pub fn train_to(
         &self,
         case: &Case,
-        cell: JobSize,
+        size: JobSize,
         mode: Mode,
         folder: &Path,
         goal: Goal,
     ) -> Result<Vec<EpochEnd>> {
         let json = folder.join("peer.json");
-        let mut command = self.command(case, cell, mode, &json)?;
+        let mut command = self.command(case, size, mode, &json)?;
         command.args(["--to-accuracy", &goal.target.to_string()]).args([
             "--epochs",
             &case.epochs.to_string(),
@@ -121,13 +121,13 @@ impl Peer {
         read_epochs(json)
     }
 
-    fn command(&self, case: &Case, cell: JobSize, mode: Mode, json: &Path) -> Result<Command> {
-        let mut command = srun::command(cell.nodes, &self.python);
+    fn command(&self, case: &Case, size: JobSize, mode: Mode, json: &Path) -> Result<Command> {
+        let mut command = srun::command(size.nodes, &self.python);
         command.args(["-m", "torch.distributed.run"]);
-        if cell.nodes == 1 {
+        if size.nodes == 1 {
             command.arg("--standalone");
         } else {
-            command.args(["--nnodes", &cell.nodes.to_string(), "--rdzv-backend", "c10d"]).args([
+            command.args(["--nnodes", &size.nodes.to_string(), "--rdzv-backend", "c10d"]).args([
                 "--rdzv-id",
                 "scaling",
                 "--rdzv-endpoint",
@@ -135,12 +135,12 @@ impl Peer {
             ]);
         }
         command
-            .args(["--nproc-per-node", &(cell.ranks / cell.nodes).to_string()])
+            .args(["--nproc-per-node", &(size.ranks / size.nodes).to_string()])
             .arg(&self.script)
             .args(["--mode", mode.name()])
             .args(["--model", case.network.model, "--stem", case.network.stem])
             .args(["--device", if self.device == Device::Gpu { "cuda" } else { "cpu" }])
-            .args(["--batch-per-rank", &cell.batch_per_rank.to_string()])
+            .args(["--batch-per-rank", &size.batch_per_rank.to_string()])
             .args(["--warmup-steps", &WARMUP_STEPS.to_string()])
             .arg("--json")
             .arg(json);

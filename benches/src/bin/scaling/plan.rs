@@ -31,7 +31,7 @@ pub struct Case {
     /// The configuration's network.
     pub network: PeerNetwork,
     /// Sizes to run at, in the order of the command line.
-    pub cells: Vec<JobSize>,
+    pub sizes: Vec<JobSize>,
     /// Epochs that the configuration trains for.
     pub epochs: usize,
     /// The contestants that run.
@@ -77,7 +77,7 @@ pub struct Run<'a> {
     /// The case.
     pub case: &'a Case,
     /// The size.
-    pub cell: JobSize,
+    pub size: JobSize,
     /// The contestant that trains.
     pub contestant: &'a Contestant,
 }
@@ -149,12 +149,12 @@ impl Plan {
         self.cases
             .iter()
             .flat_map(|case| {
-                case.cells.iter().flat_map(move |&cell| {
-                    case.contestants.iter().map(move |contestant| Run { case, cell, contestant })
+                case.sizes.iter().flat_map(move |&size| {
+                    case.contestants.iter().map(move |contestant| Run { case, size, contestant })
                 })
             })
             // A single rank has no peer to communicate with.
-            .filter(|run| run.cell.ranks > 1 || !run.contestant.is_isolated())
+            .filter(|run| run.size.ranks > 1 || !run.contestant.is_isolated())
     }
 
     /// Returns whether PyTorch runs at all.
@@ -190,7 +190,7 @@ impl Case {
             Batch::PerRank(size) => format!("{stem}, weak scaling, batch {size} per rank"),
             Batch::Global(size) => format!("{stem}, strong scaling, global batch {size}"),
         };
-        let cells = args.sizes().into_iter().map(|(nodes, ranks)| cell(nodes, ranks, batch));
+        let sizes = args.sizes().into_iter().map(|(nodes, ranks)| size(nodes, ranks, batch));
         let without_peers = why_without_peers(config, args);
         let ours = std::iter::once(Variant::default()).chain(args.variants.iter().cloned());
         let peers = args.peers.iter().filter(|_| !args.no_peers && without_peers.is_none());
@@ -199,7 +199,7 @@ impl Case {
             config: path.to_owned(),
             network: PeerNetwork::of(config),
             epochs: config.train.epochs,
-            cells: cells.collect::<Result<_>>()?,
+            sizes: sizes.collect::<Result<_>>()?,
             contestants: ours
                 .map(Contestant::Ours)
                 .chain((!args.no_isolated).then_some(Contestant::Isolated))
@@ -216,7 +216,7 @@ impl PeerNetwork {
     }
 }
 
-const fn cell(nodes: usize, ranks: usize, batch: Batch) -> Result<JobSize> {
+const fn size(nodes: usize, ranks: usize, batch: Batch) -> Result<JobSize> {
     let batch_per_rank = match batch {
         _ if ranks == 0 => return Err(BenchError::NoRanks),
         Batch::PerRank(batch_per_rank) => batch_per_rank,
@@ -270,7 +270,7 @@ mod tests {
     }
 
     fn batches_of(case: &Case) -> Vec<(usize, usize)> {
-        case.cells.iter().map(|cell| (cell.ranks, cell.batch_per_rank)).collect()
+        case.sizes.iter().map(|size| (size.ranks, size.batch_per_rank)).collect()
     }
 
     #[test]
@@ -309,7 +309,7 @@ mod tests {
     #[test]
     fn a_single_rank_is_not_measured_in_isolation() {
         let plan = plan("", &["--peers", "none"]).unwrap();
-        let runs: Vec<_> = plan.runs().map(|run| (run.cell.ranks, run.contestant.name())).collect();
+        let runs: Vec<_> = plan.runs().map(|run| (run.size.ranks, run.contestant.name())).collect();
         let run = |ranks: usize, name: &str| (ranks, name.to_owned());
         assert_eq!(
             runs,

@@ -167,7 +167,7 @@ impl Report {
     pub fn has_failed(&self, run: Run<'_>) -> bool {
         let name = run.contestant.name();
         self.records.iter().any(|record| {
-            let is_it = record.case == run.case.name && record.ranks == run.cell.ranks;
+            let is_it = record.case == run.case.name && record.ranks == run.size.ranks;
             is_it && record.contestant == name && record.measured().is_none()
         })
     }

@@ -130,19 +130,19 @@ impl Runner<'_> {
     }
 
     fn train_to(&self, one: Run<'_>, goal: Goal) -> Result<AccuracyRun> {
-        let Run { case, cell, contestant } = one;
-        let folder = self.folder(cell)?;
+        let Run { case, size, contestant } = one;
+        let folder = self.folder(size)?;
         let path = folder.path();
         let (started, before) = (now(), Ticks::now());
         let epochs = match contestant {
-            Contestant::Peer(mode) => self.peer.train_to(case, cell, *mode, path, goal),
-            _ => self.ours.train_to(case, cell, &contestant.overrides(), path, goal),
+            Contestant::Peer(mode) => self.peer.train_to(case, size, *mode, path, goal),
+            _ => self.ours.train_to(case, size, &contestant.overrides(), path, goal),
         };
-        let load = load(cell, before);
+        let load = load(size, before);
         let failure = epochs.as_ref().err().map(ToString::to_string);
         Ok(AccuracyRun {
             case: case.name.clone(),
-            ranks: cell.ranks,
+            ranks: size.ranks,
             contestant: contestant.name(),
             seed: goal.seed,
             target: goal.target,
@@ -154,8 +154,8 @@ impl Runner<'_> {
     }
 
     /// Creates the temporary folder of a run; with several nodes, in `out`, which all of them see.
-    fn folder(&self, cell: JobSize) -> Result<TempDir> {
-        if cell.nodes == 1 {
+    fn folder(&self, size: JobSize) -> Result<TempDir> {
+        if size.nodes == 1 {
             return Ok(tempfile::tempdir()?);
         }
         let name = || self.out.display().to_string();
@@ -164,14 +164,14 @@ impl Runner<'_> {
     }
 
     fn run_once(&self, one: Run<'_>, round: usize) -> Result<Record> {
-        let Run { case, cell, contestant } = one;
-        let folder = self.folder(cell)?;
-        let is_here = cell.nodes == 1;
-        let meter = is_here.then(|| Meter::start(self.args.device(), cell.ranks)).flatten();
+        let Run { case, size, contestant } = one;
+        let folder = self.folder(size)?;
+        let is_here = size.nodes == 1;
+        let meter = is_here.then(|| Meter::start(self.args.device(), size.ranks)).flatten();
         let (started, before) = (now(), Ticks::now());
         let mut measured = match contestant {
-            Contestant::Peer(mode) => self.peer.measure(case, cell, *mode, folder.path()),
-            _ => self.ours.measure(case, cell, &contestant.overrides(), folder.path()),
+            Contestant::Peer(mode) => self.peer.measure(case, size, *mode, folder.path()),
+            _ => self.ours.measure(case, size, &contestant.overrides(), folder.path()),
         };
         if let (Some(meter), Ok(measured)) = (meter, &mut measured) {
             let (from, to) = measured.timed;
@@ -180,12 +180,12 @@ impl Runner<'_> {
         Ok(Record {
             round,
             case: case.name.clone(),
-            nodes: cell.nodes,
-            ranks: cell.ranks,
-            batch_per_rank: cell.batch_per_rank,
+            nodes: size.nodes,
+            ranks: size.ranks,
+            batch_per_rank: size.batch_per_rank,
             contestant: contestant.name(),
             started,
-            load: load(cell, before),
+            load: load(size, before),
             disturbed: false,
             outcome: measured
                 .map_or_else(|error| Outcome::Failed(error.to_string()), Outcome::Measured),
@@ -195,8 +195,8 @@ impl Runner<'_> {
 
 /// Returns the load since `before`, if this program has started all ranks itself: those on several nodes are
 /// not its children, and would count as other processes.
-fn load(cell: JobSize, before: Ticks) -> Option<Load> {
-    (cell.nodes == 1).then(|| Ticks::now().since(before))
+fn load(size: JobSize, before: Ticks) -> Option<Load> {
+    (size.nodes == 1).then(|| Ticks::now().since(before))
 }
 
 fn tell_accuracy(run: &AccuracyRun) {

@@ -245,9 +245,7 @@ fn notes(report: &Report) -> Vec<String> {
     let (disturbed, used): (Vec<_>, Vec<_>) = report.records.iter().partition(|run| run.disturbed);
     if !disturbed.is_empty() {
         let count = disturbed.len();
-        notes.push(format!(
-            "{count} runs that other processes disturbed were repeated and are left out."
-        ));
+        notes.push(format!("Runs that other processes disturbed, repeated and left out: {count}."));
     }
     let loads =
         used.iter().map(|run| run.load).chain(report.to_accuracy.iter().map(|run| run.load));
@@ -263,7 +261,7 @@ fn notes(report: &Report) -> Vec<String> {
     }
     let failure = |who: &str, ranks: usize, reason: &str| {
         let first = reason.lines().next().unwrap_or_default();
-        format!("{who} failed at {ranks} ranks: {first}")
+        format!("{who} failed at {}: {first}", job::counted(ranks, "rank"))
     };
     for run in &report.records {
         if let Outcome::Failed(reason) = &run.outcome {

@@ -23,7 +23,7 @@ fn run(name: &str, seed: u64, errors: [f64; 2]) -> Planned {
     let overrides = vec![Override { key: "model.name".to_owned(), value, place: Vec::new() }];
     let (group, config) = (name.to_owned(), "c.yaml".into());
     Planned {
-        point: expand::RunSpec {
+        spec: expand::RunSpec {
             name: format!("{name}-seed{seed}"),
             group,
             seed,
@@ -93,7 +93,7 @@ fn a_line_is_of_runs_that_agree_wherever_their_value_is_from() {
         (run("a", 0, [0.2, 0.1]), run("b", 0, [0.1, 0.1]), run("c", 0, [0.1, 0.1]));
     for (run, value) in [(&mut set, "sgd"), (&mut same, "adamw")] {
         let (key, value) = ("optimizer.name".to_owned(), Value::from(value));
-        run.point.overrides.push(Override { key, value, place: Vec::new() });
+        run.spec.overrides.push(Override { key, value, place: Vec::new() });
     }
     let runs = [of_config, set, same];
     let of = groups(&entry, &runs).into_iter().map(|group| (group.name, group.runs.len()));

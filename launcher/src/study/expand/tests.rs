@@ -5,11 +5,11 @@ fn study(text: &str) -> StudyFile {
 }
 
 fn names(expanded: &Expanded) -> Vec<&str> {
-    expanded.points.iter().map(|point| point.name.as_str()).collect()
+    expanded.runs.iter().map(|spec| spec.name.as_str()).collect()
 }
 
-fn arguments(point: &RunSpec) -> Vec<String> {
-    point.overrides.iter().map(Override::argument).collect()
+fn arguments(spec: &RunSpec) -> Vec<String> {
+    spec.overrides.iter().map(Override::argument).collect()
 }
 
 const GRID: &str = "
@@ -38,8 +38,8 @@ fn a_grid_is_every_combination_seed_by_seed() {
             "resnet20-lr0.1-seed7",
         ]
     );
-    assert_eq!((expanded.ranks, expanded.points.len()), (1, 8));
-    let last = expanded.points.last().unwrap();
+    assert_eq!((expanded.ranks, expanded.runs.len()), (1, 8));
+    let last = expanded.runs.last().unwrap();
     assert_eq!((last.group.as_str(), last.seed), ("plain20-lr0.01", 7));
     let expected = ["train.epochs=3", "model.name=plain20", "optimizer.lr=0.01", "train.seed=7"];
     assert_eq!(arguments(last), expected);
@@ -59,7 +59,7 @@ fn the_reduced_size_changes_what_it_names_and_keeps_the_rest() {
         "optimizer.lr=0.5",
         "train.seed=1",
     ];
-    assert_eq!(arguments(&expanded.points[0]), expected);
+    assert_eq!(arguments(&expanded.runs[0]), expected);
 }
 
 #[test]
@@ -67,9 +67,9 @@ fn listed_runs_have_their_own_names_and_configurations() {
     let text = "runs: [{name: a, config: a.yaml}, {name: b c, set: {train.epochs: 2}}]";
     let expanded = expand(&study(text), false).unwrap();
     assert_eq!(names(&expanded), ["a-seed0", "bc-seed0"]);
-    let configs: Vec<_> = expanded.points.iter().map(|point| point.config.to_str()).collect();
+    let configs: Vec<_> = expanded.runs.iter().map(|spec| spec.config.to_str()).collect();
     assert_eq!(configs, [Some("a.yaml"), Some("c.yaml")]);
-    assert_eq!(arguments(&expanded.points[1]), ["train.epochs=2", "train.seed=0"]);
+    assert_eq!(arguments(&expanded.runs[1]), ["train.epochs=2", "train.seed=0"]);
 }
 
 #[test]

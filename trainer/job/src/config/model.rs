@@ -51,7 +51,8 @@ impl Model {
             return Err(Invalid::new("model.stem", problem));
         }
         if self.stochastic_depth > 0.0 && !entry.is_residual() {
-            let problem = format!("{name} has no residual blocks to skip; remove this key");
+            let problem =
+                format!("{name} has no blocks that stochastic depth can skip; remove this key");
             return Err(Invalid::new("model.stochastic_depth", problem));
         }
         if self.zero_init_residual && !entry.ends_blocks_with_norm() {

@@ -25,9 +25,8 @@ impl DataError {
             return Self { problem, ways: image_folder::WAYS.to_owned() };
         };
         let download = match problem {
-            // A download has just been tried.
-            Problem::Download { .. } | Problem::Md5 { .. } => "",
-            _ => "set data.download to true; or ",
+            Problem::Missing { .. } => "set data.download to true; or ",
+            _ => "",
         };
         let ways = format!("ways to get {}: {download}{}", published.title, published.by_hand);
         Self { problem, ways }

@@ -65,7 +65,7 @@ impl Ours {
     pub fn measure(
         &self,
         case: &Case,
-        cell: JobSize,
+        size: JobSize,
         overrides: &[String],
         folder: &Path,
     ) -> Result<Measured> {
@@ -78,7 +78,7 @@ impl Ours {
             "data.test_images=100".to_owned(),
         ];
         let run_dir = folder.join("run");
-        let mut command = self.command(case, cell, &run_dir, &[&own, overrides].concat());
+        let mut command = self.command(case, size, &run_dir, &[&own, overrides].concat());
         let started = process::run(&mut command, folder, self.timeout_seconds)?;
         let config = job::config::load(&RunDir::at(&run_dir).config_path(), &[])?;
         let outline =
@@ -93,25 +93,25 @@ impl Ours {
     pub fn train_to(
         &self,
         case: &Case,
-        cell: JobSize,
+        size: JobSize,
         overrides: &[String],
         folder: &Path,
         goal: Goal,
     ) -> Result<Vec<EpochEnd>> {
         let own = [format!("train.seed={}", goal.seed)];
         let run_dir = folder.join("run");
-        let mut command = self.command(case, cell, &run_dir, &[&own, overrides].concat());
+        let mut command = self.command(case, size, &run_dir, &[&own, overrides].concat());
         let is_enough = || accuracy::is_reached(&run_dir, goal.target);
         process::run_until(&mut command, folder, goal.timeout_seconds, is_enough)?;
         epochs_from_metrics(&read_metrics(&run_dir)?)
     }
 
-    fn command(&self, case: &Case, cell: JobSize, run_dir: &Path, overrides: &[String]) -> Command {
+    fn command(&self, case: &Case, size: JobSize, run_dir: &Path, overrides: &[String]) -> Command {
         let device = if self.device == Device::Gpu { "--gpus" } else { "--cpu" };
-        let mut command = srun::command(cell.nodes, &self.launcher);
-        command.args([device, &(cell.ranks / cell.nodes).to_string(), "--quiet"]);
+        let mut command = srun::command(size.nodes, &self.launcher);
+        command.args([device, &(size.ranks / size.nodes).to_string(), "--quiet"]);
         command.arg(&case.config).args(["--resume", "never", "--run-dir"]).arg(run_dir);
-        let batch = format!("train.batch_size_per_rank={}", cell.batch_per_rank);
+        let batch = format!("train.batch_size_per_rank={}", size.batch_per_rank);
         let made_up = self.data.is_none().then_some(SYNTHETIC).into_iter().flatten();
         let own = ["train.global_batch_size=null".to_owned(), batch].into_iter();
         let own = own.chain(made_up.map(str::to_owned));

@@ -18,13 +18,13 @@ pub struct Cluster {
     /// Algorithms from which its library may choose.
     pub algorithms: Vec<Algorithm>,
     /// Bus bandwidth of a ring within a node, as nccl-tests define it.
-    pub intra_bus_gb_per_s: Parameter,
+    pub intra_bus_gb_per_s: Figure,
     /// Latency from one GPU to the next in a ring within a node.
     pub intra_hop_us: Protocols,
     /// Latency from one GPU to the next in a tree within a node.
     pub intra_tree_hop_us: Protocols,
     /// Usable bandwidth of a node's network in one direction, over all its cards.
-    pub inter_gb_per_s: Parameter,
+    pub inter_gb_per_s: Figure,
     /// Latency from one node to the next in a ring.
     pub inter_hop_us: Protocols,
     /// Latency from one node to the next in a tree.
@@ -34,12 +34,12 @@ pub struct Cluster {
     /// All-reduce in the switch of a node, if it has one.
     pub nvls: Option<Nvls>,
     /// Share of its speed that a GPU loses while it communicates.
-    pub slowdown_while_communicating: Parameter,
+    pub slowdown_while_communicating: Figure,
     /// Share by which a step takes longer as soon as ranks communicate, whatever they do.
-    pub step_overhead: Parameter,
+    pub step_overhead: Figure,
     /// Standard deviation of the time of a rank's step, as a share of it: the slowest of many ranks sets the
     /// pace.
-    pub step_noise: Parameter,
+    pub step_noise: Figure,
 }
 
 /// All-reduce in a switch: NVLink SHARP.
@@ -47,15 +47,15 @@ pub struct Cluster {
 #[serde(deny_unknown_fields)]
 pub struct Nvls {
     /// Bus bandwidth, as nccl-tests define it.
-    pub bus_gb_per_s: Parameter,
+    pub bus_gb_per_s: Figure,
     /// Latency before the first byte.
-    pub latency_us: Parameter,
+    pub latency_us: Figure,
 }
 
 /// A number with its uncertainty and source.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Parameter {
+pub struct Figure {
     /// The number.
     pub value: f64,
     /// Relative uncertainty, in [0, 1).
@@ -115,8 +115,8 @@ impl Cluster {
         {
             return Err(format!("{name} has no source"));
         }
-        let is_bad = |figure: &Parameter| {
-            let Parameter { value, uncertainty, .. } = figure;
+        let is_bad = |figure: &Figure| {
+            let Figure { value, uncertainty, .. } = figure;
             !value.is_finite() || *value < 0.0 || !(0.0..1.0).contains(uncertainty)
         };
         if let Some((name, figure)) = figures.iter().find(|(_, figure)| is_bad(figure)) {
@@ -135,8 +135,8 @@ impl Cluster {
     }
 
     /// Returns all figures by name; of latencies, those of the `simple` protocol.
-    pub fn figures(&self) -> BTreeMap<&'static str, Parameter> {
-        let latency = |protocols: &Protocols| Parameter {
+    pub fn figures(&self) -> BTreeMap<&'static str, Figure> {
+        let latency = |protocols: &Protocols| Figure {
             value: protocols.simple,
             uncertainty: protocols.uncertainty,
             source: protocols.source.clone(),
@@ -164,8 +164,8 @@ impl Cluster {
     /// positive.
     pub fn off_by(&self, part: f64) -> Self {
         let mut cluster = self.clone();
-        let faster = |figure: &mut Parameter| figure.value *= 1.0 - part * figure.uncertainty;
-        let slower = |figure: &mut Parameter| figure.value *= 1.0 + part * figure.uncertainty;
+        let faster = |figure: &mut Figure| figure.value *= 1.0 - part * figure.uncertainty;
+        let slower = |figure: &mut Figure| figure.value *= 1.0 + part * figure.uncertainty;
         let later = |protocols: &mut Protocols| {
             let factor = 1.0 + part * protocols.uncertainty;
             protocols.ll *= factor;

@@ -120,7 +120,11 @@ impl FromStr for Rate {
 ///
 /// # Errors
 /// When the command line gives no source, or the measurement lacks this batch.
-pub fn speed(prediction: &Prediction, stem: &str, batch: usize) -> Result<(ComputeCurve, String)> {
+pub fn compute_curve(
+    prediction: &Prediction,
+    stem: &str,
+    batch: usize,
+) -> Result<(ComputeCurve, String)> {
     let unexpected = |what, problem: String| BenchError::Unexpected { what, problem };
     if !prediction.images_per_s.is_empty() {
         let known = prediction.images_per_s.iter().map(|rate| {

@@ -88,11 +88,11 @@ fn advice(model: &Model, counts: &[usize]) -> Vec<String> {
     let limit = HIDDEN * 100.0;
     let mut texts = vec![match model.stops_hiding() {
         Some(ranks) => format!(
-            "From {ranks} GPUs on communication is no longer hidden: more than {limit} % of a step \
+            "From {ranks} GPUs on, communication is no longer hidden: more than {limit} % of a step \
              waits for it."
         ),
         None => format!(
-            "Communication is hidden up to {MOST_RANKS} GPUs: less than {limit} % of a step waits \
+            "Communication is hidden up to {MOST_RANKS} GPUs: at most {limit} % of a step waits \
              for it."
         ),
     }];

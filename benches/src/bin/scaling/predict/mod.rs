@@ -21,7 +21,7 @@ use crate::error::{BenchError, Result};
 use cluster::Cluster;
 use collective::Group;
 pub use compute::Rate;
-use compute::{Compute, ComputeCurve, speed};
+use compute::{Compute, ComputeCurve, compute_curve};
 use network::Layers;
 use schedule::{Communication, Timeline, simulate};
 
@@ -40,10 +40,10 @@ struct Model {
     /// Compute time of a step at `batch_per_rank`.
     compute: Compute,
     /// Compute time of a step at any batch.
-    speed: ComputeCurve,
+    compute_curve: ComputeCurve,
     bucket_cap_bytes: usize,
     wire_dtype: WireDtype,
-    /// Source of `speed`, for the report.
+    /// Source of `compute_curve`, for the report.
     basis: String,
 }
 
@@ -140,14 +140,14 @@ fn models(args: &Args) -> Result<Vec<Model>> {
             batches => batches.to_vec(),
         };
         for batch_per_rank in batches {
-            let (speed, basis) = speed(prediction, &stem, batch_per_rank)?;
+            let (curve, basis) = compute_curve(prediction, &stem, batch_per_rank)?;
             let cap_mib = prediction.bucket_mib.unwrap_or(cap_mib);
             models.push(Model {
                 layers: layers.clone(),
                 cluster: cluster.clone(),
                 batch_per_rank,
-                compute: speed.at(batch_per_rank as f64),
-                speed,
+                compute: curve.at(batch_per_rank as f64),
+                compute_curve: curve,
                 bucket_cap_bytes: (cap_mib * f64::from(1 << 20)) as usize,
                 wire_dtype,
                 basis,
@@ -208,7 +208,7 @@ impl Model {
     fn with_batch(&self, batch_per_rank: f64) -> Self {
         Self {
             batch_per_rank: batch_per_rank.round() as usize,
-            compute: self.speed.at(batch_per_rank),
+            compute: self.compute_curve.at(batch_per_rank),
             ..self.clone()
         }
     }
@@ -282,7 +282,7 @@ mod tests {
             cluster: Cluster::load("h100-nvlink-ib400").unwrap(),
             batch_per_rank,
             compute,
-            speed: ComputeCurve::new(vec![(batch_per_rank, compute)]),
+            compute_curve: ComputeCurve::new(vec![(batch_per_rank, compute)]),
             bucket_cap_bytes: 25 << 20,
             wire_dtype: WireDtype::Fp32,
             basis: String::new(),

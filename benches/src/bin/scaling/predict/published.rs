@@ -10,7 +10,7 @@ fn model(cluster: &str, network: &str, batch_per_rank: usize, step_ms: f64) -> M
         cluster: Cluster::load(cluster).unwrap(),
         batch_per_rank,
         compute: Compute::from_step(step_ms / 1e3),
-        speed: ComputeCurve::new(vec![(batch_per_rank, Compute::from_step(step_ms / 1e3))]),
+        compute_curve: ComputeCurve::new(vec![(batch_per_rank, Compute::from_step(step_ms / 1e3))]),
         bucket_cap_bytes: 25 << 20,
         wire_dtype: WireDtype::Fp32,
         basis: String::new(),

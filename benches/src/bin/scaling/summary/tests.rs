@@ -59,7 +59,7 @@ fn a_disturbed_run_is_mentioned_but_not_counted() {
     let text = render(&report);
     assert!(text.contains("| Lockstep | 100 | 100..100 | 1 |"), "{text}");
     assert!(
-        text.contains("1 runs that other processes disturbed") && !text.contains("QUIET"),
+        text.contains("disturbed, repeated and left out: 1.") && !text.contains("QUIET"),
         "{text}"
     );
 }

@@ -178,28 +178,27 @@ impl Optimizer {
                 "lr_batch_size",
                 self.lr_batch_size.is_some(),
                 self.lr_scaling != LrScaling::None,
-                "lr_scaling: linear or sqrt",
+                "`lr_scaling: linear` or `sqrt`",
             ),
             (
                 "lookahead_decay",
                 self.lookahead_decay.is_some(),
                 self.lookahead_steps.is_some(),
-                "lookahead_steps",
+                "`lookahead_steps`",
             ),
             (
                 "lookahead_power",
                 self.lookahead_power.is_some(),
                 self.lookahead_steps.is_some(),
-                "lookahead_steps",
+                "`lookahead_steps`",
             ),
-            ("betas", self.betas.is_some(), aux_is(AuxOptimizer::Adamw), "aux: adamw"),
-            ("eps", self.eps.is_some(), aux_is(AuxOptimizer::Adamw), "aux: adamw"),
-            ("aux_momentum", self.aux_momentum.is_some(), aux_is(AuxOptimizer::Sgd), "aux: sgd"),
+            ("betas", self.betas.is_some(), aux_is(AuxOptimizer::Adamw), "`aux: adamw`"),
+            ("eps", self.eps.is_some(), aux_is(AuxOptimizer::Adamw), "`aux: adamw`"),
+            ("aux_momentum", self.aux_momentum.is_some(), aux_is(AuxOptimizer::Sgd), "`aux: sgd`"),
         ];
         match goes_with.iter().find(|(_, given, goes, _)| *given && !goes) {
             Some((key, _, _, with)) => {
-                let problem =
-                    format!("has no effect without `{with}`; set that, or remove this key");
+                let problem = format!("has no effect without {with}; set that, or remove this key");
                 Err(Invalid::new(&format!("optimizer.{key}"), problem))
             }
             None => Ok(()),

@@ -124,7 +124,7 @@ fn a_value_out_of_range_says_the_range() {
         ),
         (
             "optimizer: {lr_batch_size: 64}",
-            "run.yaml:1:28: optimizer.lr_batch_size: has no effect without `lr_scaling: linear or sqrt`; set that, or remove this key",
+            "run.yaml:1:28: optimizer.lr_batch_size: has no effect without `lr_scaling: linear` or `sqrt`; set that, or remove this key",
         ),
         (
             "optimizer: {lookahead_power: 3}",
@@ -192,7 +192,7 @@ fn a_value_out_of_range_says_the_range() {
         ),
         (
             "model: {name: plain34, stochastic_depth: 0.5}",
-            "run.yaml:1:42: model.stochastic_depth: plain34 has no residual blocks to skip; remove this key",
+            "run.yaml:1:42: model.stochastic_depth: plain34 has no blocks that stochastic depth can skip; remove this key",
         ),
         (
             "model: {name: wrn16_8, zero_init_residual: true}",

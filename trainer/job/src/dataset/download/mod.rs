@@ -40,7 +40,8 @@ pub(super) struct Remote<'a> {
     pub md5: &'a str,
     /// How long the server may be silent, before its response and within it.
     pub read_timeout: Duration,
-    /// Pause before a new attempt after an interruption that followed no progress; doubled for each further one.
+    /// Pause before a new attempt after an interruption that followed no progress; doubled for each further
+    /// one.
     pub back_off: Duration,
 }
 
