@@ -29,9 +29,10 @@ lint: setup
 	cargo clippy --release --locked --workspace --all-targets --features mpi -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps --features mpi
 
-# That everything compiles with the least supported Rust, which rustup provides.
+# Whether everything compiles with the least supported Rust, which rustup installs.
 MSRV := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 msrv: setup
+	rustup toolchain install --profile minimal $(MSRV)
 	cargo +$(MSRV) check --locked --workspace --all-targets --features mpi --target-dir target/msrv
 
 # Licences and sources of dependencies, and what is known against them; the last needs the network:
