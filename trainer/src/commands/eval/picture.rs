@@ -13,14 +13,14 @@ const SMALLEST_CELL_WITH_NUMBER: f32 = 34.0;
 const LARGEST_CELL: f32 = 64.0;
 /// Width of a letter as a fraction of the font size, an upper estimate for most letters.
 const LETTER_WIDTH: f32 = 0.58;
-const LONGEST_NAME: usize = 24;
+/// Most characters of a name before a row; longer names are shortened.
+const LONGEST_NAME: usize = 32;
 const NO_IMAGES: Colour = [255, 255, 255];
 const ALL_IMAGES: Colour = [30, 64, 175];
 
 /// Draws the confusion matrix. The darker a cell, the larger its fraction of the row's images.
 pub(super) fn draw(report: &Report) -> Picture {
-    let names: Vec<String> =
-        report.classes.iter().map(|name| name.chars().take(LONGEST_NAME).collect()).collect();
+    let names = shortened(&report.classes, LONGEST_NAME);
     let cell = (MATRIX_SIDE / names.len() as f32).min(LARGEST_CELL);
     let size = (cell * 0.7).clamp(5.0, 13.0);
     let longest = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
@@ -29,7 +29,8 @@ pub(super) fn draw(report: &Report) -> Picture {
     let (left, top) = (MARGIN + names_width + 40.0, TITLE_HEIGHT + 46.0);
     let side = cell * names.len() as f32;
     let numbered = cell >= SMALLEST_CELL_WITH_NUMBER;
-    let column_names = if numbered { names_fit(&names, cell, size) } else { Vec::new() };
+    let letters = (cell / ((size - 2.0) * LETTER_WIDTH)) as usize;
+    let column_names = if numbered { shortened(&names, letters) } else { Vec::new() };
     let width = (left + side + MARGIN).max(520.0);
     let mut picture = Picture::new(width, top + side + MARGIN);
     title(&mut picture, report);
@@ -76,11 +77,10 @@ fn title(picture: &mut Picture, report: &Report) {
     picture.text((MARGIN, 60.0), &below, 13.0, false, Anchor::Start, MUTED);
 }
 
-/// Shortens names to the width of a column.
-fn names_fit(names: &[String], cell: f32, size: f32) -> Vec<String> {
-    let letters = (cell / ((size - 2.0) * LETTER_WIDTH)) as usize;
-    let cut = |name: &String| match name.chars().count() > letters {
-        true => name.chars().take(letters.saturating_sub(1)).chain(['.']).collect(),
+/// Shortens names to at most `most` characters; a full stop marks those that were longer.
+fn shortened(names: &[String], most: usize) -> Vec<String> {
+    let cut = |name: &String| match name.chars().count() > most {
+        true => name.chars().take(most.saturating_sub(1)).chain(['.']).collect(),
         false => name.clone(),
     };
     names.iter().map(cut).collect()
