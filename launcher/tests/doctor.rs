@@ -305,8 +305,8 @@ fn two_nodes(sandbox: &Sandbox, args: &[&str], fault: impl FnOnce(&mut Command))
     let rendezvous = format!("127.0.0.1:{port}");
     let of = |rank: &str| {
         let nodes = ["--nodes", "2", "--node-rank", rank, "--rendezvous", &rendezvous];
-        let patience = ["--join-timeout", "60"];
-        let mut command = doctor(sandbox, &[&nodes, &patience[..], args].concat());
+        let join = ["--join-timeout", "60"];
+        let mut command = doctor(sandbox, &[&nodes, &join[..], args].concat());
         command.env("LOCKSTEP_TOKEN", "0123456789abcdef0123456789abcdef");
         command
     };

@@ -45,7 +45,7 @@ unsafe impl Send for Request {}
 const SPIN: Duration = Duration::from_micros(100);
 
 /// How long a wait polls before it sleeps between polls: by then a peer is busy with something else.
-const PATIENCE: Duration = Duration::from_secs(1);
+const BUSY_WAIT: Duration = Duration::from_secs(1);
 
 impl Request {
     pub(super) fn null() -> Self {
@@ -91,7 +91,7 @@ impl Request {
                     detail: "MPI does not say which".to_owned(),
                 });
             }
-            if waited > PATIENCE {
+            if waited > BUSY_WAIT {
                 std::thread::sleep(Duration::from_millis(1));
             } else if waited > SPIN {
                 std::thread::yield_now();

@@ -32,13 +32,13 @@ pub(super) struct Link {
     pub(super) interface: Option<Interface>,
 }
 
-/// Connects to node 0, and tries again for as long as `patience`.
+/// Connects to node 0, and tries again for as long as `join_timeout`.
 ///
 /// # Errors
 /// [`LaunchError::Cluster`] when node 0 cannot be reached in time, or its only port is that of a launcher
 /// with another token.
-pub(super) async fn reach(cluster: &Cluster, patience: Duration) -> Result<Link, LaunchError> {
-    let deadline = Instant::now() + patience;
+pub(super) async fn reach(cluster: &Cluster, join_timeout: Duration) -> Result<Link, LaunchError> {
+    let deadline = Instant::now() + join_timeout;
     let addresses = resolve(cluster, deadline).await?;
     let mut problem = "nobody answered".to_owned();
     while Instant::now() < deadline {
@@ -62,7 +62,7 @@ pub(super) async fn reach(cluster: &Cluster, patience: Duration) -> Result<Link,
         sleep(RETRY).await;
     }
     let text =
-        format!("cannot join node 0 at {} within {patience:?}: {problem}", cluster.rendezvous);
+        format!("cannot join node 0 at {} within {join_timeout:?}: {problem}", cluster.rendezvous);
     Err(LaunchError::Cluster { exit_code: ExitCode::Hang, text })
 }
 

@@ -236,7 +236,7 @@ impl<'a> Launch<'a> {
         let interface = others.as_ref().and_then(|leader| leader.interface().cloned());
         let network = interface.as_ref().and_then(|interface| interface.network.clone());
         let mpi = mpi::over_mpi(&plan, &hosts, network, &self.trainer, &run_dir).await?;
-        let patience = Duration::from_secs(self.survey.config.comm.timeout_seconds);
+        let timeout = Duration::from_secs(self.survey.config.comm.timeout_seconds);
         let root = run_dir.root().to_owned();
         let env = interface.as_ref().map(cluster::network_variables).unwrap_or_default();
         let supervisor = Supervisor {
@@ -245,7 +245,7 @@ impl<'a> Launch<'a> {
             mpi,
             spec: self.spec(&plan, run_dir, env),
             resume: &self.cli.resume,
-            limits: Limits::new(patience),
+            limits: Limits::new(timeout),
             ends_in: self.ends_in().await,
             max_restarts: self.cli.max_restarts,
             console: self.console,

@@ -70,12 +70,12 @@ impl Limits {
     /// launcher that notices that a node is lost.
     pub fn new(timeout: Duration) -> Self {
         /// Time in addition to `timeout`, for a step and for the disk.
-        const PATIENCE: Duration = Duration::from_secs(60);
+        const MARGIN: Duration = Duration::from_secs(60);
         /// Time to load libraries over a slow network.
         const START: Duration = Duration::from_secs(600);
-        let patience = timeout + PATIENCE;
+        let limit = timeout + MARGIN;
         let frozen = (timeout + Duration::from_secs(5)).max(Duration::from_secs(20));
-        Self { stop: patience, silence: patience, frozen, start: patience.max(START) }
+        Self { stop: limit, silence: limit, frozen, start: limit.max(START) }
     }
 }
 
