@@ -91,8 +91,8 @@ fn together(name: &str, sources: &[&str]) -> PathBuf {
 fn compiler() -> cc::Build {
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").debug(false).flag_if_supported("-g1");
-    // A false positive of GCC 14, in `vector<bool>::reserve` as torch/csrc/autograd/custom_function.h calls it.
-    build.flag_if_supported("-Wno-array-bounds");
+    // False positives of GCC 14, in `vector<bool>::reserve` as torch/csrc/autograd/custom_function.h calls it.
+    build.flag_if_supported("-Wno-array-bounds").flag_if_supported("-Wno-stringop-overflow");
     build
 }
 
