@@ -37,6 +37,7 @@ fn a_killed_rank_is_named() {
         }
         ranks.processes[2].kill();
         let pid = ranks.processes[2].pid();
+        // A rank that was slow to begin is told so by the other one.
         for rank in 0..2 {
             ranks.processes[rank]
                 .reports(&format!("rank 2 (process {pid}) is gone; all_reduce #1 cannot complete"));

@@ -64,12 +64,15 @@ pub enum Error {
 }
 
 impl Error {
-    /// Returns whether a peer is the likely cause: NCCL reports that a peer is gone, or a socket failed in a
-    /// background operation, which is how the connections of an exited process break.
+    /// Returns whether a peer is the likely cause: NCCL reports that a peer is gone, or a system call failed in
+    /// a background operation, which is how the connections of an exited process break. A full `/dev/shm` also
+    /// fails there, and NCCL's description tells it apart (`ncclShmOpen`).
     pub fn is_of_a_peer(&self) -> bool {
         match self {
             Self::Nccl { code: REMOTE_ERROR, .. } => true,
-            Self::Nccl { code: SYSTEM_ERROR, function, .. } => *function == BACKGROUND,
+            Self::Nccl { code: SYSTEM_ERROR, function, detail, .. } => {
+                *function == BACKGROUND && !detail.contains("shared memory")
+            }
             _ => false,
         }
     }
@@ -101,16 +104,18 @@ mod tests {
 
     #[test]
     fn a_connection_that_broke_is_told_from_a_call_that_was_refused() {
-        let error = |function, code| Error::Nccl {
-            function,
-            code,
-            text: "unhandled system error".to_owned(),
-            detail: String::new(),
+        let failed = |function, code, detail: &str| {
+            let (text, detail) = ("unhandled system error".to_owned(), detail.to_owned());
+            Error::Nccl { function, code, text, detail }
         };
+        let error = |function, code| failed(function, code, "");
         assert!(error(BACKGROUND, REMOTE_ERROR).is_of_a_peer());
         assert!(error("ncclAllReduce", REMOTE_ERROR).is_of_a_peer());
         assert!(error(BACKGROUND, SYSTEM_ERROR).is_of_a_peer());
         assert!(!error("ncclAllReduce", SYSTEM_ERROR).is_of_a_peer());
+        let full = "Error while creating shared memory segment /dev/shm/nccl-aZ3xQ1 (size 9637888), error: \
+                    No space left on device (28)";
+        assert!(!failed(BACKGROUND, SYSTEM_ERROR, full).is_of_a_peer());
         let unhandled_cuda_error = 1;
         assert!(!error(BACKGROUND, unhandled_cuda_error).is_of_a_peer());
         assert!(!Error::Aborted.is_of_a_peer());

@@ -91,10 +91,10 @@ impl Ranks {
 }
 
 impl Process {
-    /// Waits until the rank reports `what`.
+    /// Waits until the rank reports `what`, by itself or at the end of a line.
     pub fn reports(&mut self, what: &str) {
         let mut line = String::new();
-        while line.trim() != what {
+        while !line.trim().ends_with(what) {
             line.clear();
             assert_ne!(self.stdout.read_line(&mut line).unwrap(), 0, "no {what} came");
         }

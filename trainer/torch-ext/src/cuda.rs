@@ -97,3 +97,12 @@ pub fn cuda_peak_bytes(device: usize) -> Result<u64> {
     unsafe { check(torch_ext_cuda_peak_bytes(device as c_int, &raw mut bytes)) }?;
     Ok(u64::try_from(bytes).unwrap_or(0))
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn tf32_can_be_switched_off_and_on() {
+        super::set_tf32(false).unwrap();
+        super::set_tf32(true).unwrap();
+    }
+}

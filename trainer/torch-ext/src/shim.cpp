@@ -133,12 +133,16 @@ char* torch_ext_leave_default_stream(int device) {
     });
 }
 
-// Sets whether convolutions and matrix products in fp32 round their operands to TF32 on a GPU.
+// Sets whether convolutions and matrix products in fp32 round their operands to TF32 on a GPU. Checks the result:
+// libtorch keeps a precision for each operation, which wins over the one for all.
 char* torch_ext_set_tf32(bool allowed) {
     return guarded([&] {
-        at::globalContext().setFloat32Precision(
-            at::Float32Backend::CUDA, at::Float32Op::ALL,
-            allowed ? at::Float32Precision::TF32 : at::Float32Precision::IEEE);
+        auto& context = at::globalContext();
+        context.setAllowTF32CuDNN(allowed);
+        context.setAllowTF32CuBLAS(allowed);
+        const bool convolutions = context.allowTF32CuDNN(at::Float32Op::CONV);
+        TORCH_CHECK(convolutions == allowed && context.allowTF32CuBLAS() == allowed,
+                    "TF32 cannot be switched ", allowed ? "on" : "off");
     });
 }
 
