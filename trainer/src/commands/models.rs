@@ -64,15 +64,15 @@ pub fn models(args: &ModelsArgs) -> String {
 }
 
 fn line(entry: &'static job::network::Entry) -> Line {
-    let home = entry.home;
-    let model = Model { name: entry.into(), stem: home.stem(), ..Model::default() };
-    let network = Network::new(&model, [3, home.image(), home.image()], home.classes());
+    let dataset = entry.dataset;
+    let model = Model { name: entry.into(), stem: dataset.stem(), ..Model::default() };
+    let network = Network::new(&model, [3, dataset.image(), dataset.image()], dataset.classes());
     let summary = network.summary();
     Line {
         name: entry.name,
-        stem: home.stem().as_str(),
-        image: home.image(),
-        classes: home.classes(),
+        stem: dataset.stem().as_str(),
+        image: dataset.image(),
+        classes: dataset.classes(),
         parameters: summary.parameters,
         multiply_adds: summary.multiply_adds,
         torchvision: entry.in_torchvision,

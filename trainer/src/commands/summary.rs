@@ -49,10 +49,10 @@ struct Answer {
 
 /// Returns the summary, as text that ends with a line break.
 pub fn summary(args: &SummaryArgs) -> String {
-    let home = args.model.entry().home;
-    let stem = args.stem.unwrap_or(home.stem());
-    let side = args.image.map_or(home.image(), |image| image as usize);
-    let classes = args.classes.map_or(home.classes(), |classes| classes as usize);
+    let dataset = args.model.entry().dataset;
+    let stem = args.stem.unwrap_or(dataset.stem());
+    let side = args.image.map_or(dataset.image(), |image| image as usize);
+    let classes = args.classes.map_or(dataset.classes(), |classes| classes as usize);
     let model = Model { name: args.model, stem, ..Model::default() };
     let image = [3, side, side];
     let summary = Network::new(&model, image, classes).summary();

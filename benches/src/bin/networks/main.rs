@@ -83,7 +83,7 @@ fn models(names: &[String]) -> anyhow::Result<Vec<Model>> {
     } else {
         names.iter().map(|name| name.parse()).collect::<Result<_, _>>()?
     };
-    let stem = |name: ModelName| match name.entry().home {
+    let stem = |name: ModelName| match name.entry().dataset {
         ReferenceDataset::Imagenet => Stem::Notes,
         ReferenceDataset::Cifar => Stem::Cifar,
     };

@@ -175,5 +175,6 @@ mod tests {
             assert!(error.starts_with(&format!("comm.backend: {name} ")), "{error}");
         }
         assert_eq!(CommBackend::Mpi.transport(HERE), Ok(Transport::Mpi));
+        assert_eq!(CommBackend::Shm.transport(HERE), Ok(Transport::Shm));
     }
 }

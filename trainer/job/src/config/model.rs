@@ -45,8 +45,8 @@ impl Model {
         let (name, entry) = (self.name, self.name.entry());
         below_one("model.stochastic_depth", self.stochastic_depth)?;
         below_one("model.dropout", self.dropout.unwrap_or(0.0))?;
-        if entry.has_own_stem() && self.stem != entry.home.stem() {
-            let own = entry.home.stem().as_str();
+        if entry.has_own_stem() && self.stem != entry.dataset.stem() {
+            let own = entry.dataset.stem().as_str();
             let problem = format!("{name} supports only its own stem, `{own}`");
             return Err(Invalid::new("model.stem", problem));
         }

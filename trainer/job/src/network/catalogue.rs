@@ -19,7 +19,7 @@ pub struct Entry {
     /// Publication of the network.
     pub source: &'static str,
     /// Data set that the network was published for.
-    pub home: ReferenceDataset,
+    pub dataset: ReferenceDataset,
     /// Whether torchvision has the network.
     pub in_torchvision: bool,
     pub(super) scheme: Scheme,

@@ -7,9 +7,9 @@ fn model(name: &str, stem: Stem) -> Model {
 
 /// Returns the network for the data set that it was published for.
 fn at_home(name: &str) -> Network {
-    let home = name.parse::<ModelName>().unwrap().entry().home;
-    let image = [3, home.image(), home.image()];
-    Network::new(&model(name, home.stem()), image, home.classes())
+    let dataset = name.parse::<ModelName>().unwrap().entry().dataset;
+    let image = [3, dataset.image(), dataset.image()];
+    Network::new(&model(name, dataset.stem()), image, dataset.classes())
 }
 
 fn on_cifar(name: &str, stem: Stem) -> Network {

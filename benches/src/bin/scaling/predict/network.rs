@@ -52,8 +52,9 @@ impl Layers {
 
     /// Returns the layers of a network of the catalogue for ImageNet, 224x224; `None` for any other name.
     pub fn for_imagenet(name: &str) -> Option<Self> {
-        let name: ModelName =
-            catalogue().find(|it| it.name == name && it.home == ReferenceDataset::Imagenet)?.into();
+        let name: ModelName = catalogue()
+            .find(|it| it.name == name && it.dataset == ReferenceDataset::Imagenet)?
+            .into();
         let model = Model { name, stem: Stem::Imagenet, ..Model::default() };
         Some(Self {
             name: format!("{name}, 224x224"),

@@ -203,6 +203,10 @@ fn a_value_out_of_range_says_the_range() {
             "run.yaml:1:34: model.dropout: resnet50 has no dropout; remove this key, or use a wrn or vgg network",
         ),
         (
+            "model: {name: airbench94, stem: imagenet}",
+            "run.yaml:1:33: model.stem: airbench94 supports only its own stem, `cifar`",
+        ),
+        (
             "model: {name: resnet56, from_torchvision: a.safetensors}",
             "run.yaml:1:43: model.from_torchvision: torchvision has no resnet56; `trainer models` marks the networks it has",
         ),
@@ -257,6 +261,10 @@ fn a_value_out_of_range_says_the_range() {
         (
             "train: {ema_every: 5}",
             "run.yaml:1:20: train.ema_every: has no effect: `train.ema_decay` is null; set that, or remove this key",
+        ),
+        (
+            "eval: {every_epochs: 0}",
+            "run.yaml:1:22: eval.every_epochs: 0 is out of range; expected 1 or more",
         ),
         (
             "checkpoint: {keep: 0}",

@@ -121,7 +121,7 @@ const fn airbench(name: &'static str, network: Airbench) -> Entry {
     Entry {
         name,
         source: "Keller Jordan, 2024",
-        home: ReferenceDataset::Cifar,
+        dataset: ReferenceDataset::Cifar,
         in_torchvision: false,
         scheme: Scheme::Default,
         architecture: Architecture::Airbench(network),

@@ -5,15 +5,15 @@ use super::super::catalogue::{Architecture, Entry, ReferenceDataset};
 use super::super::init::Scheme;
 use super::resnet;
 
-const fn plain(name: &'static str, home: ReferenceDataset, blocks: &'static [usize]) -> Entry {
-    let (stages, scheme) = match home {
+const fn plain(name: &'static str, dataset: ReferenceDataset, blocks: &'static [usize]) -> Entry {
+    let (stages, scheme) = match dataset {
         ReferenceDataset::Imagenet => (resnet::BASIC, Scheme::Torchvision),
         ReferenceDataset::Cifar => (resnet::CIFAR, Scheme::FanIn),
     };
     Entry {
         name,
         source: "He et al., CVPR 2016",
-        home,
+        dataset,
         in_torchvision: false,
         scheme,
         architecture: Architecture::Stages(Stages { blocks, shortcut: Shortcut::Absent, ..stages }),

@@ -24,7 +24,7 @@ const fn cifar(name: &'static str, stages: Stages) -> Entry {
     Entry {
         name,
         source: "He et al., ECCV 2016",
-        home: ReferenceDataset::Cifar,
+        dataset: ReferenceDataset::Cifar,
         in_torchvision: false,
         scheme: Scheme::FanOut,
         architecture: Architecture::Stages(stages),

@@ -30,7 +30,7 @@ const fn imagenet(name: &'static str, stages: Stages) -> Entry {
     Entry {
         name,
         source: SOURCE,
-        home: ReferenceDataset::Imagenet,
+        dataset: ReferenceDataset::Imagenet,
         in_torchvision: true,
         scheme: Scheme::Torchvision,
         architecture: Architecture::Stages(stages),
@@ -39,7 +39,7 @@ const fn imagenet(name: &'static str, stages: Stages) -> Entry {
 
 const fn cifar(name: &'static str, blocks: &'static [usize]) -> Entry {
     Entry {
-        home: ReferenceDataset::Cifar,
+        dataset: ReferenceDataset::Cifar,
         in_torchvision: false,
         scheme: Scheme::FanIn,
         ..imagenet(name, Stages { blocks, ..CIFAR })

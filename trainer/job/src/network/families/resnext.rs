@@ -20,7 +20,7 @@ const fn imagenet(
     Entry {
         name,
         source: "Xie et al., CVPR 2017",
-        home: ReferenceDataset::Imagenet,
+        dataset: ReferenceDataset::Imagenet,
         in_torchvision: true,
         scheme: Scheme::Torchvision,
         architecture: Architecture::Stages(stages),
@@ -29,7 +29,7 @@ const fn imagenet(
 
 const fn cifar(name: &'static str, groups: usize) -> Entry {
     Entry {
-        home: ReferenceDataset::Cifar,
+        dataset: ReferenceDataset::Cifar,
         in_torchvision: false,
         scheme: Scheme::FanOut,
         ..imagenet(name, &[3; 3], groups, 64)

@@ -91,7 +91,7 @@ const fn vgg(name: &'static str, stages: &'static [(usize, usize)], batch_norm: 
     Entry {
         name,
         source: "Simonyan & Zisserman, ICLR 2015",
-        home: ReferenceDataset::Imagenet,
+        dataset: ReferenceDataset::Imagenet,
         in_torchvision: true,
         scheme: Scheme::Vgg,
         architecture: Architecture::Vgg(Vgg { stages, batch_norm }),

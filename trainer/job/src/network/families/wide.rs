@@ -23,7 +23,7 @@ const fn cifar(name: &'static str, blocks: &'static [usize], factor: usize) -> E
     Entry {
         name,
         source: SOURCE,
-        home: ReferenceDataset::Cifar,
+        dataset: ReferenceDataset::Cifar,
         in_torchvision: false,
         scheme: Scheme::FanOut,
         architecture: Architecture::Stages(stages),
@@ -34,7 +34,7 @@ const fn imagenet(name: &'static str, blocks: &'static [usize]) -> Entry {
     Entry {
         name,
         source: SOURCE,
-        home: ReferenceDataset::Imagenet,
+        dataset: ReferenceDataset::Imagenet,
         in_torchvision: true,
         scheme: Scheme::Torchvision,
         architecture: Architecture::Stages(Stages { blocks, width: 128, ..BOTTLENECK }),
