@@ -116,7 +116,8 @@ pub(super) fn in_plain_words(message: &str) -> String {
         "path string" => "a path",
         "a sequence" => "a list, as in [a, b]",
         "an array of length 2" => "a list of two numbers",
-        other => other.trim_start_matches("struct "),
+        other if other.starts_with("struct ") => "keys with values, as in {key: value}",
+        other => other,
     };
     let found = found.replace("unit value", "nothing").replace("floating point", "number");
     format!("expected {expected}, found {found}")

@@ -53,6 +53,9 @@ pub(super) fn unknown(schema: &Mapping, key: &str) -> String {
             section.split('.').try_fold(schema, |at, part| at.get(part).and_then(Value::as_mapping))
         }
     };
+    if let Some(whole) = value_above(schema, key) {
+        return format!("unknown key; `{whole}` has a single value, as in {whole}=...");
+    }
     let known: Vec<&str> = siblings.into_iter().flatten().filter_map(|(k, _)| k.as_str()).collect();
     if let Some(near) = nearest(last, known.iter().copied()) {
         let near = if section.is_empty() { near.to_string() } else { format!("{section}.{near}") };
@@ -68,6 +71,19 @@ pub(super) fn unknown(schema: &Mapping, key: &str) -> String {
         true => format!("unknown key; sections and keys at the top level are {}", names(schema)),
         false => format!("unknown key; keys of this section are {}", known.join(", ")),
     }
+}
+
+/// Returns the part of the path `key` that is a key with a value, not a section.
+fn value_above<'a>(schema: &Mapping, key: &'a str) -> Option<&'a str> {
+    let mut section = schema;
+    for (end, _) in key.match_indices('.') {
+        let name = key[..end].rsplit('.').next()?;
+        match section.get(name)? {
+            Value::Mapping(inner) => section = inner,
+            _ => return Some(&key[..end]),
+        }
+    }
+    None
 }
 
 fn names(mapping: &Mapping) -> String {

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use marked_yaml::Node;
+use serde_path_to_error::Segment;
 use serde_yaml::{Mapping, Value};
 
 use super::Config;
@@ -137,11 +138,40 @@ impl Given<'_> {
         let known = schema();
         let is_section = |key: &Value| known.get(key).is_some_and(Value::is_mapping);
         root.retain(|key, value| !(value.is_null() && is_section(key)));
-        serde_path_to_error::deserialize(Value::Mapping(root)).map_err(|error| {
+        let mut root = Value::Mapping(root);
+        match serde_path_to_error::deserialize(&root) {
+            // Taken for a word, it is refused with the list of words.
+            Err(error) if is_no_word(error.inner()) && make_word(&mut root, error.path()) => {
+                serde_path_to_error::deserialize(&root)
+            }
+            ended => ended,
+        }
+        .map_err(|error| {
             let path = error.path().to_string();
             self.wrong(&path, in_plain_words(&error.into_inner().to_string()))
         })
     }
+}
+
+/// Returns whether a value that is no string was given for one of several words.
+fn is_no_word(error: &serde_yaml::Error) -> bool {
+    error.to_string().ends_with("expected a Value::Tagged enum")
+}
+
+/// Makes the value at `path` a string, and returns whether there is one.
+fn make_word(root: &mut Value, path: &serde_path_to_error::Path) -> bool {
+    let found = path.iter().try_fold(root, |value, segment| match segment {
+        Segment::Seq { index } => value.get_mut(*index),
+        Segment::Map { key } => value.get_mut(key.as_str()),
+        Segment::Enum { .. } | Segment::Unknown => None,
+    });
+    let Some(value) = found else { return false };
+    *value = Value::String(match &*value {
+        Value::Sequence(_) => "[...]".to_owned(),
+        Value::Mapping(_) => "{...}".to_owned(),
+        scalar => serde_yaml::to_string(scalar).unwrap_or_default().trim().to_owned(),
+    });
+    true
 }
 
 /// Applies one override to `root`, which has known keys only.

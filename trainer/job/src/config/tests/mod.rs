@@ -131,7 +131,11 @@ fn an_unknown_key_is_named_with_its_place_and_what_was_meant() {
         "--set train.epoch=2: train.epoch: unknown key; did you mean `train.epochs`?"
     );
     assert_eq!(problem("", &["lr=2"]), "--set lr=2: lr: unknown key; did you mean `optimizer.lr`?");
-    assert!(problem("", &["train.epochs.x=2"]).contains("unknown key"));
+    assert_eq!(
+        problem("", &["data.normalization.mean=[0.5]"]),
+        "--set data.normalization.mean=[0.5]: data.normalization.mean: unknown key; `data.normalization` \
+         has a single value, as in data.normalization=..."
+    );
     assert!(problem("1: 2\n", &[]).contains("1: unknown key"));
 }
 

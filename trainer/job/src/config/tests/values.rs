@@ -31,6 +31,18 @@ fn a_wrong_type_says_what_is_expected() {
             "run.yaml:2:13: data.download: expected true or false, found string \"maybe\"",
         ),
         (
+            "comm: {overlap: true}\n",
+            "run.yaml:1:17: comm.overlap: unknown value `true`, expected `auto`, `on`, `off`",
+        ),
+        (
+            "precision: 16\n",
+            "run.yaml:1:12: precision: unknown value `16`, expected `auto`, `fp32`, `bf16`, `fp16`",
+        ),
+        (
+            "data: {augment: [{flip: 3}]}\n",
+            "run.yaml:1:25: data.augment[0].flip: expected keys with values, as in {key: value}, found integer `3`",
+        ),
+        (
             "data:\n  augment:\n    - flip\n    - flap\n",
             "run.yaml:4:7: data.augment[1]: unknown value `flap`, expected `crop`, `flip`, `rand_augment`, `color_jitter`, `cutout`, `mixup`, `cutmix`; did you mean `flip`?",
         ),
@@ -62,7 +74,10 @@ fn a_wrong_type_says_what_is_expected() {
 
 #[test]
 fn only_a_section_or_an_optional_key_may_be_null() {
-    assert!(problem("precision: null\n", &[]).starts_with("run.yaml:1:12: precision: expected"));
+    assert!(
+        problem("precision: null\n", &[])
+            .starts_with("run.yaml:1:12: precision: unknown value `null`, expected")
+    );
     assert!(problem("", &["train.seed=null"]).contains("expected a whole number"));
     assert_eq!(load_text("train:\ndata: {train_images: ~}", &[]).unwrap(), Config::default());
 }

@@ -79,6 +79,10 @@ fn decode(path: &Path) -> Result<DynamicImage, Problem> {
         let problem = format!("not an image that can be read: {problem}");
         Problem::bad(path, problem.trim_end())
     };
+    let found = fs::metadata(path).map_err(Problem::read(path))?;
+    if !found.is_file() {
+        return Err(broken("not a regular file")); // a pipe may never end
+    }
     let bytes = fs::read(path).map_err(Problem::read(path))?;
     let refused = |error: ImageError| broken(&error.to_string());
     let format = image::guess_format(&bytes).map_err(refused)?;

@@ -112,6 +112,9 @@ fn images(folder: &Path, names: &[String], classes: &[String]) -> Result<Vec<Ima
         let label = classes.binary_search(name).unwrap_or_default() as u16;
         for path in entries(&folder.join(name))?.into_iter().filter(|path| is_image(path)) {
             let found = fs::metadata(&path).map_err(Problem::read(&path))?;
+            if !found.is_file() {
+                return Err(Problem::bad(&path, "is not a regular file"));
+            }
             let changed = (found.mtime(), found.mtime_nsec());
             images.push(ImageFile { path, label, bytes: found.len(), changed });
         }

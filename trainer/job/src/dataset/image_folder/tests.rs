@@ -200,14 +200,23 @@ fn a_jpeg_that_is_cut_off_is_not_filled_with_grey() {
 }
 
 #[test]
+fn a_device_or_a_pipe_is_not_read() {
+    let problem = read_image(Path::new("/dev/null"), [3, 8, 8]).unwrap_err().to_string();
+    assert!(problem.ends_with("not an image that can be read: not a regular file"), "{problem}");
+}
+
+#[test]
 fn what_is_wrong_with_a_folder_is_said_with_its_name() {
-    let cases: [(&str, Change); 5] = [
+    let cases: [(&str, Change); 6] = [
         ("train: no such folder", |f| fs::remove_dir_all(f.path("train")).unwrap()),
         ("test: no such folder", |f| fs::remove_dir_all(f.path("test")).unwrap()),
         ("train/cat: has no PNG or JPEG file in it", |f| {
             fs::create_dir(f.path("train/cat")).unwrap()
         }),
         ("test/cat: is a class that", |f| fs::create_dir(f.path("test/cat")).unwrap()),
+        ("train/ant/9.png: is not a regular file", |f| {
+            fs::create_dir(f.path("train/ant/9.png")).unwrap()
+        }),
         ("test: has no PNG or JPEG file", |f| {
             fs::remove_file(f.path("test/ant/1.png")).unwrap();
             fs::remove_file(f.path("test/bee/1.png")).unwrap();
