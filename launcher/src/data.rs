@@ -71,7 +71,7 @@ fn prepare_data(data: &Data) -> Result<Source, DataError> {
 }
 
 fn cifar10_dir() -> Option<PathBuf> {
-    std::env::var_os(CIFAR10_DIR).map(PathBuf::from)
+    std::env::var_os(CIFAR10_DIR).filter(|folder| !folder.is_empty()).map(PathBuf::from)
 }
 
 /// Where the images of a run would come from.

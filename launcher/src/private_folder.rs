@@ -13,8 +13,8 @@ const MAX_SOCKET_PATH_BYTES: usize = 107;
 /// Creates a folder whose name begins with `prefix` and that only this user may enter. Returns it, to be
 /// removed when it is dropped, and the path for a socket named `socket` in it.
 ///
-/// The folder is created in the one for temporary files, or in `/tmp` if the socket's path would be too long
-/// there or would contain whitespace, at which `mpirun` splits command lines.
+/// The folder is created in the one for temporary files, or in `/tmp` if that is impossible, or the socket's
+/// path would be too long there or would contain whitespace, at which `mpirun` splits command lines.
 ///
 /// # Errors
 /// When the folder cannot be created.
@@ -30,13 +30,15 @@ fn private_folder_in(parent: &Path, prefix: &str, socket: &str) -> io::Result<(T
         let socket = folder.path().join(socket);
         Ok((folder, socket))
     };
-    let (folder, socket) = build(parent)?;
-    let name = socket.as_os_str();
-    let has_blanks = name.to_string_lossy().contains(char::is_whitespace);
-    if name.len() <= MAX_SOCKET_PATH_BYTES && !has_blanks {
-        return Ok((folder, socket));
+    let fits = |socket: &Path| {
+        let name = socket.as_os_str();
+        let has_blanks = name.to_string_lossy().contains(char::is_whitespace);
+        name.len() <= MAX_SOCKET_PATH_BYTES && !has_blanks
+    };
+    match build(parent) {
+        Ok((folder, socket)) if fits(&socket) => Ok((folder, socket)),
+        _ => build(Path::new("/tmp")),
     }
-    build(Path::new("/tmp"))
 }
 
 #[cfg(test)]
@@ -47,8 +49,11 @@ mod tests {
     fn sockets_can_be_bound_wherever_temporary_files_are() {
         let parent = tempfile::tempdir_in("/tmp").unwrap();
         let (deep, blank) = (parent.path().join("d".repeat(100)), parent.path().join("a b"));
-        for (folder, falls_back) in [(parent.path(), false), (&deep, true), (&blank, true)] {
-            std::fs::create_dir_all(folder).unwrap();
+        [&deep, &blank].map(|folder| std::fs::create_dir(folder).unwrap());
+        let absent = parent.path().join("absent");
+        for (folder, falls_back) in
+            [(parent.path(), false), (&deep, true), (&blank, true), (&absent, true)]
+        {
             let (made, socket) = private_folder_in(folder, "lockstep-", "hub").unwrap();
             assert_eq!(made.path().parent() != Some(folder), falls_back);
             assert_eq!(socket.parent(), Some(made.path()));

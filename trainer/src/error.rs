@@ -87,7 +87,9 @@ impl TrainError {
             Self::Usage(_) | Self::Invalid(_) => ExitCode::Usage,
             // Retrying the same command would fail in the same way.
             Self::Checkpoint(
-                CheckpointError::DoesNotFit { .. } | CheckpointError::NoneGood { .. },
+                CheckpointError::DoesNotFit { .. }
+                | CheckpointError::NoneGood { .. }
+                | CheckpointError::Removed { .. },
             ) => ExitCode::Usage,
             Self::Config(error) => error.exit_code(),
             Self::RunDir(error) => error.exit_code(),

@@ -1,12 +1,12 @@
 //! A rank's connection to its launcher, and requests to stop.
 
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use comm::bootstrap::Store;
 use comm::control::{ControlClient, Phase, StopFlag, ToLauncher};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 use crate::{Result, TrainError};
@@ -108,6 +108,9 @@ impl Link {
 fn stop_on_signals(stop: StopFlag) -> Result<()> {
     let failed =
         |error: std::io::Error| TrainError::Setup(format!("cannot handle signals: {error}"));
+    // Caught, so that beyond `ulimit -f` a write fails, as on a full disk, and does not end the process.
+    let beyond_limit = Arc::default();
+    signal_hook::flag::register(SIGXFSZ, beyond_limit).map_err(failed)?;
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1]).map_err(failed)?;
     let listen = move || {
         for signal in &mut signals {

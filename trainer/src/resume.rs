@@ -4,6 +4,7 @@ use std::path::Path;
 
 use comm::Communicator;
 use job::config::{self, CommBackend, Config};
+use job::metrics::Record;
 use job::run_dir::{Resume, RunDir};
 use tch::{Device, Kind, Tensor};
 use tracing::{info, warn};
@@ -28,7 +29,8 @@ pub struct Progress<'a> {
 /// run has none, of the run or checkpoint that it was started from.
 ///
 /// # Errors
-/// When there are checkpoints and none is intact, or the named origin has none.
+/// When there are checkpoints and none is intact, when the run has ended and has none, or the named origin has
+/// none.
 pub fn find_checkpoint(resume: &Resume, run_dir: &RunDir) -> Result<Option<Found>> {
     let origin = match resume {
         Resume::Never => return Ok(None),
@@ -38,9 +40,34 @@ pub fn find_checkpoint(resume: &Resume, run_dir: &RunDir) -> Result<Option<Found
     if let Some(own) = checkpoint::find(&run_dir.checkpoints_dir())? {
         return Ok(Some(own));
     }
+    check_records(run_dir)?;
     let Some(folder) = origin else { return Ok(None) };
     let found = checkpoint::find(&folder)?.ok_or_else(|| CheckpointError::none_in(&folder))?;
     Ok(Some(found))
+}
+
+/// Checks that a run without a checkpoint has not ended: its checkpoints were removed then, and training it
+/// again would replace its records. Warns if it has records of epochs.
+fn check_records(run_dir: &RunDir) -> Result<()> {
+    // What is wrong with the file is reported when the recorder opens it.
+    let records = job::metrics::read(&run_dir.metrics_path()).unwrap_or_default();
+    let path = run_dir.checkpoints_dir();
+    let steps = |record: &Record| match record {
+        Record::Summary(summary) => Some(summary.steps),
+        _ => None,
+    };
+    if let Some(steps) = records.iter().find_map(steps) {
+        return Err(CheckpointError::Removed { path, steps }.into());
+    }
+    let epochs = records.iter().filter(|record| matches!(record, Record::Epoch(_))).count();
+    if epochs > 0 {
+        warn!(
+            "{} holds no checkpoint: training starts again, and the records of {} are replaced",
+            path.display(),
+            job::counted(epochs, "epoch")
+        );
+    }
+    Ok(())
 }
 
 /// Loads the checkpoint `found` into `progress` and returns the state from which the run continues.

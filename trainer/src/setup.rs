@@ -269,7 +269,8 @@ fn open_run_dir(args: &TrainArgs, config: &Config, world: World, link: &Link) ->
 /// # Errors
 /// When the data set is missing, cannot be downloaded or is invalid.
 pub fn load_data(config: &Config) -> Result<DataSet> {
-    let named = std::env::var_os(dataset::CIFAR10_DIR).map(PathBuf::from);
+    let named = std::env::var_os(dataset::CIFAR10_DIR).filter(|folder| !folder.is_empty());
+    let named = named.map(PathBuf::from);
     let source = dataset::prepare(&config.data, named.as_deref())?;
     if let Source::Synthetic { because: Some(reason) } = &source {
         warn!("using SYNTHETIC images: {reason}");

@@ -247,6 +247,30 @@ fn a_run_cut_off_before_its_summary_writes_it_when_it_is_started_again() {
 }
 
 #[test]
+fn a_run_that_has_ended_is_not_trained_again_because_its_checkpoints_were_removed() {
+    let job = Job::new(&FP32.replace("epochs: 3", "epochs: 1"));
+    job.finish();
+    let path = job.run_dir().join("metrics.jsonl");
+    let whole = fs::read_to_string(&path).unwrap();
+    fs::remove_dir_all(job.run_dir().join("checkpoints")).unwrap();
+    let output = spawn(job.command().stderr(Stdio::piped())).wait_with_output().unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{log}");
+    assert!(log.contains(&format!("has ended after {STEPS_PER_EPOCH} steps")), "{log}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), whole);
+
+    // A run that was cut off before its first checkpoint begins again.
+    let (before, _) = whole.split_once("{\"kind\":\"summary\"").unwrap();
+    fs::write(&path, before).unwrap();
+    let output = spawn(job.command().stderr(Stdio::piped())).wait_with_output().unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && log.contains("the records of 1 epoch are replaced"),
+        "{log}"
+    );
+}
+
+#[test]
 fn a_run_goes_on_where_its_curves_its_events_and_old_checkpoints_are_in_the_way() {
     let job = Job::new(&FP32.replace("epochs: 3", "epochs: 2"));
     fs::create_dir_all(job.run_dir().join("curves.png")).unwrap();

@@ -56,7 +56,10 @@ pub fn connect(
 ) -> Result<Arc<dyn Communicator>> {
     let failed = |reason: String| CommError::Connect { backend: BACKEND, reason };
     let session = Session::get()?;
-    session.fits(world).map_err(failed)?;
+    if let Err(reason) = session.fits(world) {
+        session.leave_if_alone();
+        return Err(failed(reason));
+    }
     let engine = MpiEngine::new(world, hierarchical, timeout)
         .map_err(|error| error.while_connecting(BACKEND))?;
     Ok(Arc::new(Mpi {

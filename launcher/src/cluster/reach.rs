@@ -12,7 +12,7 @@ use super::address::{Interface, interface_of};
 use super::connection::Connection;
 use super::handshake::{self, HandshakeError};
 use super::message::{ToLeader, ToMember};
-use super::{Cluster, DECLINE_TIMEOUT};
+use super::{Cluster, DECLINE_TIMEOUT, TokenSource};
 use crate::error::LaunchError;
 
 /// Pause between attempts to reach node 0.
@@ -35,9 +35,12 @@ pub(super) struct Link {
 /// Connects to node 0, and tries again for as long as `join_timeout`.
 ///
 /// # Errors
-/// [`LaunchError::Cluster`] when node 0 cannot be reached in time, or its only port is that of a launcher
+/// [`LaunchError::Token`] when the environment has no usable token; [`LaunchError::Cluster`] when node 0 cannot be reached in time, or its only port is that of a launcher
 /// with another token.
 pub(super) async fn reach(cluster: &Cluster, join_timeout: Duration) -> Result<Link, LaunchError> {
+    if matches!(cluster.token_source, TokenSource::Environment) {
+        cluster.token_source.read()?; // unlike a file, it does not change
+    }
     let deadline = Instant::now() + join_timeout;
     let addresses = resolve(cluster, deadline).await?;
     let mut problem = "nobody answered".to_owned();

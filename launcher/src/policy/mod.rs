@@ -254,8 +254,8 @@ impl Job {
                 self.kill(&format!("not all ranks stopped within {:.0?}", self.limits.stop), now)
             }
             (_, Stage::Running) if self.walltime.stop_at().is_some_and(|at| now >= at) => {
-                let margin = self.walltime.margin();
-                self.ask_to_stop(format!("the job's time limit ({margin:.0?} left)"), now)
+                let left = self.walltime.left(now);
+                self.ask_to_stop(format!("the job's time limit ({left:.0?} left)"), now)
             }
             (Event::Tick, _) => self.check_silence(now),
             _ => wait("no failure"),

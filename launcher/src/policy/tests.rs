@@ -424,7 +424,7 @@ fn a_job_whose_time_runs_out_is_asked_to_stop_before() {
     let of_rank_1 = [(Phase::Training, 0), (Phase::Evaluating, 1000), (Phase::Training, 3000)];
     replay(&mut job, &of_rank_1.map(|(phase, at)| report(1, phase, at)));
     assert_eq!(job.deadline(), Some(ms(45_000)));
-    let (decision, reason) = replay(&mut job, &[tick(44_000), tick(45_000)]);
+    let (decision, reason) = replay(&mut job, &[tick(44_000), tick(46_000)]);
     assert_eq!(decision, Decision::AskToStop);
-    assert_eq!(reason, "the job's time limit (55s left)");
+    assert_eq!(reason, "the job's time limit (54s left)");
 }

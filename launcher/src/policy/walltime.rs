@@ -54,6 +54,11 @@ impl Walltime {
         self.end.map(|end| end.saturating_sub(self.margin()))
     }
 
+    /// Returns the time from `now` to the end.
+    pub fn left(&self, now: Duration) -> Duration {
+        self.end.unwrap_or_default().saturating_sub(now)
+    }
+
     /// Returns how long before the end all ranks are asked to stop.
     pub fn margin(&self) -> Duration {
         2 * self.longest_pause.unwrap_or(FIRST_PAUSE) + RESERVE

@@ -85,6 +85,17 @@ pub enum CheckpointError {
         /// For each checkpoint that was found, why it was refused.
         tried: Vec<String>,
     },
+    /// A run that has ended has no checkpoint any more.
+    #[error(
+        "{} holds no checkpoint, but the run has ended after {steps} steps: training it again would replace \
+         its records; give another --run-dir, or remove this one", path.display()
+    )]
+    Removed {
+        /// The folder of the run's checkpoints.
+        path: PathBuf,
+        /// Number of steps that the run took.
+        steps: u64,
+    },
     /// The checkpoint is intact, but cannot be used with this configuration.
     #[error("{} does not fit this configuration: {reason}", path.display())]
     DoesNotFit {

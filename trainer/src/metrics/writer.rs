@@ -1,7 +1,8 @@
 //! Writing `metrics.jsonl`, to which whole lines are appended, also after a resume.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use job::files::write_atomically;
@@ -106,7 +107,16 @@ impl Writer {
 
     fn try_to_put(&mut self, sync: bool) -> io::Result<()> {
         let file = match self.file.take() {
-            Some(file) => file,
+            Some(file) if file.metadata()?.nlink() > 0 && self.path.exists() => file,
+            Some(_) => {
+                tracing::warn!(
+                    "{} was removed or moved during the run: its records go on in a new file",
+                    self.path.display()
+                );
+                fs::create_dir_all(self.path.parent().unwrap_or(Path::new(".")))?;
+                self.written = 0;
+                self.open()?
+            }
             None => self.open()?,
         };
         let file = self.file.insert(file);
@@ -147,8 +157,6 @@ fn truncate_after(text: &[u8], step: u64, epochs_completed: usize) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use time::format_description::well_known::Rfc3339;
 
     use super::*;
@@ -245,6 +253,19 @@ mod tests {
         writer.flush().unwrap();
         let all = [Record::Epoch(epoch(1, 0.5)), step(20, 2), step(30, 2), step(40, 2)];
         assert_eq!(read(&path).unwrap(), all);
+    }
+
+    #[test]
+    fn a_file_that_was_removed_goes_on_as_a_new_one() {
+        let (folder, path) = written(&[Record::Epoch(epoch(1, 0.5))]);
+        let mut writer = Writer::resume(&path, 10, 1).unwrap();
+        writer.write(&step(20, 2)).unwrap();
+        fs::remove_dir_all(folder.path()).unwrap();
+        writer.write(&Record::Epoch(epoch(2, 0.6))).unwrap();
+        assert_eq!(read(&path).unwrap(), [step(20, 2), Record::Epoch(epoch(2, 0.6))]);
+        fs::rename(&path, folder.path().join("moved.jsonl")).unwrap();
+        writer.write(&step(30, 3)).unwrap();
+        assert_eq!(read(&path).unwrap(), [step(30, 3)]);
     }
 
     #[test]

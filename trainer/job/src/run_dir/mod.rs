@@ -93,6 +93,9 @@ impl RunDir {
         if !goes_on {
             return Err(RunDirError::HoldsRun { root });
         }
+        if !self.has_progress() {
+            return Ok(());
+        }
         let before = config::load(&self.config_path(), &[])
             .map_err(|source| RunDirError::Config { root: root.clone(), source })?;
         let differences = differences_in_training(&before, config);
@@ -132,14 +135,24 @@ impl RunDir {
         self.config_path().exists()
     }
 
-    /// Returns whether there is a folder named like a checkpoint, complete or not.
+    /// Returns whether the run has a record or a checkpoint: a run that failed before may have been given a
+    /// wrong configuration.
+    fn has_progress(&self) -> bool {
+        fs::metadata(self.metrics_path()).is_ok_and(|file| file.len() > 0) || self.has_checkpoint()
+    }
+
+    /// Returns whether there is a folder named like a checkpoint, complete or not, or whether that cannot be
+    /// found out.
     pub fn has_checkpoint(&self) -> bool {
         let is_checkpoint = |entry: io::Result<fs::DirEntry>| {
             let name = entry.map(|entry| entry.file_name()).unwrap_or_default();
             let name = name.to_string_lossy();
             name.starts_with("epoch-") || name.starts_with("step-")
         };
-        fs::read_dir(self.checkpoints_dir()).is_ok_and(|mut entries| entries.any(is_checkpoint))
+        match fs::read_dir(self.checkpoints_dir()) {
+            Ok(mut entries) => entries.any(is_checkpoint),
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        }
     }
 
     /// Path of the symbolic link to the newest checkpoint, which need not exist.

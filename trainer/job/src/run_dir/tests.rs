@@ -51,11 +51,21 @@ fn a_run_goes_on_when_what_shapes_training_is_the_same() {
 fn another_configuration_is_refused_and_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     drop(RunDir::open(folder.path(), &config(3), &Resume::Auto).unwrap());
+    fs::write(RunDir::at(folder.path()).metrics_path(), "a record\n").unwrap();
     let error = RunDir::open(folder.path(), &config(4), &Resume::Auto).unwrap_err();
     assert_eq!(error.exit_code(), ExitCode::Usage);
     assert!(error.to_string().contains("train.seed: 3 before, 4 now"), "{error}");
     let kept = config::load(&RunDir::at(folder.path()).config_path(), &[]).unwrap();
     assert_eq!(kept, config(3));
+}
+
+#[test]
+fn a_run_that_failed_before_its_first_record_may_be_given_another_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(RunDir::open(folder.path(), &config(3), &Resume::Auto).unwrap());
+    drop(RunDir::open(folder.path(), &config(4), &Resume::Auto).unwrap());
+    fs::create_dir(RunDir::at(folder.path()).checkpoints_dir().join("step-0000001")).unwrap();
+    RunDir::open(folder.path(), &config(5), &Resume::Auto).unwrap_err();
 }
 
 #[test]
@@ -86,6 +96,7 @@ fn a_run_that_began_from_another_goes_on_by_the_same_command_or_by_auto() {
     }
     let error = RunDir::open(&b, &config(3), &Resume::From(c.clone())).unwrap_err();
     assert!(matches!(error, RunDirError::HoldsRun { .. }), "{error}");
+    fs::write(RunDir::at(&b).metrics_path(), "a record\n").unwrap();
     let error = RunDir::open(&b, &config(4), &from).unwrap_err();
     assert!(matches!(error, RunDirError::Different { .. }), "{error}");
     assert_eq!(RunDir::at(&c).origin(), None);
