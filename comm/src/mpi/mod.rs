@@ -56,10 +56,7 @@ pub fn connect(
 ) -> Result<Arc<dyn Communicator>> {
     let failed = |reason: String| CommError::Connect { backend: BACKEND, reason };
     let session = Session::get()?;
-    if let Err(reason) = session.fits(world) {
-        session.leave_if_alone();
-        return Err(failed(reason));
-    }
+    session.fits(world).map_err(failed)?;
     let engine = MpiEngine::new(world, hierarchical, timeout)
         .map_err(|error| error.while_connecting(BACKEND))?;
     Ok(Arc::new(Mpi {

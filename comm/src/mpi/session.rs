@@ -89,14 +89,6 @@ impl Session {
         }
     }
 
-    /// Finalizes MPI in this process if MPI takes it for the only one, so that nothing of it stays in
-    /// `/dev/shm`; otherwise that would wait for the others.
-    pub(crate) fn leave_if_alone(&'static self) {
-        if self.world_size == 1 {
-            self.enter().leave();
-        }
-    }
-
     /// Returns a store through which rank 0 sends values to all other ranks.
     pub fn store(&'static self) -> BroadcastStore {
         BroadcastStore::new(Comm::world(), self.rank, 0)
