@@ -54,7 +54,7 @@ impl Default for Train {
 impl Train {
     /// Checks ranges.
     pub(super) fn validate(&self) -> Result<(), Invalid> {
-        at_least_one("train.epochs", self.epochs as u64)?;
+        within("train.epochs", self.epochs, 1..=1_000_000)?;
         within("train.batch_size_per_rank", self.batch_size_per_rank, 1..=65536)?;
         within("train.grad_accum_steps", self.grad_accum_steps, 1..=65536)?;
         if let Some(images) = self.global_batch_size {

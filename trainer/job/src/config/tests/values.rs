@@ -87,7 +87,7 @@ fn a_value_out_of_range_says_the_range() {
     let cases = [
         (
             "train:\n  epochs: 0\n",
-            "run.yaml:2:11: train.epochs: 0 is out of range; expected 1 or more",
+            "run.yaml:2:11: train.epochs: 0 is out of range; expected 1 to 1000000",
         ),
         (
             "train: {batch_size_per_rank: 70000}",
@@ -303,6 +303,6 @@ fn a_value_out_of_range_says_the_range() {
     }
     assert_eq!(
         problem("train: {epochs: 2}", &["train.epochs=0"]),
-        "--set train.epochs=0: train.epochs: 0 is out of range; expected 1 or more"
+        "--set train.epochs=0: train.epochs: 0 is out of range; expected 1 to 1000000"
     );
 }
