@@ -142,9 +142,10 @@ mod tests {
 
     use super::*;
 
+    /// A data set that is missing, also where `CIFAR10_DIR` is set.
     fn missing(root: &Path) -> Data {
-        let (fallback, root) = (Fallback::Synthetic, root.to_owned());
-        Data { root, download: false, fallback, ..Data::default() }
+        let (dataset, fallback, root) = (Dataset::Cifar100, Fallback::Synthetic, root.to_owned());
+        Data { dataset, root, download: false, fallback, ..Data::default() }
     }
 
     #[tokio::test]
@@ -154,9 +155,9 @@ mod tests {
         prepare(&mut began, None).await.unwrap();
         assert_eq!(began.dataset, Dataset::Synthetic);
         // A file that is wrong would be an error, were it looked at.
-        let files = folder.path().join("cifar-10-batches-bin");
+        let files = folder.path().join("cifar-100-binary");
         std::fs::create_dir(&files).unwrap();
-        std::fs::write(files.join("data_batch_1.bin"), "wrong").unwrap();
+        std::fs::write(files.join("train.bin"), "wrong").unwrap();
         assert!(prepare(&mut missing(folder.path()), None).await.is_err());
         let source = prepare(&mut goes_on, Some(&began)).await.unwrap();
         assert!(matches!(source, Source::Synthetic { .. }));
@@ -169,7 +170,7 @@ mod tests {
         let began = missing(folder.path());
         let error = prepare(&mut began.clone(), Some(&began)).await.unwrap_err();
         assert_eq!(error.exit_code(), ExitCode::Data, "{error}");
-        assert!(error.to_string().starts_with("no CIFAR-10 under"), "{error}");
+        assert!(error.to_string().starts_with("no CIFAR-100 under"), "{error}");
         assert!(error.to_string().contains("began with these images"), "{error}");
     }
 }

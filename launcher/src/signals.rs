@@ -33,8 +33,10 @@ impl Signals {
             .map(|(stop, kind)| Ok((stop, signal(kind)?)))
             .collect::<io::Result<_>>();
         // Beyond `ulimit -f` a write then fails, as on a full disk, and does not end this process.
-        let file_size = signal(SignalKind::from_raw(libc::SIGXFSZ));
-        drop(file_size.map_err(LaunchError::system("catch SIGXFSZ"))?); // the handler stays
+        if !is_ignored(&status, libc::SIGXFSZ) {
+            let file_size = signal(SignalKind::from_raw(libc::SIGXFSZ));
+            drop(file_size.map_err(LaunchError::system("catch SIGXFSZ"))?); // the handler stays
+        }
         Ok(Self { caught: caught.map_err(LaunchError::system("catch signals"))? })
     }
 

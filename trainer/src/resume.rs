@@ -40,34 +40,40 @@ pub fn find_checkpoint(resume: &Resume, run_dir: &RunDir) -> Result<Option<Found
     if let Some(own) = checkpoint::find(&run_dir.checkpoints_dir())? {
         return Ok(Some(own));
     }
-    check_records(run_dir)?;
-    let Some(folder) = origin else { return Ok(None) };
+    let epochs = epochs_without_checkpoint(run_dir)?;
+    let Some(folder) = origin else {
+        if epochs > 0 {
+            warn!(
+                "{} holds no checkpoint: training starts again, and the records of {} are replaced",
+                run_dir.checkpoints_dir().display(),
+                job::counted(epochs, "epoch")
+            );
+        }
+        return Ok(None);
+    };
     let found = checkpoint::find(&folder)?.ok_or_else(|| CheckpointError::none_in(&folder))?;
     Ok(Some(found))
 }
 
-/// Checks that a run without a checkpoint has not ended: its checkpoints were removed then, and training it
-/// again would replace its records. Warns if it has records of epochs.
-fn check_records(run_dir: &RunDir) -> Result<()> {
-    // What is wrong with the file is reported when the recorder opens it.
-    let records = job::metrics::read(&run_dir.metrics_path()).unwrap_or_default();
-    let path = run_dir.checkpoints_dir();
+/// Returns of how many epochs a run without a checkpoint has records.
+///
+/// # Errors
+/// When the run has ended: its checkpoints were removed then, and training it again would replace its records.
+fn epochs_without_checkpoint(run_dir: &RunDir) -> Result<usize> {
+    // What cannot be read is reported when the recorder opens the file.
+    let bytes = job::metrics::read_bytes(&run_dir.metrics_path()).unwrap_or_default();
+    let lines = job::metrics::complete_lines(&bytes);
+    let records: Vec<Record> = lines.filter_map(|line| serde_json::from_slice(line).ok()).collect();
     let steps = |record: &Record| match record {
         Record::Summary(summary) => Some(summary.steps),
         _ => None,
     };
-    if let Some(steps) = records.iter().find_map(steps) {
-        return Err(CheckpointError::Removed { path, steps }.into());
+    match records.iter().rev().find_map(steps) {
+        Some(steps) => {
+            Err(CheckpointError::Removed { path: run_dir.checkpoints_dir(), steps }.into())
+        }
+        None => Ok(records.iter().filter(|record| matches!(record, Record::Epoch(_))).count()),
     }
-    let epochs = records.iter().filter(|record| matches!(record, Record::Epoch(_))).count();
-    if epochs > 0 {
-        warn!(
-            "{} holds no checkpoint: training starts again, and the records of {} are replaced",
-            path.display(),
-            job::counted(epochs, "epoch")
-        );
-    }
-    Ok(())
 }
 
 /// Loads the checkpoint `found` into `progress` and returns the state from which the run continues.

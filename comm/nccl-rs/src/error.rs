@@ -71,7 +71,7 @@ impl Error {
         match self {
             Self::Nccl { code: REMOTE_ERROR, .. } => true,
             Self::Nccl { code: SYSTEM_ERROR, function, detail, .. } => {
-                *function == BACKGROUND && !detail.contains("shared memory")
+                *function == BACKGROUND && !detail.contains("creating shared memory")
             }
             _ => false,
         }
@@ -116,6 +116,8 @@ mod tests {
         let full = "Error while creating shared memory segment /dev/shm/nccl-aZ3xQ1 (size 9637888), error: \
                     No space left on device (28)";
         assert!(!failed(BACKGROUND, SYSTEM_ERROR, full).is_of_a_peer());
+        let gone = full.replace("creating", "attaching to");
+        assert!(failed(BACKGROUND, SYSTEM_ERROR, &gone).is_of_a_peer());
         let unhandled_cuda_error = 1;
         assert!(!error(BACKGROUND, unhandled_cuda_error).is_of_a_peer());
         assert!(!Error::Aborted.is_of_a_peer());

@@ -35,11 +35,11 @@ pub(super) struct Link {
 /// Connects to node 0, and tries again for as long as `join_timeout`.
 ///
 /// # Errors
-/// [`LaunchError::Token`] when the environment has no usable token; [`LaunchError::Cluster`] when node 0 cannot be reached in time, or its only port is that of a launcher
-/// with another token.
+/// [`LaunchError::Token`] when the environment has no usable token; [`LaunchError::Cluster`] when node 0
+/// cannot be reached in time, or its only port is that of a launcher with another token.
 pub(super) async fn reach(cluster: &Cluster, join_timeout: Duration) -> Result<Link, LaunchError> {
     if matches!(cluster.token_source, TokenSource::Environment) {
-        cluster.token_source.read()?; // unlike a file, it does not change
+        cluster.token_source.read_or_make()?; // unlike a file, it does not change
     }
     let deadline = Instant::now() + join_timeout;
     let addresses = resolve(cluster, deadline).await?;

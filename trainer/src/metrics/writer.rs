@@ -19,6 +19,8 @@ pub struct Writer {
     /// `None` after an error; the next write opens the file again, since a file descriptor may have become
     /// invalid when its file system was gone.
     file: Option<File>,
+    /// Device and inode of the file that was opened last.
+    opened: (u64, u64),
     /// Length in bytes of the whole lines that are known to be synced to disk.
     synced: u64,
     /// The lines behind these, which are not known to be synced.
@@ -43,6 +45,7 @@ impl Writer {
         let mut writer = Self {
             path: path.to_path_buf(),
             file: None,
+            opened: (0, 0),
             synced: kept.len() as u64,
             recent: Vec::new(),
             written: 0,
@@ -107,17 +110,17 @@ impl Writer {
 
     fn try_to_put(&mut self, sync: bool) -> io::Result<()> {
         let file = match self.file.take() {
-            Some(file) if file.metadata()?.nlink() > 0 && self.path.exists() => file,
+            Some(file) if self.is_in_place()? => file,
             Some(_) => {
                 tracing::warn!(
                     "{} was removed or moved during the run: its records go on in a new file",
                     self.path.display()
                 );
-                fs::create_dir_all(self.path.parent().unwrap_or(Path::new(".")))?;
+                self.synced = u64::MAX; // nothing is cut off a file that is there by now
                 self.written = 0;
-                self.open()?
+                self.open_again()?
             }
-            None => self.open()?,
+            None => self.open_again()?,
         };
         let file = self.file.insert(file);
         file.write_all(&self.recent[self.written..])?;
@@ -131,10 +134,27 @@ impl Writer {
         Ok(())
     }
 
+    /// Returns whether the file at the path is the one that was opened.
+    fn is_in_place(&self) -> io::Result<bool> {
+        match fs::metadata(&self.path) {
+            Ok(found) => Ok((found.dev(), found.ino()) == self.opened),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Opens the file as [`Self::open`] does, also if its folder was removed.
+    fn open_again(&mut self) -> io::Result<File> {
+        fs::create_dir_all(self.path.parent().unwrap_or(Path::new(".")))?;
+        self.open()
+    }
+
     /// Opens the file and truncates it to the lines that are known to be synced.
     fn open(&mut self) -> io::Result<File> {
         let file = File::options().append(true).create(true).open(&self.path)?;
-        self.synced = self.synced.min(file.metadata()?.len());
+        let found = file.metadata()?;
+        self.opened = (found.dev(), found.ino());
+        self.synced = self.synced.min(found.len());
         file.set_len(self.synced)?;
         Ok(file)
     }
@@ -264,8 +284,12 @@ mod tests {
         writer.write(&Record::Epoch(epoch(2, 0.6))).unwrap();
         assert_eq!(read(&path).unwrap(), [step(20, 2), Record::Epoch(epoch(2, 0.6))]);
         fs::rename(&path, folder.path().join("moved.jsonl")).unwrap();
+        let others = "{\"a line\": \"of another process\"}\n";
+        fs::write(&path, others).unwrap();
         writer.write(&step(30, 3)).unwrap();
-        assert_eq!(read(&path).unwrap(), [step(30, 3)]);
+        let text = fs::read_to_string(&path).unwrap();
+        let ours = text.strip_prefix(others).unwrap();
+        assert_eq!(serde_json::from_str::<Record>(ours).unwrap(), step(30, 3));
     }
 
     #[test]

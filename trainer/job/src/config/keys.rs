@@ -54,7 +54,7 @@ pub(super) fn unknown(schema: &Mapping, key: &str) -> String {
         }
     };
     if let Some(whole) = value_above(schema, key) {
-        return format!("unknown key; `{whole}` has a single value, as in {whole}=...");
+        return format!("unknown key; `{whole}` is set as a whole, as in {whole}=...");
     }
     let known: Vec<&str> = siblings.into_iter().flatten().filter_map(|(k, _)| k.as_str()).collect();
     if let Some(near) = nearest(last, known.iter().copied()) {

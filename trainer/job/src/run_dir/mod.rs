@@ -135,10 +135,14 @@ impl RunDir {
         self.config_path().exists()
     }
 
-    /// Returns whether the run has a record or a checkpoint: a run that failed before may have been given a
-    /// wrong configuration.
+    /// Returns whether the run has a record or a checkpoint, or may have one that cannot be seen. A run that
+    /// failed before may have been given a wrong configuration.
     fn has_progress(&self) -> bool {
-        fs::metadata(self.metrics_path()).is_ok_and(|file| file.len() > 0) || self.has_checkpoint()
+        let has_records = match fs::metadata(self.metrics_path()) {
+            Ok(file) => file.len() > 0,
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        };
+        has_records || self.has_checkpoint()
     }
 
     /// Returns whether there is a folder named like a checkpoint, complete or not, or whether that cannot be

@@ -134,7 +134,7 @@ fn an_unknown_key_is_named_with_its_place_and_what_was_meant() {
     assert_eq!(
         problem("", &["data.normalization.mean=[0.5]"]),
         "--set data.normalization.mean=[0.5]: data.normalization.mean: unknown key; `data.normalization` \
-         has a single value, as in data.normalization=..."
+         is set as a whole, as in data.normalization=..."
     );
     assert!(problem("1: 2\n", &[]).contains("1: unknown key"));
 }
