@@ -49,7 +49,9 @@ mod tests {
     fn sockets_can_be_bound_wherever_temporary_files_are() {
         let parent = tempfile::tempdir_in("/tmp").unwrap();
         let (deep, blank) = (parent.path().join("d".repeat(100)), parent.path().join("a b"));
-        [&deep, &blank].map(|folder| std::fs::create_dir(folder).unwrap());
+        for folder in [&deep, &blank] {
+            std::fs::create_dir(folder).unwrap();
+        }
         let absent = parent.path().join("absent");
         for (folder, falls_back) in
             [(parent.path(), false), (&deep, true), (&blank, true), (&absent, true)]

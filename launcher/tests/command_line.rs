@@ -104,7 +104,7 @@ fn another_configuration_in_the_run_directory_ends_with_2() {
     let sandbox = Sandbox::with_stand_in();
     let args = ["--cpu", "1", "--run-dir", "run", "c.yaml"];
     assert_eq!(run(sandbox.launcher(&args)).code, Some(0));
-    std::fs::write(sandbox.path("run/metrics.jsonl"), "{}\n").unwrap(); // the stand-in writes none
+    fs::write(sandbox.path("run/metrics.jsonl"), "{}\n").unwrap(); // the stand-in writes none
     let ended = run(sandbox.launcher(&[&args[..], &["--set", "train.seed=5"]].concat()));
     assert_eq!(ended.code, Some(2), "{}", ended.stderr);
     assert!(ended.stderr.contains("train.seed"), "{}", ended.stderr);
