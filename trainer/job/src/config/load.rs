@@ -162,8 +162,8 @@ fn is_no_word(error: &serde_yaml::Error) -> bool {
 fn make_word(root: &mut Value, path: &serde_path_to_error::Path) -> bool {
     let found = path.iter().try_fold(root, |value, segment| match segment {
         Segment::Seq { index } => value.get_mut(*index),
-        Segment::Map { key } => value.get_mut(key.as_str()),
-        Segment::Enum { .. } | Segment::Unknown => None,
+        Segment::Map { key } | Segment::Enum { variant: key } => value.get_mut(key.as_str()),
+        Segment::Unknown => None,
     });
     let Some(value) = found else { return false };
     *value = Value::String(match &*value {

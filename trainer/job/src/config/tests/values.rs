@@ -39,6 +39,10 @@ fn a_wrong_type_says_what_is_expected() {
             "run.yaml:1:12: precision: unknown value `16`, expected `auto`, `fp32`, `bf16`, `fp16`",
         ),
         (
+            "data: {augment: [crop: {padding: 4, mode: false}]}\n",
+            "run.yaml:1:43: data.augment[0].crop.mode: unknown value `false`, expected `zero` or `reflect`",
+        ),
+        (
             "data: {augment: [{flip: 3}]}\n",
             "run.yaml:1:25: data.augment[0].flip: expected keys with values, as in {key: value}, found integer `3`",
         ),
