@@ -16,7 +16,7 @@ fn main() {
     }
     for dir in std::env::var("DEP_LOCKSTEP_COMM_MPI_LIBDIR").unwrap_or_default().split(':') {
         if !dir.is_empty() {
-            println!("cargo::rustc-link-arg-bins=-Wl,-rpath,{dir}");
+            println!("cargo::rustc-link-arg=-Wl,-rpath,{dir}");
         }
     }
     println!("cargo::rerun-if-env-changed=LIBTORCH");

@@ -69,6 +69,12 @@ fn main() {
     println!("cargo:rustc-link-lib=dylib=torch_cpu");
     println!("cargo:rustc-link-lib=dylib=c10");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+    // Where `comm` has the feature `mpi`, some linkers make the unit tests need its library.
+    for folder in std::env::var("DEP_LOCKSTEP_COMM_MPI_LIBDIR").unwrap_or_default().split(':') {
+        if !folder.is_empty() {
+            println!("cargo:rustc-link-arg=-Wl,-rpath,{folder}");
+        }
+    }
     println!("cargo:rustc-env=TORCH_EXT_LIBTORCH={}", lib.display());
     println!("cargo:lib={}", lib.display());
 }
